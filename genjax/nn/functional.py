@@ -1,0 +1,57 @@
+"""The seam to Flax: a module builder becomes two pure functions over plain nested dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+Tree = Any
+
+
+class Functional(NamedTuple):
+    """A network as two pure functions.
+
+    Attributes:
+      init: key -> (params, mutable), nested dicts of arrays.
+      apply: (params, mutable, *args, key=None, train=False) -> (out, mutable). `key` feeds
+        dropout and the like; `train` chooses between training and inference behaviour.
+    """
+
+    init: Callable[[jax.Array], tuple[Tree, Tree]]
+    apply: Callable[..., tuple[Any, Tree]]
+
+
+def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
+    """Turns `build(rngs) -> module` into a `Functional`.
+
+    The module's `__call__` takes `(*args, key, train)`. Its `nnx.Param` variables become
+    `params`; every other variable becomes `mutable`, and comes back from `apply` as the call
+    left it.
+    """
+    abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    graph, abstract_params, abstract_mutable = nnx.split(abstract, nnx.Param, ...)
+
+    def init(key: jax.Array) -> tuple[Tree, Tree]:
+        _, params, mutable = nnx.split(build(nnx.Rngs(key)), nnx.Param, ...)
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(mutable)
+
+    def apply(
+        params: Tree,
+        mutable: Tree,
+        *args: Any,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> tuple[Any, Tree]:
+        states = []
+        for state, values in ((abstract_params, params), (abstract_mutable, mutable)):
+            filled = jax.tree.map(lambda leaf: leaf, state)
+            nnx.replace_by_pure_dict(filled, values)
+            states.append(filled)
+        module = nnx.merge(graph, *states)
+        out = module(*args, key=key, train=train)
+        return out, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param)))
+
+    return Functional(init, apply)

@@ -1,0 +1,211 @@
+"""Layers: linear, convolution, normalisation, embedding, attention, dropout.
+
+Parameters are float32. `dtype` is the compute type: operands are cast to it and products are
+accumulated in float32. Statistics of norms and softmax are float32 always.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+Initializer = Callable[..., jax.Array]
+
+uniform_fan_avg = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+zeros = jax.nn.initializers.zeros
+
+
+def _dot(x: Array, kernel: Array) -> Array:
+    return lax.dot_general(
+        x, kernel, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    )
+
+
+@jax.custom_vjp
+def product(x: Float[Array, "... D"], kernel: Float[Array, "D F"]) -> Float[Array, "... F"]:
+    """`x @ kernel`, accumulated in float32 and returned in x's dtype.
+
+    The backward pass casts the cotangent to the operands' dtype, so that with bfloat16 operands
+    all three products run on the matrix units (TPU, GPU, AMX); JAX's own rule would mix float32
+    and bfloat16.
+    """
+    return _dot(x, kernel).astype(x.dtype)
+
+
+def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return product(x, kernel), (x, kernel)
+
+
+def _product_backward(residual: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = residual
+    rows = math.prod(x.shape[:-1])
+    dx = _dot(g, kernel.T).astype(x.dtype)
+    dkernel = _dot(x.reshape(rows, -1).T, g.reshape(rows, -1)).astype(kernel.dtype)
+    return dx, dkernel
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+class Linear(nnx.Module):
+    """`y = x W + b` over the last axis."""
+
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        *,
+        use_bias: bool = True,
+        init: Initializer = uniform_fan_avg,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Makes the parameters `kernel` [in, out] and `bias` [out]."""
+        self.kernel = nnx.Param(init(rngs.params(), (features_in, features_out), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32)) if use_bias else None
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
+        """Applies the layer."""
+        y = product(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class Conv(nnx.Module):
+    """2D convolution over [B, H, W, C], zero padding that keeps H and W at stride 1."""
+
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        kernel_size: int = 3,
+        *,
+        stride: int = 1,
+        init: Initializer = uniform_fan_avg,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Makes the parameters `kernel` [k, k, in, out] and `bias` [out]."""
+        shape = (kernel_size, kernel_size, features_in, features_out)
+        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32))
+        self.stride = stride
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w F"]:
+        """Applies the layer; h = H / stride."""
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        if kernel.shape[:2] == (1, 1) and self.stride == 1:
+            y = product(x, kernel[0, 0])
+        else:
+            y = lax.conv_general_dilated(
+                x,
+                kernel,
+                (self.stride, self.stride),
+                "SAME",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+        return y + self.bias[...].astype(self.dtype)
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation over [B, ..., C] (Wu & He 2018), float32 statistics."""
+
+    def __init__(self, features: int, *, groups: int = 32, eps: float = 1e-6):
+        """Makes `scale` and `bias` [C]; `groups` is lowered to a divisor with >= 4 channels."""
+        self.groups = math.gcd(min(groups, max(features // 4, 1)), features)
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "B *space C"]) -> Float[Array, "B *space C"]:
+        """Normalises each group of channels of each example."""
+        y = x.astype(jnp.float32).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
+        mean = y.mean((1, 3), keepdims=True)
+        variance = jnp.square(y - mean).mean((1, 3), keepdims=True)
+        y = ((y - mean) * lax.rsqrt(variance + self.eps)).reshape(x.shape)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class Embed(nnx.Module):
+    """A table of vectors, looked up by index."""
+
+    def __init__(
+        self,
+        entries: int,
+        features: int,
+        *,
+        init: Initializer = jax.nn.initializers.normal(1.0),
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Makes the parameter `embedding` [entries, features]."""
+        self.embedding = nnx.Param(init(rngs.params(), (entries, features), jnp.float32))
+        self.dtype = dtype
+
+    def __call__(self, index: Int[Array, "..."]) -> Float[Array, "... D"]:
+        """Looks the vectors up."""
+        return self.embedding[...].astype(self.dtype)[index]
+
+
+def attention(
+    query: Float[Array, "B T N D"], key: Float[Array, "B S N D"], value: Float[Array, "B S N D"]
+) -> Float[Array, "B T N D"]:
+    """`softmax(q k^T / sqrt(D)) v` per head (Vaswani et al. 2017, eq. 1), float32 softmax."""
+    scores = jnp.einsum("btnd,bsnd->bnts", query, key, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(scores / math.sqrt(query.shape[-1]), axis=-1).astype(value.dtype)
+    return jnp.einsum("bnts,bsnd->btnd", weights, value, preferred_element_type=jnp.float32).astype(
+        value.dtype
+    )
+
+
+def dropout(
+    x: Float[Array, "..."], rate: float, key: jax.Array | None, train: bool
+) -> Float[Array, "..."]:
+    """Zeroes elements with probability `rate` in training and rescales the rest.
+
+    Raises:
+      ValueError: in training with rate > 0 and no key.
+    """
+    if not train or rate == 0.0:
+        return x
+    if key is None:
+        raise ValueError(f"dropout of rate {rate} in training needs a key, none was given")
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def sinusoidal_embedding(
+    position: Float[Array, "B"], features: int, max_period: float = 10_000.0
+) -> Float[Array, "B D"]:
+    """Sines and cosines of geometrically spaced frequencies (Vaswani et al. 2017, sec. 3.5)."""
+    half = features // 2
+    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half) / max(half - 1, 1))
+    angle = position.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def upsample_nearest(x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:
+    """Repeats every pixel 2 x 2."""
+    B, H, W, C = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (B, H, 2, W, 2, C)).reshape(B, 2 * H, 2 * W, C)
+
+
+def space_to_depth(x: Float[Array, "B H W C"], block: int) -> Float[Array, "B h w D"]:
+    """Folds block x block pixels into channels: h = H / block, D = C block^2."""
+    B, H, W, C = x.shape
+    x = x.reshape(B, H // block, block, W // block, block, C)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, H // block, W // block, block * block * C)
+
+
+def depth_to_space(x: Float[Array, "B h w D"], block: int) -> Float[Array, "B H W C"]:
+    """The inverse of `space_to_depth`."""
+    B, H, W, D = x.shape
+    x = x.reshape(B, H, W, block, block, D // block**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, H * block, W * block, D // block**2)

@@ -1,0 +1,50 @@
+"""Start-up of one process or many, from the environment, and agreement between them."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from genjax.config import ConfigError
+
+
+def initialize() -> None:
+    """Joins the processes of this run, if the environment says that there are several.
+
+    `GENJAX_COORDINATOR` (host:port), `GENJAX_PROCESS_COUNT` and `GENJAX_PROCESS_INDEX` describe
+    any cluster; with `GENJAX_DISTRIBUTED=auto` JAX finds out by itself (Slurm, TPU pods, GKE,
+    Open MPI). On CPUs the collectives are gloo's.
+
+    Raises:
+      ConfigError: only some of the variables are set.
+    """
+    names = ("GENJAX_COORDINATOR", "GENJAX_PROCESS_COUNT", "GENJAX_PROCESS_INDEX")
+    values = [os.environ.get(name) for name in names]
+    automatic = os.environ.get("GENJAX_DISTRIBUTED") == "auto"
+    if not any(values) and not automatic:
+        return
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if automatic:
+        jax.distributed.initialize()
+        return
+    if not all(values):
+        missing = [name for name, value in zip(names, values, strict=True) if not value]
+        raise ConfigError(f"several processes need all of {', '.join(names)}; missing: {missing}.")
+    coordinator, count, index = values
+    jax.distributed.initialize(coordinator, int(count), int(index))
+
+
+def any_process(*flags: bool) -> tuple[bool, ...]:
+    """Each flag, true if it is true on any process: the same answer everywhere."""
+    if jax.process_count() == 1:
+        return flags
+    return tuple(multihost_utils.process_allgather(np.array(flags)).any(axis=0).tolist())
+
+
+def barrier(name: str) -> None:
+    """Waits until every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

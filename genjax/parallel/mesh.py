@@ -1,0 +1,59 @@
+"""The device mesh: axes `data`, `fsdp` and `tensor`; a batch is split over data x fsdp."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))
+
+
+def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh of `config.mesh`; one axis may be -1, which takes what the others leave.
+
+    Raises:
+      ConfigError: the axes do not multiply to the number of devices, or the batch does not divide.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.mesh[axis] for axis in AXES]
+    given = f"config.mesh={dict(zip(AXES, sizes, strict=True))}"
+    if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
+        raise ConfigError(f"{given}: every axis must be at least 1, and at most one may be -1.")
+    known = int(np.prod([s for s in sizes if s != -1]))
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if int(np.prod(sizes)) != len(devices):
+        raise ConfigError(
+            f"{given} does not fit {len(devices)} devices: the axes must multiply to "
+            f"{len(devices)}. Set one of them to -1."
+        )
+    split = sizes[0] * sizes[1]
+    for key, size in (
+        ("batch_size / config.accumulation", config.batch_size // config.accumulation),
+        ("evals.batch_size", config.evals.batch_size),
+    ):
+        if size % split:
+            raise ConfigError(
+                f"config.{key}={size} is not divisible by the {split} devices that share a batch "
+                f"(mesh data={sizes[0]} x fsdp={sizes[1]}). Use a multiple of {split}, or fewer "
+                "devices on these axes."
+            )
+    array = np.asarray(devices).reshape(sizes)
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's part of a batch as global arrays [B, ...], split over data x fsdp."""
+    sharding = NamedSharding(mesh, BATCH)
+    with jax.transfer_guard("allow"):
+        return {
+            name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
+            for name, value in batch.items()
+        }

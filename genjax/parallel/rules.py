@@ -1,0 +1,101 @@
+"""Rules that place every leaf of a train state on the mesh.
+
+A rule is `(regex, tactic)`; the regex is searched in the leaf's path, such as
+`opt_state/generator/0/mu/conv/kernel`, and the first match wins. A tactic is a `PartitionSpec`, or
+a function of (shape, mesh) that returns one. As moments and averages have their parameter's path
+as a suffix, one rule places all of them alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Tactic = PartitionSpec | Callable[[tuple[int, ...], Mesh], PartitionSpec]
+Rules = Sequence[tuple[str, Tactic]]
+Tree = Any
+
+# Leaves smaller than this stay whole: gathering them costs more than keeping them.
+MIN_SHARDED_SIZE = 2**12
+
+# What every state has beside its parameters: scalars such as the step, the key, counts.
+STATE_RULES: Rules = ((r"^step$|^key$|(^|/)count$", PartitionSpec()),)
+
+
+def replicate(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The whole leaf on every device."""
+    del shape, mesh
+    return PartitionSpec()
+
+
+def _shard_largest(spec: list[str | None], shape: tuple[int, ...], mesh: Mesh) -> None:
+    """Puts the fsdp axis on the largest free dimension that it divides, if there is one."""
+    size = mesh.shape["fsdp"]
+    free = [i for i, n in enumerate(shape) if spec[i] is None and n % size == 0]
+    if size > 1 and free and np.prod(shape) >= MIN_SHARDED_SIZE:
+        spec[max(free, key=lambda i: (shape[i], i))] = "fsdp"
+
+
+def fsdp(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The largest divisible dimension over the `fsdp` axis (ZeRO, Rajbhandari et al. 2020)."""
+    spec: list[str | None] = [None] * len(shape)
+    _shard_largest(spec, shape, mesh)
+    return PartitionSpec(*spec)
+
+
+def tensor(axis: int) -> Tactic:
+    """Dimension `axis` over `tensor` (Shoeybi et al. 2019), and another one over `fsdp`."""
+
+    def tactic(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+        spec: list[str | None] = [None] * len(shape)
+        if mesh.shape["tensor"] > 1 and shape[axis] % mesh.shape["tensor"] == 0:
+            spec[axis] = "tensor"
+        _shard_largest(spec, shape, mesh)
+        return PartitionSpec(*spec)
+
+    return tactic
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """A key path of jax.tree_util as `a/0/b`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def first_match(rules: Sequence[tuple[str, Any]], path: str, what: str) -> Any:
+    """The value of the first rule whose regex is found in `path`.
+
+    Raises:
+      ValueError: no rule matches; names the path and the regexes.
+    """
+    for pattern, value in rules:
+        if re.search(pattern, path):
+            return value
+    patterns = ", ".join(repr(pattern) for pattern, _ in rules)
+    raise ValueError(f"no {what} rule matches {path!r}; the rules are {patterns}")
+
+
+def shardings(tree: Tree, rules: Rules, mesh: Mesh) -> Tree:
+    """The sharding of every leaf of `tree` (arrays or ShapeDtypeStructs).
+
+    Raises:
+      ValueError: a leaf that no rule matches, or a spec that does not divide the leaf.
+    """
+    rules = (*STATE_RULES, *rules)
+
+    def place(path: Sequence[Any], leaf: Any) -> NamedSharding:
+        name = path_name(path)
+        tactic = first_match(rules, name, "sharding")
+        spec = tactic if isinstance(tactic, PartitionSpec) else tactic(leaf.shape, mesh)
+        sharding = NamedSharding(mesh, spec)
+        try:
+            sharding.shard_shape(leaf.shape)
+        except ValueError as error:
+            raise ValueError(f"sharding of {name!r}: {error}") from error
+        return sharding
+
+    return jax.tree_util.tree_map_with_path(place, tree)

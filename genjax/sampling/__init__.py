@@ -1,0 +1,1 @@
+"""Samplers as pure functions: diffusion solvers over a denoiser."""

@@ -1,0 +1,37 @@
+"""The one abstraction that all families share: a train state of arrays only."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import flax.struct
+import jax
+
+Tree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a run is, as arrays: no optimizer object, no function, no Python state.
+
+    Attributes:
+      step: int32 scalar, the only clock and the data cursor.
+      params: float32 parameters, one entry per network.
+      opt_state: optimizer state, one entry per trained network.
+      mutable: network state that is not descended (batch statistics, codebooks ...).
+      ema: averaged parameters, one entry per EMA profile.
+      key: root PRNG key; never split, only folded with names and steps.
+    """
+
+    step: jax.Array
+    params: dict[str, Tree]
+    opt_state: dict[str, Any]
+    mutable: dict[str, Tree]
+    ema: dict[str, Tree]
+    key: jax.Array
+
+
+def stream(key: jax.Array, name: str) -> jax.Array:
+    """The key of the random stream `name`."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))

@@ -1,0 +1,140 @@
+"""From a config to everything that a run is made of, before any array exists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from genjax import config as configs
+from genjax import method as methods
+from genjax.config import ConfigError
+from genjax.data import catalogue
+from genjax.method import Batch, DataSpec, Method
+from genjax.parallel import rules
+from genjax.parallel.mesh import BATCH, make_mesh
+from genjax.train_state import TrainState, stream
+from genjax.training import ema, optim
+from genjax.training.step import StepOutput, make_step, slices
+
+
+class Assembly(NamedTuple):
+    """What a run is made of.
+
+    Attributes:
+      config: the config.
+      mesh: the device mesh.
+      spec: what the data look like.
+      method: the family.
+      total_steps: steps of the whole run.
+      examples_per_step: examples that one step takes from the loader.
+      learning_rate: by step.
+      init: the jitted, sharded function () -> the initial state.
+      step: the jitted, donated function (state, batch) -> (state, output).
+      state: the state's shapes, dtypes and shardings.
+      batch: the batch's shapes, dtypes and shardings.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    spec: DataSpec
+    method: Method
+    total_steps: int
+    examples_per_step: int
+    learning_rate: optax.Schedule
+    init: Callable[[], TrainState]
+    step: Callable[[TrainState, Batch], tuple[TrainState, StepOutput]]
+    state: TrainState
+    batch: Mapping[str, jax.ShapeDtypeStruct]
+
+
+def assemble(
+    config: ConfigDict,
+    spec: DataSpec | None = None,
+    method: Method | None = None,
+    devices: list[jax.Device] | None = None,
+) -> Assembly:
+    """Builds a run from its config; nothing is allocated or compiled yet.
+
+    Args:
+      config: a checked config.
+      spec: of the data; the catalogue's for `config.dataset` if not given.
+      method: the family; `config.method` if not given.
+      devices: to use; all if not given.
+
+    Raises:
+      ConfigError: the config does not fit the data, the devices or the family.
+      ValueError: a leaf of the state that no sharding rule covers.
+    """
+    mesh = make_mesh(config, devices)
+    spec = catalogue.spec(config.dataset) if spec is None else spec
+    method = methods.build(config, spec) if method is None else method
+    examples = config.batch_size * slices(method)
+    total = configs.steps(config.duration, batch_size=examples, examples=spec.sizes.get("train", 0))
+    warmup = configs.steps(
+        config.schedule.warmup,
+        batch_size=examples,
+        examples=spec.sizes.get("train", 0),
+        total=total,
+    )
+    learning_rate = optim.learning_rate(config, total, warmup)
+    trained = {phase.trains for phase in method.phases}
+    optimizers = {name: optim.build(config, name, learning_rate) for name in sorted(trained)}
+
+    on_batch = jax.sharding.NamedSharding(mesh, BATCH)
+    batch = {
+        name: jax.ShapeDtypeStruct((examples, *s.shape), s.dtype, sharding=on_batch)
+        for name, s in spec.features.items()
+    }
+
+    def init() -> TrainState:
+        key = jax.random.key(config.seed)
+        zeros = {name: jnp.zeros(s.shape, s.dtype) for name, s in batch.items()}
+        params, mutable = method.init(stream(key, "init"), zeros)
+        if missing := trained - params.keys():
+            raise ConfigError(
+                f"method {config.method!r} trains {sorted(missing)}, but init made only "
+                f"{sorted(params)}."
+            )
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            opt_state={name: tx.init(params[name]) for name, tx in optimizers.items()},
+            mutable=mutable,
+            ema=ema.init(config, params),
+            key=key,
+        )
+
+    abstract = jax.eval_shape(init)
+    optim.check_rules(config, abstract.params)
+    shardings = rules.shardings(abstract, method.rules, mesh)
+    state = jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+        abstract,
+        shardings,
+    )
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    step = jax.jit(
+        make_step(config, method, optimizers),
+        in_shardings=(shardings, {name: on_batch for name in batch}),
+        out_shardings=(shardings, replicated),
+        donate_argnums=0,
+    )
+    return Assembly(
+        config,
+        mesh,
+        spec,
+        method,
+        total,
+        examples,
+        learning_rate,
+        jax.jit(init, out_shardings=shardings),
+        step,
+        state,
+        batch,
+    )

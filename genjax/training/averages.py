@@ -1,0 +1,44 @@
+"""Metrics of many steps, on the host."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from genjax.training.step import StepOutput
+
+
+class Diverged(RuntimeError):
+    """Too many updates in a row were not finite."""
+
+
+class Averages:
+    """Sums the metrics of steps between two log lines, and counts the skipped updates."""
+
+    def __init__(self, max_skipped: int):
+        """Stops the run after `max_skipped` steps in a row with a skipped update."""
+        self._sums: dict[str, np.ndarray] = {}
+        self._skipped = self._in_a_row = 0
+        self._max = max_skipped
+
+    def add(self, step: int, output: StepOutput) -> None:
+        """Adds one step's output, fetched from the devices."""
+        output = jax.device_get(output)
+        for name, value in output.metrics.items():
+            if np.isfinite(value).all():
+                self._sums[name] = self._sums.get(name, 0.0) + value.astype(np.float64)
+        self._skipped += int(output.skipped)
+        self._in_a_row = self._in_a_row + 1 if output.skipped else 0
+        if self._in_a_row >= self._max:
+            raise Diverged(
+                f"{self._in_a_row} steps in a row until step {step} had a loss or gradient that "
+                "was not finite; those updates were skipped. Lower optimizer.learning_rate, set "
+                "optimizer.clip_norm, or look at the data. The last checkpoint is untouched."
+            )
+
+    def take(self) -> dict[str, float]:
+        """The means since the last call, and the number of skipped updates."""
+        means = {f"train/{k}": float(s[0] / s[1]) for k, s in self._sums.items() if s[1]}
+        taken = {**means, "train/skipped": float(self._skipped)}
+        self._sums, self._skipped = {}, 0
+        return taken

@@ -1,0 +1,228 @@
+"""Checkpoints by orbax: asynchronous, atomic, the newest few and the best kept."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
+
+from genjax.config import ConfigError, nearest
+from genjax.parallel.rules import path_name
+from genjax.train_state import TrainState
+
+Tree = Any
+
+
+class Checkpoints:
+    """The checkpoints of one workdir, in `checkpoints/<step>/`.
+
+    A checkpoint appears under its final name only when it is whole, so one cut short by a crash
+    is never picked up; what is left of it is removed at the next start of training.
+    """
+
+    def __init__(self, workdir: str | Path, config: ConfigDict | None = None):
+        """Opens `workdir/checkpoints`: for writing if a config is given, else only to read."""
+        self.folder = Path(workdir).resolve() / "checkpoints"
+        if config is None:
+            options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+        else:
+            policies: list[keep.PreservationPolicy] = [keep.LatestN(config.checkpoint.keep)]
+            if best := config.checkpoint.best:
+                policies.append(
+                    keep.BestN(
+                        get_metric_fn=lambda metrics: metrics[best],
+                        reverse=config.checkpoint.mode == "min",
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
+                    )
+                )
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=keep.AnyPreservationPolicy(policies),
+                cleanup_tmp_directories=True,
+            )
+        self._best = config.checkpoint.best if config is not None else ""
+        self._orbax = ocp.CheckpointManager(
+            self.folder,
+            options=options,
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
+        )
+
+    def latest(self) -> int | None:
+        """The step of the newest whole checkpoint, None if there is none."""
+        return self._orbax.latest_step()
+
+    def steps(self) -> list[int]:
+        """The steps of all whole checkpoints, ascending."""
+        return sorted(self._orbax.all_steps())
+
+    def save(self, state: TrainState, step: int, metrics: Mapping[str, float]) -> None:
+        """Begins to save `state`; returns once its arrays are copied off the devices.
+
+        Args:
+          state: the state after `step` steps.
+          step: the name of the checkpoint; nothing is done if it exists.
+          metrics: the evaluation of this very state, if there was one.
+        """
+        if self._best and metrics and self._best not in metrics:
+            raise ConfigError(
+                f"config.checkpoint.best={self._best!r} is not among the evaluations' metrics. "
+                f"Nearest: {nearest(self._best, metrics)}."
+            )
+        if step in self._orbax.all_steps():
+            return
+        self._orbax.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(metrics))
+            ),
+            metrics=dict(metrics) if self._best and self._best in metrics else None,
+            force=True,
+        )
+
+    def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
+        """The state at `step` (the newest), with the shapes and shardings of `abstract`.
+
+        Raises:
+          ConfigError: there is no such checkpoint, or it holds other arrays.
+        """
+        step = self.latest() if step is None else step
+        if step is None or step not in self._orbax.all_steps():
+            raise ConfigError(
+                f"{self.folder}: no checkpoint{'' if step is None else f' of step {step}'} "
+                f"(there are: {self.steps() or 'none'}). Train first, or give another --workdir."
+            )
+        saved = self.shapes(step)
+        wanted = {path: shape for path, shape in _shapes(jax.eval_shape(as_data, abstract))}
+        different = [
+            f"  {path}: saved {saved.get(path, 'absent')}, expected {wanted.get(path, 'absent')}"
+            for path in sorted(saved.keys() | wanted.keys())
+            if saved.get(path) != wanted.get(path)
+        ]
+        if different:
+            shown = "\n".join(different[:10])
+            raise ConfigError(
+                f"{self.folder / str(step)} is of another model: {len(different)} arrays differ, "
+                f"such as\n{shown}\nGive the config that it was trained with, or a new --workdir."
+            )
+        return self._orbax.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        ).state
+
+    def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        """Path -> shape of every saved array, read from the metadata alone."""
+        return dict(_shapes(self._orbax.item_metadata(step).state.tree))
+
+    def restore_into(
+        self, state: TrainState, mapping: Sequence[tuple[str, str]]
+    ) -> tuple[TrainState, list[str]]:
+        """`state` with some of its parameters and mutables taken from the newest checkpoint.
+
+        Args:
+          state: a freshly initialised state.
+          mapping: `(regex, replacement)` from a path in `state`, such as `params/denoiser/...`,
+            to the saved path; the first regex that matches counts, a path that none matches
+            keeps its initial value.
+
+        Returns:
+          The state, its averages set to its parameters, and the paths that were taken.
+
+        Raises:
+          ConfigError: a saved path is absent or has another shape, or nothing matches.
+        """
+        step = self.latest()
+        if step is None:
+            raise ConfigError(f"{self.folder}: no checkpoint to start from.")
+        saved = self.shapes(step)
+        target = {"params": state.params, "mutable": state.mutable}
+        sources = {}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(target):
+            name = path_name(path)
+            rule = next((r for r in mapping if re.search(r[0], name)), None)
+            if rule is None:
+                continue
+            source = re.sub(rule[0], rule[1], name)
+            if saved.get(source) != tuple(leaf.shape):
+                raise ConfigError(
+                    f"checkpoint.init_map: {name} {tuple(leaf.shape)} from {source}, which is "
+                    f"{saved.get(source, 'absent')} in {self.folder / str(step)}. Map it to "
+                    "another path, or exclude it from the regex."
+                )
+            sources[name] = (source, leaf)
+        if not sources:
+            raise ConfigError(f"checkpoint.init_map={tuple(mapping)!r} matches no parameter.")
+        wanted: dict[str, Any] = {}
+        for source, leaf in sources.values():
+            *parents, last = source.split("/")
+            node = wanted
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[last] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        loaded = ocp.PyTreeCheckpointer().restore(
+            self.folder / str(step) / "state",
+            args=ocp.args.PyTreeRestore(
+                item=wanted,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                partial_restore=True,
+            ),
+        )
+        flat = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(loaded)}
+        target = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: (
+                flat[sources[path_name(path)][0]] if path_name(path) in sources else leaf
+            ),
+            target,
+        )
+        ema = {profile: jax.tree.map(jnp.array, target["params"]) for profile in state.ema}
+        return state.replace(**target, ema=ema), sorted(sources)
+
+    def wait(self) -> None:
+        """Waits until what was begun is on disk; raises what went wrong."""
+        self._orbax.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and frees the threads."""
+        self._orbax.close()
+
+
+def as_data(state: Tree) -> Tree:
+    """`state` with PRNG keys as their integer data."""
+    return jax.tree.map(
+        lambda leaf: (
+            jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        ),
+        state,
+    )
+
+
+def _shapes(tree: Tree) -> list[tuple[str, tuple[int, ...]]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+    return [(path_name(path), tuple(leaf.shape)) for path, leaf in leaves]
+
+
+def digests(state: TrainState) -> dict[str, str]:
+    """Path -> sha256 of each array's dtype, shape and bytes (little endian, row-major)."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(as_data(state)):
+        array = np.asarray(leaf)
+        array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+        head = f"{array.dtype.name}{array.shape}".encode()
+        found[path_name(path)] = hashlib.sha256(head + array.tobytes()).hexdigest()
+    return found
+
+
+def digest(found: Mapping[str, str]) -> str:
+    """One sha256 for all of `digests(state)`: of its lines `path sha256`, sorted."""
+    lines = "".join(f"{path} {value}\n" for path, value in sorted(found.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -1,0 +1,58 @@
+"""Early stopping, as a function of the metrics that a run has written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError, nearest
+from genjax.parallel.distributed import any_process
+from genjax.training.metrics import read_metrics
+
+logger = logging.getLogger("genjax")
+
+
+def exhausted(config: ConfigDict, path: Path, latest: Mapping[str, float]) -> bool:
+    """Whether `early_stop.metric` has not improved for `early_stop.patience` evaluations.
+
+    There is no counter to save: the file has the whole history, also after a resume. An
+    improvement is a change by more than `early_stop.min_delta`; a value that is not finite is
+    none.
+
+    Args:
+      config: the whole config.
+      path: `metrics.jsonl`, which the first process writes and reads.
+      latest: the metrics of the newest evaluation.
+
+    Raises:
+      ConfigError: evaluations have no such metric.
+    """
+    c = config.early_stop
+    if not c.metric:
+        return False
+    if c.metric not in latest:
+        raise ConfigError(
+            f"config.early_stop.metric={c.metric!r} is not among the evaluations' metrics. "
+            f"Nearest: {nearest(c.metric, latest)}."
+        )
+    return any_process(jax.process_index() == 0 and _stale(c, read_metrics(path)[c.metric]))[0]
+
+
+def _stale(c: ConfigDict, history: Mapping[int, float | None]) -> bool:
+    sign = 1.0 if c.mode == "min" else -1.0
+    best, since = float("inf"), 0
+    for value in history.values():
+        if value is not None and sign * value < best - c.min_delta:
+            best, since = sign * value, 0
+        else:
+            since += 1
+    if since >= c.patience:
+        logger.info(
+            "early stop: %s has not improved on %.6g for %d evaluations",
+            *(c.metric, sign * best, since),
+        )
+    return since >= c.patience

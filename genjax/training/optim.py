@@ -1,0 +1,171 @@
+"""Optimizers from a config, over optax. `TrainState.step` is the only clock.
+
+An optimizer is an `optax.GradientTransformationExtraArgs` whose update takes `step=` and returns
+the change to add to the parameters: clipping, the optimizer's direction, decoupled weight decay,
+then `-learning_rate(step)` times the parameter's multiplier.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+from optax.contrib import MuonDimensionNumbers, muon
+
+from genjax.config import ConfigError, nearest
+from genjax.parallel.rules import first_match, path_name
+
+Tree = Any
+
+
+def _momentum(c: ConfigDict) -> optax.GradientTransformation:
+    return optax.trace(c.momentum) if c.momentum else optax.identity()
+
+
+def _muon(c: ConfigDict) -> optax.GradientTransformation:
+    """Muon for matrices (a convolution is the matrix [k k in, out]), Adam for everything else.
+
+    optax has Muon as a whole optimizer; a learning rate of -1 leaves its direction.
+    """
+
+    def dimensions(params: Tree) -> Tree:
+        def leaf(path: Sequence[Any], p: jax.Array) -> MuonDimensionNumbers | None:
+            if p.ndim < 2 or not path_name(path).endswith("kernel"):
+                return None
+            return MuonDimensionNumbers(tuple(range(p.ndim - 1)), (p.ndim - 1,))
+
+        return jax.tree_util.tree_map_with_path(leaf, params)
+
+    return muon(
+        -1.0,
+        beta=c.momentum,
+        eps=c.eps,
+        adam_b1=c.b1,
+        adam_b2=c.b2,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=dimensions,
+    )
+
+
+# Name -> the direction, before weight decay and the learning rate.
+OPTIMIZERS: dict[str, Callable[[ConfigDict], optax.GradientTransformation]] = {
+    "adamw": lambda c: optax.scale_by_adam(c.b1, c.b2, c.eps),
+    "adam": lambda c: optax.scale_by_adam(c.b1, c.b2, c.eps),
+    "sgd": _momentum,
+    "lion": lambda c: optax.scale_by_lion(c.b1, c.b2),
+    "muon": _muon,
+}
+
+
+def learning_rate(config: ConfigDict, total_steps: int, warmup_steps: int) -> optax.Schedule:
+    """The learning rate as a function of the step.
+
+    Linear warm-up from 0 over `warmup_steps`, then by `config.schedule.name`: "constant";
+    "cosine" (Loshchilov & Hutter 2017, eq. 5) and "linear" to `schedule.final` times the peak at
+    `total_steps`; "inverse_sqrt" (Vaswani et al. 2017, eq. 3), peak * sqrt(warmup / step).
+
+    Raises:
+      ConfigError: unknown schedule, or a warm-up that is not shorter than the run.
+    """
+    name, peak, final = (
+        config.schedule.name,
+        config.optimizer.learning_rate,
+        config.schedule.final,
+    )
+    if warmup_steps >= total_steps:
+        raise ConfigError(
+            f"config.schedule.warmup is {warmup_steps} steps, as long as the run of {total_steps}. "
+            "Make it shorter, or the duration longer."
+        )
+    after = total_steps - warmup_steps
+    shift = max(warmup_steps, 1)
+    schedules = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, after, final),
+        "linear": lambda: optax.linear_schedule(peak, peak * final, after),
+        "inverse_sqrt": lambda: lambda step: peak * jnp.sqrt(shift / (shift + step)),
+    }
+    if name not in schedules:
+        raise ConfigError(
+            f"config.schedule.name={name!r}: no such schedule. Nearest: {nearest(name, schedules)}."
+        )
+    warmup = optax.linear_schedule(0.0, peak, shift)
+    if not warmup_steps:
+        return schedules[name]()
+    return optax.join_schedules([warmup, schedules[name]()], [warmup_steps])
+
+
+def _by_path(rules: Sequence[tuple[str, Any]], params: Tree, prefix: str, what: str) -> Tree:
+    """The value of the first matching rule for every parameter; paths begin with `prefix`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: first_match(rules, f"{prefix}/{path_name(path)}", what), params
+    )
+
+
+def check_rules(config: ConfigDict, params: Mapping[str, Tree]) -> None:
+    """Raises ConfigError if a freeze or learning-rate rule matches no parameter of any network."""
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(dict(params))]
+    patterns = {
+        "freeze": tuple(config.optimizer.freeze),
+        "learning_rate_rules": tuple(p for p, _ in config.optimizer.learning_rate_rules),
+    }
+    for key, regexes in patterns.items():
+        for regex in regexes:
+            if not any(re.search(regex, path) for path in paths):
+                raise ConfigError(
+                    f"config.optimizer.{key}: {regex!r} matches no parameter. "
+                    f"Nearest: {nearest(regex, paths)}."
+                )
+
+
+def build(
+    config: ConfigDict, network: str, schedule: optax.Schedule
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of one network.
+
+    Args:
+      config: the whole config; `config.optimizer` is read.
+      network: name of the network, the first part of its parameters' paths.
+      schedule: the learning rate by step.
+
+    Returns:
+      A transformation whose `update(grads, state, params, step=step)` gives the change to add.
+
+    Raises:
+      ConfigError: unknown optimizer.
+    """
+    c = config.optimizer
+    if c.name not in OPTIMIZERS:
+        raise ConfigError(
+            f"config.optimizer.name={c.name!r}: no such optimizer. "
+            f"Nearest: {nearest(c.name, OPTIMIZERS)}."
+        )
+
+    def decay(updates: Tree, params: Tree) -> Tree:
+        factors = _by_path(c.weight_decay_rules, params, network, "weight decay")
+        return jax.tree.map(lambda u, p, f: u + c.weight_decay * f * p, updates, params, factors)
+
+    def scale(updates: Tree, state: optax.EmptyState, params: Tree, *, step: jax.Array):
+        factors = _by_path(c.learning_rate_rules, params, network, "learning rate")
+        rate = schedule(step)
+        return jax.tree.map(lambda u, f: -rate * f * u, updates, factors), state
+
+    chain = [optax.clip_by_global_norm(c.clip_norm)] if c.clip_norm else []
+    chain.append(OPTIMIZERS[c.name](c))
+    if c.weight_decay:
+        chain.append(optax.stateless(decay))
+    chain.append(optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), scale))
+    trained = optax.chain(*chain)
+    if not c.freeze:
+        return trained
+
+    def labels(params: Tree) -> Tree:
+        rules = (*((regex, "frozen") for regex in c.freeze), (".*", "trained"))
+        return _by_path(rules, params, network, "freeze")
+
+    return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)

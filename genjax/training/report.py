@@ -1,0 +1,339 @@
+"""`report.html`: one self-contained page on which a run can be looked at with no network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import importlib.metadata
+import io
+import json
+import logging
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from PIL import Image
+
+from genjax.training.chart import line_chart, number
+from genjax.training.metrics import read_metrics
+from genjax.training.page import SCRIPT, STYLE
+from genjax.training.pictures import write_atomic
+
+logger = logging.getLogger("genjax")
+
+MAX_PICTURES = 12  # of a family of pictures
+MAX_BYTES = 8_000_000  # of the same, as files
+THUMBNAIL = 152  # pixels, twice what is shown
+CRISP_BELOW = 640  # pixels: the shown width, under which a picture is enlarged
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets"),
+    "numpy",
+)
+
+Curve = dict[int, float | None]
+
+# Which end of a metric is the good one, by the words of its name.
+LOWER = re.compile(
+    r"loss|nll|bits|bpd|perplexity|ppl|fid|kid|err|mse|mae|rmse|kl|wer|cer|lpips|distance"
+)
+HIGHER = re.compile(r"accuracy|acc|psnr|ssim|inception|precision|recall|f1|bleu|rouge|auc")
+
+
+def _commit() -> str | None:
+    """The git commit of genjax's own checkout, if it is one."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)  # not some other project around a .venv
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit} with uncommitted changes" if changed else commit
+
+
+def _cpu() -> str:
+    """The host processor's name and number of usable cores."""
+    name = platform.processor() or platform.machine()
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        name = found.group(1) if found else name
+    except OSError:
+        logger.debug("no /proc/cpuinfo here")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {cores} cores"
+
+
+def environment() -> dict[str, str]:
+    """What the run runs on: versions, devices, host, command and git commit, by name.
+
+    Starts jax's backend if nothing has yet. Packages that are not installed are left out.
+    """
+    kinds = [device.device_kind for device in jax.devices()]
+    devices = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+    facts = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            facts[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            logger.debug("%s is not installed", package)
+    facts["devices"] = f"{devices} ({jax.default_backend()})"
+    facts["processes"] = str(jax.process_count())
+    facts["host"] = f"{platform.node()}, {platform.platform()}"
+    facts["cpu"] = _cpu()
+    facts["command"] = shlex.join(sys.orig_argv)
+    commit = _commit()
+    return facts | ({"git commit": commit} if commit else {})
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of nested dicts."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _breakable(name: str) -> str:
+    """A metric's name, escaped, that may go on in the next line after "/" or "_"."""
+    return re.sub(r"([/_])", r"\1<wbr>", html.escape(name))
+
+
+def _extremes(name: str, curve: Curve) -> tuple[int | None, int | None, str]:
+    """The steps of the lowest and highest finite value, and which is best: "low", "high", ""."""
+    finite = [step for step, value in curve.items() if value is not None]
+    if not finite:
+        return None, None, ""
+    last = name.rsplit("/", 1)[-1].lower()
+    best = "high" if HIGHER.search(last) else "low" if LOWER.search(last) else ""
+    return min(finite, key=curve.__getitem__), max(finite, key=curve.__getitem__), best
+
+
+def _metric_table(metrics: Mapping[str, Curve]) -> str:
+    if not metrics:
+        return '<p class="soft">No metrics yet.</p>'
+    rows = []
+    for name, curve in metrics.items():
+        step = max(curve)
+        low, high, best = _extremes(name, curve)
+        cells = [f'<td class="any mono">{html.escape(name)}</td>']
+        for at, kind in ((step, ""), (low, "low"), (high, "high")):
+            text = number(curve[at]) if at is not None else "–"
+            mark = " best" if kind and kind == best else ""
+            cells.append(f'<td class="num{mark}">{text}{" ★" if mark else ""}</td>')
+            cells.append(f'<td class="num soft">{number(at) if at is not None else "–"}</td>')
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    heads = "".join(
+        f'<th class="num">{head}</th><th class="num">at step</th>'
+        for head in ("last", "lowest", "highest")
+    )
+    return (
+        f'<div class="card scroll"><table><thead><tr><th>metric</th>{heads}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        '<p class="soft">★ the best value, where the name tells which end is the good one.</p>'
+    )
+
+
+def _pairs(pairs: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f'<tr><td class="mono">{html.escape(str(key))}</td>'
+        f'<td class="mono any">{html.escape(str(value)) or "&quot;&quot;"}</td></tr>'
+        for key, value in pairs.items()
+    )
+    return f'<div class="card scroll"><table><tbody>{rows}</tbody></table></div>'
+
+
+def _charts(title: str, metrics: Mapping[str, Curve], steps: tuple[int, int]) -> str:
+    if not metrics:
+        return ""
+    cards = []
+    for name, curve in metrics.items():
+        low, high, best = _extremes(name, curve)
+        chosen = {"low": low, "high": high}.get(best)
+        notes = [f"<b>{number(curve[max(curve)])}</b>"]
+        if chosen not in (None, max(curve)) and name.startswith("eval/"):
+            notes.append(f"best {number(curve[chosen])} at {number(chosen)}")
+        lost = sum(value is None for value in curve.values())
+        if lost:
+            notes.append(f"{lost} not finite")
+        shown = _breakable(name.split("/", 1)[-1])
+        cards.append(
+            f'<div class="card plot"><header><h3>{shown}</h3><span>{" · ".join(notes)}</span>'
+            f"</header>{line_chart(name, curve, steps)}</div>"
+        )
+    return f'<h2>{title}</h2><div class="charts">{"".join(cards)}</div>'
+
+
+def _families(folder: Path) -> dict[str, dict[int, Path]]:
+    """The pictures `<name>_<step>.png` of a folder: by name, by step; "step" is "samples"."""
+    found: dict[str, dict[int, Path]] = {}
+    for path in sorted(folder.glob("*.png")):
+        match = re.fullmatch(r"(.+)_(\d+)", path.stem)
+        if match and not path.name.startswith("."):
+            name = "samples" if match[1] == "step" else match[1]
+            found.setdefault(name, {})[int(match[2])] = path
+    order = sorted(found, key=lambda name: (name != "samples", name))
+    return {name: dict(sorted(found[name].items())) for name in order}
+
+
+def _choose(pictures: Mapping[int, Path]) -> list[int]:
+    """Evenly spread steps, with the first and the last: few enough to keep the page small."""
+    steps, count = list(pictures), min(len(pictures), MAX_PICTURES)
+    while True:
+        ends = max(count - 1, 1)
+        picked = [steps[len(steps) - 1 - (len(steps) - 1) * i // ends] for i in range(count)]
+        picked.reverse()
+        if count == 1 or sum(pictures[s].stat().st_size for s in picked) <= MAX_BYTES:
+            return picked
+        count -= 1
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _thumbnail(path: Path) -> tuple[int, bytes] | None:
+    """A picture's width in pixels and a small JPEG of it; None if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            width, small = image.width, image.convert("RGB")
+    except OSError as error:
+        logger.warning("left out of the report: %s (%s)", path, error)
+        return None
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=82)
+    return width, buffer.getvalue()
+
+
+def _viewer(name: str, pictures: Mapping[int, Path]) -> str:
+    """The latest picture of a family, large, and a strip to choose earlier ones from."""
+    small = {step: _thumbnail(pictures[step]) for step in _choose(pictures)}
+    readable = {step: found for step, found in small.items() if found}
+    figures, buttons = [], []
+    for step, (width, thumbnail) in readable.items():
+        last = step == max(readable)
+        text = f"{html.escape(name)} at step {number(step)}"
+        crisp = ' class="crisp"' if width < CRISP_BELOW else ""
+        figures.append(
+            f'<figure class="view"{"" if last else " hidden"}><img{crisp} alt="{text}" '
+            f'src="{_data_uri(pictures[step].read_bytes(), "png")}"><p>step {number(step)}</p>'
+            "</figure>"
+        )
+        buttons.append(
+            f'<button type="button"{" class=on" if last else ""} title="{text}">'
+            f'<img alt="" src="{_data_uri(thumbnail, "jpeg")}">{number(step)}</button>'
+        )
+    if not figures:
+        return ""
+    strip = f'<div class="strip">{"".join(buttons)}</div>' if len(buttons) > 1 else ""
+    title = html.escape(name[:1].upper() + name[1:].replace("_", " "))
+    return f'<h2>{title}</h2><div class="card viewer">{"".join(figures)}{strip}</div>'
+
+
+def _header(
+    config: Mapping[str, Any], workdir: Path, step: int, total: int | None, finished: bool
+) -> str:
+    method = html.escape(str(config.get("method") or "run"))
+    data = html.escape(str((config.get("dataset") or {}).get("name") or "unknown data"))
+    share = 100 if finished else min(100, 100 * step / total) if total else 0
+    state = f"step {number(step)}" + (f" of {number(total)}" if total else "")
+    state += ", finished" if finished else ", not finished"
+    done = " done" if finished else ""
+    bar = f'<div class="bar{done}"><i style="width:{share:.1f}%"></i></div>' if total else ""
+    written = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    return (
+        f'<div class="head"><h1>{method} <span>on {data}</span></h1>'
+        f'<span class="pill{done}">{state}</span></div>{bar}'
+        f'<div class="soft"><code>{html.escape(str(workdir))}</code> · written {written}</div>'
+    )
+
+
+def _tiles(metrics: Mapping[str, Curve]) -> str:
+    """The latest numbers at a glance: the loss, every evaluation metric, the rate."""
+    names = [name for name in metrics if name.startswith("eval/")][:6]
+    names = [n for n in ("train/loss",) if n in metrics] + names
+    names += [n for n in metrics if n.startswith("train/") and n.endswith("per_second")][:1]
+    tiles = "".join(
+        f'<div class="card tile"><b>{number(metrics[name][max(metrics[name])])}</b>'
+        f"<span>{_breakable(name)}</span></div>"
+        for name in names
+    )
+    return f'<div class="tiles">{tiles}</div>' if tiles else ""
+
+
+def write_report(
+    workdir: str | os.PathLike,
+    *,
+    digest: str | None,
+    environment: Mapping[str, Any],
+    total: int | None = None,
+    finished: bool = False,
+) -> Path:
+    """Writes `workdir/report.html` anew, atomically, from what the run has left in `workdir`.
+
+    Reads `config.json` (its key "config"), `metrics.jsonl` and the pictures
+    `samples/<name>_<step>.png`; any of them may be missing or still empty.
+
+    Args:
+      workdir: the run's folder.
+      digest: sha256 of the state, as `inspect` prints it; None if it was not computed.
+      environment: facts by name, see `environment()`.
+      total: the step that the run ends at, if known.
+      finished: whether the run is over.
+
+    Returns:
+      The page's path.
+
+    Raises:
+      OSError: the page cannot be written.
+    """
+    workdir = Path(workdir)
+    stored = workdir / "config.json"
+    config = json.loads(stored.read_text())["config"] if stored.exists() else {}
+    metrics = read_metrics(workdir / "metrics.jsonl")
+    metrics.pop("time", None)
+    names = sorted(metrics, key=lambda name: ("loss" not in name, "grad_norm" not in name, name))
+    evals = {name: metrics[name] for name in names if name.startswith("eval/")}
+    train = {name: metrics[name] for name in names if name.startswith("train/")}
+    state = html.escape(digest or "not computed")
+    families = _families(workdir / "samples")
+    reached = [max(curve) for curve in metrics.values() or families.values()]
+    step = max(reached, default=0)
+    title = f"{config.get('method') or 'run'} on {(config.get('dataset') or {}).get('name')}"
+    body = [
+        _header(config, workdir.resolve(), step, total, finished),
+        _tiles(train | evals),
+        *[_viewer(name, pictures) for name, pictures in families.items()],
+        _charts("Evaluation", evals, (0, step)),
+        _charts("Training", train, (0, step)),
+        f"<h2>Metrics</h2>{_metric_table(evals | train)}",
+        f"<details><summary>Config</summary>{_pairs(_flat(config))}</details>",
+        f"<h2>Environment</h2>{_pairs(environment)}",
+        f'<h2>State</h2><div class="card digest">sha256 <code>{state}</code></div>',
+    ]
+    page = (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
+        f"<body><main>{''.join(body)}</main><script>{SCRIPT}</script></body></html>\n"
+    )
+    path = workdir / "report.html"
+    write_atomic(path, page.encode())
+    return path

@@ -1,0 +1,92 @@
+"""The folder of a run: its lock, and the config it was started with."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from genjax import config as configs
+from genjax.config import ConfigError
+from genjax.training.pictures import write_atomic
+
+
+@contextlib.contextmanager
+def locked(workdir: Path, first: bool = True) -> Iterator[None]:
+    """Holds `workdir/lock`, which names this process; freed by the system if the process dies.
+
+    Of several processes of one run only the first takes it.
+
+    Raises:
+      ConfigError: another process holds it; the message names its pid.
+    """
+    if not first:
+        yield
+        return
+    path = workdir / "lock"
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            file.seek(0)
+            raise ConfigError(
+                f"{workdir} is in use by another run ({file.read().strip()}). Wait for it, stop "
+                "it, or give another --workdir."
+            ) from None
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def read_config(workdir: Path) -> ConfigDict | None:
+    """The config that the run in `workdir` was started with; None if there is no run.
+
+    Raises:
+      ConfigError: the file is damaged.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return None
+    try:
+        return configs.from_json(json.loads(path.read_text())["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}). Restore it or give --config.") from error
+
+
+def write_config(workdir: Path, config: ConfigDict, command: Sequence[str]) -> None:
+    """Writes `config.json`: the config, the command and the time."""
+    content = {
+        "config": configs.to_json(config),
+        "command": list(command),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    write_atomic(workdir / "config.json", (json.dumps(content, indent=2) + "\n").encode())
+
+
+def check_same_config(workdir: Path, config: ConfigDict, allow_change: bool) -> None:
+    """Compares `config` with the stored one.
+
+    Raises:
+      ConfigError: they differ in more than run length and cadence, and `allow_change` is false;
+        lists the keys.
+    """
+    stored = read_config(workdir)
+    if stored is None or allow_change:
+        return
+    if changed := configs.differences(stored, config):
+        lines = "\n".join(f"  config.{line}" for line in changed)
+        raise ConfigError(
+            f"{workdir} holds a run with another config (stored -> given):\n{lines}\n"
+            "Give another --workdir for a new run, or --allow_config_change to go on with this one."
+        )

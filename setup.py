@@ -1,0 +1,34 @@
+"""Metadata and dependencies of genjax; pyproject.toml holds tool settings only."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="genjax-models",
+    version="0.1.0",
+    description="Train generative models in JAX: one file of pure functions per family.",
+    packages=find_packages(include=["genjax", "genjax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "grain>=0.2.18",
+        "tensorflow-datasets>=4.9.10",
+        "array-record",
+        "chex",
+        "ml-collections",
+        "jaxtyping",
+        "numpy",
+        "pillow",
+        "tensorboardX",
+        "tqdm",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "wandb": ["wandb"],
+        "test": ["pytest", "pytest-xdist", "ruff", "scikit-learn", "scipy"],
+        "parity": ["torch", "diffusers"],
+    },
+)
