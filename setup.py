@@ -16,6 +16,8 @@ setup(
         "grain>=0.2.18",
         "tensorflow-datasets>=4.9.10",
         "array-record",
+        "importlib_resources",  # tensorflow-datasets needs it and does not say so
+        "etils",
         "chex",
         "ml-collections",
         "jaxtyping",

@@ -12,27 +12,28 @@ def get_config() -> ConfigDict:
     config.method = "ddpm"
     config.dataset.name = "fashion_mnist"
     config.dataset.validation = "5_percent"
-    config.batch_size = 64
+    config.batch_size = 32
     config.duration = "180000_examples"
     config.optimizer.learning_rate = 1e-3
     config.schedule.name = "cosine"
-    config.schedule.warmup = "100_steps"
+    config.schedule.warmup = "200_steps"
     config.ema.decay = (0.999,)
-    config.evals.limit = 512
-    config.diffusion = ConfigDict(Options()._asdict())
-    config.diffusion.sampler = "ddim"
-    config.diffusion.steps = 50
-    config.model = ConfigDict(
-        {
-            "channels": 32,
-            "multipliers": (1, 4),
-            "blocks": 2,
-            "attention": (7,),
-            "heads": 4,
-            "dropout": 0.0,
-            "patch_size": 2,
-        }
-    )
+    config.evals.limit = 256
+    with config.unlocked():
+        config.diffusion = ConfigDict(
+            Options(eval_timesteps=16, sampler="ddim", steps=50)._asdict()
+        )
+        config.model = ConfigDict(
+            {
+                "channels": 32,
+                "multipliers": (1, 4),
+                "blocks": 1,
+                "attention": (),
+                "heads": 1,
+                "dropout": 0.0,
+                "patch_size": 2,
+            }
+        )
     return config
 
 
@@ -41,7 +42,6 @@ PRESETS = {
         "dataset.name": "digits",
         "dataset.validation": "10_percent",
         "dataset.test": "10_percent",
-        "batch_size": 32,
         "duration": "300_steps",
         "schedule.warmup": "20_steps",
         "evals.every": "150_steps",

@@ -33,7 +33,8 @@ def base() -> ConfigDict:
     """The keys that every experiment shares, with their defaults.
 
     Durations are strings with a unit: `"2000_steps"`, `"5_epochs"`, `"60000_examples"`, or
-    `"10_percent"` of the run; an empty one means never.
+    `"10_percent"` of the run; an empty one means never. The config is locked, so that a key
+    mistyped in a config file is an error; a family adds its sections under `unlocked()`.
     """
     return ConfigDict(
         {
@@ -97,7 +98,7 @@ def base() -> ConfigDict:
             "early_stop": {"metric": "", "mode": "min", "patience": 5, "min_delta": 0.0},
             "log": {"every": "50_steps", "wandb": False, "wandb_project": "genjax"},
         }
-    )
+    ).lock()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

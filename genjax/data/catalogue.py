@@ -274,8 +274,9 @@ def _data_dirs(path: str) -> list[Path]:
 def _resolve(dataset: ConfigDict) -> Raw:
     """The data set of a name, by the first route that works."""
     name, data_dirs = dataset.name, _data_dirs(dataset.path)
-    if name not in PACKAGED:
-        _known(name, dataset.path)
+    if name not in PACKAGED:  # complain before anything is downloaded
+        _, native, _ = records.image_features(_known(name, dataset.path))
+        records.final_shape(name, native, dataset.channels, dataset.image_size)
     try:
         built = records.prepared(name, data_dirs)
     except ConfigError:

@@ -17,7 +17,6 @@ from genjax.data.transforms import Example
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 _DECODE_THREADS = 8
-_DECODE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ class _Pictures:
         try:
             with Image.open(path) as picture:
                 image = transforms.pixels(picture, self._shape[2], self._image_size)
-        except _DECODE_ERRORS as error:
+        except Exception as error:  # what a damaged file makes Pillow raise is not specified
             raise ConfigError(_corrupt(path, error)) from error
         if image.shape != self._shape:
             raise ConfigError(sources.wrong_shape(str(path), image, self._shape))
@@ -120,21 +119,21 @@ def read(path: str, channels: int, image_size: int, on_corrupt: str) -> sources.
         raise ConfigError(f"{root} has {', '.join(named)} but no train folder. Add one.")
     listed = {split: _listing(where) for split, where in (named or {"train": root}).items()}
     names = sorted(set(listed["train"][1] or ()))
-    for split, (files, classes) in listed.items():
+    for split, (_, classes) in listed.items():
         unknown = sorted(set(classes or ()) - set(names))
         if unknown or (classes is None) != (listed["train"][1] is None):
             raise ConfigError(
                 f"{named[split]}: expected the same class folders as in {named['train']} "
                 f"({', '.join(names) or 'none'}), got {', '.join(unknown) or 'none'} beside them."
             )
-        del files
     skipped: list[Path] = []
     native = _scan([f for files, _ in listed.values() for f in files], on_corrupt, skipped)
     shape = (image_size or native[0], image_size or native[1], channels or native[2])
+    unreadable = set(skipped)
     index = {name: position for position, name in enumerate(names)}
     splits = {}
     for split, (files, classes) in listed.items():
-        keep = [i for i, file in enumerate(files) if file not in skipped]
+        keep = [i for i, file in enumerate(files) if file not in unreadable]
         labels = [index[classes[i]] for i in keep] if classes is not None else None
         pictures = _Pictures([files[i] for i in keep], labels, shape, image_size)
         splits[split] = _decoded(pictures, shape, on_corrupt, skipped)
@@ -160,7 +159,7 @@ def _scan(files: list[Path], on_corrupt: str, skipped: list[Path]) -> tuple[int,
                 turned = picture.getexif().get(0x0112, 1) >= 5
                 width, height = picture.size[::-1] if turned else picture.size
                 return height, width, transforms.native_channels(picture)
-        except _DECODE_ERRORS as error:
+        except Exception as error:  # as above
             return error
 
     with ThreadPoolExecutor(_DECODE_THREADS) as pool:
@@ -192,7 +191,7 @@ def _decoded(
         try:
             image = pictures[index]["image"]
         except ConfigError as error:
-            if on_corrupt == "error" or not isinstance(error.__cause__, _DECODE_ERRORS):
+            if on_corrupt == "error" or error.__cause__ is None:  # None: decoded, wrong shape
                 raise
             good[index] = False
         else:

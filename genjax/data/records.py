@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import io
 import os
 import sys
@@ -218,14 +219,13 @@ def download(name: str) -> None:
         needs TensorFlow for more than files and image encoding.
     """
     built = builder(name)
-    _probe(built)
+    _probe(next(iter(built.url_infos), ""))
     with contextlib.redirect_stdout(sys.stderr):
         _prepare(built)
 
 
-def _probe(built: Any) -> None:
-    """Fails fast if the first host is out of reach; TFDS itself would retry for a minute."""
-    url = next(iter(built.url_infos), "")
+def _probe(url: str) -> None:
+    """Fails fast if the host of `url` is out of reach; TFDS itself would retry for a minute."""
     if not url.startswith(("http://", "https://")):
         return
     request = urllib.request.Request(url, headers={"User-Agent": "genjax", "Range": "bytes=0-0"})
@@ -356,9 +356,10 @@ class _Gfile:
 
 
 class _TensorFlow:
-    """Stands in for `tf` in a builder's module; anything but `tf.io.gfile` is an ImportError."""
+    """Stands in for `tf` in a builder's module; anything but files is an ImportError."""
 
     io = SimpleNamespace(gfile=_Gfile)
+    compat = SimpleNamespace(as_text=os.fsdecode, as_bytes=os.fsencode)
 
     def __getattr__(self, name: str) -> Any:
         raise ImportError(f"tensorflow is not installed (tf.{name})")
@@ -366,13 +367,11 @@ class _TensorFlow:
 
 @contextlib.contextmanager
 def _file_functions(builder_type: type) -> Iterator[None]:
-    """Gives the modules that define `builder_type` file functions in place of TensorFlow's."""
+    """Gives the modules that define `builder_type`, and that unpack archives, file functions."""
     modules = {sys.modules[base.__module__] for base in builder_type.__mro__[:-1]}
-    changed = [
-        (module, vars(module)["tf"])
-        for module in modules
-        if "tf" in vars(module) and not module.__name__.startswith("tensorflow_datasets.core.")
-    ]
+    extractor = importlib.import_module("tensorflow_datasets.core.download.extractor")
+    own = [m for m in modules if not m.__name__.startswith("tensorflow_datasets.core.")]
+    changed = [(m, vars(m)["tf"]) for m in (extractor, *own) if "tf" in vars(m)]
     for module, _ in changed:
         module.tf = _TensorFlow()
     try:

@@ -179,9 +179,10 @@ def npz(path: str, channels: int, image_size: int) -> Raw:
     if not Path(path).is_file():
         raise ConfigError(f"dataset.path={path!r}: no such file. Give the path of an .npz file.")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ConfigError(f"{path} is not an .npz archive of named arrays.")
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ConfigError(f"{path} holds one array. Expected an .npz of named arrays.")
+        with file:
             arrays = _npz_arrays(file, path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, ConfigError):

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 Initializer = Callable[..., jax.Array]
 
 uniform_fan_avg = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+standard_normal = jax.nn.initializers.normal(1.0)
 zeros = jax.nn.initializers.zeros
 
 
@@ -141,7 +142,7 @@ class Embed(nnx.Module):
         entries: int,
         features: int,
         *,
-        init: Initializer = jax.nn.initializers.normal(1.0),
+        init: Initializer = standard_normal,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):

@@ -88,7 +88,7 @@ def learning_rate(config: ConfigDict, total_steps: int, warmup_steps: int) -> op
         "constant": lambda: optax.constant_schedule(peak),
         "cosine": lambda: optax.cosine_decay_schedule(peak, after, final),
         "linear": lambda: optax.linear_schedule(peak, peak * final, after),
-        "inverse_sqrt": lambda: lambda step: peak * jnp.sqrt(shift / (shift + step)),
+        "inverse_sqrt": lambda: lambda step: peak * jnp.sqrt(shift / jnp.maximum(shift + step, 1)),
     }
     if name not in schedules:
         raise ConfigError(

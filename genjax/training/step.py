@@ -62,7 +62,7 @@ def make_step(
         grads, metrics, mutable = gradient(
             phase, state.params, state.mutable, batch, key, state.step, config.accumulation
         )
-        norm, weight = optax.global_norm(grads), metrics["loss"][1]
+        norm, weight = optax.tree.norm(grads), metrics["loss"][1]
         metrics["grad_norm"] = jnp.stack([norm * weight, weight])
         finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norm)
         updates, opt_state = optimizers[name].update(

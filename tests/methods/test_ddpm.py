@@ -13,7 +13,7 @@ from genjax.config import ConfigError
 from genjax.method import DataSpec
 from genjax.methods import ddpm
 from genjax.nn.functional import Functional
-from genjax.sampling import diffusion
+from genjax.sampling import diffusion, diffusion_bound
 
 CLASSES = 3
 SPEC = DataSpec(
@@ -52,7 +52,7 @@ def batch_of(count, seed=0):
 
 
 def loss_of(m, batch, key=0):
-    value, aux = jax.jit(m.phases[0].loss)(EMPTY, EMPTY, batch, jax.random.key(key), 0)
+    value, aux = m.phases[0].loss(EMPTY, EMPTY, batch, jax.random.key(key), 0)
     seen = {k: np.asarray(v, np.float64) for k, v in aux.mutable["denoiser"].items()}
     return float(value), aux, seen
 
@@ -100,8 +100,15 @@ def expected_loss(weighting, prediction, output, x0, seen, T, variance, gamma=5.
     return T * kl.mean()
 
 
-@pytest.mark.parametrize("variance", diffusion.VARIANCES)
-@pytest.mark.parametrize("weighting", ddpm.WEIGHTINGS)
+@pytest.mark.parametrize(
+    ("weighting", "variance"),
+    [
+        ("simple", "fixed_small"),
+        ("min_snr", "fixed_small"),
+        ("variational", "fixed_small"),
+        ("variational", "fixed_large"),
+    ],
+)
 @pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
 def test_loss_is_the_papers(prediction, weighting, variance):
     T = 20
@@ -160,7 +167,9 @@ def test_noise_is_standard_normal_and_the_metric_is_its_error():
 
 def test_timesteps_are_stratified_and_uniform():
     keys = jax.random.split(jax.random.key(0), 500)
-    u = np.asarray(jax.vmap(lambda key: ddpm.stratified_uniform(key, 8))(keys), np.float64)
+    u = np.asarray(
+        jax.vmap(lambda key: diffusion_bound.stratified_uniform(key, 8))(keys), np.float64
+    )
     assert np.all((u >= 0) & (u < 1))
     np.testing.assert_allclose(np.diff(np.sort(u, axis=1), axis=1), 1 / 8, atol=1e-6)
     # The first number alone is uniform, too.
@@ -279,14 +288,12 @@ def test_samplers_refuse_what_they_cannot_do():
     m = method(by_label, num_timesteps=10, class_conditional=True)
     with pytest.raises(ConfigError, match="ancestral, ddim"):
         draw(m, sampler="dddim")
-    with pytest.raises(ConfigError, match="steps=11.*num_timesteps=10"):
+    with pytest.raises(ConfigError, match=r"steps=11.*num_timesteps=10"):
         draw(m, steps=11)
     with pytest.raises(ConfigError, match="steps=-1"):
         draw(m, steps=-1)
     with pytest.raises(ConfigError, match="eta=2"):
         draw(m, sampler="ddim", eta=2.0)
-    with pytest.raises(ConfigError, match="sampling option='step'.*Did you mean 'steps'"):
-        draw(m, step=3)
     with pytest.raises(ValueError, match="expected 4 labels"):
         draw(m, condition=[0, 1])
     plain = method(lambda x, t, label: x, num_timesteps=10)
@@ -341,28 +348,21 @@ def test_build_refuses_data_that_are_not_square_images():
 
 
 def test_build_with_the_unet():
-    """One loss, one bound and one sample of the real network, class-conditional and guided."""
+    """The network's joint: class-conditional, guided, in bfloat16; only the loss is computed."""
     model = dict(
-        channels=32,
-        multipliers=(1, 1),
-        blocks=1,
-        attention=(),
-        heads=1,
-        dropout=0.0,
-        patch_size=1,
+        channels=32, multipliers=(1,), blocks=1, attention=(), heads=1, dropout=0.0, patch_size=1
     )
     section = dict(num_timesteps=10, class_conditional=True, guidance=2.0, eval_timesteps=3)
     config = ConfigDict({"diffusion": section, "model": model, "precision": "bfloat16"})
     m = ddpm.build(config, SPEC)
-    batch = batch_of(4)
-    params, mutable = jax.jit(m.init)(jax.random.key(0), batch)
+    batch, key = batch_of(8), jax.random.key(0)
+    params, mutable = jax.jit(m.init)(key, batch)
     assert set(params) == set(mutable) == {"denoiser"}
-    value, _ = m.phases[0].loss(params, mutable, batch, jax.random.key(1), 0)
+    value, _ = jax.jit(m.phases[0].loss)(params, mutable, batch, key, 0)
     # The network starts as zero, so the loss starts as the variance of the noise.
     assert value.dtype == jnp.float32
-    assert abs(float(value) - 1) < 0.6
-    bits = jax.jit(m.evaluate)(params, mutable, batch, jax.random.key(1))["bits_per_dim"]
-    assert bits.shape == (4,)
-    assert np.isfinite(bits).all()
-    sample = jax.jit(lambda key: m.sample(params, mutable, key, 3, None, steps=2))
-    assert sample(jax.random.key(2)).shape == (3, 4, 4, 1)
+    assert abs(float(value) - 1) < 4 * np.sqrt(2 / (8 * 16))
+    bits = jax.eval_shape(m.evaluate, params, mutable, batch, key)
+    assert {value.shape for value in bits.values()} == {(8,)}
+    images = jax.eval_shape(lambda: m.sample(params, mutable, key, 3, None, steps=2))
+    assert (images.shape, images.dtype) == ((3, 4, 4, 1), jnp.uint8)

@@ -11,7 +11,7 @@ from scipy import stats
 from genjax.method import DataSpec
 from genjax.methods import ddpm
 from genjax.nn.functional import Functional
-from genjax.sampling import diffusion
+from genjax.sampling import diffusion, diffusion_bound
 
 SPEC = DataSpec(
     "toy",
@@ -137,8 +137,10 @@ def test_estimate_is_unbiased(variance):
 
 
 def test_bound_of_a_fair_coin_approaches_one_bit():
-    """Pixels 0 or 255 by a fair coin: one bit each, and the decoder's cost on top. The best denoiser is tanh(alpha x / sigma^2)
-    and the bound's expectation an integral over one Gaussian, here by Gauss-Hermite in float64.
+    """Pixels 0 or 255 by a fair coin: one bit each, and the decoder's cost on top.
+
+    The best denoiser is tanh(alpha x / sigma^2), and the bound's expectation an integral over one
+    Gaussian, here by Gauss-Hermite quadrature in float64.
     """
     T = 1000
     bars = alpha_bars("cosine", T)
@@ -169,7 +171,7 @@ def test_decoder_against_scipy(deviation):
     image = np.arange(256, dtype=np.uint8)[:, None]
     mean = np.linspace(-1.2, 1.2, 37, dtype=np.float32)[None, :]
     x0 = jnp.asarray(image / np.float32(127.5) - 1, jnp.float32)
-    nats = np.asarray(ddpm.decoder_nll(x0, jnp.asarray(mean), deviation), np.float64)
+    nats = np.asarray(diffusion_bound.decoder_nll(x0, jnp.asarray(mean), deviation), np.float64)
     want = decoder_bits(image, mean.astype(np.float64), deviation) * np.log(2)
     # float32 places the bin to 6e-8, which a tail of z deviations magnifies by z / deviation.
     distance = np.abs(np.asarray(x0, np.float64) - mean) / deviation
@@ -177,7 +179,9 @@ def test_decoder_against_scipy(deviation):
         np.abs(nats - want), 1e-3 + 4e-7 * want + 2e-7 * distance / deviation
     )
     np.testing.assert_allclose(np.exp(-nats).sum(0), 1, rtol=1e-4)
-    slope = jax.grad(lambda m: ddpm.decoder_nll(x0, m, deviation).sum())(jnp.asarray(mean))
+    slope = jax.grad(lambda m: diffusion_bound.decoder_nll(x0, m, deviation).sum())(
+        jnp.asarray(mean)
+    )
     assert np.isfinite(slope).all()
 
 
@@ -186,7 +190,7 @@ def test_prior_term_is_exact():
     bar = alpha_bars("linear", 1000)[-1]
     x0 = np.linspace(-1, 1, 12).reshape(2, 6)
     want = 0.5 * (bar * x0**2 + (1 - bar) - 1 - np.log(1 - bar))
-    got = ddpm.prior_term(schedule, jnp.asarray(x0, jnp.float32))
+    got = diffusion_bound.prior_term(schedule, jnp.asarray(x0, jnp.float32))
     np.testing.assert_allclose(got, want.mean(1), rtol=1e-4)
 
 
@@ -194,10 +198,10 @@ def test_prior_term_is_exact():
 def test_drawn_timesteps_cover_their_probabilities(name, T):
     """The weights make every t count once on average; index 0 comes once, with weight 1."""
     schedule = diffusion.schedule_from_betas(diffusion.NOISE_SCHEDULES[name](T))
-    proposal = ddpm.bound_proposal(schedule, "fixed_small")
+    proposal = diffusion_bound.proposal_probabilities(schedule, "fixed_small")
     np.testing.assert_allclose(proposal.sum(), 1)
     assert proposal[0] == 0 < proposal[1:].min()
-    index, weight = ddpm.draw_bound_timesteps(
+    index, weight = diffusion_bound.draw_timesteps(
         schedule, "fixed_small", 101, 20000, jax.random.key(0)
     )
     assert index.shape == weight.shape == (101, 20000)

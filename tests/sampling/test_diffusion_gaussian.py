@@ -97,10 +97,10 @@ def test_ancestral_mean_and_variance(name, T, steps, spacing, variance):
 
 def test_large_variance_is_exact_for_standard_normal_data():
     """Ho et al. 2020, section 3.2. Every x_t stays N(0, 1); the last step adds no noise."""
-    schedule = schedule_of("cosine", 20)
-    predict = denoiser("cosine", 20, mu=0.0, s=1.0)
+    schedule = schedule_of("cosine", 5)
+    predict = denoiser("cosine", 5, mu=0.0, s=1.0)
     samples, _ = run(diffusion.ancestral, predict, schedule, (1000, 100), variance="fixed_large")
-    assert_moments(samples, 0.0, alpha_bars("cosine", 20)[0])
+    assert_moments(samples, 0.0, alpha_bars("cosine", 5)[0])
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
@@ -108,17 +108,6 @@ def test_point_data_are_hit_exactly(sampler):
     predict = denoiser("cosine", 20, mu=0.3, s=1e-9)
     samples, _ = run(diffusion.SAMPLERS[sampler], predict, schedule_of("cosine", 20, 6), (5, 4))
     np.testing.assert_allclose(samples, 0.3, rtol=1e-6)
-
-
-def test_ancestral_approaches_the_data_as_steps_grow():
-    """Both variances bound the truth from either side, ever more tightly."""
-    gaps = []
-    for T in (50, 400):
-        bars = alpha_bars("cosine", T)
-        small, large = (moments(bars, range(T), v)[1] for v in diffusion.VARIANCES)
-        assert small < S**2 < large
-        gaps.append(large - small)
-    assert gaps[1] < gaps[0] / 4
 
 
 def ddim_factor(bars, timesteps, s=S):

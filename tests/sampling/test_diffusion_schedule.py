@@ -73,7 +73,7 @@ def test_model_variance_at_the_first_index_is_the_decoders():
         (9, "trailing", [0, 1, 2, 3, 4, 5, 6, 7, 9]),
         (10, "trailing", list(range(10))),
         (5, "leading", [0, 2, 4, 6, 8]),
-        (3, "leading", [0, 3, 6]),
+        (4, "leading", [0, 2, 4, 6]),
     ],
 )
 def test_respaced_timesteps(steps, spacing, expected):

@@ -1,0 +1,118 @@
+"""Sharding rules and the mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from genjax import config as configs
+from genjax.config import ConfigError
+from genjax.parallel import rules
+from genjax.parallel.mesh import global_batch, make_mesh
+
+
+def mesh(data=2, fsdp=2, tensor=2):
+    devices = np.array(jax.devices()[: data * fsdp * tensor]).reshape(data, fsdp, tensor)
+    return Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("tactic", "shape", "expected"),
+    [
+        (rules.replicate, (256, 256), ()),
+        (rules.fsdp, (64, 256), (None, "fsdp")),
+        (rules.fsdp, (256, 64), ("fsdp", None)),
+        (rules.fsdp, (128, 128), (None, "fsdp")),
+        (rules.fsdp, (4, 4), (None, None)),  # too small to be worth it
+        (rules.fsdp, (9999, 1), (None, None)),  # not divisible
+        (rules.tensor(-1), (3, 3, 64, 128), (None, None, "fsdp", "tensor")),
+        (rules.tensor(-2), (3, 3, 64, 128), (None, None, "tensor", "fsdp")),
+        (rules.tensor(-1), (3, 3, 64, 127), (None, None, "fsdp", None)),
+    ],
+)
+def test_tactics(tactic, shape, expected):
+    assert tactic(shape, mesh()) == PartitionSpec(*expected)
+
+
+def test_one_rule_places_a_parameter_its_moments_and_its_average():
+    tree = {
+        "params": {"net": {"kernel": jnp.zeros((64, 128)), "bias": jnp.zeros(128)}},
+        "opt_state": {"net": [{"mu": {"kernel": jnp.zeros((64, 128))}, "count": jnp.int32(0)}]},
+        "ema": {"0.9": {"net": {"kernel": jnp.zeros((64, 128))}}},
+        "step": jnp.int32(0),
+        "key": jax.random.key(0),
+    }
+    placed = rules.shardings(
+        tree, [(r"kernel$", rules.fsdp), (r"bias$", PartitionSpec("tensor"))], mesh()
+    )
+    kernels = [
+        placed["params"]["net"]["kernel"],
+        placed["opt_state"]["net"][0]["mu"]["kernel"],
+        placed["ema"]["0.9"]["net"]["kernel"],
+    ]
+    assert {k.spec for k in kernels} == {PartitionSpec(None, "fsdp")}
+    assert placed["params"]["net"]["bias"].spec == PartitionSpec("tensor")
+    scalars = (placed["step"], placed["key"], placed["opt_state"]["net"][0]["count"])
+    assert {s.spec for s in scalars} == {PartitionSpec()}
+
+
+def test_the_first_match_wins():
+    tree = {"a": {"kernel": jnp.zeros((64, 128))}}
+    ordered = [(r"^a/", rules.replicate), (r"kernel$", rules.fsdp)]
+    assert rules.shardings(tree, ordered, mesh())["a"]["kernel"].spec == PartitionSpec()
+
+
+def test_a_leaf_that_no_rule_matches_is_refused_by_name():
+    tree = {"params": {"net": {"gamma": jnp.zeros(4)}}}
+    with pytest.raises(ValueError, match=r"params/net/gamma.*kernel"):
+        rules.shardings(tree, [(r"kernel$", rules.fsdp)], mesh())
+
+
+def test_a_spec_that_does_not_divide_is_refused_by_name():
+    tree = {"net": {"kernel": jnp.zeros((3, 5))}}
+    with pytest.raises(ValueError, match=r"net/kernel"):
+        rules.shardings(tree, [(r"kernel$", PartitionSpec("fsdp"))], mesh())
+
+
+def config_with(data=-1, fsdp=1, tensor=1, batch_size=64):
+    config = configs.base()
+    config.mesh.update({"data": data, "fsdp": fsdp, "tensor": tensor})
+    config.batch_size = batch_size
+    return config
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({}, (8, 1, 1)),
+        ({"fsdp": 4}, (2, 4, 1)),
+        ({"data": 1, "fsdp": -1, "tensor": 2}, (1, 4, 2)),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, (2, 2, 2)),
+    ],
+)
+def test_one_axis_takes_what_the_others_leave(sizes, expected):
+    assert make_mesh(config_with(**sizes)).devices.shape == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"data": 3}, r"'data': 3.*does not fit 8 devices"),
+        ({"fsdp": 3}, r"does not fit 8 devices"),
+        ({"data": -1, "fsdp": -1}, r"at most one may be -1"),
+        ({"data": 0}, r"at least 1"),
+        ({"batch_size": 60}, r"=60 is not divisible by the 8 devices.*multiple of 8"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(sizes, message):
+    with pytest.raises(ConfigError, match=message):
+        make_mesh(config_with(**sizes))
+
+
+def test_a_batch_is_split_over_data_and_fsdp_in_order():
+    placed = global_batch({"x": np.arange(16).reshape(8, 2)}, mesh())["x"]
+    np.testing.assert_array_equal(placed, np.arange(16).reshape(8, 2))
+    rows = {int(s.data[0, 0]) // 2 for s in placed.addressable_shards}
+    assert rows == {0, 2, 4, 6}
+    assert placed.sharding.shard_shape((8, 2)) == (2, 2)

@@ -1,0 +1,150 @@
+"""Configs: presets, overrides, durations, comparison, and what wrong ones get."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from genjax import config as configs
+from genjax.config import ConfigError
+
+FILE = """
+from ml_collections import ConfigDict
+from genjax import config
+
+def get_config():
+    c = config.base()
+    c.method = "ddpm"
+    with c.unlocked():
+        c.model = ConfigDict({"channels": 8, "multipliers": (1, 2)})
+    return c
+
+PRESETS = {"tiny": {"model.channels": 4, "batch_size": 2}, "broken": {"modle.channels": 4}}
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "experiment.py"
+    path.write_text(FILE)
+    return str(path)
+
+
+def test_a_preset_and_then_overrides(file):
+    config = configs.load(f"{file}:tiny", {"batch_size": "1_024", "seed": "3"})
+    assert (config.model.channels, config.batch_size, config.seed) == (4, 1024, 3)
+    assert configs.load(file).model.channels == 8
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("optimizer.learning_rate", "3e-4", 3e-4),
+        ("optimizer.learning_rate", "1", 1.0),
+        ("evals.samples", "0", 0),
+        ("dataset.flip", "true", True),
+        ("dataset.flip", "False", False),
+        ("dataset.name", "123", "123"),
+        ("checkpoint.best", "eval/a=b", "eval/a=b"),
+        ("model.multipliers", "(1, 2, 4)", (1, 2, 4)),
+        ("model.multipliers", "[3]", (3,)),
+        ("ema.decay", "0.99", (0.99,)),
+        ("ema.decay", "()", ()),
+    ],
+)
+def test_overrides_take_the_type_of_the_key(file, key, text, value):
+    found = configs.flatten(configs.load(file, {key: text}))[key]
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"optimizer.learnin_rate": "1"}, r"config\.optimizer\.learnin_rate.*learning_rate"),
+        ({"learning_rate": "1"}, r"config\.learning_rate.*optimizer\.learning_rate"),
+        ({"optimizer": "adam"}, r"is a section.*optimizer\.name"),
+        ({"optimizer.name.x": "adam"}, r"no such key"),
+        ({"batch_size": "many"}, r"config\.batch_size='many'.*a whole number"),
+        ({"batch_size": "1.5"}, r"a whole number"),
+        ({"batch_size": "True"}, r"a whole number"),
+        ({"optimizer.learning_rate": "fast"}, r"a number"),
+        ({"dataset.flip": "maybe"}, r"true or false"),
+        ({"batch_size": "0"}, r"at least 1"),
+        ({"accumulation": "3"}, r"a multiple of config\.accumulation=3"),
+        ({"precision": "float16"}, r"'float32', 'bfloat16'"),
+        ({"ema.decay": "1.5"}, r"between 0 and 1"),
+        ({"duration": ""}, r"duration"),
+        ({"duration": "5_lightyears"}, r"'2000_steps'"),
+        ({"duration": "100"}, r"'2000_steps'"),
+        ({"duration": "0_steps"}, r"positive"),
+        ({"duration": "50_percent"}, r"share of itself"),
+        ({"evals.every": "often"}, r"evals\.every='often'"),
+        ({"method": ""}, r"name of a method"),
+        ({"checkpoint.keep": "0"}, r"at least 1"),
+        ({"early_stop.mode": "least"}, r"'min', 'max'"),
+    ],
+)
+def test_wrong_overrides_get_one_error_that_says_what_to_do(file, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        configs.load(file, overrides)
+
+
+def test_wrong_files_and_presets(file, tmp_path):
+    with pytest.raises(ConfigError, match=r"no preset 'tinny'. Presets: tiny"):
+        configs.load(f"{file}:tinny")
+    with pytest.raises(ConfigError, match=r"modle\.channels.*model\.channels"):
+        configs.load(f"{file}:broken")
+    with pytest.raises(ConfigError, match=r"no file.*experiment\.py"):
+        configs.load(str(tmp_path / "experimant.py"))
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ConfigError, match=r"get_config"):
+        configs.load(str(tmp_path / "empty.py"))
+    (tmp_path / "typo.py").write_text(FILE.replace("c.method", "c.metod"))
+    with pytest.raises(ConfigError, match=r"metod"):
+        configs.load(str(tmp_path / "typo.py"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2000_steps", 2000),
+        ("1_step", 1),
+        ("2_000_steps", 2000),
+        ("5_epochs", 79),  # 5 x 1,000 / 64 = 78.1
+        ("1.5_epochs", 24),
+        ("6400_examples", 100),
+        ("6401_examples", 101),
+        ("10_percent", 50),
+        ("0.1_percent", 1),
+        ("", 0),
+        ("0_steps", 0),
+    ],
+)
+def test_durations_in_steps(text, expected):
+    assert configs.steps(text, batch_size=64, examples=1000, total=500) == expected
+
+
+def test_epochs_of_unknown_data_are_refused():
+    with pytest.raises(ConfigError, match="give steps"):
+        configs.steps("5_epochs", batch_size=64, examples=0)
+
+
+def test_json_and_back(file):
+    config = configs.load(file, {"ema.decay": "(0.9, 0.99)"})
+    again = configs.from_json(configs.to_json(config))
+    assert configs.flatten(again) == configs.flatten(config)
+    assert isinstance(again, ConfigDict)
+
+
+def test_only_length_and_cadence_may_differ(file):
+    stored = configs.load(file)
+    free = {"duration": "7_steps", "evals.every": "3_steps", "checkpoint.keep": "9"}
+    assert configs.differences(stored, configs.load(file, free)) == []
+    changed = {"batch_size": "2", "model.multipliers": "(1,)", "optimizer.name": "sgd"}
+    assert configs.differences(stored, configs.load(file, changed)) == [
+        "batch_size: 64 -> 2",
+        "model.multipliers: (1, 2) -> (1,)",
+        "optimizer.name: 'adamw' -> 'sgd'",
+    ]
+    with stored.unlocked():
+        del stored.model.channels
+    assert configs.differences(stored, configs.load(file)) == ["model.channels: '(absent)' -> 8"]

@@ -1,0 +1,194 @@
+"""Optimizers and schedules, against optax's own whole optimizers and the papers' formulas."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from genjax import config as configs
+from genjax.config import ConfigError
+from genjax.training import ema, optim
+
+PARAMS = {
+    "block": {"kernel": jnp.linspace(-1, 1, 12).reshape(4, 3), "bias": jnp.arange(3.0)},
+    "norm": {"scale": jnp.ones(3)},
+}
+
+
+def run(config, steps=5, schedule=None, params=PARAMS):
+    """Parameters after `steps` steps on fixed pseudo-random gradients."""
+    tx = optim.build(config, "net", schedule or optax.constant_schedule(0.01))
+    state = tx.init(params)
+    for i in range(steps):
+        updates, state = tx.update(gradients(i, params), state, params, step=jnp.int32(i))
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def reference(tx, steps=5, params=PARAMS):
+    state = tx.init(params)
+    for i in range(steps):
+        updates, state = tx.update(gradients(i, params), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def gradients(i, params):
+    keys = jax.random.split(jax.random.key(i), len(jax.tree.leaves(params)))
+    leaves = [
+        jax.random.normal(k, leaf.shape)
+        for k, leaf in zip(keys, jax.tree.leaves(params), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def base(**optimizer):
+    config = configs.base()
+    config.optimizer.update({"clip_norm": 0.0} | optimizer)
+    return config
+
+
+MASK = {"block": {"kernel": True, "bias": False}, "norm": {"scale": False}}
+
+
+@pytest.mark.parametrize(
+    ("options", "peer"),
+    [
+        (
+            {"name": "adamw", "weight_decay": 0.1, "b2": 0.95},
+            optax.adamw(0.01, b2=0.95, weight_decay=0.1, mask=MASK),
+        ),
+        ({"name": "adam", "b1": 0.5}, optax.adam(0.01, b1=0.5)),
+        ({"name": "sgd", "momentum": 0.9}, optax.sgd(0.01, momentum=0.9)),
+        ({"name": "sgd", "momentum": 0.0}, optax.sgd(0.01)),
+        (
+            {"name": "lion", "b2": 0.99, "weight_decay": 0.1},
+            optax.lion(0.01, b2=0.99, weight_decay=0.1, mask=MASK),
+        ),
+        (
+            {"name": "adam", "clip_norm": 0.5},
+            optax.chain(optax.clip_by_global_norm(0.5), optax.adam(0.01)),
+        ),
+        (
+            {"name": "muon", "momentum": 0.95},
+            optax.contrib.muon(0.01, beta=0.95, consistent_rms=0.2),
+        ),
+    ],
+)
+def test_equals_optax(options, peer):
+    chex.assert_trees_all_close(run(base(**options)), reference(peer), rtol=1e-6, atol=1e-7)
+
+
+def test_muon_takes_a_convolution_as_one_matrix():
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 4, 8))
+    found = run(base(name="muon"), steps=1, params={"conv": {"kernel": kernel}})
+    update = np.asarray(found["conv"]["kernel"] - kernel, np.float64).reshape(36, 8)
+    singular = np.linalg.svd(update, compute_uv=False)
+    assert singular.min() > 0.5 * singular.max()  # orthogonalised: all about equal
+
+
+def test_multipliers_and_freezing_by_path():
+    rules = ((r"^net/block/", 0.5), (r".*", 1.0))
+    config = base(name="sgd", momentum=0.0, learning_rate_rules=rules, freeze=(r"norm/",))
+    found = run(config, steps=1)
+    g = gradients(0, PARAMS)
+    chex.assert_trees_all_close(
+        found,
+        {
+            "block": {k: PARAMS["block"][k] - 0.005 * g["block"][k] for k in ("kernel", "bias")},
+            "norm": PARAMS["norm"],
+        },
+        rtol=1e-6,
+    )
+
+
+def test_frozen_parameters_have_no_moments_and_do_not_count_in_clipping():
+    config = base(name="adam", freeze=(r"norm/",))
+    state = optim.build(config, "net", optax.constant_schedule(0.1)).init(PARAMS)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(state)]
+    assert sorted(shapes) == sorted([(), (4, 3), (3,), (4, 3), (3,)])
+    clipped = base(name="sgd", momentum=0.0, clip_norm=1.0, freeze=(r"norm/",))
+    g = gradients(0, PARAMS)
+    norm = optax.tree.norm(g["block"])
+    found = run(clipped, steps=1)
+    expected = PARAMS["block"]["bias"] - 0.01 * g["block"]["bias"] / norm
+    np.testing.assert_allclose(found["block"]["bias"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("key", ["freeze", "learning_rate_rules"])
+def test_a_rule_that_matches_nothing_is_refused(key):
+    value = (r"blok/",) if key == "freeze" else ((r"blok/", 0.1), (r".*", 1.0))
+    with pytest.raises(ConfigError, match=rf"optimizer\.{key}.*blok.*net/block"):
+        optim.check_rules(base(**{key: value}), {"net": PARAMS})
+
+
+def test_a_parameter_without_a_rule_is_refused():
+    config = base(learning_rate_rules=((r"kernel$", 1.0),))
+    with pytest.raises(ValueError, match="no learning rate rule matches 'net/block/bias'"):
+        run(config, steps=1)
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"adamm.*adam"):
+        optim.build(base(name="adamm"), "net", optax.constant_schedule(1.0))
+    config = configs.base()
+    config.schedule.name = "cosin"
+    with pytest.raises(ConfigError, match=r"cosin.*cosine"):
+        optim.learning_rate(config, 10, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("constant", lambda s: 1.0),
+        ("cosine", lambda s: 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * (s - 20) / 80))),
+        ("linear", lambda s: 1.0 + (0.1 - 1.0) * (s - 20) / 80),
+        ("inverse_sqrt", lambda s: np.sqrt(20 / s)),
+    ],
+)
+def test_schedules(name, formula):
+    config = configs.base()
+    config.schedule.update({"name": name, "final": 0.1})
+    config.optimizer.learning_rate = 2.0
+    schedule = optim.learning_rate(config, 100, 20)
+    np.testing.assert_allclose([schedule(s) for s in (0, 5, 10)], [0.0, 0.5, 1.0], rtol=1e-6)
+    for s in (20, 37, 60, 99, 100):
+        np.testing.assert_allclose(schedule(s), 2.0 * formula(s), rtol=1e-5)
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused():
+    with pytest.raises(ConfigError, match="warmup"):
+        optim.learning_rate(configs.base(), 20, 20)
+
+
+def test_the_step_is_the_only_clock():
+    config = base(name="sgd", momentum=0.0)
+    tx = optim.build(config, "net", lambda step: 0.1 * step)
+    state = tx.init(PARAMS)
+    updates, _ = tx.update(PARAMS, state, PARAMS, step=jnp.int32(7))
+    chex.assert_trees_all_close(updates, jax.tree.map(lambda p: -0.7 * p, PARAMS), rtol=1e-6)
+
+
+def test_ema_is_the_weighted_sum_of_all_parameters():
+    config = configs.base()
+    config.ema.update({"decay": (0.5, 0.9), "warmup": False})
+    history = [jax.tree.map(lambda p, i=i: p + i, PARAMS) for i in range(6)]
+    averages = ema.init(config, history[0])
+    for i, params in enumerate(history[1:]):
+        averages = ema.update(config, averages, params, jnp.int32(i))
+    for d in (0.5, 0.9):
+        mean = d**5 * 0 + sum((1 - d) * d ** (5 - i) * i for i in range(1, 6))
+        expected = jax.tree.map(lambda p, mean=mean: p + mean, PARAMS)
+        chex.assert_trees_all_close(averages[str(d)], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_ema_warm_up_follows_its_formula():
+    config = configs.base()
+    config.ema.update({"decay": (0.99,), "warmup": True})
+    tree = {"w": jnp.float32(0.0)}
+    for step in (0, 10, 10_000):
+        found = ema.update(config, {"0.99": tree}, {"w": jnp.float32(1.0)}, jnp.int32(step))
+        decay = min(0.99, (1 + step) / (10 + step))
+        np.testing.assert_allclose(found["0.99"]["w"], 1 - decay, rtol=1e-5)
