@@ -1,0 +1,178 @@
+"""Every kind of wrong input: one short error that says what to do, and nothing saved is lost."""
+
+import fcntl
+import resource
+import shutil
+
+import numpy as np
+import pytest
+from conftest import DDPM, FAST
+from PIL import Image
+
+from genjax.main import main
+from genjax.training.checkpoint import Checkpoints
+
+TINY = f"--config={DDPM}:tiny"
+
+
+@pytest.fixture
+def refused(capsys, tmp_path):
+    """Runs the command line in this process and returns its error, which must be a short one."""
+
+    def run(*arguments):
+        if not any(str(a).startswith("--workdir") for a in arguments):
+            arguments = (*arguments, f"--workdir={tmp_path / 'run'}")
+        code = main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        assert code == 1, captured
+        message = captured.err[captured.err.index("error: ") :]
+        assert "Traceback" not in captured.err
+        assert len(message.splitlines()) <= 20
+        assert len(message) < 2000
+        return message
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config.optimizer.learningrate=1"], ["learningrate", "optimizer.learning_rate"]),
+        (["--config.model.chanels=1"], ["model.chanels", "model.channels"]),
+        (["--config.batch_size=lots"], ["config.batch_size='lots'", "a whole number"]),
+        (["--config.diffusion.sampler=dimm"], ["diffusion.sampler", "dimm", "ddim"]),
+        (["--config.diffusion.noise_schedule=cosin"], ["cosin", "'cosine'"]),
+        (["--config.method=dddpm"], ["dddpm", "ddpm"]),
+        (["--config.optimizer.name=adamm"], ["adamm", "adam"]),
+        (["--config.batch_size=12"], ["12 is not divisible by the 8 devices", "multiple of 8"]),
+        (["--config.mesh.fsdp=3"], ["'fsdp': 3", "8 devices"]),
+        (["--config.dataset.name=digitz"], ["digitz", "digits"]),
+        (["--config.model.multipliers=(1,2,2,2,2)"], ["8 x 8", "multiple of 16"]),
+        (["--config.evals.split=tets"], ["tets", "test"]),
+        (["--config.optimizer.freeze=('^nothing',)"], ["freeze", "^nothing"]),
+        (["--stepz=5"], ["--stepz", "--steps"]),
+    ],
+)
+def test_wrong_values(refused, arguments, expected):
+    message = refused(TINY, *arguments)
+    for part in expected:
+        assert part in message
+
+
+def test_wrong_presets_files_and_modes(refused, tmp_path, capsys):
+    assert "tiny" in refused(f"--config={DDPM}:tinny")
+    assert "ddpm.py" in refused(f"--config={DDPM.replace('ddpm.py', 'dpm.py')}")
+    assert "--config" in refused("--mode=eval")
+    for mode in ("eval", "sample", "inspect"):
+        assert "holds no run" in refused(f"--workdir={tmp_path / 'nothing'}", f"--mode={mode}")
+        assert "no checkpoint" in refused(
+            TINY, f"--workdir={tmp_path / 'nothing'}", f"--mode={mode}"
+        )
+    with pytest.raises(SystemExit) as exit:
+        main([TINY, "--mode=trian"])
+    assert exit.value.code == 2
+    assert "'trian'" in capsys.readouterr().err
+
+
+def folder_of(path, sizes):
+    for i, size in enumerate(sizes):
+        path.mkdir(exist_ok=True)
+        Image.fromarray(np.full((*size, 3), i, np.uint8)).save(path / f"{i}.png")
+    return path
+
+
+def test_pictures_of_the_wrong_shape(refused, tmp_path):
+    folder = folder_of(tmp_path / "mine", [(8, 8)] * 10 + [(8, 12)])
+    given = ["--config.dataset.name=folder", f"--config.dataset.path={folder}"]
+    message = refused(TINY, *given)
+    assert "10.png" in message
+    assert "dataset.image_size" in message
+    folder = folder_of(tmp_path / "flat", [(8, 12)] * 10)
+    given = ["--config.dataset.name=folder", f"--config.dataset.path={folder}"]
+    assert "8 x 12" in refused(TINY, *given)
+
+
+def test_a_missing_folder_and_a_corrupt_picture(refused, tmp_path):
+    given = ["--config.dataset.name=folder", f"--config.dataset.path={tmp_path / 'none'}"]
+    assert str(tmp_path / "none") in refused(TINY, *given)
+    folder = folder_of(tmp_path / "mine", [(8, 8)] * 10)
+    (folder / "3.png").write_bytes(b"not a picture")
+    given = ["--config.dataset.name=folder", f"--config.dataset.path={folder}"]
+    assert "3.png" in refused(TINY, *given)
+
+
+@pytest.fixture
+def run_copy(finished_run, tmp_path):
+    shutil.copytree(finished_run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_another_config_is_refused_with_the_keys_and_nothing_is_lost(refused, run_copy):
+    before = (run_copy / "config.json").read_bytes()
+    message = refused(
+        TINY, *FAST, f"--workdir={run_copy}", "--config.model.channels=16", "--config.seed=3"
+    )
+    assert "config.model.channels: 8 -> 16" in message
+    assert "config.seed: 0 -> 3" in message
+    assert "--allow_config_change" in message
+    message = refused(
+        TINY,
+        *FAST,
+        f"--workdir={run_copy}",
+        "--config.model.channels=16",
+        "--allow_config_change",
+    )
+    assert "is of another model" in message
+    assert "saved" in message
+    assert (run_copy / "config.json").read_bytes() == before
+    assert Checkpoints(run_copy).steps() == [6, 12]
+
+
+def test_a_damaged_config_of_a_run(refused, run_copy):
+    (run_copy / "config.json").write_text('{"config": {"method": ')
+    assert "is damaged" in refused(f"--workdir={run_copy}", "--mode=inspect")
+
+
+def test_sampling_options_that_do_not_exist(refused, finished_run):
+    at = f"--workdir={finished_run}"
+    assert "'ddim'" in refused(at, "--mode=sample", "--sampler=dimm")
+    assert "steps" in refused(at, "--mode=sample", "--steps=11")
+    assert "--num=0" in refused(at, "--mode=sample", "--num=0")
+    assert "class_conditional" in refused(at, "--mode=sample", "--guidance=3")
+    assert "[6, 12]" in refused(at, "--mode=sample", "--checkpoint=7")
+
+
+def test_a_second_run_at_once_is_refused_with_the_pid(refused, run_copy):
+    with open(run_copy / "lock", "w") as lock:
+        lock.write("pid 4242 on elsewhere\n")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        message = refused(TINY, *FAST, f"--workdir={run_copy}")
+    assert "pid 4242" in message
+
+
+def test_a_workdir_that_cannot_be_written(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = refused(TINY, *FAST, f"--workdir={tmp_path / 'file' / 'run'}")
+    assert "--workdir" in message
+
+
+def test_a_full_disk_ends_in_one_error_and_keeps_what_was_saved(cli, run_copy):
+    """No file may grow over 40 KB, as on a disk with no room: the next checkpoint fails."""
+
+    def full():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    _, err = cli.train(
+        run_copy,
+        "--config.duration=16_steps",
+        code=1,
+        preexec_fn=full,
+        environment={"JAX_ENABLE_COMPILATION_CACHE": "false"},
+    )
+    message = err[err.index("error: ") :]
+    assert "Traceback" not in message
+    assert "disk" in message
+    assert Checkpoints(run_copy).latest() == 12
+    cli.train(run_copy, "--config.duration=16_steps")
+    assert Checkpoints(run_copy).latest() == 16

@@ -1,0 +1,148 @@
+"""A run from the command line: what it leaves, and the other modes on it."""
+
+import hashlib
+import json
+import re
+
+import jax
+import numpy as np
+from conftest import DDPM, FAST, metrics, reported_digest, steps_logged
+from PIL import Image
+
+from genjax import config as configs
+from genjax.training.assemble import assemble
+from genjax.training.checkpoint import Checkpoints
+from genjax.training.workdir import read_config
+
+
+def test_a_run_leaves_all_that_the_readme_names(finished_run):
+    stored = json.loads((finished_run / "config.json").read_text())
+    assert stored["config"]["method"] == "ddpm"
+    assert steps_logged(finished_run) == list(range(1, 13))
+    lines = metrics(finished_run)
+    assert all({"step", "time"} <= line.keys() for line in lines)
+    names = {name for line in lines for name in line} - {"step", "time"}
+    assert all(name.startswith(("train/", "eval/")) for name in names)
+    assert {"train/loss", "train/grad_norm", "train/skipped", "eval/bits_per_dim"} <= names
+    evaluated = [line["step"] for line in lines if "eval/bits_per_dim" in line]
+    assert evaluated == [6, 12]
+    assert sorted(p.name for p in (finished_run / "samples").iterdir()) == [
+        "step_00000006.png",
+        "step_00000012.png",
+    ]
+    assert Image.open(finished_run / "samples" / "step_00000012.png").size == (18, 18)
+    assert list((finished_run / "tensorboard").iterdir())
+    assert sorted(p.name for p in (finished_run / "checkpoints").iterdir()) == ["12", "6"]
+    assert "step 12/12" in (finished_run / "log.txt").read_text()
+    page = (finished_run / "report.html").read_text()
+    assert "eval/bits_per_dim".replace("/", "/<wbr>") in page or "eval/bits_per_dim" in page
+
+
+def test_inspect_prints_every_array_and_the_digest_of_them_all(finished_run, cli):
+    out, _ = cli.run(f"--workdir={finished_run}", "--mode=inspect")
+    rows = re.findall(r"^(\S+) .*? ([0-9a-f]{64})$", out, re.MULTILINE)
+    rows = [(path, value) for path, value in rows if path != "sha256"]
+    run = assemble(read_config(finished_run), devices=jax.devices()[:1])
+    assert len(rows) == len(jax.tree.leaves(run.state))
+    lines = "".join(f"{path} {value}\n" for path, value in sorted(rows))
+    last = out.strip().splitlines()[-1]
+    assert last == f"sha256 {hashlib.sha256(lines.encode()).hexdigest()}"
+    assert last == f"sha256 {reported_digest(finished_run)}"
+    state = Checkpoints(finished_run).restore(run.state)
+    kernel = np.asarray(state.params["denoiser"]["stem"]["kernel"])
+    expected = hashlib.sha256(f"float32{kernel.shape}".encode() + kernel.tobytes()).hexdigest()
+    assert dict(rows)["params/denoiser/stem/kernel"] == expected
+    assert "step 12 of 12" in out
+
+
+def test_sample_writes_a_grid_and_the_arrays_and_the_seed_decides(finished_run, cli):
+    arguments = (f"--workdir={finished_run}", "--mode=sample", "--num=3", "--steps=4")
+    cli.run(*arguments, "--seed=1", "--sampler=ancestral")
+    cli.run(*arguments, "--seed=2", "--sampler=ancestral")
+    folder = finished_run / "generated"
+    names = [f"step_00000012_seed_{s}_sampler_ancestral_steps_4" for s in (1, 2)]
+    first, second = (np.load(folder / f"{name}.npz")["samples"] for name in names)
+    assert first.shape == (3, 8, 8, 1)
+    assert first.dtype == np.uint8
+    assert not np.array_equal(first, second)
+    picture = np.asarray(Image.open(folder / f"{names[0]}.png"))
+    np.testing.assert_array_equal(picture[:8, :8, 0], first[0, :, :, 0])
+    before = first.copy()
+    cli.run(*arguments, "--seed=1", "--sampler=ancestral")
+    np.testing.assert_array_equal(np.load(folder / f"{names[0]}.npz")["samples"], before)
+
+
+def test_eval_repeats_the_evaluation_of_training(finished_run, cli):
+    trained = [line for line in metrics(finished_run) if "eval/bits_per_dim" in line][1]
+    out, _ = cli.run(f"--workdir={finished_run}", "--mode=eval")
+    found = float(re.search(r"eval/bits_per_dim (\S+)", out)[1])
+    np.testing.assert_allclose(found, trained["eval/bits_per_dim"], rtol=1e-5)
+
+
+def test_resuming_a_finished_run_ends_at_once_and_a_longer_one_goes_on(cli, tmp_path):
+    cli.train(tmp_path / "run")
+    digest = reported_digest(tmp_path / "run")
+    cli.train(tmp_path / "run")
+    assert steps_logged(tmp_path / "run") == list(range(1, 13))
+    assert reported_digest(tmp_path / "run") == digest
+    cli.train(tmp_path / "run", "--config.duration=14_steps")
+    assert steps_logged(tmp_path / "run") == list(range(1, 15))
+
+
+def test_fine_tuning_starts_from_another_runs_parameters(finished_run, cli, tmp_path):
+    _, err = cli.train(
+        tmp_path / "run",
+        f"--config.checkpoint.init_from={finished_run}",
+        "--config.checkpoint.init_map=(('^params/(.*)$', r'ema/0.999/\\1'),)",
+        "--config.duration=3_steps",
+        "--config.optimizer.learning_rate=1e-30",
+    )
+    config = read_config(tmp_path / "run")
+    run = assemble(config, devices=jax.devices()[:1])
+    source = Checkpoints(finished_run).restore(run.state)
+    tuned = Checkpoints(tmp_path / "run").restore(run.state)
+    for a, b in zip(
+        jax.tree.leaves(tuned.params), jax.tree.leaves(source.ema["0.999"]), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+    assert "took" in err
+
+
+def test_early_stopping_ends_a_run_and_keeps_its_best(cli, tmp_path):
+    cli.train(
+        tmp_path / "run",
+        "--config.evals.every=1_steps",
+        "--config.early_stop.metric=eval/bits_per_dim_prior",  # does not depend on the model
+        "--config.early_stop.patience=3",
+        "--config.checkpoint.best=eval/bits_per_dim",
+        "--config.checkpoint.keep=1",
+    )
+    assert steps_logged(tmp_path / "run")[-1] == 4
+    values = {
+        m["step"]: m["eval/bits_per_dim"]
+        for m in metrics(tmp_path / "run")
+        if "eval/bits_per_dim" in m
+    }
+    best = min(values, key=values.get)
+    assert Checkpoints(tmp_path / "run").steps() == sorted({best, 4})
+
+
+def test_a_diverging_run_stops_with_one_clear_error(cli, tmp_path):
+    _, err = cli.train(
+        tmp_path / "run",
+        "--config.optimizer.name=sgd",
+        "--config.optimizer.clip_norm=0",
+        "--config.optimizer.learning_rate=1e30",
+        "--config.optimizer.max_skipped=3",
+        "--config.schedule.warmup=",
+        code=1,
+    )
+    assert "error: 3 steps in a row" in err
+    assert "Traceback" not in err
+    assert metrics(tmp_path / "run")[-1]["train/skipped"] == 1.0
+
+
+def test_every_tiny_preset_is_a_config_of_seconds():
+    """The e2e runs above are the tiny preset made smaller; they must stay the same model."""
+    config = configs.load(f"{DDPM}:tiny", dict(f[9:].split("=", 1) for f in FAST))
+    assert config.dataset.name == "digits"

@@ -1,0 +1,65 @@
+"""Every config and every preset is assembled, and its step traced, without data or devices."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import pytest
+
+from genjax import config as configs
+from genjax.training.assemble import assemble
+
+FOLDER = Path(__file__).parent.parent / "configs"
+
+
+def presets(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return ["", *getattr(module, "PRESETS", {})]
+
+
+ALL = [
+    f"{path}:{preset}" if preset else str(path)
+    for path in sorted(FOLDER.glob("*.py"))
+    for preset in presets(path)
+]
+
+
+@pytest.fixture(autouse=True)
+def no_data(tmp_path, monkeypatch):
+    """An empty cache: shapes must be known without the data."""
+    monkeypatch.setenv("GENJAX_DATA", str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("location", ALL, ids=lambda text: Path(text).name)
+def test_init_step_evaluation_and_samples_have_shapes(location):
+    run = assemble(configs.load(location))
+    assert run.total_steps > 0
+    state, output = jax.eval_shape(run.step, run.state, run.batch)
+    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, run.state)
+    assert all(jax.tree.leaves(same))
+    assert all(value.shape == (2,) for value in output.metrics.values())
+    values = jax.eval_shape(run.method.evaluate, state.params, state.mutable, run.batch, state.key)
+    assert all(v.shape == (run.examples_per_step,) for v in values.values())
+    samples = jax.eval_shape(
+        lambda params, mutable, key: run.method.sample(params, mutable, key, 3, None),
+        *(state.params, state.mutable, state.key),
+    )
+    first = next(iter(run.spec.features.values()))
+    assert samples.shape == (3, *first.shape)
+
+
+def test_every_config_has_a_tiny_preset_and_says_how_to_run_it():
+    for path in FOLDER.glob("*.py"):
+        assert "tiny" in presets(path), path
+        text = path.read_text()
+        for word in ("command", "hardware", "time", "score"):
+            assert word in text.split('"""')[1], f"{path}: the docstring does not give the {word}"
+
+
+def test_the_cifar10_preset_is_of_the_papers_size():
+    """Ho et al. 2020, appendix B: "Our CIFAR10 model has 35.7 million parameters"."""
+    run = assemble(configs.load(f"{FOLDER / 'ddpm.py'}:cifar10"))
+    count = sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
+    assert count == pytest.approx(35.7e6, rel=0.005)
