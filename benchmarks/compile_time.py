@@ -1,6 +1,6 @@
 """Seconds from a config to a compiled training step, with an empty cache and with a full one.
 
-  python benchmarks/compile_time.py [--config=configs/ddpm.py]
+python benchmarks/compile_time.py [--config=configs/ddpm.py]
 """
 
 import argparse

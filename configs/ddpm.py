@@ -1,6 +1,6 @@
 """Denoising diffusion (DDPM, Ho et al. 2020) on images.
 
-Default: Fashion-MNIST, a 2.1M-parameter U-Net over 2 x 2 patches, 180,000 examples.
+Default: Fashion-MNIST, a 2.1M-parameter U-Net over 2 x 2 patches, 120,000 examples, v-prediction.
   command    launch/local.sh --config=configs/ddpm.py
   hardware   2 CPU cores
   time       TIME
@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     config.dataset.name = "fashion_mnist"
     config.dataset.validation = "5_percent"
     config.batch_size = 32
-    config.duration = "180000_examples"
+    config.duration = "120000_examples"
     config.optimizer.learning_rate = 1e-3
     config.schedule.name = "cosine"
     config.schedule.warmup = "200_steps"
@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.evals.limit = 256
     with config.unlocked():
         config.diffusion = ConfigDict(
-            Options(eval_timesteps=16, sampler="ddim", steps=50)._asdict()
+            Options(prediction="v", eval_timesteps=16, sampler="ddim", steps=50)._asdict()
         )
         config.model = ConfigDict(
             {
@@ -63,6 +63,7 @@ _DIGITS = {
 # Ho et al. 2020, appendix B, and their code for CIFAR-10.
 _PAPER = {
     "dataset.flip": True,
+    "dataset.validation": "",
     "batch_size": 128,
     "optimizer.learning_rate": 2e-4,
     "schedule.name": "constant",
@@ -71,6 +72,7 @@ _PAPER = {
     "evals.every": "20000_steps",
     "evals.limit": 0,
     "checkpoint.every": "10000_steps",
+    "diffusion.prediction": "epsilon",
     "diffusion.noise_schedule": "linear",
     "diffusion.variance": "fixed_large",
     "diffusion.sampler": "ancestral",
@@ -116,7 +118,6 @@ PRESETS = {
     | {
         "dataset.name": "celeb_a",
         "dataset.image_size": 64,
-        "dataset.validation": "",
         "duration": "500000_steps",
         "model.multipliers": (1, 2, 2, 2, 4),
     },

@@ -22,7 +22,10 @@ from ml_collections import ConfigDict
 UNITS = ("steps", "epochs", "examples", "percent")
 
 # Keys that a resumed run may change: how long it runs, and how often and where it looks.
-FREE_ON_RESUME = ("duration", "log.", "checkpoint.", "evals.", "early_stop.", "dataset.threads")
+FREE_ON_RESUME = (
+    r"duration|early_stop\..*|log\..*|.*\.every"
+    r"|checkpoint\.(minutes|keep|best|mode)|dataset\.threads"
+)
 
 
 class ConfigError(ValueError):
@@ -77,13 +80,17 @@ def base() -> ConfigDict:
                 "warmup": "",
                 "final": 0.0,  # cosine, linear: fraction of the learning rate at the end
             },
-            "ema": {"decay": (0.999,), "warmup": True},  # evaluations use the first
+            "ema": {
+                "decay": (0.999,),  # one average each; evaluations use the first
+                "warmup": True,
+                "networks": (),  # the networks averaged; empty: all that are trained
+            },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # -1: what the others leave
             "checkpoint": {
                 "every": "",
                 "minutes": 5.0,  # of wall time; 0 is off
                 "keep": 2,
-                "best": "",  # an eval metric; its best checkpoint is kept too
+                "best": "",  # an eval metric whose best is kept too; early_stop's if empty
                 "mode": "min",
                 "init_from": "",  # workdir whose newest checkpoint new runs start from
                 "init_map": ((r"^(params|mutable)/(.*)$", r"\1/\2"),),
@@ -126,7 +133,7 @@ def _convert(key: str, text: Any, old: Any) -> Any:
     def fail(expected: str) -> ConfigError:
         return ConfigError(f"config.{key}={text!r}: expected {expected}, as in {old!r}.")
 
-    if old is None or isinstance(text, type(old)) and not isinstance(text, str):
+    if old is None or (isinstance(text, type(old)) and not isinstance(text, str)):
         return text
     if isinstance(old, str):
         if not isinstance(text, str):
@@ -150,9 +157,13 @@ def _convert(key: str, text: Any, old: Any) -> Any:
                 raise fail("a whole number")
             return int(value)
         return float(value)
-    if isinstance(old, tuple | list):
-        return tuple(value) if isinstance(value, tuple | list) else (value,)
-    raise fail(type(old).__name__)
+    values = tuple(value) if isinstance(value, tuple | list) else (value,)
+    kinds = {type(v) for v in old}
+    if len(kinds) == 1 and not kinds & {tuple, list}:
+        return tuple(_convert(key, v, old[0]) for v in values)
+    if kinds and any(isinstance(v, str) for v in values):
+        raise fail("a tuple of tuples")
+    return values
 
 
 def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
@@ -222,12 +233,16 @@ def validate(config: ConfigDict) -> None:
         require(key, flatten(config)[key] in choices, "one of " + ", ".join(map(repr, choices)))
 
     require("method", bool(config.method), "the name of a method, such as 'ddpm'")
-    for key in ("batch_size", "accumulation", "evals.batch_size", "optimizer.max_skipped"):
-        require(key, flatten(config)[key] >= 1, "at least 1")
-    for key in ("checkpoint.keep",):
-        require(key, flatten(config)[key] >= 1, "at least 1")
-    for key in ("evals.samples", "evals.limit", "checkpoint.minutes", "optimizer.clip_norm"):
-        require(key, flatten(config)[key] >= 0, "at least 0")
+    least = {
+        1: (
+            *("batch_size", "accumulation", "evals.batch_size", "optimizer.max_skipped"),
+            *("checkpoint.keep", "early_stop.patience"),
+        ),
+        0: ("evals.samples", "evals.limit", "checkpoint.minutes", "optimizer.clip_norm"),
+    }
+    for bound, keys in least.items():
+        for key in keys:
+            require(key, flatten(config)[key] >= bound, f"at least {bound}")
     require(
         "batch_size",
         config.batch_size % config.accumulation == 0,
@@ -244,12 +259,11 @@ def validate(config: ConfigDict) -> None:
     )
     require("duration", bool(config.duration), "a duration such as '10_epochs'")
     for key, value in flatten(config).items():
-        if key in ("duration", "schedule.warmup") or key.endswith(".every"):
-            if value:
-                amount, unit = parse_duration(value, f"config.{key}")
-                if key == "duration" and unit == "percent":
-                    raise ConfigError(f"config.duration={value!r}: a run is not a share of itself.")
-                require(key, amount > 0 or key == "schedule.warmup", "a positive duration")
+        if value and (key in ("duration", "schedule.warmup") or key.endswith(".every")):
+            amount, unit = parse_duration(value, f"config.{key}")
+            if key == "duration" and unit == "percent":
+                raise ConfigError(f"config.duration={value!r}: a run is not a share of itself.")
+            require(key, amount > 0 or key == "schedule.warmup", "a positive duration")
 
 
 def parse_duration(text: str, name: str = "duration") -> tuple[float, str]:
@@ -315,6 +329,5 @@ def differences(stored: ConfigDict, given: ConfigDict) -> list[str]:
     return [
         f"{key}: {old.get(key, missing)!r} -> {new.get(key, missing)!r}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key, missing) != new.get(key, missing)
-        and not any(key == free or key.startswith(free) for free in FREE_ON_RESUME)
+        if old.get(key, missing) != new.get(key, missing) and not re.fullmatch(FREE_ON_RESUME, key)
     ]

@@ -7,6 +7,9 @@ python -m genjax.main --config=configs/ddpm.py[:preset] [--config.a.b=value ...]
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
+import logging
 import os
 import sys
 from pathlib import Path
@@ -22,51 +25,55 @@ from genjax.data.packages import cache_root
 from genjax.evals.evaluation import Evaluation
 from genjax.parallel import distributed
 from genjax.parallel.rules import path_name
-from genjax.train_state import TrainState, stream
+from genjax.sampling.draw import make_draw, parse_options
+from genjax.train_state import TrainState
 from genjax.training import ema, loop, workdir
 from genjax.training.assemble import Assembly, assemble
 from genjax.training.averages import Diverged
 from genjax.training.checkpoint import Checkpoints, digest, digests
-from genjax.training.metrics import JsonlWriter, Writers, grid, save_png, setup_logging
+from genjax.training.metrics import JsonlWriter, Writers, setup_logging
+from genjax.training.pictures import grid, save_png
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """Splits the command line into flags and config overrides.
 
+    With --mode=sample any other `--name=value` is an option of the method's sampler, and ends up
+    in `flags.options`.
+
     Raises:
-      ConfigError: an argument that is neither.
+      ConfigError: an argument that is none of these.
     """
     parser = argparse.ArgumentParser(
         prog="python -m genjax.main",
         description="Train, evaluate, sample or inspect a generative model.",
         epilog="Any key of the config is set by --config.KEY=VALUE, such as "
-        "--config.optimizer.learning_rate=3e-4 or --config.dataset.name=mnist.",
+        "--config.optimizer.learning_rate=3e-4. With --mode=sample, the options of the method are "
+        "given in the same way: --sampler=ddim --steps=50 --guidance=3 --condition=7.",
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("--config", default="", help="FILE.py[:preset]; the workdir's own if not given")
     add("--workdir", default="", help="folder of the run; runs/<config>[_preset] if not given")
-    add("--mode", default="train", choices=("train", "eval", "sample", "inspect"))
-    add("--allow_config_change", action="store_true", help="resume with another config")
-    add("--checkpoint", type=int, default=None, help="step to eval, sample or inspect; the newest")
-    sampling = parser.add_argument_group("--mode=sample")
-    add = sampling.add_argument
-    add("--num", type=int, default=64, help="how many samples")
-    add("--seed", type=int, default=0, help="of the samples")
-    add("--sampler", default=None, help="sampler; the config's if not given")
-    add("--steps", type=int, default=None, help="sampling steps; the config's if not given")
-    add("--guidance", type=float, default=None, help="classifier-free guidance; the config's")
+    add("--mode", default="train", choices=MODES)
+    add("--allow_config_change", action="store_true", help="go on with another config")
+    add("--checkpoint", default="", help="step to eval, sample or inspect, or best; the newest")
+    add("--num", type=int, default=64, help="sample: how many")
+    add("--seed", type=int, default=0, help="sample: decides which")
     flags, rest = parser.parse_known_args(argv)
-    overrides = {}
+    overrides, flags.options = {}, {}
     for argument in rest:
-        key, equals, value = argument.removeprefix("--config.").partition("=")
-        if not argument.startswith("--config.") or not equals:
-            known = [f"--{name}" for name in vars(flags)]
+        name, equals, value = argument.partition("=")
+        if name.startswith("--config.") and equals:
+            overrides[name.removeprefix("--config.")] = value
+        elif flags.mode == "sample" and name.startswith("--") and equals:
+            flags.options[name[2:]] = value
+        else:
+            known = [f"--{name}" for name in vars(flags) if name != "options"]
             raise ConfigError(
-                f"{argument!r} is not understood. Nearest: "
-                f"{configs.nearest(argument.partition('=')[0], known)}, or --config.KEY=VALUE."
+                f"{argument!r} is not understood. Nearest: {configs.nearest(name, known)}, or "
+                "--config.KEY=VALUE."
             )
-        overrides[key] = value
     return flags, overrides
 
 
@@ -74,71 +81,102 @@ def resolve(flags: argparse.Namespace, overrides: dict[str, str]) -> tuple[Confi
     """The config, from the file or from the workdir, and the workdir.
 
     Raises:
-      ConfigError: neither is given, or the workdir has no run.
+      ConfigError: neither is given, the workdir has no run, or it has one of another config.
     """
     if not flags.config and not flags.workdir:
         raise ConfigError("give --config=FILE.py, --workdir=DIR of a run, or both.")
-    name = Path(flags.config.partition(":")[0]).stem
-    preset = flags.config.partition(":")[2]
-    folder = Path(flags.workdir or Path("runs") / "_".join(filter(None, (name, preset))))
+    path, _, preset = flags.config.partition(":")
+    folder = Path(flags.workdir or Path("runs") / "_".join(filter(None, (Path(path).stem, preset))))
     if flags.config:
-        return configs.load(flags.config, overrides), folder
+        config = configs.load(flags.config, overrides)
+        workdir.check_same_config(folder, config, flags.allow_config_change)
+        return config, folder
     stored = workdir.read_config(folder)
     if stored is None:
         raise ConfigError(f"--workdir={folder} holds no run (no config.json). Give --config too.")
     config = configs.override(stored, overrides)
     configs.validate(config)
+    if flags.mode == "train":
+        workdir.check_same_config(folder, config, flags.allow_config_change)
     return config, folder
 
 
-def start(run: Assembly, checkpoints: Checkpoints) -> TrainState:
+def train(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
+    """Trains, or resumes; returns the exit code."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with workdir.locked(folder), logging_to(folder):
+        dataset = catalogue.load(config.dataset)
+        run = assemble(config, dataset.spec)
+        loop.logger.info("%s: %s; data from %s", folder, config.method, dataset.route)
+
+        def start(checkpoints: Checkpoints) -> TrainState:
+            state = first_state(run, checkpoints)
+            if jax.process_index() == 0:
+                workdir.write_config(folder, config, run.spec, sys.argv)
+            return state
+
+        return loop.train(run, dataset, folder, start)
+
+
+def first_state(run: Assembly, checkpoints: Checkpoints) -> TrainState:
     """The state to train from: the newest checkpoint, another run's parameters, or init."""
     if checkpoints.latest() is not None:
         state = checkpoints.restore(run.state)
         loop.logger.info("resuming at step %d", int(state.step))
         return state
     state = run.init()
-    source = run.config.checkpoint.init_from
-    if source:
+    if source := run.config.checkpoint.init_from:
         state, taken = Checkpoints(source).restore_into(state, run.config.checkpoint.init_map)
         loop.logger.info("took %d arrays from %s", len(taken), source)
     return state
 
 
-def train(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
-    """Trains, or resumes; returns the exit code."""
-    first = jax.process_index() == 0
-    workdir.check_same_config(folder, config, flags.allow_config_change)
-    run = assemble(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    with workdir.locked(folder, first), setup_logging(folder):
-        dataset = catalogue.load(config.dataset)
-        loop.logger.info("%s: %s; data from %s", folder, config.method, dataset.route)
-        run = run._replace(spec=dataset.spec)
-        if first:
-            workdir.write_config(folder, config, sys.argv)
-        return loop.train(run, dataset, folder, lambda checkpoints: start(run, checkpoints))
+@contextlib.contextmanager
+def logging_to(folder: Path):
+    """The log of the first process; the others say nothing."""
+    with setup_logging(folder) if jax.process_index() == 0 else contextlib.nullcontext():
+        yield
 
 
-def restored(run: Assembly, folder: Path, step: int | None) -> TrainState:
-    """A run's state at `step`, the newest if None."""
-    return Checkpoints(folder).restore(run.state, step)
+def restored(
+    config: ConfigDict, folder: Path, flags: argparse.Namespace
+) -> tuple[Assembly, TrainState]:
+    """The run in `folder` and its state at `--checkpoint`; needs no data.
+
+    Raises:
+      ConfigError: there is no such checkpoint.
+    """
+    run = assemble(config, workdir.read_spec(folder))
+    checkpoints = Checkpoints(folder)
+    given = flags.checkpoint
+    if given == "best":
+        step = checkpoints.best(config)
+    elif given and not given.isdigit():
+        raise ConfigError(f"--checkpoint={given!r}: expected a step or 'best'.")
+    else:
+        step = int(given) if given else None
+    return run, checkpoints.restore(run.state, step)
 
 
 def evaluate(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
-    """Evaluates a checkpoint, appends to metrics.jsonl, writes samples and the report."""
-    run = assemble(config)
-    state = restored(run, folder, flags.checkpoint)
+    """Evaluates a checkpoint. Appends to the run's metrics, pictures and report, unless the
+    evaluation is not the run's own (another split, limit ...): then it only prints.
+    """
+    run, state = restored(config, folder, flags)
     dataset = catalogue.load(config.dataset)
-    first = jax.process_index() == 0
-    with workdir.locked(folder, first), setup_logging(folder), jax.set_mesh(run.mesh):
-        path = folder / "metrics.jsonl"
-        writers = Writers([JsonlWriter(path, sys.maxsize)] if first else [])
+    stored = workdir.read_config(folder) or config
+    own = configs.to_json(stored)["evals"] == configs.to_json(config)["evals"]
+    with workdir.locked(folder), logging_to(folder), jax.set_mesh(run.mesh):
+        write = own and jax.process_index() == 0
+        writers = Writers([JsonlWriter(folder / "metrics.jsonl", sys.maxsize)] if write else [])
         evaluation = Evaluation(run, dataset, folder, writers)
-        for name, value in evaluation(state, int(state.step)).items():
-            print(f"{name} {value:.6g}")
-        evaluation.write_report(state, finished=int(state.step) >= run.total_steps)
+        metrics = evaluation(state, int(state.step), pictures=own)
+        if own:
+            evaluation.write_report(state, finished=int(state.step) >= run.total_steps)
         writers.close()
+    if jax.process_index() == 0:
+        for name, value in metrics.items():
+            print(f"{name} {value:.6g}")
     return 0
 
 
@@ -146,33 +184,26 @@ def sample(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
     """Draws samples from a checkpoint into a PNG grid and an .npz."""
     if flags.num < 1:
         raise ConfigError(f"--num={flags.num}: expected at least 1.")
-    run = assemble(config)
-    state = restored(run, folder, flags.checkpoint)
+    run, state = restored(config, folder, flags)
+    options = parse_options(run.method, flags.options)
     params = ema.evaluation_params(config, state.params, state.ema)
-    given = {"sampler": flags.sampler, "steps": flags.steps, "guidance": flags.guidance}
-    options = {name: value for name, value in given.items() if value is not None}
-    draw = jax.jit(
-        lambda params, mutable, key: run.method.sample(
-            params, mutable, key, flags.num, None, **options
-        )
-    )
-    with jax.set_mesh(run.mesh):
-        key = stream(jax.random.key(flags.seed), "sample")
-        samples = np.asarray(draw(params, state.mutable, key))
+    draw = make_draw(run, flags.num, options)
+    samples = draw(params, state.mutable, jax.random.key(flags.seed))
     if jax.process_index() == 0:
-        names = "".join(f"_{name}_{value}" for name, value in options.items())
+        names = "".join(f"_{name}_{value}" for name, value in flags.options.items())
         base = folder / "generated" / f"step_{int(state.step):08d}_seed_{flags.seed}{names}"
-        save_png(base.with_name(base.name + ".png"), grid(samples))
-        np.savez_compressed(base.with_name(base.name + ".npz"), samples=samples)
+        save_png(Path(f"{base}.png"), grid(samples))
+        np.savez_compressed(f"{base}.npz", samples=samples)
         print(f"wrote {base}.png and {base}.npz")
     return 0
 
 
 def inspect(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
     """Prints the state: a line for every array, the step, and the sha256 of it all."""
-    run = assemble(config)
-    state = restored(run, folder, flags.checkpoint)
+    run, state = restored(config, folder, flags)
     found = digests(state)
+    if jax.process_index():
+        return 0
     print(f"{'path':60} {'shape':>20} {'dtype':>9} {'count':>12} sharding sha256")
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         name = path_name(path)
@@ -188,27 +219,40 @@ def inspect(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
 
 
 MODES = {"train": train, "eval": evaluate, "sample": sample, "inspect": inspect}
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+
+
+def failed(message: str, code: int = 1) -> int:
+    """Prints one error; with several processes ends this one, so that none waits for it."""
+    print(message, file=sys.stderr, flush=True)
+    if distributed.several():
+        os._exit(code)
+    return code
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
+    # orbax logs every step of its own, and tracebacks of the errors that it also raises.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         flags, overrides = parse(sys.argv[1:] if argv is None else argv)
-        config, folder = resolve(flags, overrides)
         distributed.initialize()
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
+        config, folder = resolve(flags, overrides)
         return MODES[flags.mode](config, folder, flags)
     except (ConfigError, Diverged) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return failed(f"error: {error}")
+    except KeyboardInterrupt:
+        return failed("interrupted; run the same command to resume from the last checkpoint", 130)
     except OSError as error:
-        print(
-            f"error: {error}. Is the disk full, or the folder read-only? Whole checkpoints are "
-            "kept; free space or give another --workdir, and run the same command to resume.",
-            file=sys.stderr,
+        hint = ""
+        if error.errno in DISK or error.errno is None:
+            hint = " Is the disk full, or the folder read-only?"
+        return failed(
+            f"error: {error}.{hint} Whole checkpoints are kept: free space or give another "
+            "--workdir, and run the same command to resume."
         )
-        return 1
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ evaluate, sample, shard, save and resume it.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from genjax.config import ConfigError, nearest
 from genjax.parallel.rules import Rules
 
 Tree = Any
@@ -105,7 +105,7 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     imported as it stands. The module must export `build(config, spec) -> Method`.
 
     Raises:
-      ValueError: there is no such module, or it has no `build`.
+      ConfigError: there is no such module, or it has no `build`.
     """
     name = config.method
     path = name if "." in name else f"genjax.methods.{name}"
@@ -117,11 +117,10 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
         import genjax.methods
 
         known = [m.name for m in pkgutil.iter_modules(genjax.methods.__path__)]
-        near = difflib.get_close_matches(name, known, n=3) or known
-        raise ValueError(
-            f"config.method={name!r}: no module {path!r}. Nearest: {', '.join(near)}. "
+        raise ConfigError(
+            f"config.method={name!r}: no module {path!r}. Nearest: {nearest(name, known)}. "
             "Give one of these or the dotted path of an importable module."
         ) from None
     if not hasattr(module, "build"):
-        raise ValueError(f"config.method={name!r}: {path} has no `build(config, spec)`.")
+        raise ConfigError(f"config.method={name!r}: {path} has no `build(config, spec)`.")
     return module.build(config, spec)

@@ -14,7 +14,7 @@ if [ ! -x "$venv/bin/python" ]; then
       "Name one with PYTHON=/path/to/python3.11" >&2
     exit 1
   fi
-  "$python" -m venv "$venv"
+  "$python" -m venv "$venv" || { rm -rf "$venv"; exit 1; }
 fi
 
 stamp=$venv/genjax-$(cat "$root/setup.py" "$root/launch/constraints.txt" <(echo "$extras") |

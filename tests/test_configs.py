@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from genjax import config as configs
+from genjax.training import optim
 from genjax.training.assemble import assemble
 
 FOLDER = Path(__file__).parent.parent / "configs"
@@ -48,6 +49,14 @@ def test_init_step_evaluation_and_samples_have_shapes(location):
     )
     first = next(iter(run.spec.features.values()))
     assert samples.shape == (3, *first.shape)
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_every_optimizer_fits_a_real_method(name):
+    overrides = {"optimizer.name": name, "optimizer.weight_decay": 0.1}
+    overrides["optimizer.freeze"] = ("/time1/",)
+    run = assemble(configs.load(f"{FOLDER / 'ddpm.py'}:tiny", overrides))
+    jax.eval_shape(run.step, run.state, run.batch)
 
 
 def test_every_config_has_a_tiny_preset_and_says_how_to_run_it():

@@ -7,17 +7,19 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
 
-from genjax.config import ConfigError
+from genjax.config import ConfigError, flatten
 from genjax.data import loader, transforms
 from genjax.data.catalogue import Dataset
 from genjax.evals.evaluate import evaluate, make_evaluate
+from genjax.parallel.mesh import batch_part
+from genjax.sampling.draw import make_draw
 from genjax.train_state import TrainState, stream
 from genjax.training import ema, report
 from genjax.training.assemble import Assembly
-from genjax.training.checkpoint import digest, digests
-from genjax.training.metrics import Writers, grid, save_png
+from genjax.training.checkpoint import best_metric, digest, digests
+from genjax.training.metrics import Writers
+from genjax.training.pictures import grid, save_png
 
 logger = logging.getLogger("genjax")
 
@@ -26,7 +28,12 @@ class Evaluation:
     """What happens at every evaluation: numbers, samples, report."""
 
     def __init__(self, run: Assembly, dataset: Dataset, workdir: Path, writers: Writers):
-        """Jits what is needed; nothing is compiled before the first call."""
+        """Jits what is needed; nothing is compiled before the first call.
+
+        Raises:
+          ConfigError: the split has no examples, or a metric that the config names will not be
+            among the evaluation's.
+        """
         self.run, self.workdir, self.writers = run, workdir, writers
         self.evals = run.config.evals
         self.source = dataset.splits.get(self.evals.split)
@@ -37,36 +44,56 @@ class Evaluation:
                 f"set dataset.{self.evals.split}='10_percent' to carve it out of train."
             )
         self.sums = make_evaluate(run.method, run.mesh)
-        self.sample = jax.jit(
-            lambda params, mutable, key: run.method.sample(
-                params, mutable, key, self.evals.samples, None
-            )
-        )
+        self.draw = make_draw(run, self.evals.samples, {}) if self.evals.samples else None
         self.environment = report.environment()
+        self._check_metrics()
 
-    def __call__(self, state: TrainState, step: int) -> dict[str, float]:
-        """Evaluates `state`, writes a sample grid and the report; returns the `eval/` metrics."""
-        config = self.run.config
+    def _check_metrics(self) -> None:
+        c = self.run.config
+        if not best_metric(c)[0]:
+            return
+        state = self.run.state
+        found = jax.eval_shape(
+            self.run.method.evaluate, state.params, state.mutable, self.run.batch, state.key
+        )
+        known = [f"eval/{name}{end}" for name in found for end in ("", "_se")]
+        for key in ("early_stop.metric", "checkpoint.best"):
+            name = flatten(c)[key]
+            if name and name not in known:
+                raise ConfigError(
+                    f"config.{key}={name!r} is not among the evaluations' metrics: "
+                    f"{', '.join(known)}."
+                )
+        if self.evals.split == "test":
+            logger.warning(
+                "the best step is chosen on the test split, which flatters it: set "
+                "evals.split='validation'"
+            )
+
+    def __call__(self, state: TrainState, step: int, pictures: bool = True) -> dict[str, float]:
+        """Evaluates `state` and draws a sample grid; returns the `eval/` metrics."""
+        config, mesh = self.run.config, self.run.mesh
         params = ema.evaluation_params(config, state.params, state.ema)
-        key = stream(state.key, "eval")
+        part, parts = batch_part(mesh)
         batches = loader.eval_batches(
             self.source,
             batch_size=self.evals.batch_size,
             transform=transforms.build(config.dataset, train=False),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=part,
+            process_count=parts,
             limit=self.evals.limit,
         )
         start = time.perf_counter()
-        found = evaluate(self.sums, params, state.mutable, batches, key, self.run.mesh)
+        key = stream(state.key, "eval")
+        found = evaluate(self.sums, params, state.mutable, batches, key, mesh)
         metrics = {f"eval/{name}": value for name, value in found.items()}
         metrics["eval/seconds"] = time.perf_counter() - start
         self.writers.scalars(step, metrics)
-        if self.evals.samples:
+        if self.draw and pictures:
             # The same noise every time, so that the grids of a run can be compared.
-            images = np.asarray(self.sample(params, state.mutable, stream(state.key, "sample")))
+            samples = self.draw(params, state.mutable, state.key)
             if jax.process_index() == 0:
-                picture = grid(images)
+                picture = grid(samples)
                 save_png(self.workdir / "samples" / f"step_{step:08d}.png", picture)
                 self.writers.images(step, "samples", picture)
         shown = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items())
@@ -74,12 +101,12 @@ class Evaluation:
         return metrics
 
     def write_report(self, state: TrainState, finished: bool) -> None:
-        """Writes `report.html`; its digest is left out where one process has not all of state."""
-        whole = all(leaf.is_fully_addressable for leaf in jax.tree.leaves(state))
+        """Writes `report.html`, with the digest of `state`."""
+        found = digest(digests(state))
         if jax.process_index() == 0:
             report.write_report(
                 self.workdir,
-                digest=digest(digests(state)) if whole else None,
+                digest=found,
                 environment=self.environment,
                 total=self.run.total_steps,
                 finished=finished,

@@ -153,6 +153,11 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     """
     if spec.modality != "image":
         raise ConfigError(f"method ddpm needs images; {spec.name} holds {spec.modality}.")
+    if spec.features["image"].dtype != jnp.uint8:
+        raise ConfigError(
+            "method ddpm scales 8-bit images itself: set dataset.dequantize=False "
+            f"(the images are {spec.features['image'].dtype})."
+        )
     height, width, channels = spec.features["image"].shape
     if height != width:
         raise ConfigError(

@@ -167,6 +167,17 @@ class UNet(nnx.Module):
                 f"multiple of {factor}. Set dataset.image_size, model.multipliers or "
                 "model.patch_size."
             )
+        sizes = [size >> level for level in range(len(multipliers))]
+        if unknown := set(attention) - set(sizes):
+            raise ConfigError(
+                f"model.attention={attention!r}: there is no level of size {sorted(unknown)}; the "
+                f"levels are {sizes}."
+            )
+        if wrong := [m for m in multipliers if channels * m % heads]:
+            raise ConfigError(
+                f"model.heads={heads} does not divide channels x multiplier = "
+                f"{[channels * m for m in wrong]}."
+            )
         folded = patch_size**2
         embedding = 4 * channels
         self.patch_size, self.channels, self.dtype = patch_size, channels, dtype

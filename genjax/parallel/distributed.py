@@ -37,11 +37,16 @@ def initialize() -> None:
     jax.distributed.initialize(coordinator, int(count), int(index))
 
 
-def any_process(*flags: bool) -> tuple[bool, ...]:
-    """Each flag, true if it is true on any process: the same answer everywhere."""
+def several() -> bool:
+    """Whether this process has joined others."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def largest(value: int) -> int:
+    """The largest of the processes' values: the same answer everywhere."""
     if jax.process_count() == 1:
-        return flags
-    return tuple(multihost_utils.process_allgather(np.array(flags)).any(axis=0).tolist())
+        return value
+    return int(multihost_utils.process_allgather(np.array(value)).max())
 
 
 def barrier(name: str) -> None:

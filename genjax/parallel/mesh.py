@@ -45,15 +45,31 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
                 f"(mesh data={sizes[0]} x fsdp={sizes[1]}). Use a multiple of {split}, or fewer "
                 "devices on these axes."
             )
-    array = np.asarray(devices).reshape(sizes)
-    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(sizes, AXES, (AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def batch_part(mesh: Mesh) -> tuple[int, int]:
+    """(i, n): of the n parts that a batch is read in, this process reads part i.
+
+    Processes whose devices hold the same rows, because the `tensor` axis spans them, read the
+    same part.
+    """
+    split = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows: dict[int, set[int]] = {}
+    for device, index in NamedSharding(mesh, BATCH).devices_indices_map((split,)).items():
+        rows.setdefault(device.process_index, set()).add(index[0].start or 0)
+    parts = sorted({tuple(sorted(r)) for r in rows.values()})
+    return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
 
 
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's part of a batch as global arrays [B, ...], split over data x fsdp."""
     sharding = NamedSharding(mesh, BATCH)
+    _, parts = batch_part(mesh)
     with jax.transfer_guard("allow"):
         return {
-            name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
+            name: jax.make_array_from_process_local_data(
+                sharding, value, (len(value) * parts, *value.shape[1:])
+            )
             for name, value in batch.items()
         }

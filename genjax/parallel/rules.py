@@ -23,8 +23,8 @@ Tree = Any
 # Leaves smaller than this stay whole: gathering them costs more than keeping them.
 MIN_SHARDED_SIZE = 2**12
 
-# What every state has beside its parameters: scalars such as the step, the key, counts.
-STATE_RULES: Rules = ((r"^step$|^key$|(^|/)count$", PartitionSpec()),)
+# What every state has beside its parameters: the step, the key, an optimizer's own scalars.
+STATE_RULES: Rules = ((r"^step$|^key$|(^|/)(count|ns_coeffs)$", PartitionSpec()),)
 
 
 def replicate(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

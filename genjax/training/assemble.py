@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from genjax import config as configs
@@ -75,28 +75,61 @@ def assemble(
     spec = catalogue.spec(config.dataset) if spec is None else spec
     method = methods.build(config, spec) if method is None else method
     examples = config.batch_size * slices(method)
-    total = configs.steps(config.duration, batch_size=examples, examples=spec.sizes.get("train", 0))
-    warmup = configs.steps(
-        config.schedule.warmup,
-        batch_size=examples,
-        examples=spec.sizes.get("train", 0),
-        total=total,
-    )
+    size = {"batch_size": examples, "examples": spec.sizes.get("train", 0)}
+    total = configs.steps(config.duration, **size)
+    warmup = configs.steps(config.schedule.warmup, **size, total=total)
     learning_rate = optim.learning_rate(config, total, warmup)
-    trained = {phase.trains for phase in method.phases}
-    optimizers = {name: optim.build(config, name, learning_rate) for name in sorted(trained)}
+    trained = sorted({phase.trains for phase in method.phases})
+    optimizers = {name: optim.build(config, name, learning_rate) for name in trained}
 
-    on_batch = jax.sharding.NamedSharding(mesh, BATCH)
+    on_batch = NamedSharding(mesh, BATCH)
     batch = {
         name: jax.ShapeDtypeStruct((examples, *s.shape), s.dtype, sharding=on_batch)
         for name, s in spec.features.items()
     }
+    init = _make_init(config, method, optimizers, batch)
+    abstract = jax.eval_shape(init)
+    optim.check_rules(config, abstract.params)
+    placed = rules.shardings(abstract, method.rules, mesh)
+    step = jax.jit(
+        make_step(config, method, optimizers),
+        in_shardings=(placed, {name: on_batch for name in batch}),
+        out_shardings=(placed, NamedSharding(mesh, PartitionSpec())),
+        donate_argnums=0,
+    )
+    state = jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+        abstract,
+        placed,
+    )
+    return Assembly(
+        config=config,
+        mesh=mesh,
+        spec=spec,
+        method=method,
+        total_steps=total,
+        examples_per_step=examples,
+        learning_rate=learning_rate,
+        init=jax.jit(init, out_shardings=placed),
+        step=step,
+        state=state,
+        batch=batch,
+    )
+
+
+def _make_init(
+    config: ConfigDict,
+    method: Method,
+    optimizers: Mapping[str, optax.GradientTransformationExtraArgs],
+    batch: Mapping[str, jax.ShapeDtypeStruct],
+) -> Callable[[], TrainState]:
+    """The function () -> the state before the first step, from `config.seed`."""
 
     def init() -> TrainState:
         key = jax.random.key(config.seed)
         zeros = {name: jnp.zeros(s.shape, s.dtype) for name, s in batch.items()}
         params, mutable = method.init(stream(key, "init"), zeros)
-        if missing := trained - params.keys():
+        if missing := optimizers.keys() - params.keys():
             raise ConfigError(
                 f"method {config.method!r} trains {sorted(missing)}, but init made only "
                 f"{sorted(params)}."
@@ -106,35 +139,8 @@ def assemble(
             params=params,
             opt_state={name: tx.init(params[name]) for name, tx in optimizers.items()},
             mutable=mutable,
-            ema=ema.init(config, params),
+            ema=ema.init(config, params, optimizers),
             key=key,
         )
 
-    abstract = jax.eval_shape(init)
-    optim.check_rules(config, abstract.params)
-    shardings = rules.shardings(abstract, method.rules, mesh)
-    state = jax.tree.map(
-        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
-        abstract,
-        shardings,
-    )
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    step = jax.jit(
-        make_step(config, method, optimizers),
-        in_shardings=(shardings, {name: on_batch for name in batch}),
-        out_shardings=(shardings, replicated),
-        donate_argnums=0,
-    )
-    return Assembly(
-        config,
-        mesh,
-        spec,
-        method,
-        total,
-        examples,
-        learning_rate,
-        jax.jit(init, out_shardings=shardings),
-        step,
-        state,
-        batch,
-    )
+    return init

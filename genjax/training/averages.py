@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import jax
 import numpy as np
 
@@ -35,6 +38,11 @@ class Averages:
                 "was not finite; those updates were skipped. Lower optimizer.learning_rate, set "
                 "optimizer.clip_norm, or look at the data. The last checkpoint is untouched."
             )
+
+    @staticmethod
+    def loss(taken: Mapping[str, float]) -> float:
+        """The loss to show on the progress bar: that of the first phase."""
+        return next((v for name, v in taken.items() if name.endswith("loss")), math.nan)
 
     def take(self) -> dict[str, float]:
         """The means since the last call, and the number of skipped updates."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from genjax.config import ConfigError, nearest
+from genjax.config import ConfigError
 from genjax.parallel.rules import path_name
 from genjax.train_state import TrainState
 
@@ -36,11 +39,12 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(read_only=True, create=False)
         else:
             policies: list[keep.PreservationPolicy] = [keep.LatestN(config.checkpoint.keep)]
-            if best := config.checkpoint.best:
+            if best := best_metric(config)[0]:
+                worst = math.inf if best_metric(config)[1] == "min" else -math.inf
                 policies.append(
                     keep.BestN(
-                        get_metric_fn=lambda metrics: metrics[best],
-                        reverse=config.checkpoint.mode == "min",
+                        get_metric_fn=lambda metrics: _finite(metrics.get(best), worst),
+                        reverse=best_metric(config)[1] == "min",
                         n=1,
                         keep_checkpoints_without_metrics=False,
                     )
@@ -49,14 +53,10 @@ class Checkpoints:
                 preservation_policy=keep.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=True,
             )
-        self._best = config.checkpoint.best if config is not None else ""
         self._orbax = ocp.CheckpointManager(
             self.folder,
             options=options,
-            item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "meta": ocp.JsonCheckpointHandler(),
-            },
+            item_handlers={"state": ocp.StandardCheckpointHandler()},
         )
 
     def latest(self) -> int | None:
@@ -67,6 +67,27 @@ class Checkpoints:
         """The steps of all whole checkpoints, ascending."""
         return sorted(self._orbax.all_steps())
 
+    def best(self, config: ConfigDict) -> int | None:
+        """The step of the checkpoint whose evaluation is best, None if none has any.
+
+        Raises:
+          ConfigError: the config names no metric to be best in.
+        """
+        name, mode = best_metric(config)
+        if not name:
+            raise ConfigError(
+                "--checkpoint=best: the run kept no best checkpoint. Set checkpoint.best or "
+                "early_stop.metric in training, or give a step."
+            )
+        sign = 1.0 if mode == "min" else -1.0
+        found = {step: (self._orbax.metrics(step) or {}).get(name) for step in self.steps()}
+        values = {
+            step: sign * value
+            for step, value in found.items()
+            if value is not None and math.isfinite(value)
+        }
+        return min(values, key=values.get, default=None)
+
     def save(self, state: TrainState, step: int, metrics: Mapping[str, float]) -> None:
         """Begins to save `state`; returns once its arrays are copied off the devices.
 
@@ -75,21 +96,15 @@ class Checkpoints:
           step: the name of the checkpoint; nothing is done if it exists.
           metrics: the evaluation of this very state, if there was one.
         """
-        if self._best and metrics and self._best not in metrics:
-            raise ConfigError(
-                f"config.checkpoint.best={self._best!r} is not among the evaluations' metrics. "
-                f"Nearest: {nearest(self._best, metrics)}."
-            )
         if step in self._orbax.all_steps():
             return
-        self._orbax.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(metrics))
-            ),
-            metrics=dict(metrics) if self._best and self._best in metrics else None,
-            force=True,
-        )
+        with _disk(self.folder):
+            self._orbax.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
+                metrics=dict(metrics) or None,
+                force=True,
+            )
 
     def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
         """The state at `step` (the newest), with the shapes and shardings of `abstract`.
@@ -116,9 +131,10 @@ class Checkpoints:
                 f"{self.folder / str(step)} is of another model: {len(different)} arrays differ, "
                 f"such as\n{shown}\nGive the config that it was trained with, or a new --workdir."
             )
-        return self._orbax.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        ).state
+        with _disk(self.folder / str(step)):
+            return self._orbax.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            ).state
 
     def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
         """Path -> shape of every saved array, read from the metadata alone."""
@@ -188,12 +204,37 @@ class Checkpoints:
         return state.replace(**target, ema=ema), sorted(sources)
 
     def wait(self) -> None:
-        """Waits until what was begun is on disk; raises what went wrong."""
-        self._orbax.wait_until_finished()
+        """Waits until what was begun is on disk; raises OSError if it could not be written."""
+        with _disk(self.folder):
+            self._orbax.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and frees the threads."""
-        self._orbax.close()
+        with _disk(self.folder):
+            self._orbax.close()
+
+
+def best_metric(config: ConfigDict) -> tuple[str, str]:
+    """(metric, "min" or "max") that the best checkpoint is kept for; ("", ...) if none is."""
+    if config.checkpoint.best:
+        return config.checkpoint.best, config.checkpoint.mode
+    return config.early_stop.metric, config.early_stop.mode
+
+
+def _finite(value: float | None, otherwise: float) -> float:
+    return value if value is not None and math.isfinite(value) else otherwise
+
+
+@contextlib.contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    """Turns what tensorstore says of a full disk or a damaged file into one OSError."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise OSError(f"checkpoint in {folder}: {first}") from error
 
 
 def as_data(state: Tree) -> Tree:
@@ -212,9 +253,14 @@ def _shapes(tree: Tree) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def digests(state: TrainState) -> dict[str, str]:
-    """Path -> sha256 of each array's dtype, shape and bytes (little endian, row-major)."""
+    """Path -> sha256 of each array's dtype, shape and bytes (little endian, row-major).
+
+    With several processes all of them must call it: arrays that are spread over them are gathered.
+    """
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(as_data(state)):
+        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
         array = np.asarray(leaf)
         array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
         head = f"{array.dtype.name}{array.shape}".encode()

@@ -9,14 +9,13 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError, nearest
-from genjax.parallel.distributed import any_process
+from genjax.parallel.distributed import largest
 from genjax.training.metrics import read_metrics
 
 logger = logging.getLogger("genjax")
 
 
-def exhausted(config: ConfigDict, path: Path, latest: Mapping[str, float]) -> bool:
+def exhausted(config: ConfigDict, path: Path) -> bool:
     """Whether `early_stop.metric` has not improved for `early_stop.patience` evaluations.
 
     There is no counter to save: the file has the whole history, also after a resume. An
@@ -25,21 +24,13 @@ def exhausted(config: ConfigDict, path: Path, latest: Mapping[str, float]) -> bo
 
     Args:
       config: the whole config.
-      path: `metrics.jsonl`, which the first process writes and reads.
-      latest: the metrics of the newest evaluation.
-
-    Raises:
-      ConfigError: evaluations have no such metric.
+      path: `metrics.jsonl`, which the first process reads for all.
     """
     c = config.early_stop
     if not c.metric:
         return False
-    if c.metric not in latest:
-        raise ConfigError(
-            f"config.early_stop.metric={c.metric!r} is not among the evaluations' metrics. "
-            f"Nearest: {nearest(c.metric, latest)}."
-        )
-    return any_process(jax.process_index() == 0 and _stale(c, read_metrics(path)[c.metric]))[0]
+    stale = jax.process_index() == 0 and _stale(c, read_metrics(path).get(c.metric, {}))
+    return bool(largest(int(stale)))
 
 
 def _stale(c: ConfigDict, history: Mapping[int, float | None]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +16,8 @@ from genjax import config as configs
 from genjax.data import loader, transforms
 from genjax.data.catalogue import Dataset
 from genjax.evals.evaluation import Evaluation
-from genjax.parallel.distributed import any_process, barrier
-from genjax.parallel.mesh import global_batch
+from genjax.parallel.distributed import barrier, largest
+from genjax.parallel.mesh import batch_part, global_batch
 from genjax.train_state import TrainState
 from genjax.training.assemble import Assembly
 from genjax.training.averages import Averages
@@ -89,29 +88,33 @@ def train(
       Diverged: too many updates in a row were not finite.
     """
     config = run.config
-    checkpoints = Checkpoints(workdir, config)
-    state = start(checkpoints)
-    first = int(state.step)
     with contextlib.ExitStack() as stack:
+        checkpoints = Checkpoints(workdir, config)
         stack.callback(checkpoints.close)
+        stack.enter_context(jax.set_mesh(run.mesh))
+        state = start(checkpoints)
+        first = int(state.step)
+        if first >= run.total_steps or exhausted(config, workdir / "metrics.jsonl"):
+            logger.info("nothing to do: the run is finished at step %d", first)
+            return 0
         writers = make_writers(run, workdir, first)
         stack.callback(writers.close)
         evaluate = Evaluation(run, dataset, workdir, writers)
         progress = Progress(run.total_steps, first, run.examples_per_step)
         stack.callback(progress.close)
+        part, parts = batch_part(run.mesh)
         batches = loader.train_loader(
             dataset.splits["train"],
             seed=config.seed,
             batch_size=run.examples_per_step,
             transform=transforms.build(config.dataset, train=True),
             start_step=first,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=part,
+            process_count=parts,
             threads=config.dataset.threads,
         )
         stack.callback(batches.close)
         received = stack.enter_context(signals())
-        stack.enter_context(jax.set_mesh(run.mesh))
         return _steps(run, state, first, batches, evaluate, checkpoints, progress, received)
 
 
@@ -128,6 +131,29 @@ def _cadences(run: Assembly) -> dict[str, int]:
     }
 
 
+class Interruptions:
+    """Signals, and the minutes between timed checkpoints, agreed on by all processes."""
+
+    POLL = 10  # steps between two agreements, if there are several processes
+
+    def __init__(self, minutes: float, received: Sequence[int]):
+        """Starts the clock; `received` is the list that `signals` appends to."""
+        self._seconds, self._received = minutes * 60, received
+        self._saved = time.monotonic()
+
+    def saved(self) -> None:
+        """Starts the clock anew: a checkpoint was just saved."""
+        self._saved = time.monotonic()
+
+    def poll(self, step: int) -> tuple[int, bool]:
+        """(the signal that ends the run, or 0; whether a timed checkpoint is due)."""
+        if jax.process_count() > 1 and step % self.POLL:
+            return 0, False
+        late = bool(self._seconds) and time.monotonic() - self._saved > self._seconds
+        number = self._received[0] if self._received else 0
+        return largest(number), bool(largest(int(late)))
+
+
 def _steps(
     run: Assembly,
     state: TrainState,
@@ -138,12 +164,10 @@ def _steps(
     progress: Progress,
     received: Sequence[int],
 ) -> int:
-    config, total = run.config, run.total_steps
-    every = _cadences(run)
-    averages = Averages(config.optimizer.max_skipped)
+    total, every = run.total_steps, _cadences(run)
+    averages = Averages(run.config.optimizer.max_skipped)
+    interruptions = Interruptions(run.config.checkpoint.minutes, received)
     pending: StepOutput | None = None
-    saved_at = time.monotonic()
-    stop = False
 
     def due(name: str, step: int) -> bool:
         return bool(every[name]) and step % every[name] == 0
@@ -155,40 +179,32 @@ def _steps(
             averages.add(step - 1, pending)  # of the last step, while this one runs
         pending = output
         progress.step(step)
-        metrics: dict[str, float] = {}
         log = due("log", step) or step == total
-        if log or due("evals", step):
+        look = due("evals", step) or step == total
+        if log or look:
             averages.add(step, pending)
             pending = None
         if log:
             taken = averages.take()
-            loss = taken.get("train/loss", math.nan)
-            rate = progress.log(step, loss)
+            rate = progress.log(step, averages.loss(taken))
             taken["train/learning_rate"] = float(run.learning_rate(step - 1))
             evaluate.writers.scalars(step, {**taken, "train/examples_per_second": rate})
-        if due("evals", step) or step == total:
+        number, late = interruptions.poll(step)
+        stop = False
+        if look or due("checkpoint", step) or number or late:
             with progress.paused():
-                metrics = evaluate(state, step)
-            stop = exhausted(config, evaluate.workdir / "metrics.jsonl", metrics)
-        timed = config.checkpoint.minutes * 60
-        late = bool(timed) and time.monotonic() - saved_at > timed
-        ended = bool(received)
-        if jax.process_count() > 1 and (log or metrics):
-            late, ended = any_process(late, ended)
-        elif jax.process_count() > 1:
-            late = ended = False
-        if metrics or due("checkpoint", step) or late or ended:
-            with progress.paused():
+                metrics = evaluate(state, step) if look else {}
                 checkpoints.save(state, step, metrics)
-            saved_at = time.monotonic()
-        if metrics:
-            evaluate.write_report(state, finished=stop or step == total)
-        if ended or stop:
+                interruptions.saved()
+                if look:
+                    stop = exhausted(run.config, evaluate.workdir / "metrics.jsonl")
+                    evaluate.write_report(state, finished=stop or step == total)
+        if number or stop:
             break
     checkpoints.wait()
     barrier("end of training")
-    if received and step < total and not stop:
-        logger.info("stopped by signal %d at step %d; run again to resume", received[0], step)
-        return 128 + received[0]
+    if number and step < total and not stop:
+        logger.info("stopped by signal %d at step %d; run again to resume", number, step)
+        return 128 + number
     logger.info("finished at step %d of %d; see %s", step, total, evaluate.workdir)
     return 0

@@ -28,20 +28,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from genjax.config import ConfigError
-from genjax.training.pictures import grid, png, save_png, write_atomic
-
-__all__ = [
-    "JsonlWriter",
-    "Progress",
-    "TensorBoardWriter",
-    "WandbWriter",
-    "Writer",
-    "Writers",
-    "grid",
-    "read_metrics",
-    "save_png",
-    "setup_logging",
-]
+from genjax.training.pictures import png, write_atomic
 
 logger = logging.getLogger("genjax")
 
@@ -290,12 +277,11 @@ class Progress:
       total: the step that the run ends at.
       start: the step that it starts or resumes at.
       batch_size: examples a step, for the rate.
-      unit: what an example is called.
     """
 
-    def __init__(self, total: int, start: int, batch_size: int, unit: str = "examples"):
+    def __init__(self, total: int, start: int, batch_size: int):
         """Starts the clock, and the bar if there is a terminal."""
-        self._total, self._batch_size, self._unit = total, batch_size, unit
+        self._total, self._batch_size = total, batch_size
         self._mark_step, self._mark_time = start, time.perf_counter()
         self._bar = tqdm(
             total=total,
@@ -335,7 +321,7 @@ class Progress:
         rate = steps * self._batch_size / seconds if steps > 0 else math.nan
         left = (self._total - step) * seconds / steps if steps > 0 else math.nan
         speed = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-        text = f"loss {float(loss):.4g}, {speed} {self._unit}/s, ETA {_duration(left)}"
+        text = f"loss {float(loss):.4g}, {speed} examples/s, ETA {_duration(left)}"
         self._bar.set_postfix_str(text, refresh=False)
         self.step(step)
         logger.info("step %d/%d, %s", step, self._total, text, extra={"progress": True})

@@ -108,7 +108,12 @@ def _by_path(rules: Sequence[tuple[str, Any]], params: Tree, prefix: str, what: 
 
 
 def check_rules(config: ConfigDict, params: Mapping[str, Tree]) -> None:
-    """Raises ConfigError if a freeze or learning-rate rule matches no parameter of any network."""
+    """Checks that the rules and the parameters of all networks fit each other.
+
+    Raises:
+      ConfigError: a freeze or learning-rate rule matches no parameter, or a parameter matches no
+        learning-rate or weight-decay rule.
+    """
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(dict(params))]
     patterns = {
         "freeze": tuple(config.optimizer.freeze),
@@ -120,6 +125,13 @@ def check_rules(config: ConfigDict, params: Mapping[str, Tree]) -> None:
                 raise ConfigError(
                     f"config.optimizer.{key}: {regex!r} matches no parameter. "
                     f"Nearest: {nearest(regex, paths)}."
+                )
+    for key in ("learning_rate_rules", "weight_decay_rules"):
+        for path in paths:
+            if not any(re.search(regex, path) for regex, _ in config.optimizer[key]):
+                raise ConfigError(
+                    f"config.optimizer.{key}: no rule matches {path!r}. End the rules with "
+                    "('.*', 1.0)."
                 )
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 from PIL import Image
 
+from genjax.config import flatten
 from genjax.training.chart import line_chart, number
 from genjax.training.metrics import read_metrics
 from genjax.training.page import SCRIPT, STYLE
@@ -97,17 +98,6 @@ def environment() -> dict[str, str]:
     facts["command"] = shlex.join(sys.orig_argv)
     commit = _commit()
     return facts | ({"git commit": commit} if commit else {})
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of nested dicts."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _breakable(name: str) -> str:
@@ -324,7 +314,7 @@ def write_report(
         _charts("Evaluation", evals, (0, step)),
         _charts("Training", train, (0, step)),
         f"<h2>Metrics</h2>{_metric_table(evals | train)}",
-        f"<details><summary>Config</summary>{_pairs(_flat(config))}</details>",
+        f"<details><summary>Config</summary>{_pairs(flatten(config))}</details>",
         f"<h2>Environment</h2>{_pairs(environment)}",
         f'<h2>State</h2><div class="card digest">sha256 <code>{state}</code></div>',
     ]

@@ -64,10 +64,10 @@ def make_step(
         )
         norm, weight = optax.tree.norm(grads), metrics["loss"][1]
         metrics["grad_norm"] = jnp.stack([norm * weight, weight])
-        finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norm)
         updates, opt_state = optimizers[name].update(
             grads, state.opt_state[name], state.params[name], step=state.step
         )
+        finite = jnp.isfinite(metrics["loss"][0] + norm + optax.tree.norm(updates))
         params = optax.apply_updates(state.params[name], updates)
 
         def keep(new: Tree, old: Tree) -> Tree:

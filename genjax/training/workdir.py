@@ -12,23 +12,25 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from genjax import config as configs
 from genjax.config import ConfigError
+from genjax.method import DataSpec
 from genjax.training.pictures import write_atomic
 
 
 @contextlib.contextmanager
-def locked(workdir: Path, first: bool = True) -> Iterator[None]:
+def locked(workdir: Path) -> Iterator[None]:
     """Holds `workdir/lock`, which names this process; freed by the system if the process dies.
 
-    Of several processes of one run only the first takes it.
+    Of several processes of one run the first takes it for all.
 
     Raises:
       ConfigError: another process holds it; the message names its pid.
     """
-    if not first:
+    if jax.process_index():
         yield
         return
     path = workdir / "lock"
@@ -55,19 +57,43 @@ def read_config(workdir: Path) -> ConfigDict | None:
     Raises:
       ConfigError: the file is damaged.
     """
+    stored = _read(workdir)
+    return None if stored is None else stored[0]
+
+
+def read_spec(workdir: Path) -> DataSpec | None:
+    """What the data of the run in `workdir` look like; None if there is no run."""
+    stored = _read(workdir)
+    return None if stored is None else stored[1]
+
+
+def _read(workdir: Path) -> tuple[ConfigDict, DataSpec] | None:
     path = workdir / "config.json"
     if not path.exists():
         return None
     try:
-        return configs.from_json(json.loads(path.read_text())["config"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged ({error}). Restore it or give --config.") from error
+        content = json.loads(path.read_text())
+        config = configs.from_json(content["config"])
+        if missing := configs.flatten(configs.base()).keys() - configs.flatten(config).keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing)[:5])}")
+        features = {
+            name: jax.ShapeDtypeStruct(tuple(shape), dtype)
+            for name, (shape, dtype) in content["data"].pop("features").items()
+        }
+        return config, DataSpec(features=features, **content["data"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} is damaged or of another version ({error}). Put it back from a copy, or "
+            "delete it and give --config."
+        ) from error
 
 
-def write_config(workdir: Path, config: ConfigDict, command: Sequence[str]) -> None:
-    """Writes `config.json`: the config, the command and the time."""
+def write_config(workdir: Path, config: ConfigDict, spec: DataSpec, command: Sequence[str]) -> None:
+    """Writes `config.json`: the config, what the data look like, the command and the time."""
+    features = {name: (s.shape, str(s.dtype)) for name, s in spec.features.items()}
     content = {
         "config": configs.to_json(config),
+        "data": spec._replace(features=features)._asdict(),
         "command": list(command),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

@@ -49,6 +49,13 @@ def refused(capsys, tmp_path):
         (["--config.dataset.name=digitz"], ["digitz", "digits"]),
         (["--config.model.multipliers=(1,2,2,2,2)"], ["8 x 8", "multiple of 16"]),
         (["--config.evals.split=tets"], ["tets", "test"]),
+        (["--config.early_stop.metric=eval/loss"], ["eval/loss", "eval/bits_per_dim"]),
+        (["--config.checkpoint.best=eval/loss"], ["eval/loss", "eval/bits_per_dim"]),
+        (["--config.model.attention=(16,)"], ["16", "[8, 4]"]),
+        (["--config.model.heads=3"], ["heads=3", "[16, 32]"]),
+        (["--config.model.multipliers=a"], ["model.multipliers", "a whole number"]),
+        (["--config.dataset.dequantize=True"], ["dequantize=False"]),
+        (["--config.ema.networks=('encoder',)"], ["encoder", "denoiser"]),
         (["--config.optimizer.freeze=('^nothing',)"], ["freeze", "^nothing"]),
         (["--stepz=5"], ["--stepz", "--steps"]),
     ],
@@ -131,6 +138,9 @@ def test_another_config_is_refused_with_the_keys_and_nothing_is_lost(refused, ru
 def test_a_damaged_config_of_a_run(refused, run_copy):
     (run_copy / "config.json").write_text('{"config": {"method": ')
     assert "is damaged" in refused(f"--workdir={run_copy}", "--mode=inspect")
+    (run_copy / "config.json").write_text('{"config": {"method": "ddpm"}, "data": {}}')
+    assert "it lacks" in refused(f"--workdir={run_copy}", "--mode=inspect")
+    assert "is damaged" in refused(TINY, *FAST, f"--workdir={run_copy}")
 
 
 def test_sampling_options_that_do_not_exist(refused, finished_run):
@@ -139,7 +149,11 @@ def test_sampling_options_that_do_not_exist(refused, finished_run):
     assert "steps" in refused(at, "--mode=sample", "--steps=11")
     assert "--num=0" in refused(at, "--mode=sample", "--num=0")
     assert "class_conditional" in refused(at, "--mode=sample", "--guidance=3")
+    assert "class-conditional" in refused(at, "--mode=sample", "--condition=3")
+    assert "--steps" in refused(at, "--mode=sample", "--stepz=3")
     assert "[6, 12]" in refused(at, "--mode=sample", "--checkpoint=7")
+    assert "a step or 'best'" in refused(at, "--mode=sample", "--checkpoint=last")
+    assert "no best checkpoint" in refused(at, "--mode=sample", "--checkpoint=best")
 
 
 def test_a_second_run_at_once_is_refused_with_the_pid(refused, run_copy):
@@ -171,7 +185,7 @@ def test_a_full_disk_ends_in_one_error_and_keeps_what_was_saved(cli, run_copy):
         environment={"JAX_ENABLE_COMPILATION_CACHE": "false"},
     )
     message = err[err.index("error: ") :]
-    assert "Traceback" not in message
+    assert "Traceback" not in err
     assert "disk" in message
     assert Checkpoints(run_copy).latest() == 12
     cli.train(run_copy, "--config.duration=16_steps")

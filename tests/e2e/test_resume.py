@@ -1,5 +1,6 @@
 """A run killed anywhere and resumed is the run that was not."""
 
+import fcntl
 import json
 import random
 import signal
@@ -37,10 +38,13 @@ def start(cli, workdir, *arguments, **options):
     )
 
 
-def test_killed_at_a_random_step_and_resumed_is_bitwise_the_same(cli, tmp_path, uninterrupted):
+@pytest.mark.parametrize("every", ["4_steps", "1_steps"])  # the latter dies while it saves
+def test_killed_at_a_random_step_and_resumed_is_bitwise_the_same(
+    cli, tmp_path, uninterrupted, every
+):
     step = random.randrange(5, 38)
     print(f"killing at step {step}")
-    process = start(cli, tmp_path / "run", "--config.checkpoint.every=4_steps")
+    process = start(cli, tmp_path / "run", f"--config.checkpoint.every={every}")
     wait_for_step(process, tmp_path / "run", step)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -65,27 +69,37 @@ def test_a_signal_saves_and_says_so_by_the_exit_code(cli, tmp_path, uninterrupte
     assert steps_logged(tmp_path / "run") == list(range(1, 41))
 
 
-def test_two_processes_equal_one(cli, tmp_path):
-    """Two processes with one device each, over gloo, against one with two; plain SGD."""
-    sgd = ["--config.optimizer.name=sgd", "--config.optimizer.momentum=0.0"]
-    arguments = [f"--config={DDPM}:tiny", *FAST, *sgd]
+def pair(cli, *arguments, workdir):
+    """Two processes of one run over gloo, with one device each."""
     port = random.randrange(20000, 60000)
-    environments = [
-        {
-            "GENJAX_COORDINATOR": f"127.0.0.1:{port}",
-            "GENJAX_PROCESS_COUNT": "2",
-            "GENJAX_PROCESS_INDEX": str(index),
-        }
+    return [
+        cli.start(
+            *arguments,
+            f"--workdir={workdir}",
+            environment={
+                "GENJAX_COORDINATOR": f"127.0.0.1:{port}",
+                "GENJAX_PROCESS_COUNT": "2",
+                "GENJAX_PROCESS_INDEX": str(index),
+            },
+        )
         for index in range(2)
     ]
-    both = [
-        cli.start(*arguments, f"--workdir={tmp_path / 'two'}", environment=environment)
-        for environment in environments
+
+
+SGD = ["--config.optimizer.name=sgd", "--config.optimizer.momentum=0.0"]
+
+
+@pytest.mark.parametrize("mesh", ["data", "fsdp", "tensor"])
+def test_two_processes_equal_one(cli, tmp_path, mesh):
+    """Against one process with one device; plain SGD, since Adam amplifies gradients of zero."""
+    arguments = [f"--config={DDPM}:tiny", *FAST, *SGD, "--config.model.channels=16"]
+    layout = [
+        f"--config.mesh.{axis}={2 if axis == mesh else 1}" for axis in ("data", "fsdp", "tensor")
     ]
-    for process in both:
+    for process in pair(cli, *arguments, *layout, workdir=tmp_path / "two"):
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
-    cli.run(*arguments, f"--workdir={tmp_path / 'one'}", devices=2)
+    cli.run(*arguments, f"--workdir={tmp_path / 'one'}")
     run = assemble(read_config(tmp_path / "one"), devices=jax.devices()[:1])
     one, two = (Checkpoints(tmp_path / name).restore(run.state) for name in ("one", "two"))
     moved = 0.0
@@ -98,6 +112,30 @@ def test_two_processes_equal_one(cli, tmp_path):
         assert a.keys() == b.keys()
         for name in a:
             np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_a_signal_to_one_process_ends_both_with_its_code(cli, tmp_path):
+    arguments = [f"--config={DDPM}:tiny", *FAST, "--config.duration=2000_steps"]
+    arguments += ["--config.evals.every=", "--config.checkpoint.minutes=0"]
+    both = pair(cli, *arguments, workdir=tmp_path / "run")
+    wait_for_step(both[0], tmp_path / "run", 3)
+    both[1].send_signal(signal.SIGTERM)
+    for process in both:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 143, err
+    assert Checkpoints(tmp_path / "run").latest() % 10 == 0
+
+
+def test_an_error_on_the_first_process_does_not_leave_the_other_waiting(cli, tmp_path):
+    (tmp_path / "run").mkdir()
+    with open(tmp_path / "run" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        both = pair(cli, f"--config={DDPM}:tiny", *FAST, workdir=tmp_path / "run")
+        _, err = both[0].communicate(timeout=120)
+        assert both[0].returncode == 1
+        assert "is in use by another run" in err
+        both[1].communicate(timeout=120)
+        assert both[1].returncode != 0
 
 
 def test_a_damaged_tail_of_the_metrics_is_dropped_on_resume(cli, tmp_path):

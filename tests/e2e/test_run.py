@@ -77,6 +77,10 @@ def test_eval_repeats_the_evaluation_of_training(finished_run, cli):
     out, _ = cli.run(f"--workdir={finished_run}", "--mode=eval")
     found = float(re.search(r"eval/bits_per_dim (\S+)", out)[1])
     np.testing.assert_allclose(found, trained["eval/bits_per_dim"], rtol=1e-5)
+    count = len(metrics(finished_run))
+    out, _ = cli.run(f"--workdir={finished_run}", "--mode=eval", "--config.evals.split=train")
+    assert float(re.search(r"eval/bits_per_dim (\S+)", out)[1]) != found
+    assert len(metrics(finished_run)) == count  # not the run's own evaluation: only printed
 
 
 def test_resuming_a_finished_run_ends_at_once_and_a_longer_one_goes_on(cli, tmp_path):
@@ -112,6 +116,7 @@ def test_early_stopping_ends_a_run_and_keeps_its_best(cli, tmp_path):
     cli.train(
         tmp_path / "run",
         "--config.evals.every=1_steps",
+        "--config.evals.split=validation",
         "--config.early_stop.metric=eval/bits_per_dim_prior",  # does not depend on the model
         "--config.early_stop.patience=3",
         "--config.checkpoint.best=eval/bits_per_dim",
@@ -125,6 +130,11 @@ def test_early_stopping_ends_a_run_and_keeps_its_best(cli, tmp_path):
     }
     best = min(values, key=values.get)
     assert Checkpoints(tmp_path / "run").steps() == sorted({best, 4})
+    _, err = cli.run(f"--workdir={tmp_path / 'run'}")  # started again: still stopped
+    assert "nothing to do" in err
+    assert steps_logged(tmp_path / "run")[-1] == 4
+    out, _ = cli.run(f"--workdir={tmp_path / 'run'}", "--mode=inspect", "--checkpoint=best")
+    assert f"step {best} of 12" in out
 
 
 def test_a_diverging_run_stops_with_one_clear_error(cli, tmp_path):

@@ -92,10 +92,29 @@ def test_the_best_can_be_the_largest(tmp_path):
     assert checkpoints.steps() == [2, 3]
 
 
-def test_an_unknown_best_metric_is_refused(tmp_path):
-    checkpoints = opened(tmp_path, best="eval/los")
-    with pytest.raises(ConfigError, match=r"eval/los.*eval/loss"):
-        checkpoints.save(make_state(1), 1, {"eval/loss": 1.0})
+def test_the_early_stop_metric_is_best_too_and_nan_is_never_best(tmp_path):
+    config = configs.base()
+    config.checkpoint.keep = 1
+    config.early_stop.update({"metric": "eval/score", "mode": "max"})
+    checkpoints = Checkpoints(tmp_path, config)
+    for step, score in [(1, 0.1), (2, 0.9), (3, float("nan")), (4, 0.5), (5, float("inf"))]:
+        checkpoints.save(make_state(step), step, {"eval/score": score})
+        checkpoints.wait()
+    assert checkpoints.steps() == [2, 5]
+    assert Checkpoints(tmp_path).best(config) == 2
+    with pytest.raises(ConfigError, match="kept no best"):
+        checkpoints.best(configs.base())
+
+
+def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path):
+    checkpoints = opened(tmp_path)
+    checkpoints.save(make_state(4), 4, {})
+    checkpoints.wait()
+    for file in (tmp_path / "checkpoints" / "4" / "state").rglob("*"):
+        if file.is_file() and "/d/" in str(file):
+            file.write_bytes(b"damaged")
+    with pytest.raises(OSError, match=r"checkpoints/4"):
+        Checkpoints(tmp_path).restore(abstract(make_state(4)))
 
 
 def test_a_checkpoint_cut_short_is_never_picked_up(tmp_path):

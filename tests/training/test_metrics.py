@@ -248,7 +248,7 @@ def test_writers_fan_out_and_all_close_when_one_fails():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grid_places_each_picture(channels):
     images = np.random.default_rng(1).integers(0, 256, (5, 4, 6, channels)).astype(np.uint8)
-    picture = metrics.grid(images)
+    picture = pictures.grid(images)
     assert picture.shape == (2 * 4 + 2, 3 * 6 + 2 * 2, 3)
     assert picture.dtype == np.uint8
     rgb = np.broadcast_to(images, (5, 4, 6, 3))
@@ -261,18 +261,18 @@ def test_grid_places_each_picture(channels):
 
 def test_grid_columns_and_bad_input():
     images = np.zeros((6, 4, 4, 1), np.uint8)
-    assert metrics.grid(images, columns=6).shape == (4, 34, 3)
-    assert metrics.grid(images[:1]).shape == (4, 4, 3)
+    assert pictures.grid(images, columns=6).shape == (4, 34, 3)
+    assert pictures.grid(images[:1]).shape == (4, 4, 3)
     with pytest.raises(ValueError, match=r"float32 \[6, 4, 4, 1\]"):
-        metrics.grid(images.astype(np.float32))
+        pictures.grid(images.astype(np.float32))
     with pytest.raises(ValueError, match="at least one picture"):
-        metrics.grid(images[:0])
+        pictures.grid(images[:0])
 
 
 @pytest.mark.parametrize("shape", [(9, 5, 3), (9, 5, 1), (9, 5)])
 def test_png_reads_back(tmp_path, shape):
     picture = np.random.default_rng(2).integers(0, 256, shape).astype(np.uint8)
-    metrics.save_png(tmp_path / "samples" / "step_1.png", picture)
+    pictures.save_png(tmp_path / "samples" / "step_1.png", picture)
     with Image.open(tmp_path / "samples" / "step_1.png") as image:
         assert image.format == "PNG"
         np.testing.assert_array_equal(np.asarray(image).reshape(shape), picture)

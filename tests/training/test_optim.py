@@ -124,10 +124,11 @@ def test_a_rule_that_matches_nothing_is_refused(key):
         optim.check_rules(base(**{key: value}), {"net": PARAMS})
 
 
-def test_a_parameter_without_a_rule_is_refused():
-    config = base(learning_rate_rules=((r"kernel$", 1.0),))
-    with pytest.raises(ValueError, match="no learning rate rule matches 'net/block/bias'"):
-        run(config, steps=1)
+@pytest.mark.parametrize("key", ["weight_decay_rules", "learning_rate_rules"])
+def test_a_parameter_without_a_rule_is_refused(key):
+    config = base(**{key: ((r"kernel$", 1.0),)})
+    with pytest.raises(ConfigError, match=rf"{key}.*'net/block/bias'"):
+        optim.check_rules(config, {"net": PARAMS})
 
 
 def test_unknown_names_are_refused_with_the_nearest():
@@ -174,13 +175,13 @@ def test_the_step_is_the_only_clock():
 def test_ema_is_the_weighted_sum_of_all_parameters():
     config = configs.base()
     config.ema.update({"decay": (0.5, 0.9), "warmup": False})
-    history = [jax.tree.map(lambda p, i=i: p + i, PARAMS) for i in range(6)]
-    averages = ema.init(config, history[0])
+    history = [{"net": jax.tree.map(lambda p, i=i: p + i, PARAMS)} for i in range(6)]
+    averages = ema.init(config, history[0], ["net"])
     for i, params in enumerate(history[1:]):
         averages = ema.update(config, averages, params, jnp.int32(i))
     for d in (0.5, 0.9):
         mean = d**5 * 0 + sum((1 - d) * d ** (5 - i) * i for i in range(1, 6))
-        expected = jax.tree.map(lambda p, mean=mean: p + mean, PARAMS)
+        expected = {"net": jax.tree.map(lambda p, mean=mean: p + mean, PARAMS)}
         chex.assert_trees_all_close(averages[str(d)], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -192,3 +193,17 @@ def test_ema_warm_up_follows_its_formula():
         found = ema.update(config, {"0.99": tree}, {"w": jnp.float32(1.0)}, jnp.int32(step))
         decay = min(0.99, (1 + step) / (10 + step))
         np.testing.assert_allclose(found["0.99"]["w"], 1 - decay, rtol=1e-5)
+
+
+def test_only_the_named_networks_are_averaged_and_evaluated_so():
+    config = configs.base()
+    params = {"generator": {"w": jnp.float32(1.0)}, "discriminator": {"w": jnp.float32(2.0)}}
+    config.ema.networks = ("generator",)
+    averages = ema.init(config, params, params)
+    assert averages == {"0.999": {"generator": {"w": 1.0}}}
+    averages = {"0.999": {"generator": {"w": jnp.float32(5.0)}}}
+    used = ema.evaluation_params(config, params, averages)
+    assert used == {"generator": {"w": 5.0}, "discriminator": {"w": 2.0}}
+    config.ema.networks = ("encoder",)
+    with pytest.raises(ConfigError, match="encoder"):
+        ema.init(config, params, params)

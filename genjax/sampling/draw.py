@@ -1,0 +1,91 @@
+"""Drawing any number of samples from a method, in batches."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from genjax.config import ConfigError, nearest
+from genjax.method import Method
+from genjax.train_state import stream
+from genjax.training.assemble import Assembly
+
+Tree = Any
+BATCH = 64  # samples drawn at a time
+
+
+def parse_options(method: Method, given: Mapping[str, str]) -> dict[str, Any]:
+    """The keyword options of `method.sample` that the command line gives, as Python values.
+
+    `condition` is one value for all samples, or a tuple that is repeated in turn.
+
+    Raises:
+      ConfigError: an option that the method does not have.
+    """
+    parameters = inspect.signature(method.sample).parameters.values()
+    known = ["condition", *(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)]
+    options = {}
+    for name, text in given.items():
+        if name not in known:
+            raise ConfigError(
+                f"--{name}={text}: the method has no such sampling option. "
+                f"Nearest: {nearest(name, known)}."
+            )
+        try:
+            options[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            options[name] = text
+    return options
+
+
+def make_draw(
+    run: Assembly, num: int, options: Mapping[str, Any]
+) -> Callable[[Tree, Tree, jax.Array], np.ndarray]:
+    """The function (params, mutable, key) -> `num` samples, on the host of every process.
+
+    It is compiled at its first call. Batches of `BATCH` are drawn with the key folded with their
+    index, so that the first samples do not depend on how many follow.
+
+    Args:
+      run: what to draw from.
+      num: how many samples.
+      options: keywords of `method.sample`; `condition` is one value for all samples, or a tuple
+        that is repeated in turn.
+
+    Raises:
+      ConfigError: (at the first call) an option has a value that the method cannot follow.
+    """
+    options = dict(options)
+    condition = options.pop("condition", None)
+    size = min(num, BATCH)
+    batches = -(-num // size)
+    if condition is not None:
+        values = condition if isinstance(condition, tuple) else (condition,)
+        condition = np.resize(np.asarray(values), (batches, size))
+
+    def batch(params: Tree, mutable: Tree, key: jax.Array, condition: jax.Array | None):
+        return run.method.sample(params, mutable, key, size, condition, **options)
+
+    jitted = jax.jit(batch, out_shardings=NamedSharding(run.mesh, PartitionSpec()))
+
+    def draw(params: Tree, mutable: Tree, key: jax.Array) -> np.ndarray:
+        key = stream(key, "sample")
+        with jax.set_mesh(run.mesh):
+            drawn = [
+                np.asarray(
+                    jitted(
+                        *(params, mutable, jax.random.fold_in(key, i)),
+                        None if condition is None else condition[i],
+                    )
+                )
+                for i in range(batches)
+            ]
+        return np.concatenate(drawn)[:num]
+
+    return draw
