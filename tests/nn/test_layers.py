@@ -1,0 +1,177 @@
+"""Layers against their formulas, in float64 numpy."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.test_util import check_grads
+
+from genjax.nn import layers
+from genjax.nn.functional import functional
+
+
+def rand(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def f32(x):
+    return jnp.asarray(x, jnp.float32)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(8, 2), (32, 8), (128, 32), (12, 3), (3, 1)])
+def test_group_norm(channels, groups):
+    """Wu & He 2018, eq. 1-6."""
+    x, scale, bias = 3 * rand(2, 5, 4, channels) + 1, rand(channels, seed=1), rand(channels, seed=2)
+    layer = layers.GroupNorm(channels)
+    layer.scale[...], layer.bias[...] = f32(scale), f32(bias)
+    expected = np.empty_like(x)
+    size = channels // groups
+    for b in range(2):
+        for g in range(groups):
+            part = x[b, :, :, g * size : (g + 1) * size]
+            normal = (part - part.mean()) / np.sqrt(part.var() + 1e-6)
+            expected[b, :, :, g * size : (g + 1) * size] = normal
+    np.testing.assert_allclose(layer(f32(x)), expected * scale + bias, atol=2e-5)
+
+
+def test_group_norm_keeps_float32_statistics_in_bfloat16():
+    x = rand(1, 8, 8, 4) + 100.0
+    low = jnp.asarray(x, jnp.bfloat16)
+    found = layers.GroupNorm(4)(low)
+    assert found.dtype == jnp.bfloat16
+    exact = np.asarray(low, np.float64)
+    expected = (exact - exact.mean()) / np.sqrt(exact.var() + 1e-6)
+    np.testing.assert_allclose(np.asarray(found, np.float64), expected, atol=0.02)
+
+
+def reference_attention(q, k, v):
+    out = np.empty_like(q)
+    for b in range(q.shape[0]):
+        for n in range(q.shape[2]):
+            scores = q[b, :, n] @ k[b, :, n].T / np.sqrt(q.shape[3])
+            weights = np.exp(scores - scores.max(1, keepdims=True))
+            out[b, :, n] = weights / weights.sum(1, keepdims=True) @ v[b, :, n]
+    return out
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_attention(heads):
+    q, k, v = (rand(2, 7, heads, 4, seed=s) for s in range(3))
+    found = layers.attention(f32(q), f32(k), f32(v))
+    np.testing.assert_allclose(found, reference_attention(q, k, v), atol=1e-5)
+
+
+def test_attention_does_not_overflow():
+    q = f32(rand(1, 4, 1, 2) * 1e4)
+    assert np.isfinite(layers.attention(q, q, q)).all()
+
+
+def test_linear_and_its_gradient():
+    layer = layers.Linear(5, 3, rngs=nnx.Rngs(0))
+    x, kernel = rand(2, 4, 5), np.asarray(layer.kernel[...], np.float64)
+    layer.bias[...] = f32([1.0, 2.0, 3.0])
+    np.testing.assert_allclose(layer(f32(x)), x @ kernel + [1, 2, 3], atol=1e-5)
+    check_grads(layers.product, (f32(x), f32(kernel)), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
+    dx, dk = jax.vjp(layers.product, f32(x), f32(kernel))[1](jnp.ones((2, 4, 3)))
+    np.testing.assert_allclose(dx, np.ones((2, 4, 3)) @ kernel.T, atol=1e-5)
+    np.testing.assert_allclose(dk, x.reshape(8, 5).T @ np.ones((8, 3)), atol=1e-5)
+
+
+def test_bfloat16_products_accumulate_in_float32():
+    x = jnp.ones((1, 4096), jnp.bfloat16) * 1.01
+    kernel = jnp.ones((4096, 1), jnp.bfloat16)
+    exact = 4096 * float(jnp.bfloat16(1.01))
+    np.testing.assert_allclose(layers.product(x, kernel)[0, 0], exact, rtol=2**-8)
+    dx, dk = jax.vjp(layers.product, x, kernel)[1](jnp.ones((1, 1), jnp.bfloat16))
+    assert dx.dtype == dk.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 1)])
+def test_conv(size, stride):
+    layer = layers.Conv(2, 4, size, stride=stride, rngs=nnx.Rngs(0))
+    kernel = np.asarray(layer.kernel[...], np.float64)
+    x = rand(2, 6, 6, 2)
+    out = 6 // stride
+    total = max((out - 1) * stride + size - 6, 0)
+    before = total // 2
+    padded = np.pad(x, ((0, 0), (before, total - before), (before, total - before), (0, 0)))
+    expected = np.zeros((2, out, out, 4))
+    for i in range(out):
+        for j in range(out):
+            window = padded[:, i * stride : i * stride + size, j * stride : j * stride + size]
+            expected[:, i, j] = np.einsum("bhwc,hwcf->bf", window, kernel)
+    np.testing.assert_allclose(layer(f32(x)), expected, atol=1e-5)
+
+
+def test_sinusoidal_embedding():
+    """Vaswani et al. 2017, section 3.5, with the frequencies of DDPM: 10000^(-i / (D/2 - 1))."""
+    found = layers.sinusoidal_embedding(f32([0.0, 1.0, 999.0]), 8)
+    for row, t in enumerate([0.0, 1.0, 999.0]):
+        angles = [t * 10_000 ** (-i / 3) for i in range(4)]
+        np.testing.assert_allclose(found[row], [*np.sin(angles), *np.cos(angles)], atol=1e-4)
+
+
+def test_dropout():
+    x = jnp.ones((100, 100))
+    found = np.asarray(layers.dropout(x, 0.25, jax.random.key(0), True))
+    assert set(np.unique(found)) == {0.0, np.float32(1 / 0.75)}
+    assert abs((found == 0).mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 1e4)
+    chex.assert_trees_all_equal(layers.dropout(x, 0.25, None, False), x)
+    chex.assert_trees_all_equal(layers.dropout(x, 0.0, None, True), x)
+    with pytest.raises(ValueError, match="needs a key"):
+        layers.dropout(x, 0.25, None, True)
+
+
+def test_resampling():
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(
+        layers.upsample_nearest(x)[0, :, :, 0], np.kron(x[0, :, :, 0], np.ones((2, 2)))
+    )
+    folded = layers.space_to_depth(x, 2)
+    assert folded.shape == (1, 2, 2, 4)
+    np.testing.assert_array_equal(folded[0, 0, 1], [2, 3, 6, 7])
+    np.testing.assert_array_equal(layers.depth_to_space(folded, 2), x)
+    colour = f32(rand(2, 6, 4, 3))
+    np.testing.assert_array_equal(
+        layers.depth_to_space(layers.space_to_depth(colour, 2), 2), colour
+    )
+
+
+class Counter(nnx.Module):
+    """A layer with state: counts its training calls and adds the count."""
+
+    def __init__(self, rngs):
+        self.linear = layers.Linear(2, 2, rngs=rngs)
+        self.calls = nnx.BatchStat(jnp.int32(0))
+
+    def __call__(self, x, *, key=None, train=False):
+        if train:
+            self.calls[...] += 1
+        return self.linear(x) + self.calls[...]
+
+
+def test_the_seam_is_pure_and_returns_the_new_state():
+    net = functional(Counter)
+    params, mutable = net.init(jax.random.key(0))
+    assert set(params) == {"linear"}
+    assert mutable == {"calls": 0}
+    apply = jax.jit(net.apply, static_argnames="train")
+    first, changed = apply(params, mutable, jnp.ones((1, 2)), train=True)
+    assert changed == {"calls": 1}
+    assert mutable == {"calls": 0}
+    again, same = apply(params, changed, jnp.ones((1, 2)), train=False)
+    assert same == {"calls": 1}
+    np.testing.assert_array_equal(first, again)
+    expected = np.ones((1, 2)) @ np.asarray(params["linear"]["kernel"]) + 1
+    np.testing.assert_allclose(first, expected, atol=1e-6)
+    doubled = jax.tree.map(lambda p: 2 * p, params)
+    assert not np.array_equal(net.apply(doubled, mutable, jnp.ones((1, 2)))[0], first)
+
+
+def test_initial_parameters_depend_on_the_key_alone():
+    net = functional(Counter)
+    a, b, c = (net.init(jax.random.key(s))[0]["linear"]["kernel"] for s in (0, 0, 1))
+    np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(a, c)

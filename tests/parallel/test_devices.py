@@ -1,0 +1,98 @@
+"""The same gradients on one device and on eight, however the mesh is laid out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax import config as configs
+from genjax.parallel import rules
+from genjax.parallel.mesh import global_batch
+from genjax.training.assemble import assemble
+
+PLAIN_SGD = {
+    "optimizer.name": "sgd",
+    "optimizer.momentum": 0.0,
+    "optimizer.clip_norm": 0.0,
+    "optimizer.learning_rate": 1.0,
+    "schedule.name": "constant",
+    "schedule.warmup": "",
+    "batch_size": 16,
+    "model.channels": 16,
+}
+
+
+def one_step(devices, **overrides):
+    """(state before, state after, assembly) of a step from the same start on the same data."""
+    config = configs.load("configs/ddpm.py:tiny", PLAIN_SGD | overrides)
+    run = assemble(config, devices=devices)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (16, 8, 8, 1), np.uint8),
+        "label": rng.integers(0, 10, 16).astype(np.int32),
+    }
+    state = run.init()
+
+    # Off the initial zeros, through which no gradient passes.
+    def move(path, leaf):
+        seed = sum(map(ord, rules.path_name(path)))
+        return leaf + 0.05 * np.random.default_rng(seed).normal(size=leaf.shape).astype(np.float32)
+
+    params = jax.tree_util.tree_map_with_path(move, state.params)
+    shardings = jax.tree.map(lambda s: s.sharding, run.state)
+    state = jax.device_put(state.replace(params=params), shardings)
+    before = jax.tree.map(np.asarray, state.params)
+    with jax.set_mesh(run.mesh):
+        after, output = run.step(state, global_batch(batch, run.mesh))
+    return before, after, output, run
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    return one_step(jax.devices()[:1])
+
+
+LAYOUTS = [
+    {"mesh.data": 8},
+    {"mesh.data": 1, "mesh.fsdp": 8},
+    {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
+    {"mesh.data": 4, "mesh.fsdp": 2, "accumulation": 1},
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_eight_devices_give_the_gradients_of_one(on_one_device, layout):
+    before, after_one, output_one, _ = on_one_device
+    _, after, output, run = one_step(jax.devices(), **layout)
+    largest = 0.0
+    for path, start in jax.tree_util.tree_leaves_with_path(before):
+        name = rules.path_name(path)
+        one, eight = (
+            start - np.asarray(leaf)
+            for tree in (after_one.params, after.params)
+            for p, leaf in jax.tree_util.tree_leaves_with_path(tree)
+            if rules.path_name(p) == name
+        )
+        np.testing.assert_allclose(eight, one, atol=2e-6, rtol=1e-4, err_msg=name)
+        largest = max(largest, float(np.abs(one).max()))
+    assert largest > 1e-2
+    np.testing.assert_allclose(output.metrics["loss"], output_one.metrics["loss"], rtol=1e-5)
+    if run.mesh.shape["fsdp"] > 1:
+        specs = {str(leaf.sharding.spec) for leaf in jax.tree.leaves(after.params)}
+        assert any("fsdp" in spec for spec in specs)
+
+
+def test_accumulation_over_devices_keeps_examples_where_they_are():
+    """A microbatch takes every k-th example: splitting it moves no data between devices."""
+    config = configs.load("configs/ddpm.py:tiny", PLAIN_SGD | {"accumulation": 2})
+    run = assemble(config, devices=jax.devices()[:8])
+    from genjax.training.accumulate import part
+
+    text = (
+        jax.jit(lambda b: part(b, 2, 1)["image"].astype(jnp.int32).sum(axis=(1, 2, 3)))
+        .lower(run.batch)
+        .compile()
+        .as_text()
+    )
+    for collective in ("all-gather", "all-to-all", "collective-permute"):
+        assert collective not in text
