@@ -1,65 +1,7 @@
-"""Running the command line: in this process for errors, in its own for everything else."""
-
-import json
-import os
-import re
-import subprocess
-import sys
-import time
-from pathlib import Path
+"""Fixtures of the end-to-end tests."""
 
 import pytest
-
-ROOT = Path(__file__).parent.parent.parent
-DDPM = str(ROOT / "configs" / "ddpm.py")
-
-# The tiny preset, smaller still: a run of seconds whose compiled step all tests share.
-FAST = [
-    "--config.duration=12_steps",
-    "--config.batch_size=8",
-    "--config.log.every=1_steps",
-    "--config.evals.every=6_steps",
-    "--config.evals.limit=20",
-    "--config.evals.batch_size=16",
-    "--config.evals.samples=4",
-    "--config.schedule.warmup=2_steps",
-    "--config.diffusion.num_timesteps=10",
-    "--config.diffusion.eval_timesteps=2",
-    "--config.diffusion.steps=2",
-    "--config.model.channels=8",
-    "--config.dataset.threads=1",
-]
-
-
-class Cli:
-    """Starts `python -m genjax.main` in a process of its own."""
-
-    def __init__(self, cwd):
-        self.cwd = cwd
-
-    def start(self, *arguments, devices=1, environment=None, preexec_fn=None):
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        return subprocess.Popen(
-            [sys.executable, "-m", "genjax.main", *map(str, arguments)],
-            env={**os.environ, "XLA_FLAGS": flags, **(environment or {})},
-            cwd=self.cwd,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=preexec_fn,
-        )
-
-    def run(self, *arguments, code=0, **options):
-        """Its standard output and error; fails unless it exits with `code`."""
-        process = self.start(*arguments, **options)
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
-        return out, err
-
-    def train(self, workdir, *arguments, **options):
-        return self.run(
-            f"--config={DDPM}:tiny", *FAST, f"--workdir={workdir}", *arguments, **options
-        )
+from command_line import Cli
 
 
 @pytest.fixture
@@ -73,27 +15,3 @@ def finished_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     Cli(folder).train(folder / "run")
     return folder / "run"
-
-
-def metrics(workdir):
-    return [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
-
-
-def steps_logged(workdir):
-    return [line["step"] for line in metrics(workdir) if "train/loss" in line]
-
-
-def reported_digest(workdir):
-    page = (Path(workdir) / "report.html").read_text()
-    return re.search(r"sha256 <code>([0-9a-f]{64})</code>", page)[1]
-
-
-def wait_for_step(process, workdir, step):
-    """Returns once the run has logged `step`; fails if it ends before."""
-    path = Path(workdir) / "metrics.jsonl"
-    for _ in range(6000):
-        assert process.poll() is None, process.communicate()
-        if path.exists() and f'"step": {step},' in path.read_text():
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} was not reached in two minutes")

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import DDPM, FAST
+from command_line import DDPM, FAST
 from PIL import Image
 
 from genjax.main import main

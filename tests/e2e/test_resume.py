@@ -8,7 +8,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from conftest import DDPM, FAST, metrics, reported_digest, steps_logged, wait_for_step
+from command_line import DDPM, FAST, Cli, metrics, reported_digest, steps_logged, wait_for_step
 
 from genjax.training.assemble import assemble
 from genjax.training.checkpoint import Checkpoints
@@ -25,8 +25,6 @@ def train_metrics(workdir):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    from conftest import Cli
-
     folder = tmp_path_factory.mktemp("uninterrupted")
     Cli(folder).train(folder / "run", *LONG)
     return folder / "run"
