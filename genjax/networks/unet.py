@@ -121,6 +121,32 @@ class Level(nnx.Module):
         return self.attention[str(i)](x) if str(i) in self.attention else x
 
 
+def _check(
+    resolution: int,
+    patch_size: int,
+    channels: int,
+    multipliers: tuple[int, ...],
+    attention: tuple[int, ...],
+    heads: int,
+) -> None:
+    """Raises ConfigError if a network of these sizes cannot be built."""
+    factor = patch_size * 2 ** (len(multipliers) - 1)
+    if resolution % factor:
+        raise ConfigError(
+            f"model: images of {resolution} x {resolution} cannot be halved "
+            f"{len(multipliers) - 1} times with patch_size={patch_size}: the size must be a "
+            f"multiple of {factor}. Set dataset.image_size, model.multipliers or model.patch_size."
+        )
+    sizes = [resolution // patch_size >> level for level in range(len(multipliers))]
+    if unknown := set(attention) - set(sizes):
+        raise ConfigError(
+            f"model.attention={attention!r}: there is no level of size {sorted(unknown)}; the "
+            f"levels are {sizes}."
+        )
+    if wrong := [channels * m for m in multipliers if channels * m % heads]:
+        raise ConfigError(f"model.heads={heads} does not divide the channels of a level: {wrong}.")
+
+
 class UNet(nnx.Module):
     """Predicts an image from a noisy one, its timestep and, optionally, its label."""
 
@@ -158,26 +184,8 @@ class UNet(nnx.Module):
           dtype: compute type.
           rngs: for the initial parameters.
         """
+        _check(resolution, patch_size, channels, multipliers, attention, heads)
         size = resolution // patch_size
-        factor = patch_size * 2 ** (len(multipliers) - 1)
-        if resolution % factor:
-            raise ConfigError(
-                f"model: images of {resolution} x {resolution} cannot be halved "
-                f"{len(multipliers) - 1} times with patch_size={patch_size}: the size must be a "
-                f"multiple of {factor}. Set dataset.image_size, model.multipliers or "
-                "model.patch_size."
-            )
-        sizes = [size >> level for level in range(len(multipliers))]
-        if unknown := set(attention) - set(sizes):
-            raise ConfigError(
-                f"model.attention={attention!r}: there is no level of size {sorted(unknown)}; the "
-                f"levels are {sizes}."
-            )
-        if wrong := [m for m in multipliers if channels * m % heads]:
-            raise ConfigError(
-                f"model.heads={heads} does not divide channels x multiplier = "
-                f"{[channels * m for m in wrong]}."
-            )
         folded = patch_size**2
         embedding = 4 * channels
         self.patch_size, self.channels, self.dtype = patch_size, channels, dtype

@@ -94,11 +94,11 @@ def train(
         stack.enter_context(jax.set_mesh(run.mesh))
         state = start(checkpoints)
         first = int(state.step)
+        writers = make_writers(run, workdir, first)
+        stack.callback(writers.close)
         if first >= run.total_steps or exhausted(config, workdir / "metrics.jsonl"):
             logger.info("nothing to do: the run is finished at step %d", first)
             return 0
-        writers = make_writers(run, workdir, first)
-        stack.callback(writers.close)
         evaluate = Evaluation(run, dataset, workdir, writers)
         progress = Progress(run.total_steps, first, run.examples_per_step)
         stack.callback(progress.close)

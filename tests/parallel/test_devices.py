@@ -82,6 +82,26 @@ def test_eight_devices_give_the_gradients_of_one(on_one_device, layout):
         assert any("fsdp" in spec for spec in specs)
 
 
+def test_bfloat16_compute_gives_nearly_the_same_gradients(on_one_device):
+    before, after_exact, output_exact, _ = on_one_device
+    _, after, output, run = one_step(jax.devices()[:1], precision="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(
+        output.metrics["loss"][0], output_exact.metrics["loss"][0], rtol=0.02
+    )
+    exact, rough = (
+        jnp.concatenate(
+            [
+                (np.asarray(leaf) - start).ravel()
+                for leaf, start in zip(jax.tree.leaves(tree), jax.tree.leaves(before), strict=True)
+            ]
+        )
+        for tree in (after_exact.params, after.params)
+    )
+    error = jnp.linalg.norm(rough - exact) / jnp.linalg.norm(exact)
+    assert 1e-4 < error < 0.05
+
+
 def test_accumulation_over_devices_keeps_examples_where_they_are():
     """A microbatch takes every k-th example: splitting it moves no data between devices."""
     config = configs.load("configs/ddpm.py:tiny", PLAIN_SGD | {"accumulation": 2})
