@@ -36,21 +36,13 @@ class Checkpoints:
         """Opens `workdir/checkpoints`: for writing if a config is given, else only to read."""
         self.folder = Path(workdir).resolve() / "checkpoints"
         if config is None:
-            options = ocp.CheckpointManagerOptions(read_only=True, create=False)
-        else:
-            policies: list[keep.PreservationPolicy] = [keep.LatestN(config.checkpoint.keep)]
-            if best := best_metric(config)[0]:
-                worst = math.inf if best_metric(config)[1] == "min" else -math.inf
-                policies.append(
-                    keep.BestN(
-                        get_metric_fn=lambda metrics: _finite(metrics.get(best), worst),
-                        reverse=best_metric(config)[1] == "min",
-                        n=1,
-                        keep_checkpoints_without_metrics=False,
-                    )
-                )
             options = ocp.CheckpointManagerOptions(
-                preservation_policy=keep.AnyPreservationPolicy(policies),
+                read_only=True, create=False, save_interval_steps=0, best_fn=_no_best
+            )
+        else:
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=_preservation(config),
+                best_fn=_no_best,
                 cleanup_tmp_directories=True,
             )
         self._orbax = ocp.CheckpointManager(
@@ -138,7 +130,8 @@ class Checkpoints:
 
     def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
         """Path -> shape of every saved array, read from the metadata alone."""
-        return dict(_shapes(self._orbax.item_metadata(step).state.tree))
+        with _disk(self.folder / str(step)):
+            return dict(_shapes(self._orbax.item_metadata(step).state.tree))
 
     def restore_into(
         self, state: TrainState, mapping: Sequence[tuple[str, str]]
@@ -221,8 +214,31 @@ def best_metric(config: ConfigDict) -> tuple[str, str]:
     return config.early_stop.metric, config.early_stop.mode
 
 
-def _finite(value: float | None, otherwise: float) -> float:
-    return value if value is not None and math.isfinite(value) else otherwise
+def _preservation(config: ConfigDict) -> keep.PreservationPolicy:
+    """The newest few, and the one whose evaluation is best; one that is not finite never is."""
+    policies: list[keep.PreservationPolicy] = [keep.LatestN(config.checkpoint.keep)]
+    name, mode = best_metric(config)
+    if name:
+        worst = math.inf if mode == "min" else -math.inf
+
+        def value(metrics: Mapping[str, float]) -> float:
+            found = metrics.get(name, worst)
+            return found if math.isfinite(found) else worst
+
+        policies.append(
+            keep.BestN(
+                get_metric_fn=value,
+                reverse=mode == "min",
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            )
+        )
+    return keep.AnyPreservationPolicy(policies)
+
+
+def _no_best(metrics: Mapping[str, float]) -> float:
+    """Orbax stores the metrics of a checkpoint only if it is given a function to rank them."""
+    return 0.0
 
 
 @contextlib.contextmanager

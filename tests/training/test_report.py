@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from genjax.training import chart, metrics, report
+from genjax.training.pictures import grid, save_png
 
 VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "wbr"}
 
@@ -68,7 +69,7 @@ def write_run(workdir, *, config=None, lines=(), pictures=()):
     writer.close()
     for seed, name in enumerate(pictures):
         noise = np.random.default_rng(seed).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
-        metrics.save_png(workdir / "samples" / name, metrics.grid(noise))
+        save_png(workdir / "samples" / name, grid(noise))
 
 
 def read(workdir, **options):
