@@ -6,7 +6,6 @@ class conditioning with classifier-free guidance; the variational bound in bits 
 
 from __future__ import annotations
 
-import difflib
 from functools import partial
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError
+from genjax.config import ConfigError, nearest
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree
 from genjax.networks import unet
 from genjax.nn.functional import Functional, functional
@@ -64,9 +63,10 @@ class Options(NamedTuple):
 
 def _one_of(name: str, value: str, choices) -> None:
     if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{name}={value!r}: expected one of {', '.join(choices)}.{hint}")
+        raise ConfigError(
+            f"{name}={value!r}: expected one of {', '.join(choices)}. "
+            f"Nearest: {nearest(str(value), choices)}."
+        )
 
 
 def _check(condition: bool, name: str, value: object, expected: str) -> None:

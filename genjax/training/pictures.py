@@ -83,7 +83,7 @@ def png(picture: UInt8[np.ndarray, "H W C"]) -> bytes:
     picture = np.asarray(picture)
     buffer = io.BytesIO()
     grey = picture.ndim == 3 and picture.shape[-1] == 1
-    Image.fromarray(picture[..., 0] if grey else picture).save(buffer, "PNG", optimize=True)
+    Image.fromarray(picture[..., 0] if grey else picture).save(buffer, "PNG")
     return buffer.getvalue()
 
 

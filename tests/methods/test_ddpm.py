@@ -316,12 +316,12 @@ def test_options_from_config():
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"noise_schedule": "cosin"}, "linear, cosine.*Did you mean 'cosine'"),
+        ({"noise_schedule": "cosin"}, "linear, cosine.*Nearest: cosine"),
         ({"prediction": "eps"}, "epsilon, x0, v"),
-        ({"weighting": "minsnr"}, "simple, min_snr, variational.*Did you mean 'min_snr'"),
+        ({"weighting": "minsnr"}, "simple, min_snr, variational.*Nearest: min_snr"),
         ({"variance": "learned"}, "fixed_small, fixed_large"),
         ({"sampler": "heun"}, "ancestral, ddim"),
-        ({"num_timestep": 10}, "Did you mean 'num_timesteps'"),
+        ({"num_timestep": 10}, "Nearest: num_timesteps"),
         ({"num_timesteps": 1}, "at least 2"),
         ({"eval_timesteps": 1}, "between 2 and num_timesteps=1000"),
         ({"eval_timesteps": 1001}, "between 2 and num_timesteps=1000"),

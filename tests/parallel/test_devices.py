@@ -84,7 +84,7 @@ def test_eight_devices_give_the_gradients_of_one(on_one_device, layout):
 
 def test_bfloat16_compute_gives_nearly_the_same_gradients(on_one_device):
     before, after_exact, output_exact, _ = on_one_device
-    _, after, output, run = one_step(jax.devices()[:1], precision="bfloat16")
+    _, after, output, _ = one_step(jax.devices()[:1], precision="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}
     np.testing.assert_allclose(
         output.metrics["loss"][0], output_exact.metrics["loss"][0], rtol=0.02
