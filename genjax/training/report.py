@@ -302,6 +302,8 @@ def write_report(
     names = sorted(metrics, key=lambda name: ("loss" not in name, "grad_norm" not in name, name))
     evals = {name: metrics[name] for name in names if name.startswith("eval/")}
     train = {name: metrics[name] for name in names if name.startswith("train/")}
+    # Standard errors are in the table; a curve of one says nothing.
+    curves = {name: curve for name, curve in evals.items() if not name.endswith("_se")}
     state = html.escape(digest or "not computed")
     families = _families(workdir / "samples")
     reached = [max(curve) for curve in metrics.values() or families.values()]
@@ -309,9 +311,9 @@ def write_report(
     title = f"{config.get('method') or 'run'} on {(config.get('dataset') or {}).get('name')}"
     body = [
         _header(config, workdir.resolve(), step, total, finished),
-        _tiles(train | evals),
+        _tiles(train | curves),
         *[_viewer(name, pictures) for name, pictures in families.items()],
-        _charts("Evaluation", evals, (0, step)),
+        _charts("Evaluation", curves, (0, step)),
         _charts("Training", train, (0, step)),
         f"<h2>Metrics</h2>{_metric_table(evals | train)}",
         f"<details><summary>Config</summary>{_pairs(flatten(config))}</details>",
