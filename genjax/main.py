@@ -233,7 +233,8 @@ def failed(message: str, code: int = 1) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     # orbax logs every step of its own, and tracebacks of the errors that it also raises.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         flags, overrides = parse(sys.argv[1:] if argv is None else argv)
         distributed.initialize()

@@ -40,8 +40,8 @@ def refused(capsys, tmp_path):
         (["--config.optimizer.learningrate=1"], ["learningrate", "optimizer.learning_rate"]),
         (["--config.model.chanels=1"], ["model.chanels", "model.channels"]),
         (["--config.batch_size=lots"], ["config.batch_size='lots'", "a whole number"]),
-        (["--config.diffusion.sampler=dimm"], ["diffusion.sampler", "dimm", "ddim"]),
-        (["--config.diffusion.noise_schedule=cosin"], ["cosin", "'cosine'"]),
+        (["--config.diffusion.sampler=dimm"], ["sampler", "dimm", "ddim"]),
+        (["--config.diffusion.noise_schedule=cosin"], ["cosin", "linear, cosine"]),
         (["--config.method=dddpm"], ["dddpm", "ddpm"]),
         (["--config.optimizer.name=adamm"], ["adamm", "adam"]),
         (["--config.batch_size=12"], ["12 is not divisible by the 8 devices", "multiple of 8"]),
@@ -57,7 +57,7 @@ def refused(capsys, tmp_path):
         (["--config.dataset.dequantize=True"], ["dequantize=False"]),
         (["--config.ema.networks=('encoder',)"], ["encoder", "denoiser"]),
         (["--config.optimizer.freeze=('^nothing',)"], ["freeze", "^nothing"]),
-        (["--stepz=5"], ["--stepz", "--steps"]),
+        (["--sed=5"], ["--sed", "--seed"]),
     ],
 )
 def test_wrong_values(refused, arguments, expected):
@@ -145,7 +145,7 @@ def test_a_damaged_config_of_a_run(refused, run_copy):
 
 def test_sampling_options_that_do_not_exist(refused, finished_run):
     at = f"--workdir={finished_run}"
-    assert "'ddim'" in refused(at, "--mode=sample", "--sampler=dimm")
+    assert "ancestral, ddim" in refused(at, "--mode=sample", "--sampler=dimm")
     assert "steps" in refused(at, "--mode=sample", "--steps=11")
     assert "--num=0" in refused(at, "--mode=sample", "--num=0")
     assert "class_conditional" in refused(at, "--mode=sample", "--guidance=3")
