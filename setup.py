@@ -31,6 +31,6 @@ setup(
         "tpu": ["jax[tpu]"],
         "wandb": ["wandb"],
         "test": ["pytest", "pytest-xdist", "ruff", "scikit-learn", "scipy"],
-        "parity": ["torch", "diffusers"],
+        "parity": ["torch==2.13.0", "diffusers==0.42.1"],
     },
 )

@@ -31,6 +31,7 @@ from genjax.training import ema, loop, workdir
 from genjax.training.assemble import Assembly, assemble
 from genjax.training.averages import Diverged
 from genjax.training.checkpoint import Checkpoints, digest, digests
+from genjax.training.early_stop import exhausted
 from genjax.training.metrics import JsonlWriter, Writers, setup_logging
 from genjax.training.pictures import grid, save_png
 
@@ -58,9 +59,14 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     add("--mode", default="train", choices=MODES)
     add("--allow_config_change", action="store_true", help="go on with another config")
     add("--checkpoint", default="", help="step to eval, sample or inspect, or best; the newest")
-    add("--num", type=int, default=64, help="sample: how many")
-    add("--seed", type=int, default=0, help="sample: decides which")
+    add("--num", type=int, default=None, help="sample: how many; 64")
+    add("--seed", type=int, default=None, help="sample: decides which; 0")
     flags, rest = parser.parse_known_args(argv)
+    if flags.mode != "sample" and (flags.num, flags.seed) != (None, None):
+        raise ConfigError(
+            f"--num and --seed belong to --mode=sample, not to --mode={flags.mode}. The seed of a "
+            "run is --config.seed."
+        )
     overrides, flags.options = {}, {}
     for argument in rest:
         name, equals, value = argument.partition("=")
@@ -106,6 +112,7 @@ def train(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with workdir.locked(folder), logging_to(folder):
         dataset = catalogue.load(config.dataset)
+        workdir.check_same_data(folder, dataset.spec, flags.allow_config_change)
         run = assemble(config, dataset.spec)
         loop.logger.info("%s: %s; data from %s", folder, config.method, dataset.route)
 
@@ -159,20 +166,25 @@ def restored(
 
 
 def evaluate(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
-    """Evaluates a checkpoint. Appends to the run's metrics, pictures and report, unless the
-    evaluation is not the run's own (another split, limit ...): then it only prints.
+    """Evaluates a checkpoint and prints the metrics.
+
+    They go into the run's metrics, pictures and report as well if the evaluation is the run's own:
+    of its newest checkpoint, with nothing in the config changed.
     """
     run, state = restored(config, folder, flags)
     dataset = catalogue.load(config.dataset)
-    stored = workdir.read_config(folder) or config
-    own = configs.to_json(stored)["evals"] == configs.to_json(config)["evals"]
+    workdir.check_same_data(folder, dataset.spec, flags.allow_config_change)
+    stored = workdir.read_config(folder)
+    own = configs.to_json(stored) == configs.to_json(config)
+    own = own and int(state.step) == Checkpoints(folder).latest()
     with workdir.locked(folder), logging_to(folder), jax.set_mesh(run.mesh):
         write = own and jax.process_index() == 0
         writers = Writers([JsonlWriter(folder / "metrics.jsonl", sys.maxsize)] if write else [])
         evaluation = Evaluation(run, dataset, folder, writers)
         metrics = evaluation(state, int(state.step), pictures=own)
         if own:
-            evaluation.write_report(state, finished=int(state.step) >= run.total_steps)
+            stopped = exhausted(config, folder / "metrics.jsonl")
+            evaluation.write_report(state, int(state.step) >= run.total_steps or stopped)
         writers.close()
     if jax.process_index() == 0:
         for name, value in metrics.items():
@@ -182,16 +194,18 @@ def evaluate(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int
 
 def sample(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
     """Draws samples from a checkpoint into a PNG grid and an .npz."""
-    if flags.num < 1:
-        raise ConfigError(f"--num={flags.num}: expected at least 1.")
+    num = 64 if flags.num is None else flags.num
+    seed = flags.seed or 0
+    if num < 1:
+        raise ConfigError(f"--num={num}: expected at least 1.")
     run, state = restored(config, folder, flags)
     options = parse_options(run.method, flags.options)
     params = ema.evaluation_params(config, state.params, state.ema)
-    draw = make_draw(run, flags.num, options)
-    samples = draw(params, state.mutable, jax.random.key(flags.seed))
+    draw = make_draw(run, num, options)
+    samples = draw(params, state.mutable, jax.random.key(seed))
     if jax.process_index() == 0:
-        names = "".join(f"_{name}_{value}" for name, value in flags.options.items())
-        base = folder / "generated" / f"step_{int(state.step):08d}_seed_{flags.seed}{names}"
+        names = "".join(f"_{name}_{value}" for name, value in sorted(flags.options.items()))
+        base = folder / "generated" / f"step_{int(state.step):08d}_seed_{seed}{names}"
         save_png(Path(f"{base}.png"), grid(samples))
         np.savez_compressed(f"{base}.npz", samples=samples)
         print(f"wrote {base}.png and {base}.npz")

@@ -23,5 +23,14 @@ if [ ! -e "$stamp" ]; then
   echo "installing genjax into $venv ..." >&2
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     --constraint "$root/launch/constraints.txt" --editable "$root${extras:+[$extras]}" >&2
+  # What the tiny presets and the tests train on, so that they need no network later.
+  "$venv/bin/python" - <<'PYTHON' >&2
+from genjax import config
+from genjax.data import catalogue
+
+dataset = config.base().dataset
+dataset.name = "digits"
+catalogue.load(dataset)
+PYTHON
   touch "$stamp"
 fi

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -197,7 +198,7 @@ def npz(path: str, channels: int, image_size: int) -> Raw:
             raise ConfigError(f"{path} holds one array. Expected an .npz of named arrays.")
         with file:
             arrays = _npz_arrays(file, path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(

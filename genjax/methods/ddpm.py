@@ -108,6 +108,10 @@ def _check_sampling(o: Options) -> None:
     """Refuses options of sampling that the model cannot follow."""
     T = o.num_timesteps
     _one_of("sampler", o.sampler, tuple(diffusion.SAMPLERS))
+    _check(isinstance(o.steps, int), "steps", o.steps, "a whole number")
+    for name in ("eta", "guidance"):
+        value = getattr(o, name)
+        _check(isinstance(value, int | float), name, value, "a number")
     _check(0 <= o.steps <= T, "steps", o.steps, f"between 1 and num_timesteps={T}, or 0 for all")
     _check(0 <= o.eta <= 1, "eta", o.eta, "between 0 (no noise) and 1")
     if o.guidance != 1 and not (o.class_conditional and o.label_dropout):

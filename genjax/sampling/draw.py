@@ -59,7 +59,8 @@ def make_draw(
         that is repeated in turn.
 
     Raises:
-      ConfigError: (at the first call) an option has a value that the method cannot follow.
+      ConfigError: a condition that is no class; at the first call, an option has a value that
+        the method cannot follow.
     """
     options = dict(options)
     condition = options.pop("condition", None)
@@ -67,6 +68,12 @@ def make_draw(
     batches = -(-num // size)
     if condition is not None:
         values = condition if isinstance(condition, tuple) else (condition,)
+        classes = run.spec.num_classes
+        if classes and not all(isinstance(v, int) and 0 <= v < classes for v in values):
+            raise ConfigError(
+                f"--condition={condition!r}: expected classes from 0 to {classes - 1}, one or a "
+                "tuple."
+            )
         condition = np.resize(np.asarray(values), (batches, size))
 
     def batch(params: Tree, mutable: Tree, key: jax.Array, condition: jax.Array | None):

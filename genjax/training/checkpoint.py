@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import math
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,11 +61,11 @@ class Checkpoints:
         """The steps of all whole checkpoints, ascending."""
         return sorted(self._orbax.all_steps())
 
-    def best(self, config: ConfigDict) -> int | None:
-        """The step of the checkpoint whose evaluation is best, None if none has any.
+    def best(self, config: ConfigDict) -> int:
+        """The step of the checkpoint whose evaluation is best.
 
         Raises:
-          ConfigError: the config names no metric to be best in.
+          ConfigError: the config names no metric to be best in, or no checkpoint has it.
         """
         name, mode = best_metric(config)
         if not name:
@@ -78,7 +80,12 @@ class Checkpoints:
             for step, value in found.items()
             if value is not None and math.isfinite(value)
         }
-        return min(values, key=values.get, default=None)
+        if not values:
+            raise ConfigError(
+                f"--checkpoint=best: none of the checkpoints {self.steps()} has a finite {name}. "
+                "Give a step."
+            )
+        return min(values, key=values.get)
 
     def save(self, state: TrainState, step: int, metrics: Mapping[str, float]) -> None:
         """Begins to save `state`; returns once its arrays are copied off the devices.
@@ -90,6 +97,7 @@ class Checkpoints:
         """
         if step in self._orbax.all_steps():
             return
+        _check_room(self.folder, sum(leaf.nbytes for leaf in jax.tree.leaves(as_data(state))))
         with _disk(self.folder):
             self._orbax.save(
                 step,
@@ -178,14 +186,15 @@ class Checkpoints:
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[last] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-        loaded = ocp.PyTreeCheckpointer().restore(
-            self.folder / str(step) / "state",
-            args=ocp.args.PyTreeRestore(
-                item=wanted,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-                partial_restore=True,
-            ),
-        )
+        with _disk(self.folder / str(step)):
+            loaded = ocp.PyTreeCheckpointer().restore(
+                self.folder / str(step) / "state",
+                args=ocp.args.PyTreeRestore(
+                    item=wanted,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                    partial_restore=True,
+                ),
+            )
         flat = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(loaded)}
         target = jax.tree_util.tree_map_with_path(
             lambda path, leaf: (
@@ -193,7 +202,10 @@ class Checkpoints:
             ),
             target,
         )
-        ema = {profile: jax.tree.map(jnp.array, target["params"]) for profile in state.ema}
+        ema = {
+            profile: {name: jax.tree.map(jnp.array, target["params"][name]) for name in averaged}
+            for profile, averaged in state.ema.items()
+        }
         return state.replace(**target, ema=ema), sorted(sources)
 
     def wait(self) -> None:
@@ -241,6 +253,15 @@ def _no_best(metrics: Mapping[str, float]) -> float:
     return 0.0
 
 
+def _check_room(folder: Path, needed: int) -> None:
+    """Raises OSError if the disk has no room for `needed` bytes, before anything is written."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC, f"a checkpoint needs {needed:,} bytes, {free:,} are free", str(folder)
+        )
+
+
 @contextlib.contextmanager
 def _disk(folder: Path) -> Iterator[None]:
     """Turns what tensorstore says of a full disk or a damaged file into one OSError."""
@@ -248,7 +269,7 @@ def _disk(folder: Path) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except (ValueError, RuntimeError, OSError, KeyError) as error:
+    except (ValueError, RuntimeError, OSError, KeyError, AttributeError, TypeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise OSError(f"checkpoint in {folder}: {first}") from error
 

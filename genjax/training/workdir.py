@@ -100,15 +100,37 @@ def write_config(workdir: Path, config: ConfigDict, spec: DataSpec, command: Seq
     write_atomic(workdir / "config.json", (json.dumps(content, indent=2) + "\n").encode())
 
 
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether there is anything in `workdir` to go on with."""
+    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+
+
+def check_same_data(workdir: Path, spec: DataSpec, allow_change: bool) -> None:
+    """Compares what the data look like with what they were when the run was started.
+
+    Raises:
+      ConfigError: they differ, the run has a checkpoint, and `allow_change` is false.
+    """
+    stored = read_spec(workdir)
+    if stored in (None, spec) or allow_change or not has_checkpoint(workdir):
+        return
+    pairs = zip(spec._fields, stored, spec, strict=True)
+    lines = "\n".join(f"  {name}: {old} -> {new}" for name, old, new in pairs if old != new)
+    raise ConfigError(
+        f"the data are not what they were when the run in {workdir} was started (then -> now):\n"
+        f"{lines}\nPut them back, give another --workdir, or --allow_config_change to go on."
+    )
+
+
 def check_same_config(workdir: Path, config: ConfigDict, allow_change: bool) -> None:
-    """Compares `config` with the stored one.
+    """Compares `config` with the stored one, if the run has a checkpoint.
 
     Raises:
       ConfigError: they differ in more than run length and cadence, and `allow_change` is false;
         lists the keys.
     """
     stored = read_config(workdir)
-    if stored is None or allow_change:
+    if stored is None or allow_change or not has_checkpoint(workdir):
         return
     if changed := configs.differences(stored, config):
         lines = "\n".join(f"  config.{line}" for line in changed)

@@ -56,7 +56,6 @@ LAYOUTS = [
     {"mesh.data": 8},
     {"mesh.data": 1, "mesh.fsdp": 8},
     {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
-    {"mesh.data": 4, "mesh.fsdp": 2, "accumulation": 1},
 ]
 
 

@@ -18,7 +18,8 @@ def sample(params, mutable, key, num, condition=None, *, scale=1.0, name="a"):
 
 
 METHOD = Method(None, (), None, sample, ())
-RUN = SimpleNamespace(method=METHOD, mesh=Mesh(np.array(jax.devices()[:1]), ("data",)))
+SPEC = SimpleNamespace(num_classes=8)
+RUN = SimpleNamespace(method=METHOD, spec=SPEC, mesh=Mesh(np.array(jax.devices()[:1]), ("data",)))
 
 
 def test_the_first_samples_do_not_depend_on_how_many_follow():
@@ -40,6 +41,12 @@ def test_conditions_are_repeated_in_turn_over_batches(condition):
     np.testing.assert_array_equal(drawn[:, 1], [values[i % len(values)] for i in range(num)])
 
 
+@pytest.mark.parametrize("condition", [8, -1, "cat", (0, 9), 1.5])
+def test_a_condition_that_is_no_class_is_refused(condition):
+    with pytest.raises(ConfigError, match="classes from 0 to 7"):
+        make_draw(RUN, 4, {"condition": condition})
+
+
 def test_options_are_values_and_unknown_ones_are_refused():
     given = {"scale": "0.5", "name": "ddim", "condition": "(1, 2)"}
     assert parse_options(METHOD, given) == {"scale": 0.5, "name": "ddim", "condition": (1, 2)}
@@ -48,6 +55,6 @@ def test_options_are_values_and_unknown_ones_are_refused():
 
 
 def test_samples_are_one_array_on_a_mesh_of_many():
-    run = SimpleNamespace(method=METHOD, mesh=Mesh(np.array(jax.devices()), ("data",)))
+    run = SimpleNamespace(method=METHOD, spec=SPEC, mesh=Mesh(np.array(jax.devices()), ("data",)))
     single = make_draw(RUN, 8, {})({}, {}, jax.random.key(3))
     np.testing.assert_allclose(make_draw(run, 8, {})({}, {}, jax.random.key(3)), single, rtol=1e-6)

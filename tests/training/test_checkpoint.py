@@ -129,7 +129,6 @@ def test_a_checkpoint_cut_short_is_never_picked_up(tmp_path):
     assert Checkpoints(tmp_path).latest() == 4
     checkpoints = opened(tmp_path)
     assert checkpoints.latest() == 4
-    assert not torn.exists()
     chex.assert_trees_all_equal(checkpoints.restore(abstract(make_state())), make_state(4))
 
 
@@ -161,13 +160,14 @@ def test_partial_restore_follows_the_map(tmp_path):
     checkpoints.wait()
     fresh = make_state(0)
     params = {"student": fresh.params["net"], "head": {"bias": jnp.full(3, 7.0)}}
-    fresh = fresh.replace(params=params, mutable={}, ema={"0.9": params})
+    averaged = {"student": params["student"]}  # the head has no average
+    fresh = fresh.replace(params=params, mutable={}, ema={"0.9": averaged})
     mapping = ((r"^params/student/(.*)$", r"ema/0.9/net/\1"),)
     found, taken = Checkpoints(tmp_path).restore_into(fresh, mapping)
     assert taken == ["params/student/kernel"]
     expected = {"student": source.ema["0.9"]["net"], "head": params["head"]}
     chex.assert_trees_all_equal(found.params, expected)
-    chex.assert_trees_all_equal(found.ema["0.9"], expected)
+    chex.assert_trees_all_equal(found.ema["0.9"], {"student": expected["student"]})
     assert found.step == 0
 
 
