@@ -3,8 +3,9 @@
 Default: Fashion-MNIST, a 2.1M-parameter U-Net over 2 x 2 patches, 120,000 examples, v-prediction.
   command    launch/local.sh --config=configs/ddpm.py
   hardware   2 CPU cores
-  time       TIME
-  score      SCORE
+  time       26 min 37 s, evaluations and compilation included
+  score      4.34 +- 0.06 bits/dim (variational bound, 256 test images); the samples are clothes:
+             docs/images/ddpm_fashion_mnist.png
 
 Presets, as in --config=configs/ddpm.py:tiny:
   tiny       8 x 8 digits, a test of the installation in under 90 s; the samples are blurred

@@ -25,6 +25,8 @@ FAST = [
     "--config.diffusion.eval_timesteps=2",
     "--config.diffusion.steps=2",
     "--config.model.channels=8",
+    "--config.model.multipliers=(1,)",
+    "--config.model.attention=()",
     "--config.dataset.threads=1",
 ]
 

@@ -36,13 +36,11 @@ def start(cli, workdir, *arguments, **options):
     )
 
 
-@pytest.mark.parametrize("every", ["4_steps", "1_steps"])  # the latter dies while it saves
-def test_killed_at_a_random_step_and_resumed_is_bitwise_the_same(
-    cli, tmp_path, uninterrupted, every
-):
+def test_killed_at_a_random_step_and_resumed_is_bitwise_the_same(cli, tmp_path, uninterrupted):
+    """It saves after every step, so that it dies in the middle of a save."""
     step = random.randrange(5, 38)
     print(f"killing at step {step}")
-    process = start(cli, tmp_path / "run", f"--config.checkpoint.every={every}")
+    process = start(cli, tmp_path / "run", "--config.checkpoint.every=1_steps")
     wait_for_step(process, tmp_path / "run", step)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -89,7 +87,7 @@ def pair(cli, *arguments, workdir):
 SGD = ["--config.optimizer.name=sgd", "--config.optimizer.momentum=0.0"]
 
 
-@pytest.mark.parametrize("mesh", ["data", "fsdp", "tensor"])
+@pytest.mark.parametrize("mesh", ["data", "tensor"])
 def test_two_processes_equal_one(cli, tmp_path, mesh):
     """Against one process with one device; plain SGD, since Adam amplifies gradients of zero."""
     arguments = [f"--config={DDPM}:tiny", *FAST, *SGD, "--config.model.channels=16"]

@@ -19,6 +19,8 @@ PLAIN_SGD = {
     "schedule.warmup": "",
     "batch_size": 16,
     "model.channels": 16,
+    "model.multipliers": (1,),
+    "model.attention": (8,),
 }
 
 
