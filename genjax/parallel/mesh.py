@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -48,6 +49,7 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
     return jax.make_mesh(sizes, AXES, (AxisType.Auto,) * len(AXES), devices=devices)
 
 
+@functools.cache
 def batch_part(mesh: Mesh) -> tuple[int, int]:
     """(i, n): of the n parts that a batch is read in, this process reads part i.
 
