@@ -68,10 +68,6 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
     """This process's part of a batch as global arrays [B, ...], split over data x fsdp."""
     sharding = NamedSharding(mesh, BATCH)
     _, parts = batch_part(mesh)
+    shapes = {name: (len(value) * parts, *value.shape[1:]) for name, value in batch.items()}
     with jax.transfer_guard("allow"):
-        return {
-            name: jax.make_array_from_process_local_data(
-                sharding, value, (len(value) * parts, *value.shape[1:])
-            )
-            for name, value in batch.items()
-        }
+        return jax.make_array_from_process_local_data(sharding, dict(batch), shapes)
