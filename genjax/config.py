@@ -251,7 +251,6 @@ def validate(config: ConfigDict) -> None:
     choice("precision", ("float32", "bfloat16"))
     choice("checkpoint.mode", ("min", "max"))
     choice("early_stop.mode", ("min", "max"))
-    choice("dataset.on_corrupt", ("error", "skip"))
     require(
         "ema.decay",
         all(isinstance(d, float) and 0 < d < 1 for d in config.ema.decay),

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sklearn.datasets
+from datasets import arrays, dataset
 
-from genjax import config
 from genjax.config import ConfigError
 from genjax.data import catalogue, loader, records, transforms
 
@@ -22,18 +22,6 @@ def cache(tmp_path_factory):
 def environment(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("GENJAX_DATA", str(cache))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-
-
-def dataset(**keys):
-    made = config.base().dataset
-    for key, value in keys.items():
-        made[key] = value
-    return made
-
-
-def arrays(source):
-    examples = [source[i] for i in range(len(source))]
-    return {key: np.stack([e[key] for e in examples]) for key in examples[0]}
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ import time
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from datasets import arrays, dataset
 from tensorflow_datasets.image_classification import cifar as tfds_cifar
 from tensorflow_datasets.image_classification import mnist as tfds_mnist
 
-from genjax import config
 from genjax.config import ConfigError
 from genjax.data import catalogue, packages, records
 
@@ -32,18 +32,6 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("GENJAX_DATA", str(tmp_path / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     return tmp_path / "cache"
-
-
-def dataset(**keys):
-    made = config.base().dataset
-    for key, value in keys.items():
-        made[key] = value
-    return made
-
-
-def arrays(source):
-    examples = [source[i] for i in range(len(source))]
-    return {key: np.stack([e[key] for e in examples]) for key in examples[0]}
 
 
 class Plain(tfds.core.GeneratorBasedBuilder, skip_registration=True):
