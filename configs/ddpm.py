@@ -103,7 +103,7 @@ PRESETS = {
     "digits": _DIGITS
     | {
         "batch_size": 64,
-        "duration": "200_epochs",
+        "duration": "100_epochs",
         "evals.limit": 0,
         "model.multipliers": (1, 2),
         "model.blocks": 2,

@@ -15,9 +15,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
+
+T = TypeVar("T", bound=tuple)
 
 UNITS = ("steps", "epochs", "examples", "percent")
 
@@ -30,6 +32,13 @@ FREE_ON_RESUME = (
 
 class ConfigError(ValueError):
     """The user's config, data or disk is at fault; the message says what to do."""
+
+
+# Keys of `optimizer` that `optimizer.networks.<name>` may set for one network.
+PER_NETWORK = (
+    *("name", "learning_rate", "b1", "b2", "eps", "momentum"),
+    *("weight_decay", "clip_norm", "weight_clip"),
+)
 
 
 def base() -> ConfigDict:
@@ -73,7 +82,10 @@ def base() -> ConfigDict:
                 "learning_rate_rules": ((r".*", 1.0),),
                 "freeze": (),  # regexes; a matching parameter is never updated
                 "clip_norm": 1.0,  # global norm per network; 0 is off
+                "weight_clip": 0.0,  # parameters stay within +- this (WGAN); 0 is off
                 "max_skipped": 10,  # non-finite updates in a row before the run stops
+                # network -> keys of this section that differ for it; the rest is shared
+                "networks": {},
             },
             "schedule": {  # of the learning rate
                 "name": "constant",  # "cosine", "linear", "inverse_sqrt"
@@ -114,6 +126,32 @@ def nearest(name: str, known: Iterable[str]) -> str:
     by_leaf = [k for k in known if k.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
     near = list(dict.fromkeys(difflib.get_close_matches(name, known, n=3, cutoff=0.5) + by_leaf))
     return ", ".join(near[:4] or sorted(known)[:12])
+
+
+def require(ok: bool, name: str, value: object, expected: str) -> None:
+    """Raises ConfigError, "`name`=`value`: expected `expected`", unless `ok`."""
+    if not ok:
+        raise ConfigError(f"{name}={value!r}: expected {expected}.")
+
+
+def one_of(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raises ConfigError unless `value` is among `choices`; names the nearest of them."""
+    if value not in choices:
+        listed = ", ".join(map(str, choices))
+        near = nearest(str(value), choices)
+        raise ConfigError(f"{name}={value!r}: expected one of {listed}. Nearest: {near}.")
+
+
+def read_options(section: ConfigDict, name: str, options: type[T]) -> T:
+    """A family's section as its NamedTuple of options, with the defaults of what is absent.
+
+    Raises:
+      ConfigError: a key that is no option.
+    """
+    values = section.to_dict()
+    for key in values:
+        one_of(f"key of config.{name}", key, options._fields)
+    return options(**values)
 
 
 def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -224,15 +262,12 @@ def load(location: str, overrides: Mapping[str, Any] | None = None) -> ConfigDic
 def validate(config: ConfigDict) -> None:
     """Raises ConfigError if a shared key is out of its range."""
 
-    def require(key: str, ok: bool, expected: str) -> None:
-        if not ok:
-            value = flatten(config)[key]
-            raise ConfigError(f"config.{key}={value!r}: expected {expected}.")
+    flat = flatten(config)
 
-    def choice(key: str, choices: Sequence[str]) -> None:
-        require(key, flatten(config)[key] in choices, "one of " + ", ".join(map(repr, choices)))
+    def check(key: str, ok: bool, expected: str) -> None:
+        require(ok, f"config.{key}", flat[key], expected)
 
-    require("method", bool(config.method), "the name of a method, such as 'ddpm'")
+    check("method", bool(config.method), "the name of a method, such as 'ddpm'")
     least = {
         1: (
             *("batch_size", "accumulation", "evals.batch_size", "optimizer.max_skipped"),
@@ -242,27 +277,30 @@ def validate(config: ConfigDict) -> None:
     }
     for bound, keys in least.items():
         for key in keys:
-            require(key, flatten(config)[key] >= bound, f"at least {bound}")
-    require(
+            check(key, flat[key] >= bound, f"at least {bound}")
+    check(
         "batch_size",
         config.batch_size % config.accumulation == 0,
         f"a multiple of config.accumulation={config.accumulation}",
     )
-    choice("precision", ("float32", "bfloat16"))
-    choice("checkpoint.mode", ("min", "max"))
-    choice("early_stop.mode", ("min", "max"))
-    require(
+    for network, changed in config.optimizer.networks.items():
+        for key in changed:
+            one_of(f"key of config.optimizer.networks.{network}", key, PER_NETWORK)
+    one_of("config.precision", config.precision, ("float32", "bfloat16"))
+    one_of("config.checkpoint.mode", config.checkpoint.mode, ("min", "max"))
+    one_of("config.early_stop.mode", config.early_stop.mode, ("min", "max"))
+    check(
         "ema.decay",
         all(isinstance(d, float) and 0 < d < 1 for d in config.ema.decay),
         "a tuple of numbers between 0 and 1, or ()",
     )
-    require("duration", bool(config.duration), "a duration such as '10_epochs'")
-    for key, value in flatten(config).items():
+    check("duration", bool(config.duration), "a duration such as '10_epochs'")
+    for key, value in flat.items():
         if value and (key in ("duration", "schedule.warmup") or key.endswith(".every")):
             amount, unit = parse_duration(value, f"config.{key}")
             if key == "duration" and unit == "percent":
                 raise ConfigError(f"config.duration={value!r}: a run is not a share of itself.")
-            require(key, amount > 0 or key == "schedule.warmup", "a positive duration")
+            check(key, amount > 0 or key == "schedule.warmup", "a positive duration")
 
 
 def parse_duration(text: str, name: str = "duration") -> tuple[float, str]:

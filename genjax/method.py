@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -98,6 +99,25 @@ class DataSpec(NamedTuple):
     vocabulary_size: int = 0
 
 
+def find_module(key: str, name: str, package: str) -> ModuleType:
+    """The module that a config names: `package.name`, or `name` itself if it has a dot.
+
+    Raises:
+      ConfigError: there is no such module; `key` says where the name was given.
+    """
+    path = name if "." in name else f"{package}.{name}"
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if not error.name or not (path == error.name or path.startswith(error.name + ".")):
+            raise
+        known = [m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__)]
+        raise ConfigError(
+            f"config.{key}={name!r}: no module {path!r}. Nearest: {nearest(name, known)}. "
+            "Give one of these or the dotted path of an importable module."
+        ) from None
+
+
 def build(config: ConfigDict, spec: DataSpec) -> Method:
     """Builds the method that `config.method` names.
 
@@ -107,20 +127,9 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     Raises:
       ConfigError: there is no such module, or it has no `build`.
     """
-    name = config.method
-    path = name if "." in name else f"genjax.methods.{name}"
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if not error.name or not (path == error.name or path.startswith(error.name + ".")):
-            raise
-        import genjax.methods
-
-        known = [m.name for m in pkgutil.iter_modules(genjax.methods.__path__)]
-        raise ConfigError(
-            f"config.method={name!r}: no module {path!r}. Nearest: {nearest(name, known)}. "
-            "Give one of these or the dotted path of an importable module."
-        ) from None
+    module = find_module("method", config.method, "genjax.methods")
     if not hasattr(module, "build"):
-        raise ConfigError(f"config.method={name!r}: {path} has no `build(config, spec)`.")
+        raise ConfigError(
+            f"config.method={config.method!r}: {module.__name__} has no `build(config, spec)`."
+        )
     return module.build(config, spec)

@@ -15,12 +15,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError, nearest
+from genjax.config import ConfigError, one_of, read_options, require
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree
 from genjax.networks import unet
 from genjax.nn.functional import Functional, functional
+from genjax.nn.pixels import to_float, to_uint8
 from genjax.sampling import diffusion
 from genjax.sampling import diffusion_bound as bound
+from genjax.sampling.conditions import labels
 from genjax.sampling.diffusion import Prediction, Schedule
 
 WEIGHTINGS = ("simple", "min_snr", "variational")
@@ -61,19 +63,6 @@ class Options(NamedTuple):
     guidance: float = 1.0
 
 
-def _one_of(name: str, value: str, choices) -> None:
-    if value not in choices:
-        raise ConfigError(
-            f"{name}={value!r}: expected one of {', '.join(choices)}. "
-            f"Nearest: {nearest(str(value), choices)}."
-        )
-
-
-def _check(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ConfigError(f"{name}={value!r}: expected {expected}.")
-
-
 def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
     """Reads and checks the `diffusion` section.
 
@@ -81,20 +70,17 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
       ConfigError: an unknown key or choice, a number out of range, or class conditioning on data
         without labels.
     """
-    values = section.to_dict()
-    for name in values:
-        _one_of("config.diffusion key", name, Options._fields)
-    o = Options(**values)
+    o = read_options(section, "diffusion", Options)
     T = o.num_timesteps
-    _one_of("diffusion.noise_schedule", o.noise_schedule, tuple(diffusion.NOISE_SCHEDULES))
-    _one_of("diffusion.prediction", o.prediction, diffusion.PREDICTIONS)
-    _one_of("diffusion.weighting", o.weighting, WEIGHTINGS)
-    _one_of("diffusion.variance", o.variance, diffusion.VARIANCES)
-    _check(T >= 2, "diffusion.num_timesteps", T, "at least 2")
-    _check(o.min_snr_gamma > 0, "diffusion.min_snr_gamma", o.min_snr_gamma, "more than 0")
-    _check(0 <= o.label_dropout < 1, "diffusion.label_dropout", o.label_dropout, "0 <= p < 1")
+    one_of("diffusion.noise_schedule", o.noise_schedule, tuple(diffusion.NOISE_SCHEDULES))
+    one_of("diffusion.prediction", o.prediction, diffusion.PREDICTIONS)
+    one_of("diffusion.weighting", o.weighting, WEIGHTINGS)
+    one_of("diffusion.variance", o.variance, diffusion.VARIANCES)
+    require(T >= 2, "diffusion.num_timesteps", T, "at least 2")
+    require(o.min_snr_gamma > 0, "diffusion.min_snr_gamma", o.min_snr_gamma, "more than 0")
+    require(0 <= o.label_dropout < 1, "diffusion.label_dropout", o.label_dropout, "0 <= p < 1")
     K, choice = o.eval_timesteps, f"0 (all of them, exact) or between 2 and num_timesteps={T}"
-    _check(K == 0 or 2 <= K <= T, "diffusion.eval_timesteps", K, choice)
+    require(K == 0 or 2 <= K <= T, "diffusion.eval_timesteps", K, choice)
     if o.class_conditional and not spec.num_classes:
         raise ConfigError(
             f"diffusion.class_conditional=True, but {spec.name} has no labels. Set it to False or "
@@ -107,29 +93,19 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
 def _check_sampling(o: Options) -> None:
     """Refuses options of sampling that the model cannot follow."""
     T = o.num_timesteps
-    _one_of("sampler", o.sampler, tuple(diffusion.SAMPLERS))
-    _check(isinstance(o.steps, int), "steps", o.steps, "a whole number")
+    one_of("sampler", o.sampler, tuple(diffusion.SAMPLERS))
+    require(isinstance(o.steps, int), "steps", o.steps, "a whole number")
     for name in ("eta", "guidance"):
         value = getattr(o, name)
-        _check(isinstance(value, int | float), name, value, "a number")
-    _check(0 <= o.steps <= T, "steps", o.steps, f"between 1 and num_timesteps={T}, or 0 for all")
-    _check(0 <= o.eta <= 1, "eta", o.eta, "between 0 (no noise) and 1")
+        require(isinstance(value, int | float), name, value, "a number")
+    require(0 <= o.steps <= T, "steps", o.steps, f"between 1 and num_timesteps={T}, or 0 for all")
+    require(0 <= o.eta <= 1, "eta", o.eta, "between 0 (no noise) and 1")
     if o.guidance != 1 and not (o.class_conditional and o.label_dropout):
         raise ConfigError(
             f"guidance={o.guidance}: the model must have been trained with "
             "diffusion.class_conditional=True and diffusion.label_dropout > 0 to be guided. "
             "Use guidance=1."
         )
-
-
-def to_float(image: UInt8[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-    """Maps 0 ... 255 onto [-1, 1] (Ho et al. 2020, section 3.3)."""
-    return image.astype(jnp.float32) / 127.5 - 1.0
-
-
-def to_uint8(x: Float[Array, "B H W C"]) -> UInt8[Array, "B H W C"]:
-    """Inverts `to_float`: rounds to the nearest of the 256 levels, clipping what lies outside."""
-    return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 
 def loss_weights(
@@ -296,23 +272,6 @@ def evaluate(
     return {name: value / np.log(2) for name, value in nats.items()}
 
 
-def _labels(options: Options, spec: DataSpec, num: int, condition) -> Int[Array, "B"] | None:
-    """The labels to sample: those given, or each class in turn."""
-    if not options.class_conditional:
-        if condition is not None:
-            raise ConfigError(
-                "labels were given, but the model is not class-conditional: give none, or train "
-                "with diffusion.class_conditional=True."
-            )
-        return None
-    if condition is None:
-        return jnp.arange(num) % spec.num_classes
-    label = jnp.asarray(condition, jnp.int32)
-    if label.shape != (num,):
-        raise ValueError(f"condition: expected {num} labels, got an array of {label.shape}.")
-    return label
-
-
 def sample(
     denoiser: Denoiser,
     params: dict,
@@ -350,7 +309,12 @@ def sample(
     options = denoiser.options._replace(**{k: v for k, v in given.items() if v is not None})
     _check_sampling(options)
     spec, w = denoiser.spec, options.guidance
-    label = _labels(options, spec, num, condition)
+    label = labels(spec, num, condition) if options.class_conditional else None
+    if condition is not None and label is None:
+        raise ConfigError(
+            "labels were given, but the model is not class-conditional: give none, or train "
+            "with diffusion.class_conditional=True."
+        )
 
     def predict(x, index):
         if w == 1:

@@ -33,7 +33,7 @@ class Assembly(NamedTuple):
       method: the family.
       total_steps: steps of the whole run.
       examples_per_step: examples that one step takes from the loader.
-      learning_rate: by step.
+      learning_rates: of each trained network, by step.
       init: the jitted, sharded function () -> the initial state.
       step: the jitted, donated function (state, batch) -> (state, output).
       state: the state's shapes, dtypes and shardings.
@@ -46,7 +46,7 @@ class Assembly(NamedTuple):
     method: Method
     total_steps: int
     examples_per_step: int
-    learning_rate: optax.Schedule
+    learning_rates: Mapping[str, optax.Schedule]
     init: Callable[[], TrainState]
     step: Callable[[TrainState, Batch], tuple[TrainState, StepOutput]]
     state: TrainState
@@ -78,9 +78,9 @@ def assemble(
     size = {"batch_size": examples, "examples": spec.sizes.get("train", 0)}
     total = configs.steps(config.duration, **size)
     warmup = configs.steps(config.schedule.warmup, **size, total=total)
-    learning_rate = optim.learning_rate(config, total, warmup)
     trained = sorted({phase.trains for phase in method.phases})
-    optimizers = {name: optim.build(config, name, learning_rate) for name in trained}
+    rates = {name: optim.learning_rate(config, name, total, warmup) for name in trained}
+    optimizers = {name: optim.build(config, name, rates[name]) for name in trained}
 
     on_batch = NamedSharding(mesh, BATCH)
     batch = {
@@ -109,7 +109,7 @@ def assemble(
         method=method,
         total_steps=total,
         examples_per_step=examples,
-        learning_rate=learning_rate,
+        learning_rates=rates,
         init=jax.jit(init, out_shardings=placed),
         step=step,
         state=state,

@@ -187,8 +187,12 @@ def _steps(
         if log:
             taken = averages.take()
             rate = progress.log(step, averages.loss(taken))
-            taken["train/learning_rate"] = float(run.learning_rate(step - 1))
-            evaluate.writers.scalars(step, {**taken, "train/examples_per_second": rate})
+            taken["train/examples_per_second"] = rate
+            lone = len(run.learning_rates) == 1
+            for name, schedule in run.learning_rates.items():
+                prefix = "" if lone else f"{name}/"
+                taken[f"train/{prefix}learning_rate"] = float(schedule(step - 1))
+            evaluate.writers.scalars(step, taken)
         number, late = interruptions.poll(step)
         stop = False
         if look or due("checkpoint", step) or number or late:

@@ -2,7 +2,9 @@
 
 An optimizer is an `optax.GradientTransformationExtraArgs` whose update takes `step=` and returns
 the change to add to the parameters: clipping, the optimizer's direction, decoupled weight decay,
-then `-learning_rate(step)` times the parameter's multiplier.
+`-learning_rate(step)` times the parameter's multiplier, then clipping of the parameters themselves
+(Arjovsky et al. 2017, algorithm 1). `config.optimizer` is shared by all
+networks of a game, but for what `config.optimizer.networks.<name>` says of one.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import optax
 from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers, muon
 
-from genjax.config import ConfigError, nearest
+from genjax.config import ConfigError, nearest, one_of
 from genjax.parallel.rules import first_match, path_name
 
 Tree = Any
@@ -62,8 +64,16 @@ OPTIMIZERS: dict[str, Callable[[ConfigDict], optax.GradientTransformation]] = {
 }
 
 
-def learning_rate(config: ConfigDict, total_steps: int, warmup_steps: int) -> optax.Schedule:
-    """The learning rate as a function of the step.
+def section(config: ConfigDict, network: str) -> ConfigDict:
+    """`config.optimizer` as it holds for one network."""
+    own = config.optimizer.networks.get(network, {})
+    return ConfigDict({**config.optimizer, **own})
+
+
+def learning_rate(
+    config: ConfigDict, network: str, total_steps: int, warmup_steps: int
+) -> optax.Schedule:
+    """The learning rate of one network as a function of the step.
 
     Linear warm-up from 0 over `warmup_steps`, then by `config.schedule.name`: "constant";
     "cosine" (Loshchilov & Hutter 2017, eq. 5) and "linear" to `schedule.final` times the peak at
@@ -74,7 +84,7 @@ def learning_rate(config: ConfigDict, total_steps: int, warmup_steps: int) -> op
     """
     name, peak, final = (
         config.schedule.name,
-        config.optimizer.learning_rate,
+        section(config, network).learning_rate,
         config.schedule.final,
     )
     if warmup_steps >= total_steps:
@@ -111,9 +121,11 @@ def check_rules(config: ConfigDict, params: Mapping[str, Tree]) -> None:
     """Checks that the rules and the parameters of all networks fit each other.
 
     Raises:
-      ConfigError: a freeze or learning-rate rule matches no parameter, or a parameter matches no
-        learning-rate or weight-decay rule.
+      ConfigError: a freeze or learning-rate rule matches no parameter, a parameter matches no
+        learning-rate or weight-decay rule, or `config.optimizer.networks` names no network.
     """
+    for network in config.optimizer.networks:
+        one_of("config.optimizer.networks", network, sorted(params))
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(dict(params))]
     patterns = {
         "freeze": tuple(config.optimizer.freeze),
@@ -151,7 +163,7 @@ def build(
     Raises:
       ConfigError: unknown optimizer.
     """
-    c = config.optimizer
+    c = section(config, network)
     if c.name not in OPTIMIZERS:
         raise ConfigError(
             f"config.optimizer.name={c.name!r}: no such optimizer. "
@@ -161,6 +173,10 @@ def build(
     def decay(updates: Tree, params: Tree) -> Tree:
         factors = _by_path(c.weight_decay_rules, params, network, "weight decay")
         return jax.tree.map(lambda u, p, f: u + c.weight_decay * f * p, updates, params, factors)
+
+    def clip(updates: Tree, params: Tree) -> Tree:
+        bound = c.weight_clip
+        return jax.tree.map(lambda u, p: jnp.clip(p + u, -bound, bound) - p, updates, params)
 
     def scale(updates: Tree, state: optax.EmptyState, params: Tree, *, step: jax.Array):
         factors = _by_path(c.learning_rate_rules, params, network, "learning rate")
@@ -172,6 +188,8 @@ def build(
     if c.weight_decay:
         chain.append(optax.stateless(decay))
     chain.append(optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), scale))
+    if c.weight_clip:
+        chain.append(optax.stateless(clip))
     trained = optax.chain(*chain)
     if not c.freeze:
         return trained

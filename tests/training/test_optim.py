@@ -137,7 +137,7 @@ def test_unknown_names_are_refused_with_the_nearest():
     config = configs.base()
     config.schedule.name = "cosin"
     with pytest.raises(ConfigError, match=r"cosin.*cosine"):
-        optim.learning_rate(config, 10, 0)
+        optim.learning_rate(config, "net", 10, 0)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_schedules(name, formula):
     config = configs.base()
     config.schedule.update({"name": name, "final": 0.1})
     config.optimizer.learning_rate = 2.0
-    schedule = optim.learning_rate(config, 100, 20)
+    schedule = optim.learning_rate(config, "net", 100, 20)
     np.testing.assert_allclose([schedule(s) for s in (0, 5, 10)], [0.0, 0.5, 1.0], rtol=1e-6)
     for s in (20, 37, 60, 99, 100):
         np.testing.assert_allclose(schedule(s), 2.0 * formula(s), rtol=1e-5)
@@ -161,7 +161,7 @@ def test_schedules(name, formula):
 
 def test_a_warm_up_as_long_as_the_run_is_refused():
     with pytest.raises(ConfigError, match="warmup"):
-        optim.learning_rate(configs.base(), 20, 20)
+        optim.learning_rate(configs.base(), "net", 20, 20)
 
 
 def test_the_step_is_the_only_clock():
@@ -207,3 +207,41 @@ def test_only_the_named_networks_are_averaged_and_evaluated_so():
     config.ema.networks = ("encoder",)
     with pytest.raises(ConfigError, match="encoder"):
         ema.init(config, params, params)
+
+
+def test_one_network_may_differ_from_the_shared_settings():
+    config = base(name="adam", learning_rate=0.1)
+    with config.unlocked():
+        config.optimizer.networks = {"net": {"name": "sgd", "momentum": 0.0, "learning_rate": 0.2}}
+    for network, peer in (("net", optax.sgd(0.2)), ("other", optax.adam(0.1))):
+        tx = optim.build(config, network, optim.learning_rate(config, network, 10, 0))
+        state, moved = tx.init(PARAMS), PARAMS
+        for i in range(3):
+            updates, state = tx.update(gradients(i, moved), state, moved, step=jnp.int32(i))
+            moved = optax.apply_updates(moved, updates)
+        chex.assert_trees_all_close(moved, reference(peer, 3), rtol=1e-6)
+
+
+def test_a_network_that_does_not_exist_and_a_key_that_is_not_its_own_are_refused():
+    config = base()
+    config.method = "gan"
+    with config.unlocked():
+        config.optimizer.networks = {"critic": {"learning_rate": 0.2}}
+    with pytest.raises(ConfigError, match=r"networks='critic': expected one of net"):
+        optim.check_rules(config, {"net": PARAMS})
+    with config.unlocked():
+        config.optimizer.networks = {"net": {"freeze": ()}}
+    with pytest.raises(
+        ConfigError, match=r"optimizer\.networks\.net='freeze': expected one of name"
+    ):
+        configs.validate(config)
+
+
+def test_weight_clip_keeps_every_parameter_in_the_box():
+    """Arjovsky et al. 2017, algorithm 1, line 7: w <- clip(w, -c, c), after the update."""
+    free = run(base(name="sgd", momentum=0.0))
+    clipped = run(base(name="sgd", momentum=0.0, weight_clip=0.5), steps=1)
+    after_one = reference(optax.sgd(0.01), 1)
+    expected = jax.tree.map(lambda p: jnp.clip(p, -0.5, 0.5), after_one)
+    chex.assert_trees_all_close(clipped, expected, atol=1e-7)
+    assert max(float(jnp.abs(p).max()) for p in jax.tree.leaves(free)) > 0.5

@@ -1,0 +1,16 @@
+"""8-bit images as networks see them, and back."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+
+def to_float(image: UInt8[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+    """Maps 0 ... 255 onto [-1, 1] (Ho et al. 2020, section 3.3)."""
+    return image.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(x: Float[Array, "B H W C"]) -> UInt8[Array, "B H W C"]:
+    """Inverts `to_float`: rounds to the nearest of the 256 levels, clipping what lies outside."""
+    return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
