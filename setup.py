@@ -31,6 +31,15 @@ setup(
         "tpu": ["jax[tpu]"],
         "wandb": ["wandb"],
         "test": ["pytest", "pytest-xdist", "ruff", "scikit-learn", "scipy"],
-        "parity": ["torch==2.13.0", "diffusers==0.42.1"],
+        "parity": [
+            "torch==2.13.0",
+            "diffusers==0.42.1",
+            "torch-fidelity==0.4.0",
+            "efficientnet-lite-pytorch==0.1.0",
+            "prdc==0.2",
+            "scipy==1.17.1",
+            "scikit-learn==1.9.1",
+            "mpmath==1.3.0",
+        ],
     },
 )

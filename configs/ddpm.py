@@ -9,7 +9,7 @@ Default: Fashion-MNIST, a 2.1M-parameter U-Net over 2 x 2 patches, 120,000 examp
 
 Presets, as in --config=configs/ddpm.py:tiny:
   tiny       8 x 8 digits, a test of the installation in under 90 s; the samples are blurred
-  digits     8 x 8 digits, minutes on a CPU
+  digits     8 x 8 digits: 20 min 36 s on a busy machine, 4.54 +- 0.04 bits/dim
   mnist      the default's network on MNIST
   cifar10    the 35.7M-parameter network and the settings of Ho et al. 2020 for one accelerator
              (their FID after 800,000 steps: 3.17; not run by us)

@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
@@ -112,7 +113,12 @@ def base() -> ConfigDict:
                 "split": "test",
                 "batch_size": 128,
                 "limit": 0,  # examples per evaluation; 0 is all
-                "samples": 64,
+                "samples": 64,  # in the grid
+                # "classifier", "efficientnet_lite0", "inception": what samples are judged by
+                "features": (),
+                "generated": 5000,  # samples that are judged
+                "reference": "train",  # split they are compared with, or file of statistics
+                "inception_path": "",  # file of Inception's weights; downloaded if empty
             },
             "early_stop": {"metric": "", "mode": "min", "patience": 5, "min_delta": 0.0},
             "log": {"every": "50_steps", "wandb": False, "wandb_project": "genjax"},
@@ -207,12 +213,21 @@ def _convert(key: str, text: Any, old: Any) -> Any:
 def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     """A copy of `config` with dotted keys replaced; strings are parsed to the old value's type.
 
+    `optimizer.networks.<network>.<key>` need not be there before: it begins as `optimizer.<key>`.
+
     Raises:
       ConfigError: a key does not exist, or a value has another type.
     """
     config = config.copy_and_resolve_references()
     flat = flatten(config)
     for key, value in overrides.items():
+        match = re.fullmatch(r"optimizer\.networks\.(\w+)\.(\w+)", key)
+        if match and match[2] in PER_NETWORK and key not in flat:
+            with config.unlocked():
+                own = config.optimizer.networks.get(match[1], {})
+                started = {**own, match[2]: config.optimizer[match[2]]}
+                config.optimizer.networks[match[1]] = ConfigDict(started)
+            flat = flatten(config)
         if key not in flat:
             if any(k.startswith(key + ".") for k in flat):
                 inside = ", ".join(k for k in flat if k.startswith(key + "."))
@@ -224,6 +239,18 @@ def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
             section = section[name]
         section[leaf] = _convert(key, value, flat[key])
     return config
+
+
+def read_module(file: str | Path) -> ModuleType:
+    """Runs a config file, so that one can start from another: `read_module(...).get_config()`.
+
+    A relative path is taken from the working directory; `Path(__file__).with_name` finds a sibling.
+    """
+    file = Path(file)
+    spec = importlib.util.spec_from_file_location(f"genjax_config_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def load(location: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
@@ -238,9 +265,7 @@ def load(location: str, overrides: Mapping[str, Any] | None = None) -> ConfigDic
         near = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
         hint = f" Nearest: {nearest(path, near)}." if near else ""
         raise ConfigError(f"--config={location}: no file {path!r}.{hint}")
-    spec = importlib.util.spec_from_file_location(f"genjax_config_{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = read_module(file)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"--config={location}: {path} has no function get_config().")
     try:
@@ -273,6 +298,7 @@ def validate(config: ConfigDict) -> None:
             *("batch_size", "accumulation", "evals.batch_size", "optimizer.max_skipped"),
             *("checkpoint.keep", "early_stop.patience"),
         ),
+        11: ("evals.generated",),
         0: ("evals.samples", "evals.limit", "checkpoint.minutes", "optimizer.clip_norm"),
     }
     for bound, keys in least.items():

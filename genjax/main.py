@@ -1,7 +1,7 @@
 """The command line: a config, a workdir and one mode.
 
 python -m genjax.main --config=configs/ddpm.py[:preset] [--config.a.b=value ...] --workdir=DIR
-    --mode=train|eval|sample|inspect
+    --mode=train|eval|sample|inspect|statistics
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from ml_collections import ConfigDict
 
 from genjax import config as configs
 from genjax.config import ConfigError
-from genjax.data import catalogue
+from genjax.data import catalogue, sources
 from genjax.data.packages import cache_root
+from genjax.evals.comparison import Comparison, read_samples
 from genjax.evals.evaluation import Evaluation
 from genjax.parallel import distributed
+from genjax.parallel.mesh import make_mesh
 from genjax.parallel.rules import path_name
 from genjax.sampling.draw import make_draw, parse_options
 from genjax.train_state import TrainState
@@ -59,6 +61,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     add("--mode", default="train", choices=MODES)
     add("--allow_config_change", action="store_true", help="go on with another config")
     add("--checkpoint", default="", help="step to eval, sample or inspect, or best; the newest")
+    add("--samples", default="", help="eval: an .npz of images to judge, or a split of the data")
     add("--num", type=int, default=None, help="sample: how many; 64")
     add("--seed", type=int, default=None, help="sample: decides which; 0")
     flags, rest = parser.parse_known_args(argv)
@@ -67,6 +70,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
             f"--num and --seed belong to --mode=sample, not to --mode={flags.mode}. The seed of a "
             "run is --config.seed."
         )
+    if flags.samples and flags.mode != "eval":
+        raise ConfigError(f"--samples belongs to --mode=eval, not to --mode={flags.mode}.")
     overrides, flags.options = {}, {}
     for argument in rest:
         name, equals, value = argument.partition("=")
@@ -95,7 +100,8 @@ def resolve(flags: argparse.Namespace, overrides: dict[str, str]) -> tuple[Confi
     folder = Path(flags.workdir or Path("runs") / "_".join(filter(None, (Path(path).stem, preset))))
     if flags.config:
         config = configs.load(flags.config, overrides)
-        workdir.check_same_config(folder, config, flags.allow_config_change)
+        if not (flags.samples or flags.mode == "statistics"):
+            workdir.check_same_config(folder, config, flags.allow_config_change)
         return config, folder
     stored = workdir.read_config(folder)
     if stored is None:
@@ -171,6 +177,8 @@ def evaluate(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int
     They go into the run's metrics, pictures and report as well if the evaluation is the run's own:
     of its newest checkpoint, with nothing in the config changed.
     """
+    if flags.samples:
+        return evaluate_samples(config, flags.samples)
     run, state = restored(config, folder, flags)
     dataset = catalogue.load(config.dataset)
     workdir.check_same_data(folder, dataset.spec, flags.allow_config_change)
@@ -189,6 +197,44 @@ def evaluate(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int
     if jax.process_index() == 0:
         for name, value in metrics.items():
             print(f"{name} {value:.6g}")
+    return 0
+
+
+def evaluate_samples(config: ConfigDict, samples: str) -> int:
+    """Judges images that are there already, and prints the metrics; needs no run."""
+    dataset = catalogue.load(config.dataset)
+    mesh = make_mesh(config)
+    if samples.endswith(".npz"):
+        images = read_samples(samples)[: config.evals.generated]
+    elif source := dataset.splits.get(samples):
+        chosen = sources.order(len(source))[: config.evals.generated]
+        images = np.stack([source[int(i)]["image"] for i in chosen])
+    else:
+        raise ConfigError(
+            f"--samples={samples!r}: expected an .npz file, as --mode=sample writes it, or one of "
+            f"the splits {', '.join(dataset.splits)}."
+        )
+    if not config.evals.features:
+        raise ConfigError(
+            "--samples needs evals.features: give --config.evals.features=classifier."
+        )
+    with jax.set_mesh(mesh):
+        found = Comparison(config, dataset, mesh)(images)
+    if jax.process_index() == 0:
+        print(f"images {len(images)}")
+        for name, value in found.items():
+            print(f"{name} {value:.6g}")
+    return 0
+
+
+def statistics(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
+    """Makes the reference statistics of the data, and says where they are."""
+    mesh = make_mesh(config)
+    with jax.set_mesh(mesh):
+        made = Comparison(config, catalogue.load(config.dataset), mesh).references()
+    if jax.process_index() == 0:
+        for name, path, count in made:
+            print(f"{name}: statistics of {count} images in {path}")
     return 0
 
 
@@ -232,7 +278,13 @@ def inspect(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
     return 0
 
 
-MODES = {"train": train, "eval": evaluate, "sample": sample, "inspect": inspect}
+MODES = {
+    "train": train,
+    "eval": evaluate,
+    "sample": sample,
+    "inspect": inspect,
+    "statistics": statistics,
+}
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 

@@ -39,6 +39,8 @@ def test_a_preset_and_then_overrides(file):
     [
         ("optimizer.learning_rate", "3e-4", 3e-4),
         ("optimizer.learning_rate", "1", 1.0),
+        ("optimizer.networks.critic.learning_rate", "2", 2.0),
+        ("optimizer.networks.critic.name", "sgd", "sgd"),
         ("evals.samples", "0", 0),
         ("dataset.flip", "true", True),
         ("dataset.flip", "False", False),

@@ -43,10 +43,15 @@ def test_init_step_evaluation_and_samples_have_shapes(location):
     assert all(value.shape == (2,) for value in output.metrics.values())
     values = jax.eval_shape(run.method.evaluate, state.params, state.mutable, run.batch, state.key)
     assert all(v.shape == (run.examples_per_step,) for v in values.values())
-    samples = jax.eval_shape(
-        lambda params, mutable, key: run.method.sample(params, mutable, key, 3, None),
-        *(state.params, state.mutable, state.key),
-    )
+
+    def draw(params, mutable, key):
+        return run.method.sample(params, mutable, key, 3, None)
+
+    if not run.config.evals.samples:  # no generative model, such as the classifier
+        with pytest.raises(configs.ConfigError, match="does not sample"):
+            jax.eval_shape(draw, state.params, state.mutable, state.key)
+        return
+    samples = jax.eval_shape(draw, state.params, state.mutable, state.key)
     first = next(iter(run.spec.features.values()))
     assert samples.shape == (3, *first.shape)
 

@@ -11,6 +11,7 @@ import jax
 from genjax.config import ConfigError, flatten
 from genjax.data import loader, transforms
 from genjax.data.catalogue import Dataset
+from genjax.evals.comparison import Comparison, metrics_of
 from genjax.evals.evaluate import evaluate, make_evaluate
 from genjax.parallel.mesh import batch_part
 from genjax.sampling.draw import make_draw
@@ -44,7 +45,10 @@ class Evaluation:
                 f"set dataset.{self.evals.split}='10_percent' to carve it out of train."
             )
         self.sums = make_evaluate(run.method, run.mesh)
-        self.draw = make_draw(run, self.evals.samples, {}) if self.evals.samples else None
+        judged = self.evals.generated if self.evals.features else 0
+        self.comparison = Comparison(run.config, dataset, run.mesh) if judged else None
+        num = max(self.evals.samples, judged)
+        self.draw = make_draw(run, num, {}) if num else None
         self.environment = report.environment()
         self._check_metrics()
 
@@ -56,7 +60,8 @@ class Evaluation:
         found = jax.eval_shape(
             self.run.method.evaluate, state.params, state.mutable, self.run.batch, state.key
         )
-        known = [f"eval/{name}{end}" for name in found for end in ("", "_se")]
+        names = [f"{name}{end}" for name in found for end in ("", "_se")] + metrics_of(c)
+        known = [f"eval/{name}" for name in names]
         for key in ("early_stop.metric", "checkpoint.best"):
             name = flatten(c)[key]
             if name and name not in known:
@@ -86,16 +91,18 @@ class Evaluation:
         start = time.perf_counter()
         key = stream(state.key, "eval")
         found = evaluate(self.sums, params, state.mutable, batches, key, mesh)
+        if self.draw and (pictures or self.comparison):
+            # The same noise every time, so that the grids of a run can be compared.
+            samples = self.draw(params, state.mutable, state.key)
+            if pictures and self.evals.samples and jax.process_index() == 0:
+                picture = grid(samples[: self.evals.samples])
+                save_png(self.workdir / "samples" / f"step_{step:08d}.png", picture)
+                self.writers.images(step, "samples", picture)
+            if self.comparison:
+                found |= self.comparison(samples[: self.evals.generated])
         metrics = {f"eval/{name}": value for name, value in found.items()}
         metrics["eval/seconds"] = time.perf_counter() - start
         self.writers.scalars(step, metrics)
-        if self.draw and pictures:
-            # The same noise every time, so that the grids of a run can be compared.
-            samples = self.draw(params, state.mutable, state.key)
-            if jax.process_index() == 0:
-                picture = grid(samples)
-                save_png(self.workdir / "samples" / f"step_{step:08d}.png", picture)
-                self.writers.images(step, "samples", picture)
         shown = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items())
         logger.info("evaluation at step %d: %s", step, shown)
         return metrics

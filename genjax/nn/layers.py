@@ -1,4 +1,4 @@
-"""Layers: linear, convolution, normalisation, embedding, attention, dropout.
+"""Layers: linear, maxout, convolution, normalisation, embedding, attention, dropout.
 
 Parameters are float32. `dtype` is the compute type: operands are cast to it and products are
 accumulated in float32. Statistics of norms and softmax are float32 always.
@@ -15,17 +15,14 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from genjax.nn.convolution import convolve, dot, spread
+from genjax.nn.norm import SpectralNorm
+
 Initializer = Callable[..., jax.Array]
 
 uniform_fan_avg = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 standard_normal = jax.nn.initializers.normal(1.0)
 zeros = jax.nn.initializers.zeros
-
-
-def _dot(x: Array, kernel: Array) -> Array:
-    return lax.dot_general(
-        x, kernel, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32
-    )
 
 
 @jax.custom_vjp
@@ -34,9 +31,9 @@ def product(x: Float[Array, "... D"], kernel: Float[Array, "D F"]) -> Float[Arra
 
     The backward pass casts the cotangent to the operands' dtype, so that with bfloat16 operands
     all three products run on the matrix units (TPU, GPU, AMX); JAX's own rule would mix float32
-    and bfloat16.
+    and bfloat16. It is made of products again, so the same holds of gradients of gradients.
     """
-    return _dot(x, kernel).astype(x.dtype)
+    return dot(x, kernel).astype(x.dtype)
 
 
 def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -46,9 +43,7 @@ def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array
 def _product_backward(residual: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = residual
     rows = math.prod(x.shape[:-1])
-    dx = _dot(g, kernel.T).astype(x.dtype)
-    dkernel = _dot(x.reshape(rows, -1).T, g.reshape(rows, -1)).astype(kernel.dtype)
-    return dx, dkernel
+    return product(g, kernel.T), product(x.reshape(rows, -1).T, g.reshape(rows, -1))
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -63,6 +58,7 @@ class Linear(nnx.Module):
         features_out: int,
         *,
         use_bias: bool = True,
+        spectral_norm: bool = False,
         init: Initializer = uniform_fan_avg,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -70,12 +66,41 @@ class Linear(nnx.Module):
         """Makes the parameters `kernel` [in, out] and `bias` [out]."""
         self.kernel = nnx.Param(init(rngs.params(), (features_in, features_out), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32)) if use_bias else None
+        self.spectral = SpectralNorm(features_out, rngs=rngs) if spectral_norm else None
         self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "... D"], train: bool = False) -> Float[Array, "... F"]:
+        """Applies the layer; `train` matters to spectral normalisation alone."""
+        kernel = _normalised(self.kernel[...], self.spectral, train)
+        y = product(x.astype(self.dtype), kernel.astype(self.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+def _normalised(kernel: Array, spectral: SpectralNorm | None, train: bool) -> Array:
+    return kernel if spectral is None else spectral(kernel, train)
+
+
+class Maxout(nnx.Module):
+    """The largest of `pieces` linear functions, each feature (Goodfellow et al. 2013, eq. 2)."""
+
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        pieces: int,
+        *,
+        init: Initializer = uniform_fan_avg,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Makes one linear layer of `features_out * pieces` features."""
+        self.linear = Linear(features_in, features_out * pieces, init=init, dtype=dtype, rngs=rngs)
+        self.pieces = pieces
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
         """Applies the layer."""
-        y = product(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        y = self.linear(x)
+        return y.reshape(*y.shape[:-1], -1, self.pieces).max(-1)
 
 
 class Conv(nnx.Module):
@@ -88,6 +113,8 @@ class Conv(nnx.Module):
         kernel_size: int = 3,
         *,
         stride: int = 1,
+        use_bias: bool = True,
+        spectral_norm: bool = False,
         init: Initializer = uniform_fan_avg,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -95,24 +122,47 @@ class Conv(nnx.Module):
         """Makes the parameters `kernel` [k, k, in, out] and `bias` [out]."""
         shape = (kernel_size, kernel_size, features_in, features_out)
         self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32)) if use_bias else None
+        self.spectral = SpectralNorm(features_out, rngs=rngs) if spectral_norm else None
         self.stride = stride
         self.dtype = dtype
 
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w F"]:
-        """Applies the layer; h = H / stride."""
-        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+    def __call__(self, x: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B h w F"]:
+        """Applies the layer; h = ceil(H / stride). `train` is for spectral normalisation."""
+        kernel = _normalised(self.kernel[...], self.spectral, train)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if kernel.shape[:2] == (1, 1) and self.stride == 1:
             y = product(x, kernel[0, 0])
         else:
-            y = lax.conv_general_dilated(
-                x,
-                kernel,
-                (self.stride, self.stride),
-                "SAME",
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-        return y + self.bias[...].astype(self.dtype)
+            y = convolve(x, kernel, self.stride)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class ConvTranspose(nnx.Module):
+    """2D transposed convolution that doubles H and W: `lax.conv_transpose`, stride 2, "SAME"."""
+
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        kernel_size: int = 4,
+        *,
+        use_bias: bool = True,
+        init: Initializer = uniform_fan_avg,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Makes the parameters `kernel` [k, k, in, out], k >= 2, and `bias` [out]."""
+        shape = (kernel_size, kernel_size, features_in, features_out)
+        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32)) if use_bias else None
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W F"]:
+        """Applies the layer."""
+        flipped = self.kernel[...].astype(self.dtype)[::-1, ::-1].swapaxes(2, 3)
+        y = spread(x.astype(self.dtype), flipped, 2, (2 * x.shape[1], 2 * x.shape[2]))
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
 class GroupNorm(nnx.Module):

@@ -1,0 +1,34 @@
+"""Conditional GAN (Mirza & Osindero 2014): both players are told the label.
+
+Default: Fashion-MNIST, the networks of configs/dcgan.py.
+  command    launch/local.sh --config=configs/cgan.py
+  hardware   2 CPU cores
+  time       not measured yet
+  score      not measured yet
+
+Presets, as in --config=configs/cgan.py:tiny:
+  tiny       8 x 8 digits, a test of the installation in about a minute
+  projection the label by a projection discriminator (Miyato & Koyama 2018)
+  auxiliary  the label by an auxiliary classifier (AC-GAN, Odena et al. 2017)
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from genjax import config as base
+
+DCGAN = base.read_module(Path(__file__).with_name("dcgan.py"))
+
+
+def get_config() -> ConfigDict:
+    """The networks of dcgan.py; the label is appended to the discriminator's input."""
+    config = DCGAN.get_config()
+    config.gan.conditioning = "concatenation"
+    return config
+
+
+PRESETS = DCGAN.PRESETS | {
+    "projection": {"gan.conditioning": "projection"},
+    "auxiliary": {"gan.conditioning": "auxiliary"},
+}

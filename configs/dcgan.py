@@ -1,0 +1,67 @@
+"""DCGAN (Radford et al. 2016): convolutional networks with batch norm, non-saturating loss.
+
+Default: Fashion-MNIST, 1.8M parameters.
+  command    launch/local.sh --config=configs/dcgan.py
+  hardware   2 CPU cores
+  time       not measured yet
+  score      not measured yet
+
+Presets, as in --config=configs/dcgan.py:tiny:
+  tiny       8 x 8 digits, a test of the installation in about a minute
+"""
+
+from ml_collections import ConfigDict
+
+from genjax import config as base
+from genjax.methods.gan import Options
+
+
+def get_config() -> ConfigDict:
+    """Fashion-MNIST, for two CPU cores."""
+    config = base.base()
+    config.method = "gan"
+    config.dataset.name = "fashion_mnist"
+    config.batch_size = 64
+    config.duration = "30_epochs"
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 2e-4
+    config.optimizer.b1 = 0.5
+    config.optimizer.clip_norm = 0.0
+    config.ema.decay = (0.999,)
+    config.ema.networks = ("generator",)
+    config.evals.batch_size = 256
+    config.evals.limit = 2048
+    config.evals.features = ("classifier",)
+    config.log.every = "100_steps"
+    with config.unlocked():
+        config.gan = ConfigDict(Options()._asdict())
+        config.model = ConfigDict(
+            {
+                "network": "dcgan",
+                "generator": {"channels": 64, "kernel_size": 4, "norm": "batch"},
+                "discriminator": {
+                    "channels": 64,
+                    "kernel_size": 4,
+                    "norm": "batch",
+                    "spectral_norm": False,
+                },
+            }
+        )
+    return config
+
+
+PRESETS = {
+    "tiny": {
+        "dataset.name": "digits",
+        "dataset.test": "10_percent",
+        "duration": "200_steps",
+        "evals.every": "50_percent",
+        "evals.limit": 64,
+        "evals.batch_size": 64,
+        "evals.samples": 16,
+        "evals.features": (),
+        "log.every": "20_steps",
+        "model.generator.channels": 16,
+        "model.discriminator.channels": 16,
+    },
+}

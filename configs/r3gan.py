@@ -1,0 +1,49 @@
+"""R3GAN (Huang et al. 2024): relativistic pairing, R1 and R2, residual networks without norms.
+
+Default: Fashion-MNIST, residual networks over 28, 14 and 7 pixels.
+  command    launch/local.sh --config=configs/r3gan.py
+  hardware   2 CPU cores
+  time       not measured yet
+  score      not measured yet
+
+Presets, as in --config=configs/r3gan.py:tiny:
+  tiny       8 x 8 digits, a test of the installation in about a minute
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from genjax import config as base
+
+DCGAN = base.read_module(Path(__file__).with_name("dcgan.py"))
+
+
+def get_config() -> ConfigDict:
+    """Residual networks; Adam without first moment."""
+    config = DCGAN.get_config()
+    config.gan.loss = "relativistic"
+    config.gan.r1 = 1.0
+    config.gan.r2 = 1.0
+    config.optimizer.b1 = 0.0
+    config.optimizer.b2 = 0.99
+    with config.unlocked():
+        config.model = ConfigDict(
+            {
+                "network": "gan_residual",
+                "generator": {"channels": (16, 64, 128), "blocks": 1, "expansion": 1.0},
+                "discriminator": {
+                    "channels": (16, 64, 128),
+                    "blocks": 1,
+                    "expansion": 1.0,
+                    "spectral_norm": False,
+                },
+            }
+        )
+    return config
+
+
+PRESETS = {
+    "tiny": {key: value for key, value in DCGAN.PRESETS["tiny"].items() if "model" not in key}
+    | {"model.generator.channels": (8, 16), "model.discriminator.channels": (8, 16)},
+}

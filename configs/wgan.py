@@ -1,0 +1,33 @@
+"""Wasserstein GAN with weight clipping (Arjovsky et al. 2017, algorithm 1).
+
+Default: Fashion-MNIST, the networks of configs/dcgan.py.
+  command    launch/local.sh --config=configs/wgan.py
+  hardware   2 CPU cores
+  time       not measured yet
+  score      not measured yet
+
+Presets, as in --config=configs/wgan.py:tiny:
+  tiny       8 x 8 digits, a test of the installation in about a minute
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from genjax import config as base
+
+DCGAN = base.read_module(Path(__file__).with_name("dcgan.py"))
+
+
+def get_config() -> ConfigDict:
+    """The networks of dcgan.py; RMSProp, five steps of the clipped critic for one of the other."""
+    config = DCGAN.get_config()
+    config.gan.loss = "wasserstein"
+    config.gan.critic_steps = 5
+    config.optimizer.name = "rmsprop"
+    config.optimizer.learning_rate = 5e-5
+    config.optimizer.b2 = 0.99
+    return base.override(config, {"optimizer.networks.discriminator.weight_clip": 0.01})
+
+
+PRESETS = DCGAN.PRESETS

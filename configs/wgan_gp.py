@@ -1,0 +1,35 @@
+"""Wasserstein GAN with gradient penalty (Gulrajani et al. 2017).
+
+Default: Fashion-MNIST, the networks of configs/dcgan.py, the critic with layer norm.
+  command    launch/local.sh --config=configs/wgan_gp.py
+  hardware   2 CPU cores
+  time       not measured yet
+  score      not measured yet
+
+Presets, as in --config=configs/wgan_gp.py:tiny:
+  tiny       8 x 8 digits, a test of the installation in about a minute
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from genjax import config as base
+
+DCGAN = base.read_module(Path(__file__).with_name("dcgan.py"))
+
+
+def get_config() -> ConfigDict:
+    """The networks of dcgan.py; five steps of the penalised critic for one of the generator."""
+    config = DCGAN.get_config()
+    config.gan.loss = "wasserstein"
+    config.gan.gradient_penalty = 10.0
+    config.gan.critic_steps = 5
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.b1 = 0.0
+    config.optimizer.b2 = 0.9
+    config.model.discriminator.norm = "layer"
+    return config
+
+
+PRESETS = DCGAN.PRESETS

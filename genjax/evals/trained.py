@@ -1,0 +1,159 @@
+"""The classifier by whose features generators of a labelled data set are judged, trained once.
+
+It is an ordinary run of `genjax.methods.classifier`, in a folder of the data cache that is named by
+the digests of the data and of the config.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from genjax import config as configs
+from genjax.config import ConfigError
+from genjax.data import packages
+from genjax.data.catalogue import Dataset
+from genjax.methods import classifier as method
+from genjax.nn.functional import Functional
+from genjax.parallel.distributed import barrier, largest
+from genjax.parallel.rules import path_name
+from genjax.training.pictures import write_atomic
+
+logger = logging.getLogger("genjax")
+
+Tree = Any
+
+# Sections of the config that do not decide what the weights become.
+INDIFFERENT = ("mesh", "checkpoint", "evals", "early_stop", "log")
+
+
+def classifier_config() -> ConfigDict:
+    """How the classifier is trained, whatever the data; configs/classifier.py names some."""
+    config = configs.base()
+    config.method = "classifier"
+    config.batch_size = 64
+    config.duration = "360000_examples"
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.weight_decay = 0.02
+    config.schedule.name = "cosine"
+    config.schedule.warmup = "5_percent"
+    config.ema.decay = (0.99,)
+    config.evals.samples = 0
+    config.evals.every = "50_percent"
+    config.checkpoint.minutes = 1.0
+    config.log.every = "5_percent"
+    with config.unlocked():
+        config.model = ConfigDict(
+            {"channels": (32, 64, 128), "features": 128, "patch_size": 2, "dropout": 0.25}
+        )
+    return config
+
+
+def classifier(dataset: Dataset, data_digest: str) -> tuple[Functional, Tree]:
+    """The network, images in [-1, 1] -> (features, logits), and its averaged parameters.
+
+    It is trained on the training split if it has not been before. One run trains while others wait
+    for it; a training that was interrupted is gone on with. Several processes of one run train it
+    together and must see the same cache.
+
+    Raises:
+      SystemExit: a signal ended the training; it has been saved.
+      ConfigError: the file of the trained parameters is damaged.
+    """
+    image = dataset.spec.features["image"]
+    eight_bit = {**dataset.spec.features, "image": jax.ShapeDtypeStruct(image.shape, np.uint8)}
+    dataset = dataset._replace(spec=dataset.spec._replace(features=eight_bit))
+    config = _config_for(dataset)
+    decisive = {k: v for k, v in configs.to_json(config).items() if k not in INDIFFERENT}
+    config_digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    name = "-".join((dataset.spec.name.replace("/", "_"), data_digest[:16], config_digest[:16]))
+    path = packages.cache_root() / "classifiers" / name / "parameters.npz"
+    first = jax.process_index() == 0
+    with packages.lock(f"classifier-{name}") if first else contextlib.nullcontext():
+        if not largest(int(first and path.is_file())):
+            logger.info("training a classifier of %s, once: %s", dataset.spec.name, path.parent)
+            _train(config, dataset, path)
+        barrier("classifier")
+    params, accuracy = _read(path)
+    logger.info(
+        "the classifier of %s is right on %.2f %% of the %s split (%s)",
+        *(dataset.spec.name, 100 * accuracy, config.evals.split, path),
+    )
+    return method.network(config, dataset.spec), params
+
+
+def _config_for(dataset: Dataset) -> ConfigDict:
+    """`classifier_config` for images of this data set."""
+    config, spec = classifier_config(), dataset.spec
+    config.dataset.name = spec.name
+    if min(spec.features["image"].shape[:2]) < 16:
+        config.model.patch_size = 1
+    splits = [name for name in ("test", "validation", "train") if dataset.splits.get(name)]
+    config.evals.split = splits[0]
+    return config
+
+
+def _train(config: ConfigDict, dataset: Dataset, path: Path) -> None:
+    """Trains, or goes on, in the folder of `path`, and writes the averaged parameters there."""
+    # The loop evaluates, and evaluations have features: this would be a circle at import.
+    from genjax.training import ema, loop, workdir
+    from genjax.training.assemble import assemble
+    from genjax.training.checkpoint import Checkpoints
+    from genjax.training.metrics import read_metrics
+
+    count, folder = jax.device_count(), path.parent
+    for section in (config, config.evals):  # a whole number of examples on every device
+        section.batch_size = -(-section.batch_size // count) * count
+    folder.mkdir(parents=True, exist_ok=True)
+    run = assemble(config, dataset.spec)
+
+    def start(checkpoints: Checkpoints):
+        if jax.process_index() == 0:
+            workdir.write_config(folder, config, run.spec, sys.argv)
+        if checkpoints.latest() is None:
+            return run.init()
+        logger.info("resuming at step %d", checkpoints.latest())
+        return checkpoints.restore(run.state)
+
+    if code := loop.train(run, dataset, folder, start):
+        raise SystemExit(code)
+    state = Checkpoints(folder).restore(run.state)
+    params = ema.evaluation_params(config, state.params, state.ema)["classifier"]
+    arrays = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    if jax.process_index() == 0:
+        history = read_metrics(folder / "metrics.jsonl")["eval/accuracy"]
+        content = io.BytesIO()
+        np.savez(content, accuracy=history[run.total_steps], **arrays)
+        write_atomic(path, content.getvalue())
+
+
+def _read(path: Path) -> tuple[Tree, float]:
+    """The nested parameters that `_train` wrote, and their accuracy."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        accuracy = float(arrays.pop("accuracy"))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error}). Delete it: it is made anew from the last "
+            "checkpoint beside it."
+        ) from error
+    params: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *parents, leaf = name.split("/")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = array
+    return params, accuracy

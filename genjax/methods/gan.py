@@ -1,0 +1,452 @@
+"""Generative adversarial networks (Goodfellow et al. 2014) on images, or on points.
+
+Loss, regularisers, network, conditioning, augmentation and packing are chosen independently of each
+other. The discriminator is also what the Wasserstein papers call the critic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.nn import relu, softplus
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError, one_of, read_options, require
+from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree, find_module
+from genjax.networks import gan_head
+from genjax.nn import augment
+from genjax.nn.functional import Functional, functional
+from genjax.nn.pixels import to_float, to_uint8
+from genjax.parallel.rules import replicate
+from genjax.sampling.conditions import labels
+
+Logits = Float[Array, "N"]
+
+
+class Loss(NamedTuple):
+    """What both players descend, as functions of the logits (real, fake) [N]."""
+
+    discriminator: Callable[[Logits, Logits], Float[Array, ""]]
+    generator: Callable[[Logits, Logits], Float[Array, ""]]
+
+
+def _cross_entropy(real: Logits, fake: Logits) -> Float[Array, ""]:
+    return softplus(-real).mean() + softplus(fake).mean()
+
+
+LOSSES: dict[str, Loss] = {
+    # Goodfellow et al. 2014, eq. 1, with D = sigmoid(logit).
+    "minimax": Loss(_cross_entropy, lambda real, fake: -softplus(fake).mean()),
+    # Goodfellow et al. 2014, section 3: the generator ascends log D(G(z)).
+    "non_saturating": Loss(_cross_entropy, lambda real, fake: softplus(-fake).mean()),
+    # Mao et al. 2017, eq. 9: a = 0, b = c = 1.
+    "least_squares": Loss(
+        lambda real, fake: 0.5 * (jnp.square(real - 1).mean() + jnp.square(fake).mean()),
+        lambda real, fake: 0.5 * jnp.square(fake - 1).mean(),
+    ),
+    # Arjovsky et al. 2017, eq. 2 and 3.
+    "wasserstein": Loss(
+        lambda real, fake: fake.mean() - real.mean(), lambda real, fake: -fake.mean()
+    ),
+    # Miyato et al. 2018, eq. 16 and 17.
+    "hinge": Loss(
+        lambda real, fake: relu(1 - real).mean() + relu(1 + fake).mean(),
+        lambda real, fake: -fake.mean(),
+    ),
+    # Relativistic pairing (Jolicoeur-Martineau 2019; Huang et al. 2024, eq. 2).
+    "relativistic": Loss(
+        lambda real, fake: softplus(fake - real).mean(),
+        lambda real, fake: softplus(real - fake).mean(),
+    ),
+}
+AUGMENTATIONS = ("none", "diffaugment", "ada")
+
+
+class Options(NamedTuple):
+    """The `gan` section of a config, and its defaults.
+
+    Attributes:
+      loss: a name in `LOSSES`.
+      latent_dim: dimensions of z ~ N(0, I).
+      critic_steps: updates of the discriminator a step, each on its own batch.
+      gradient_penalty: weight of (|grad D| - 1)^2 between real and fake (Gulrajani et al. 2017,
+        eq. 3); 0 is off.
+      r1: gamma of gamma / 2 |grad D|^2 on real images (Mescheder et al. 2018, eq. 9); 0 is off.
+      r2: the same on fake images (eq. 10).
+      penalty_every: steps between two updates by the penalties (lazy regularisation, Karras et
+        al. 2020, appendix B of StyleGAN2); their weights are multiplied by it.
+      conditioning: how the discriminator learns the label: "none", "concatenation" (Mirza &
+        Osindero 2014), "projection" (Miyato & Koyama 2018) or "auxiliary" (Odena et al. 2017).
+        All but "none" give the label to the generator.
+      auxiliary_weight: of the auxiliary classifier's cross-entropy, in both players' losses.
+      augment: what the discriminator sees: "none", "diffaugment" (Zhao et al. 2020) or "ada"
+        (Karras et al. 2020).
+      ada_target: the E[sign D(real)] that "ada" steers to.
+      ada_images: real images in which "ada" can move p from 0 to 1.
+      packing: examples that the discriminator judges together (PacGAN, Lin et al. 2018).
+    """
+
+    loss: str = "non_saturating"
+    latent_dim: int = 100
+    critic_steps: int = 1
+    gradient_penalty: float = 0.0
+    r1: float = 0.0
+    r2: float = 0.0
+    penalty_every: int = 1
+    conditioning: str = "none"
+    auxiliary_weight: float = 1.0
+    augment: str = "none"
+    ada_target: float = 0.6
+    ada_images: int = 500_000
+    packing: int = 1
+
+
+def options_from_config(config: ConfigDict, spec: DataSpec) -> Options:
+    """Reads and checks the `gan` section.
+
+    Raises:
+      ConfigError: an unknown key or choice, a number out of range, labels asked for that the data
+        lack, or batches that packing does not divide.
+    """
+    o = read_options(config.gan, "gan", Options)
+    one_of("gan.loss", o.loss, tuple(LOSSES))
+    one_of("gan.conditioning", o.conditioning, gan_head.CONDITIONING)
+    one_of("gan.augment", o.augment, AUGMENTATIONS)
+    for name in ("latent_dim", "critic_steps", "penalty_every", "packing", "ada_images"):
+        require(getattr(o, name) >= 1, f"gan.{name}", getattr(o, name), "at least 1")
+    for name in ("gradient_penalty", "r1", "r2", "auxiliary_weight"):
+        require(getattr(o, name) >= 0, f"gan.{name}", getattr(o, name), "at least 0")
+    if o.conditioning != "none" and not spec.num_classes:
+        raise ConfigError(
+            f"gan.conditioning={o.conditioning!r}, but {spec.name} has no labels. Set it to 'none' "
+            "or choose a data set with labels."
+        )
+    sizes = {
+        "batch_size / accumulation": config.batch_size // config.accumulation,
+        "evals.batch_size": config.evals.batch_size,
+    }
+    for name, size in sizes.items():
+        require(size % o.packing == 0, name, size, f"a multiple of gan.packing={o.packing}")
+    return o
+
+
+class Game(NamedTuple):
+    """The two networks and what every function of the family needs to know beside its arrays."""
+
+    generator: Functional  # (z, label) -> samples in [-1, 1]
+    discriminator: Functional  # (x, label) -> (logits, class logits or None)
+    options: Options
+    spec: DataSpec
+
+    def data(self, batch: Batch) -> tuple[Float[Array, "B *shape"], Int[Array, "B"] | None]:
+        """The real examples, 8-bit ones in [-1, 1], and their labels if the game knows them."""
+        x = batch["image"]
+        label = batch["label"] if self.options.conditioning != "none" else None
+        return to_float(x) if x.dtype == jnp.uint8 else x, label
+
+    def generate(
+        self, params: Tree, mutable: Tree, key: Array, num: int, label, train: bool = False
+    ) -> tuple[Float[Array, "B *shape"], dict[str, Tree]]:
+        """`num` samples and the generator's new mutable state."""
+        key_z, key_net = (jax.random.fold_in(key, i) for i in range(2))
+        z = jax.random.normal(key_z, (num, self.options.latent_dim))
+        x, changed = self.generator.apply(
+            params["generator"], mutable["generator"], z, label, key=key_net, train=train
+        )
+        return x, {"generator": changed}
+
+    def judge(
+        self, params: Tree, mutable: Tree, x, label, key: Array, train: bool = False
+    ) -> tuple[Logits, Float[Array, "N K"] | None, dict[str, Tree]]:
+        """Logits, class logits and the discriminator's new mutable state; augments in training."""
+        key_augment, key_net = (jax.random.fold_in(key, i) for i in range(2))
+        if train and self.options.augment == "diffaugment":
+            x = augment.diffaugment(x, key_augment)
+        elif train and self.options.augment == "ada":
+            x = augment.ada(x, mutable["augment"]["p"], key_augment)
+        (logits, classes), changed = self.discriminator.apply(
+            params["discriminator"], mutable["discriminator"], x, label, key=key_net, train=train
+        )
+        return logits, classes, {"discriminator": changed}
+
+    def slope(
+        self, params: Tree, mutable: Tree, x, label, key: Array
+    ) -> tuple[Float[Array, "N D"], tuple[Logits, Float[Array, "N K"] | None, dict[str, Tree]]]:
+        """d logit / d x of each example or pack, flattened; what `judge` returns in training."""
+
+        def total(x):
+            judged = self.judge(params, mutable, x, label, key, train=True)
+            return judged[0].sum(), judged
+
+        gradient, judged = jax.grad(total, has_aux=True)(x)
+        return gradient.reshape(judged[0].shape[0], -1), judged
+
+
+def _class_loss(classes: Float[Array, "B K"], label: Int[Array, "B"]) -> Float[Array, ""]:
+    return optax.softmax_cross_entropy_with_integer_labels(classes, label).mean()
+
+
+def interpolate(
+    real: Float[Array, "B *shape"], fake: Float[Array, "B *shape"], key: Array, packing: int = 1
+) -> Float[Array, "B *shape"]:
+    """A uniform point between each real and fake example (Gulrajani et al. 2017, algorithm 1).
+
+    The members of a pack share their alpha, since the pack is the discriminator's one input.
+    """
+    alpha = jax.random.uniform(key, (real.shape[0] // packing,))
+    alpha = jnp.repeat(alpha, packing).reshape(-1, *(1,) * (real.ndim - 1))
+    return real + alpha * (fake - real)
+
+
+def unit_norm_penalty(slope: Float[Array, "N D"]) -> Float[Array, ""]:
+    """`E (|slope| - 1)^2` (Gulrajani et al. 2017, eq. 3), with gradient 0 where slope is 0."""
+    squared = jnp.square(slope).sum(-1)
+    norm = jnp.sqrt(jnp.where(squared > 0, squared, 1.0))
+    return jnp.square(jnp.where(squared > 0, norm, 0.0) - 1.0).mean()
+
+
+def zero_penalty(slope: Float[Array, "N D"]) -> Float[Array, ""]:
+    """`1/2 E |slope|^2` (Mescheder et al. 2018, eq. 9 and 10, for gamma = 1)."""
+    return 0.5 * jnp.square(slope).sum(-1).mean()
+
+
+class Judgement(NamedTuple):
+    """What the discriminator made of real and fake examples in training."""
+
+    real: tuple[Logits, Array | None]
+    fake: tuple[Logits, Array | None]
+    penalty: Float[Array, ""]
+    metrics: dict[str, Array]
+    mutable: dict[str, Tree]
+
+
+def confront(
+    game: Game, params: Tree, mutable: Tree, batch: Batch, key: Array, penalised: bool
+) -> Judgement:
+    """Shows the discriminator a batch and as many samples; adds up the penalties if asked to."""
+    o = game.options
+    key_z, key_real, key_fake, key_alpha, key_between = (
+        jax.random.fold_in(key, i) for i in range(5)
+    )
+    real, label = game.data(batch)
+    fake, _ = game.generate(params, mutable, key_z, real.shape[0], label, train=True)
+    penalty, metrics = jnp.float32(0), {}
+    sides = {}
+    shown = (("real", real, "r1", key_real), ("fake", fake, "r2", key_fake))
+    for side, x, name, key_side in shown:
+        weight = getattr(o, name)
+        if weight and penalised:
+            slope, (logits, classes, changed) = game.slope(params, mutable, x, label, key_side)
+            metrics[name] = zero_penalty(slope)
+            penalty += weight * metrics[name]
+        else:
+            logits, classes, changed = game.judge(params, mutable, x, label, key_side, train=True)
+        sides[side] = (logits, classes)
+        mutable = {**mutable, **changed}
+    if o.gradient_penalty and penalised:
+        between = interpolate(real, fake, key_alpha, o.packing)
+        slope, _ = game.slope(params, mutable, between, label, key_between)
+        metrics["gradient_penalty"] = unit_norm_penalty(slope)
+        penalty += o.gradient_penalty * metrics["gradient_penalty"]
+    return Judgement(sides["real"], sides["fake"], penalty, metrics, mutable)
+
+
+def discriminator_loss(
+    game: Game, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
+) -> tuple[Float[Array, ""], Aux]:
+    """The discriminator's loss, with its penalties if they are not lazy."""
+    o = game.options
+    found = confront(game, params, mutable, batch, key, penalised=o.penalty_every == 1)
+    (real, real_classes), (fake, fake_classes) = found.real, found.fake
+    loss = LOSSES[o.loss].discriminator(real, fake) + found.penalty
+    metrics = {
+        "real_logit": real.mean(),
+        "fake_logit": fake.mean(),
+        "real_accuracy": (real > 0).mean(),
+        "fake_accuracy": (fake < 0).mean(),
+        **found.metrics,
+    }
+    changed = {"discriminator": found.mutable["discriminator"]}
+    if o.conditioning == "auxiliary":
+        label = batch["label"]
+        metrics["class_loss"] = _class_loss(real_classes, label)
+        loss += o.auxiliary_weight * (metrics["class_loss"] + _class_loss(fake_classes, label))
+    if o.augment == "ada":
+        changed["augment"] = augment.ada_update(
+            mutable["augment"], real, target=o.ada_target, images=o.ada_images // o.packing
+        )
+        metrics["ada_p"] = changed["augment"]["p"]
+    return loss, Aux(metrics, changed, float(batch["image"].shape[0]))
+
+
+def penalty_loss(
+    game: Game, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
+) -> tuple[Float[Array, ""], Aux]:
+    """The penalties alone, times `penalty_every`: the discriminator's lazy phase."""
+    found = confront(game, params, mutable, batch, key, penalised=True)
+    changed = {"discriminator": found.mutable["discriminator"]}
+    loss = game.options.penalty_every * found.penalty
+    return loss, Aux(found.metrics, changed, float(batch["image"].shape[0]))
+
+
+def generator_loss(
+    game: Game, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
+) -> tuple[Float[Array, ""], Aux]:
+    """The generator's loss; the metrics' standard deviations show a collapse as it happens."""
+    o = game.options
+    key_z, key_real, key_fake = (jax.random.fold_in(key, i) for i in range(3))
+    x, label = game.data(batch)
+    fake, changed = game.generate(params, mutable, key_z, x.shape[0], label, train=True)
+    logits, classes, _ = game.judge(params, mutable, fake, label, key_fake, train=True)
+    real = jnp.zeros_like(logits)
+    if o.loss == "relativistic":
+        real, _, _ = game.judge(params, mutable, x, label, key_real, train=True)
+    loss = LOSSES[o.loss].generator(real, logits)
+    metrics = {
+        "fake_logit": logits.mean(),
+        "fake_std": fake.std(axis=0).mean(),
+        "real_std": x.std(axis=0).mean(),
+    }
+    if o.conditioning == "auxiliary":
+        metrics["class_loss"] = _class_loss(classes, label)
+        loss += o.auxiliary_weight * metrics["class_loss"]
+    return loss, Aux(metrics, changed, float(x.shape[0]))
+
+
+def evaluate(
+    game: Game, params: dict, mutable: dict, batch: Batch, key: Array
+) -> dict[str, Float[Array, "B"]]:
+    """The logit of each example and of as many samples; packs give theirs to each member."""
+    x, label = game.data(batch)
+    key_z, key_judge = (jax.random.fold_in(key, i) for i in range(2))
+    fake, _ = game.generate(params, mutable, key_z, x.shape[0], label)
+    real_logit, _, _ = game.judge(params, mutable, x, label, key_judge)
+    fake_logit, _, _ = game.judge(params, mutable, fake, label, key_judge)
+    each = {"real_logit": real_logit, "fake_logit": fake_logit}
+    return {name: jnp.repeat(logit, game.options.packing) for name, logit in each.items()}
+
+
+def sample(
+    game: Game,
+    params: dict,
+    mutable: dict,
+    key: Array,
+    num: int,
+    condition: Int[Array, "B"] | None = None,
+) -> Array:
+    """Draws `num` samples, as the data are: 8-bit images, or floats.
+
+    Args:
+      game: the networks.
+      params: their parameters.
+      mutable: their mutable state; batch norm uses its running averages.
+      key: draws z.
+      num: samples to draw.
+      condition: labels, or None for each class in turn.
+
+    Raises:
+      ConfigError: labels for a game that knows none.
+    """
+    label = None
+    if game.options.conditioning != "none":
+        label = labels(game.spec, num, condition)
+    elif condition is not None:
+        raise ConfigError(
+            "labels were given, but the generator knows none: give none, or train with "
+            "gan.conditioning='projection'."
+        )
+    x, _ = game.generate(params, mutable, key, num, label)
+    return to_uint8(x) if game.spec.features["image"].dtype == jnp.uint8 else x
+
+
+def from_networks(
+    generator: Functional,
+    discriminator: Functional,
+    options: Options,
+    spec: DataSpec,
+    rules: Rules,
+) -> Method:
+    """The game of any two networks with the call signatures that `Game` names."""
+    game = Game(generator, discriminator, options, spec)
+    lazy = options.penalty_every > 1 and (options.gradient_penalty or options.r1 or options.r2)
+
+    def init(key: Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:
+        params, mutable = {}, {}
+        for i, name in enumerate(("generator", "discriminator")):
+            net = getattr(game, name)
+            params[name], mutable[name] = net.init(jax.random.fold_in(key, i))
+        if options.augment == "ada":
+            mutable["augment"] = augment.ada_init()
+        return params, mutable
+
+    phases = [Phase("discriminator", partial(discriminator_loss, game), options.critic_steps)]
+    if lazy:
+        every = options.penalty_every
+        phases.append(Phase("discriminator", partial(penalty_loss, game), every=every))
+    phases.append(Phase("generator", partial(generator_loss, game)))
+    return Method(
+        init=init,
+        phases=tuple(phases),
+        evaluate=partial(evaluate, game),
+        sample=partial(sample, game),
+        rules=(("^mutable/augment/", replicate), *rules),
+    )
+
+
+def build(config: ConfigDict, spec: DataSpec) -> Method:
+    """The GAN of `config.gan` with the networks of `config.model` on the data of `spec`.
+
+    `config.model.network` names a module of `genjax.networks` (or a dotted path) with `Generator`,
+    `Discriminator` (the body: `gan_head` adds labels, packing and the logit) and `RULES`;
+    `config.model.generator` and `.discriminator` are their options.
+
+    Raises:
+      ConfigError: the data are no square images, or the config asks for something that does not
+        exist.
+    """
+    if spec.modality != "image":
+        raise ConfigError(f"method gan needs images; {spec.name} holds {spec.modality}.")
+    height, width, channels = spec.features["image"].shape
+    if height != width:
+        raise ConfigError(
+            f"method gan needs square images; {spec.name} has {height} x {width}. "
+            "Set dataset.image_size."
+        )
+    options, model = options_from_config(config, spec), config.model
+    module = find_module("model.network", model.network, "genjax.networks")
+    classes = spec.num_classes if options.conditioning != "none" else 0
+    shared = {"resolution": height, "dtype": jnp.dtype(config.precision)}
+
+    def generator(rngs):
+        return module.Generator.from_config(
+            model.generator,
+            latent_dim=options.latent_dim,
+            channels=channels,
+            num_classes=classes,
+            rngs=rngs,
+            **shared,
+        )
+
+    def discriminator(rngs):
+        seen = gan_head.input_channels(channels, options.conditioning, classes, options.packing)
+        return gan_head.Discriminator(
+            module.Discriminator.from_config(
+                model.discriminator, in_channels=seen, rngs=rngs, **shared
+            ),
+            options.conditioning,
+            classes,
+            options.packing,
+            spectral_norm=model.discriminator.get("spectral_norm", False),
+            dtype=shared["dtype"],
+            rngs=rngs,
+        )
+
+    return from_networks(
+        functional(generator), functional(discriminator), options, spec, module.RULES
+    )

@@ -1,0 +1,133 @@
+"""A small convolutional classifier, for images of any size."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError
+from genjax.nn.layers import Conv, GroupNorm, Linear, dropout, space_to_depth
+from genjax.parallel.rules import Rules, fsdp, replicate
+
+RULES: Rules = (
+    (r"kernel$", fsdp),
+    (r"(scale|bias)$", replicate),
+)
+
+
+def fold(x: Float[Array, "B H W C"], block: int) -> Float[Array, "B h w D"]:
+    """`space_to_depth` of images of any size: zeros fill up the last rows and columns."""
+    pads = [(0, 0), (0, -x.shape[1] % block), (0, -x.shape[2] % block), (0, 0)]
+    return space_to_depth(jnp.pad(x, pads), block)
+
+
+class Level(nnx.Module):
+    """Halves the resolution: a product over 2 x 2 pixels, then a convolution with a shortcut."""
+
+    def __init__(self, cin: int, cout: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+        """Makes the layers."""
+        self.merge = Linear(4 * cin, cout, dtype=dtype, rngs=rngs)
+        self.norm = GroupNorm(cout)
+        self.conv = Conv(cout, cout, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w F"]:
+        """Applies the level."""
+        x = self.merge(fold(nnx.relu(x), 2))
+        return x + self.conv(nnx.relu(self.norm(x)))
+
+
+class Classifier(nnx.Module):
+    """Images -> features and logits.
+
+    A convolution over patches, levels that halve the resolution, and a hidden layer that sees every
+    position: that is worth more than an average where objects are centred. On a CPU a convolution's
+    gradient is costly and a product is not, hence the products between the levels.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        channels: tuple[int, ...],
+        features: int,
+        patch_size: int,
+        dropout: float,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network.
+
+        Args:
+          shape: (H, W, C) of the images.
+          num_classes: number of labels.
+          channels: width of the first convolution, and of each level after it.
+          features: width of the hidden layer.
+          patch_size: pixels folded into channels before the first convolution.
+          dropout: rate, on the features.
+          dtype: compute type.
+          rngs: for the initial parameters.
+        """
+        if not channels or min(*channels, features, patch_size) < 1:
+            raise ConfigError(
+                f"model.channels={channels!r}, model.features={features}, "
+                f"model.patch_size={patch_size}: expected at least one width, and whole numbers "
+                "of at least 1."
+            )
+        height, width, depth = shape
+        factor = patch_size * 2 ** (len(channels) - 1)
+        positions = -(-height // factor) * -(-width // factor)
+        self.stem = Conv(depth * patch_size**2, channels[0], dtype=dtype, rngs=rngs)
+        self.levels = nnx.Dict(
+            {
+                str(i): Level(cin, cout, dtype, rngs)
+                for i, (cin, cout) in enumerate(itertools.pairwise(channels))
+            }
+        )
+        self.norm = GroupNorm(channels[-1])
+        self.hidden = Linear(positions * channels[-1], features, dtype=dtype, rngs=rngs)
+        self.head = Linear(features, num_classes, dtype=dtype, rngs=rngs)
+        self.patch_size, self.rate = patch_size, dropout
+
+    @classmethod
+    def from_config(
+        cls,
+        model: ConfigDict,
+        *,
+        shape: tuple[int, int, int],
+        num_classes: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ) -> Classifier:
+        """The network of a config's `model` section, whose keys are this class's arguments."""
+        return cls(shape, num_classes, dtype=dtype, rngs=rngs, **model.to_dict())
+
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, "B D"], Float[Array, "B K"]]:
+        """Applies the network.
+
+        Args:
+          x: images.
+          key: for dropout; needed in training if there is any.
+          train: whether dropout is on.
+
+        Returns:
+          The features, of the hidden layer, and the logits; both float32.
+        """
+        x = self.stem(fold(x, self.patch_size))
+        for name in sorted(self.levels, key=int):
+            x = self.levels[name](x)
+        x = nnx.relu(self.norm(x))
+        features = nnx.relu(self.hidden(x.reshape(len(x), -1))).astype(jnp.float32)
+        logits = self.head(dropout(features, self.rate, key, train))
+        return features, logits.astype(jnp.float32)

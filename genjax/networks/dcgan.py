@@ -1,0 +1,236 @@
+"""Deep convolutional generator and discriminator (DCGAN, Radford et al. 2016)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError, nearest
+from genjax.networks.gan_head import Latent
+from genjax.nn.layers import Conv, ConvTranspose, GroupNorm, Linear
+from genjax.nn.norm import BatchNorm
+from genjax.parallel.rules import Rules, fsdp, replicate
+
+RULES: Rules = (
+    (r"(kernel|embedding)$", fsdp),
+    (r"(scale|bias|mean|var|u)$", replicate),
+)
+
+NORMS = {
+    "batch": BatchNorm,
+    "layer": lambda features: GroupNorm(features, groups=1),
+    "group": GroupNorm,
+    "none": lambda features: None,
+}
+SLOPE = 0.2  # of leaky rectifiers on the negative side (section 3.1)
+
+
+def halvings(resolution: int) -> int:
+    """How often the side of an image is halved: down to 7 pixels or fewer, but above 3.
+
+    Raises:
+      ConfigError: a side that turns odd above 7, or is below 8.
+    """
+    side, count = resolution, 0
+    while side > 7 and side % 2 == 0:
+        side, count = side // 2, count + 1
+    if side > 7 or not count:
+        raise ConfigError(
+            f"images of {resolution} x {resolution} cannot be halved to between 4 and 7 pixels a "
+            "side: set dataset.image_size to 4, 5, 6 or 7 times a power of two, such as 28, 32 "
+            "or 64."
+        )
+    return count
+
+
+def check_norm(norm: str) -> None:
+    """Refuses a normalisation that is not in `NORMS` (ConfigError)."""
+    if norm not in NORMS:
+        raise ConfigError(
+            f"model: norm={norm!r}: expected one of {', '.join(NORMS)}. "
+            f"Nearest: {nearest(str(norm), NORMS)}."
+        )
+
+
+def _normalise(norm: nnx.Module | None, x: Array, train: bool) -> Array:
+    if norm is None:
+        return x
+    return norm(x, train) if isinstance(norm, BatchNorm) else norm(x)
+
+
+class Generator(nnx.Module):
+    """A linear layer, then transposed convolutions that double the size, rectifiers between."""
+
+    def __init__(
+        self,
+        latent_dim: int,
+        out_channels: int,
+        resolution: int,
+        *,
+        channels: int = 64,
+        kernel_size: int = 4,
+        norm: str = "batch",
+        num_classes: int = 0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network.
+
+        Args:
+          latent_dim: length of z.
+          out_channels: channels of the images.
+          resolution: height and width of the images.
+          channels: width at half the resolution; it doubles with each halving.
+          kernel_size: of the transposed convolutions.
+          norm: before each rectifier: one of `NORMS`.
+          num_classes: number of labels; 0: unconditional.
+          dtype: compute type.
+          rngs: for the initial parameters.
+
+        Raises:
+          ConfigError: see `halvings`; a norm that does not exist.
+        """
+        check_norm(norm)
+        levels, init = halvings(resolution), jax.nn.initializers.normal(0.02)
+        self.side = resolution >> levels
+        width = channels << (levels - 1)
+        bias = norm == "none"
+        self.latent = Latent(latent_dim, num_classes, rngs=rngs)
+        self.stem = Linear(
+            self.latent.features,
+            self.side**2 * width,
+            use_bias=bias,
+            init=init,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        norms, ups = {"0": NORMS[norm](width)}, {}
+        for level in range(1, levels):
+            ups[str(level)] = ConvTranspose(
+                width, width // 2, kernel_size, use_bias=bias, init=init, dtype=dtype, rngs=rngs
+            )
+            width //= 2
+            norms[str(level)] = NORMS[norm](width)
+        self.ups, self.norms = nnx.Dict(ups), nnx.Dict(norms)
+        self.out = ConvTranspose(
+            width, out_channels, kernel_size, init=init, dtype=dtype, rngs=rngs
+        )
+
+    @classmethod
+    def from_config(
+        cls,
+        model: ConfigDict,
+        *,
+        latent_dim: int,
+        resolution: int,
+        channels: int,
+        num_classes: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ) -> Generator:
+        """The network of a config section, whose keys are this class's arguments."""
+        return cls(
+            latent_dim,
+            channels,
+            resolution,
+            num_classes=num_classes,
+            dtype=dtype,
+            rngs=rngs,
+            **model.to_dict(),
+        )
+
+    def __call__(
+        self,
+        z: Float[Array, "B Z"],
+        label: Int[Array, "B"] | None = None,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B H W C"]:
+        """Makes an image in [-1, 1] of each z, float32; `train` is for batch normalisation."""
+        h = self.stem(self.latent(z, label)).reshape(len(z), self.side, self.side, -1)
+        h = nnx.relu(_normalise(self.norms["0"], h, train))
+        for name in sorted(self.ups, key=int):
+            h = nnx.relu(_normalise(self.norms[name], self.ups[name](h), train))
+        return jnp.tanh(self.out(h).astype(jnp.float32))
+
+
+class Discriminator(nnx.Module):
+    """Strided convolutions and leaky rectifiers, from an image to features."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        resolution: int,
+        *,
+        channels: int = 64,
+        kernel_size: int = 4,
+        norm: str = "batch",
+        spectral_norm: bool = False,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network; its `features` are all values of the last, smallest image.
+
+        Args:
+          in_channels: channels of its input: labels and packing add to the image's.
+          resolution: height and width of the images.
+          channels: width after the first convolution; it doubles with each halving.
+          kernel_size: of the convolutions.
+          norm: after each convolution but the first: one of `NORMS`. Under a gradient penalty a
+            logit must depend on its own example alone: not "batch" (Gulrajani et al. 2017).
+          spectral_norm: of the kernels (Miyato et al. 2018).
+          dtype: compute type.
+          rngs: for the initial parameters.
+
+        Raises:
+          ConfigError: see `halvings`; a norm that does not exist.
+        """
+        check_norm(norm)
+        levels, init = halvings(resolution), jax.nn.initializers.normal(0.02)
+        convs, norms, width = {}, {}, in_channels
+        for level in range(levels):
+            convs[str(level)] = Conv(
+                width,
+                channels << level,
+                kernel_size,
+                stride=2,
+                use_bias=level == 0 or norm == "none",
+                spectral_norm=spectral_norm,
+                init=init,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            width = channels << level
+            norms[str(level)] = NORMS[norm](width) if level else None
+        self.convs, self.norms = nnx.Dict(convs), nnx.Dict(norms)
+        self.features = (resolution >> levels) ** 2 * width
+
+    @classmethod
+    def from_config(
+        cls,
+        model: ConfigDict,
+        *,
+        resolution: int,
+        in_channels: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ) -> Discriminator:
+        """The network of a config section, whose keys are this class's arguments."""
+        return cls(in_channels, resolution, dtype=dtype, rngs=rngs, **model.to_dict())
+
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B F"]:
+        """The features of each image; `train` is for batch and spectral normalisation."""
+        for name in sorted(self.convs, key=int):
+            x = _normalise(self.norms[name], self.convs[name](x, train), train)
+            x = nnx.leaky_relu(x, SLOPE)
+        return x.reshape(len(x), -1)

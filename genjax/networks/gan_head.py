@@ -1,0 +1,209 @@
+"""What every pair of adversarial networks shares: how labels get in, and what comes out.
+
+The networks of `gan_mlp`, `dcgan` and `gan_residual` are generators, and bodies of discriminators
+that return features. `Discriminator` wraps a body: packing, the label, the head.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from genjax.config import ConfigError, nearest
+from genjax.nn.layers import Embed, Initializer, Linear, uniform_fan_avg
+
+CONDITIONING = ("none", "concatenation", "projection", "auxiliary")
+_LABEL_FEATURES = 32
+
+
+class Latent(nnx.Module):
+    """What a generator starts from: z, and beside it an embedding of the label if there is one."""
+
+    def __init__(self, latent_dim: int, num_classes: int, *, rngs: nnx.Rngs):
+        """`num_classes` 0: z alone. `features` is the length of the vector that comes out."""
+        self.label = Embed(num_classes, _LABEL_FEATURES, rngs=rngs) if num_classes else None
+        self.features = latent_dim + (_LABEL_FEATURES if num_classes else 0)
+
+    def __call__(
+        self, z: Float[Array, "B Z"], label: Int[Array, "B"] | None
+    ) -> Float[Array, "B F"]:
+        """Appends the embedding of `label` to `z`.
+
+        Raises:
+          ValueError: a label without classes, or classes without a label.
+        """
+        if (label is not None) != (self.label is not None):
+            raise ValueError("a generator takes labels if and only if it was made with classes")
+        if self.label is None:
+            return z
+        return jnp.concatenate([z, self.label(label).astype(z.dtype)], axis=-1)
+
+
+def input_channels(channels: int, conditioning: str, num_classes: int, packing: int = 1) -> int:
+    """Channels of the body's input: of `packing` examples with their planes of the label.
+
+    Raises:
+      ConfigError: an unknown conditioning, conditioning without classes, packing below 1, or
+        packing together with a head that needs one label an example.
+    """
+    if conditioning not in CONDITIONING:
+        raise ConfigError(
+            f"conditioning={conditioning!r}: expected one of {', '.join(CONDITIONING)}. "
+            f"Nearest: {nearest(str(conditioning), CONDITIONING)}."
+        )
+    if conditioning != "none" and num_classes < 1:
+        raise ConfigError(
+            f"conditioning={conditioning!r} needs labels, and the data have none. Set it to "
+            "'none' or choose a data set with labels."
+        )
+    if not isinstance(packing, int) or packing < 1:
+        raise ConfigError(f"packing={packing!r}: expected a whole number, 1 or more.")
+    if packing > 1 and conditioning in ("projection", "auxiliary"):
+        raise ConfigError(
+            f"packing={packing} with conditioning={conditioning!r}: {packing} examples of "
+            "different labels share one output. Use 'none' or 'concatenation', or packing=1."
+        )
+    planes = num_classes if conditioning == "concatenation" else 0
+    return packing * (channels + planes)
+
+
+class Head(nnx.Module):
+    """A logit from features, and what the label has to do with it."""
+
+    def __init__(
+        self,
+        features: int,
+        conditioning: str,
+        num_classes: int,
+        *,
+        spectral_norm: bool = False,
+        init: Initializer = uniform_fan_avg,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """`conditioning` is one of `CONDITIONING`; "concatenation" leaves nothing for the head."""
+
+        def linear(features_in: int, features_out: int, use_bias: bool) -> Linear:
+            return Linear(
+                features_in,
+                features_out,
+                use_bias=use_bias,
+                spectral_norm=spectral_norm,
+                init=init,
+                dtype=dtype,
+                rngs=rngs,
+            )
+
+        self.linear = linear(features, 1, True)
+        self.projection = (
+            linear(num_classes, features, False) if conditioning == "projection" else None
+        )
+        self.auxiliary = (
+            linear(features, num_classes, True) if conditioning == "auxiliary" else None
+        )
+        self.num_classes = num_classes
+
+    def __call__(
+        self, features: Float[Array, "B F"], label: Int[Array, "B"] | None, train: bool
+    ) -> tuple[Float[Array, "B"], Float[Array, "B K"] | None]:
+        """The logit, and the class logits of an auxiliary classifier, float32.
+
+        "projection" adds <embedding of the label, features> to the logit (Miyato & Koyama 2018,
+        eq. 4); "auxiliary" classifies beside it (Odena et al. 2017, section 3).
+        """
+        logit = self.linear(features, train)[:, 0].astype(jnp.float32)
+        classes = None
+        if self.projection is not None:
+            embedded = self.projection(jax.nn.one_hot(label, self.num_classes), train)
+            logit += jnp.sum(embedded.astype(jnp.float32) * features.astype(jnp.float32), axis=-1)
+        if self.auxiliary is not None:
+            classes = self.auxiliary(features, train).astype(jnp.float32)
+        return logit, classes
+
+
+class Discriminator(nnx.Module):
+    """A body of features between packing and labels before it and the head after it."""
+
+    def __init__(
+        self,
+        body: nnx.Module,
+        conditioning: str,
+        num_classes: int,
+        packing: int = 1,
+        *,
+        spectral_norm: bool = False,
+        init: Initializer = uniform_fan_avg,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Wraps `body`, made for `input_channels(...)` channels; `body.features` is its width.
+
+        Args:
+          body: (x, *, key, train) -> features [B, F].
+          conditioning: one of `CONDITIONING`.
+          num_classes: number of labels.
+          packing: examples judged together (Lin et al. 2018, PacGAN, section 3).
+          spectral_norm: of the head's kernels.
+          init: of the head's kernels.
+          dtype: compute type of the head.
+          rngs: for the initial parameters.
+
+        Raises:
+          ConfigError: see `input_channels`.
+        """
+        input_channels(0, conditioning, num_classes, packing)
+        self.body = body
+        self.head = Head(
+            body.features,
+            conditioning,
+            num_classes,
+            spectral_norm=spectral_norm,
+            init=init,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.conditioning, self.num_classes, self.packing = conditioning, num_classes, packing
+
+    def __call__(
+        self,
+        x: Float[Array, "B *space C"],
+        label: Int[Array, "B"] | None = None,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, "N"], Float[Array, "N K"] | None]:
+        """Judges N = B / packing packs of consecutive examples.
+
+        "concatenation" appends one plane a class, ones in that of the label, to the channels of
+        each example (Mirza & Osindero 2014, who append it to a vector).
+
+        Args:
+          x: images [B, H, W, C], or vectors [B, C].
+          label: classes; may be None, and makes no difference, for "none" and "auxiliary".
+          key: for dropout.
+          train: whether dropout is on and norms use and update their statistics.
+
+        Returns:
+          logits [N] and class logits [N, K], the latter None but for "auxiliary", float32.
+
+        Raises:
+          ValueError: labels that are missing, or a batch that packing does not divide.
+        """
+        if label is None and self.conditioning in ("concatenation", "projection"):
+            raise ValueError(f"conditioning {self.conditioning!r} needs labels, none were given")
+        if self.conditioning == "concatenation":
+            planes = jax.nn.one_hot(label, self.num_classes, dtype=x.dtype)
+            planes = planes.reshape(x.shape[0], *(1,) * (x.ndim - 2), self.num_classes)
+            planes = jnp.broadcast_to(planes, (*x.shape[:-1], self.num_classes))
+            x = jnp.concatenate([x, planes], axis=-1)
+        if x.shape[0] % self.packing:
+            raise ValueError(
+                f"a batch of {x.shape[0]} does not divide into packs of {self.packing}"
+            )
+        if self.packing > 1:
+            B, *space, C = x.shape
+            x = x.reshape(B // self.packing, self.packing, *space, C)
+            x = jnp.moveaxis(x, 1, -2).reshape(B // self.packing, *space, self.packing * C)
+        return self.head(self.body(x, key=key, train=train), label, train)

@@ -1,0 +1,184 @@
+"""The fully connected networks of the first GAN (Goodfellow et al. 2014, section 5).
+
+They take examples of any shape: images, or points of a plane.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError, nearest
+from genjax.networks.gan_head import Latent
+from genjax.nn.layers import Linear, Maxout, dropout
+from genjax.nn.norm import BatchNorm
+from genjax.parallel.rules import Rules, fsdp, replicate
+
+RULES: Rules = (
+    (r"(kernel|embedding)$", fsdp),
+    (r"(scale|bias|mean|var|u)$", replicate),
+)
+
+OUTPUTS = {"tanh": jnp.tanh, "linear": lambda x: x}
+
+
+class Generator(nnx.Module):
+    """Rectified linear layers from z to an example."""
+
+    def __init__(
+        self,
+        latent_dim: int,
+        shape: tuple[int, ...],
+        *,
+        widths: tuple[int, ...] = (256, 512),
+        batch_norm: bool = False,
+        output: str = "tanh",
+        init_std: float = 0.02,
+        num_classes: int = 0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network.
+
+        Args:
+          latent_dim: length of z.
+          shape: of an example, such as (28, 28, 1) or (2,).
+          widths: of the hidden layers.
+          batch_norm: whether hidden layers are normalised over the batch.
+          output: "tanh", for images in [-1, 1], or "linear".
+          init_std: of the normal distribution of initial kernels.
+          num_classes: number of labels; 0: unconditional.
+          dtype: compute type.
+          rngs: for the initial parameters.
+
+        Raises:
+          ConfigError: an output that does not exist.
+        """
+        if output not in OUTPUTS:
+            raise ConfigError(
+                f"model: output={output!r}: expected one of {', '.join(OUTPUTS)}. "
+                f"Nearest: {nearest(str(output), OUTPUTS)}."
+            )
+        init = jax.nn.initializers.normal(init_std)
+        self.latent = Latent(latent_dim, num_classes, rngs=rngs)
+        width, layers, norms = self.latent.features, {}, {}
+        for i, features in enumerate(widths):
+            layers[str(i)] = Linear(
+                width, features, use_bias=not batch_norm, init=init, dtype=dtype, rngs=rngs
+            )
+            if batch_norm:
+                norms[str(i)] = BatchNorm(features)
+            width = features
+        self.layers, self.norms = nnx.Dict(layers), nnx.Dict(norms)
+        self.out = Linear(width, math.prod(shape), init=init, dtype=dtype, rngs=rngs)
+        self.shape, self.output = tuple(shape), output
+
+    @classmethod
+    def from_config(
+        cls,
+        model: ConfigDict,
+        *,
+        latent_dim: int,
+        resolution: int,
+        channels: int,
+        num_classes: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ) -> Generator:
+        """The network of a config section, whose keys are this class's arguments, for images."""
+        return cls(
+            latent_dim,
+            (resolution, resolution, channels),
+            num_classes=num_classes,
+            dtype=dtype,
+            rngs=rngs,
+            **model.to_dict(),
+        )
+
+    def __call__(
+        self,
+        z: Float[Array, "B Z"],
+        label: Int[Array, "B"] | None = None,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B *shape"]:
+        """Makes an example of each z, float32."""
+        h = self.latent(z, label)
+        for name in sorted(self.layers, key=int):
+            h = self.layers[name](h)
+            h = nnx.relu(self.norms[name](h, train) if name in self.norms else h)
+        x = OUTPUTS[self.output](self.out(h).astype(jnp.float32))
+        return x.reshape(len(z), *self.shape)
+
+
+class Discriminator(nnx.Module):
+    """Maxout layers with dropout, from an example to features (Goodfellow et al. 2013)."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        widths: tuple[int, ...] = (240, 240),
+        pieces: int = 5,
+        dropout: float = 0.5,
+        input_dropout: float = 0.2,
+        init_std: float = 0.02,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network.
+
+        Args:
+          shape: of its input, channels last: labels and packing add to them.
+          widths: of the layers; the last one is `features`.
+          pieces: linear functions of which a feature is the largest.
+          dropout: rate after each layer.
+          input_dropout: rate on the input.
+          init_std: of the normal distribution of initial kernels.
+          dtype: compute type.
+          rngs: for the initial parameters.
+        """
+        init = jax.nn.initializers.normal(init_std)
+        width, layers = math.prod(shape), {}
+        for i, features in enumerate(widths):
+            layers[str(i)] = Maxout(width, features, pieces, init=init, dtype=dtype, rngs=rngs)
+            width = features
+        self.layers = nnx.Dict(layers)
+        self.features, self.dropout, self.input_dropout = width, dropout, input_dropout
+
+    @classmethod
+    def from_config(
+        cls,
+        model: ConfigDict,
+        *,
+        resolution: int,
+        in_channels: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ) -> Discriminator:
+        """The network of a config section, whose keys are this class's arguments, for images."""
+        shape = (resolution, resolution, in_channels)
+        return cls(shape, dtype=dtype, rngs=rngs, **model.to_dict())
+
+    def __call__(
+        self,
+        x: Float[Array, "B *shape"],
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B F"]:
+        """The features of each example; `key` is for dropout, needed in training if any."""
+
+        def drop(h: Array, rate: float, layer: int) -> Array:
+            return dropout(h, rate, None if key is None else jax.random.fold_in(key, layer), train)
+
+        h = drop(x.reshape(len(x), -1), self.input_dropout, 0)
+        for i, name in enumerate(sorted(self.layers, key=int), start=1):
+            h = drop(self.layers[name](h), self.dropout, i)
+        return h

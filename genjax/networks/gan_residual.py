@@ -1,0 +1,325 @@
+"""Residual generator and discriminator without normalisation (R3GAN, Huang et al. 2024, section 3).
+
+Bottleneck blocks under fix-up initialisation, bilinear resampling between the levels, a learned
+constant that z modulates at the start of the generator. Ungrouped 3 x 3 convolutions stand where
+the paper has grouped ones. With `spectral_norm` the discriminator is regularised as SNGAN's
+(Miyato et al. 2018).
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError
+from genjax.networks.gan_head import Latent
+from genjax.nn.layers import Conv, Initializer, Linear, zeros
+from genjax.parallel.rules import Rules, fsdp, replicate
+
+RULES: Rules = (
+    (r"(kernel|embedding)$", fsdp),
+    (r"(basis|bias|u)$", replicate),
+)
+
+SLOPE = 0.2
+_GAIN = math.sqrt(2 / (1 + SLOPE**2))  # keeps the variance through a leaky rectifier (He et al.)
+
+
+def _scaled(gain: float) -> Initializer:
+    """Normal with standard deviation gain / sqrt(fan in)."""
+    return jax.nn.initializers.variance_scaling(gain**2, "fan_in", "normal")
+
+
+def upsample(x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:
+    """Doubles height and width bilinearly: 3/4 of the nearest pixel and 1/4 of the next nearest."""
+    for axis in (1, 2):
+        n = x.shape[axis]
+        padded = jnp.pad(x, [(1, 1) if i == axis else (0, 0) for i in range(4)], mode="edge")
+        before, after = (jax.lax.slice_in_dim(padded, s, s + n, axis=axis) for s in (0, 2))
+        pair = jnp.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis + 1)
+        x = pair.reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
+    return x
+
+
+def downsample(x: Float[Array, "B 2*H 2*W C"]) -> Float[Array, "B H W C"]:
+    """Halves height and width bilinearly: the mean of 2 x 2 pixels."""
+    B, H, W, C = x.shape
+    return x.reshape(B, H // 2, 2, W // 2, 2, C).mean((2, 4))
+
+
+def _check(resolution: int, channels: tuple[int, ...], blocks: int) -> int:
+    """The side of the smallest level; ConfigError if a network of these sizes cannot be built."""
+    if not channels or blocks < 1:
+        raise ConfigError(
+            f"model: channels={channels!r}, blocks={blocks!r}: expected one width a level, the "
+            "first at full resolution, and at least one block."
+        )
+    factor = 2 ** (len(channels) - 1)
+    if resolution % factor:
+        raise ConfigError(
+            f"model: images of {resolution} x {resolution} cannot be halved {len(channels) - 1} "
+            f"times: the size must be a multiple of {factor}. Set dataset.image_size or the "
+            "number of model channels."
+        )
+    return resolution // factor
+
+
+class ResidualBlock(nnx.Module):
+    """x + (1x1, leaky rectifier, 3x3, leaky rectifier, 1x1): figure 3 of R3GAN."""
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        depth: int,
+        *,
+        spectral_norm: bool,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        """Makes the layers.
+
+        With L = `depth` blocks in the network, the first two kernels are scaled by L^(-1/4) and
+        the last is zero (Zhang et al. 2019, Fixup: L^(-1/(2m - 2)) for m = 3 layers). A kernel
+        that is divided by its norm cannot be zero, so with `spectral_norm` it is not.
+        """
+
+        def conv(features_in: int, features_out: int, size: int, bias: bool, init) -> Conv:
+            return Conv(
+                features_in,
+                features_out,
+                size,
+                use_bias=bias,
+                spectral_norm=spectral_norm,
+                init=init,
+                dtype=dtype,
+                rngs=rngs,
+            )
+
+        init = _scaled(_GAIN * depth**-0.25)
+        self.conv1 = conv(channels, hidden, 1, True, init)
+        self.conv2 = conv(hidden, hidden, 3, True, init)
+        self.conv3 = conv(hidden, channels, 1, False, _scaled(1.0) if spectral_norm else zeros)
+
+    def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
+        """Applies the block."""
+        h = nnx.leaky_relu(self.conv1(x, train), SLOPE)
+        h = nnx.leaky_relu(self.conv2(h, train), SLOPE)
+        return x + self.conv3(h, train)
+
+
+class Levels(nnx.Module):
+    """The levels of either network, in order of computation: blocks, and a change of width."""
+
+    def __init__(
+        self,
+        channels: tuple[int, ...],
+        blocks: int,
+        expansion: float,
+        *,
+        spectral_norm: bool,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        """`channels` of each level in order; the change from one to the next is a 1x1."""
+        levels, changes = {}, {}
+        for i, width in enumerate(channels):
+            levels[str(i)] = nnx.Dict(
+                {
+                    str(b): ResidualBlock(
+                        width,
+                        max(round(width * expansion), 1),
+                        blocks * len(channels),
+                        spectral_norm=spectral_norm,
+                        dtype=dtype,
+                        rngs=rngs,
+                    )
+                    for b in range(blocks)
+                }
+            )
+            following = channels[min(i + 1, len(channels) - 1)]
+            changes[str(i)] = None
+            if following != width:
+                changes[str(i)] = Conv(
+                    width,
+                    following,
+                    1,
+                    use_bias=False,
+                    spectral_norm=spectral_norm,
+                    init=_scaled(1.0),
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+        self.levels, self.changes = nnx.Dict(levels), nnx.Dict(changes)
+
+    def __call__(self, x: Array, resample, train: bool) -> Float[Array, "B h w F"]:
+        """Applies the levels, with `resample` between them; the 1x1 acts on the smaller image."""
+        last = len(self.levels) - 1
+        for i in range(last + 1):
+            level, change = self.levels[str(i)], self.changes[str(i)]
+            for b in range(len(level)):
+                x = level[str(b)](x, train)
+            if i < last:
+                up = resample is upsample
+                x = x if up else resample(x)
+                x = x if change is None else change(x, train)
+                x = resample(x) if up else x
+        return x
+
+
+class Generator(nnx.Module):
+    """A learned constant scaled by z, residual levels, and bilinear doubling between them."""
+
+    def __init__(
+        self,
+        latent_dim: int,
+        out_channels: int,
+        resolution: int,
+        *,
+        channels: tuple[int, ...] = (16, 64, 128),
+        blocks: int = 1,
+        expansion: float = 1.0,
+        num_classes: int = 0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network.
+
+        Args:
+          latent_dim: length of z.
+          out_channels: channels of the images.
+          resolution: height and width of the images.
+          channels: width of each level, from full resolution to the smallest.
+          blocks: residual blocks a level.
+          expansion: width inside a block over that outside.
+          num_classes: number of labels; 0: unconditional.
+          dtype: compute type.
+          rngs: for the initial parameters.
+
+        Raises:
+          ConfigError: a resolution that the levels do not divide, or no levels or blocks.
+        """
+        side = _check(resolution, channels, blocks)
+        width = channels[-1]
+        self.latent = Latent(latent_dim, num_classes, rngs=rngs)
+        self.modulation = Linear(
+            self.latent.features, width, use_bias=False, init=_scaled(1.0), dtype=dtype, rngs=rngs
+        )
+        self.basis = nnx.Param(jax.random.normal(rngs.params(), (side, side, width)))
+        self.levels = Levels(
+            channels[::-1], blocks, expansion, spectral_norm=False, dtype=dtype, rngs=rngs
+        )
+        self.out = Conv(channels[0], out_channels, 1, init=_scaled(1.0), dtype=dtype, rngs=rngs)
+
+    @classmethod
+    def from_config(
+        cls,
+        model: ConfigDict,
+        *,
+        latent_dim: int,
+        resolution: int,
+        channels: int,
+        num_classes: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ) -> Generator:
+        """The network of a config section, whose keys are this class's arguments."""
+        return cls(
+            latent_dim,
+            channels,
+            resolution,
+            num_classes=num_classes,
+            dtype=dtype,
+            rngs=rngs,
+            **model.to_dict(),
+        )
+
+    def __call__(
+        self,
+        z: Float[Array, "B Z"],
+        label: Int[Array, "B"] | None = None,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B H W C"]:
+        """Makes an image in [-1, 1] of each z, float32."""
+        h = self.modulation(self.latent(z, label))[:, None, None]
+        h = self.levels(h * self.basis[...].astype(h.dtype), upsample, train)
+        return jnp.tanh(self.out(h).astype(jnp.float32))
+
+
+class Discriminator(nnx.Module):
+    """The generator's levels backwards, from an image to features."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        resolution: int,
+        *,
+        channels: tuple[int, ...] = (16, 64, 128),
+        blocks: int = 1,
+        expansion: float = 1.0,
+        spectral_norm: bool = False,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network; its `features` are the last level's width.
+
+        Args:
+          in_channels: channels of its input: labels and packing add to the image's.
+          resolution: height and width of the images.
+          channels: width of each level, from full resolution to the smallest.
+          blocks: residual blocks a level.
+          expansion: width inside a block over that outside.
+          spectral_norm: of the convolutions' kernels.
+          dtype: compute type.
+          rngs: for the initial parameters.
+
+        Raises:
+          ConfigError: a resolution that the levels do not divide, or no levels or blocks.
+        """
+        side = _check(resolution, channels, blocks)
+        self.stem = Conv(
+            in_channels,
+            channels[0],
+            1,
+            spectral_norm=spectral_norm,
+            init=_scaled(1.0),
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.levels = Levels(
+            channels, blocks, expansion, spectral_norm=spectral_norm, dtype=dtype, rngs=rngs
+        )
+        basis = jax.random.normal(rngs.params(), (side, side, channels[-1])) / side
+        self.basis = nnx.Param(basis)
+        self.features = channels[-1]
+
+    @classmethod
+    def from_config(
+        cls,
+        model: ConfigDict,
+        *,
+        resolution: int,
+        in_channels: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ) -> Discriminator:
+        """The network of a config section, whose keys are this class's arguments."""
+        return cls(in_channels, resolution, dtype=dtype, rngs=rngs, **model.to_dict())
+
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B F"]:
+        """The features of each image; `train` is for spectral normalisation."""
+        h = self.levels(self.stem(x, train), downsample, train)
+        return jnp.sum(h * self.basis[...].astype(h.dtype), axis=(1, 2))

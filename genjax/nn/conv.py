@@ -1,0 +1,107 @@
+"""Convolutions of any kernel, stride, padding and grouping, for networks with weights from afar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+from genjax.nn.layers import Initializer, uniform_fan_avg
+
+
+class ExactConv(nnx.Module):
+    """2D convolution over [B, H, W, C], computed in float32 to its full precision on any device.
+
+    A metric on features must not depend on where it is computed, and accelerators multiply float32
+    in fewer bits unless told otherwise.
+    """
+
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        kernel_size: tuple[int, int],
+        *,
+        stride: int = 1,
+        padding: str = "SAME",
+        groups: int = 1,
+        init: Initializer = uniform_fan_avg,
+        rngs: nnx.Rngs,
+    ):
+        """Makes the parameters `kernel` [h, w, in / groups, out] and `bias` [out].
+
+        Args:
+          features_in: channels of the input.
+          features_out: channels of the output.
+          kernel_size: (h, w).
+          stride: of both axes.
+          padding: "SAME", TensorFlow's, which pads the end more than the start, or "VALID".
+          groups: parts of the channels that do not see each other.
+          init: of the kernel.
+          rngs: for the initial parameters.
+        """
+        shape = (*kernel_size, features_in // groups, features_out)
+        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32))
+        self.stride, self.padding, self.groups = stride, padding, groups
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w F"]:
+        """Applies the layer."""
+        if 1 < self.groups == x.shape[-1] == self.kernel.shape[-1]:
+            return self._depthwise(x) + self.bias[...]
+        y = lax.conv_general_dilated(
+            x,
+            self.kernel[...],
+            (self.stride, self.stride),
+            self.padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+            precision=lax.Precision.HIGHEST,
+        )
+        return y + self.bias[...]
+
+    def _depthwise(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+        """Every channel for itself: the sum over the kernel of shifted images.
+
+        On the CPU this takes a fifth to a seventeenth of the time of XLA's grouped convolution.
+        """
+        kernel, step = self.kernel[...], self.stride
+        pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (step, step), self.padding)
+        x = jnp.pad(x, [(0, 0), *pads, (0, 0)])
+        height, width = (
+            (n - k) // step * step + 1 for n, k in zip(x.shape[1:3], kernel.shape, strict=False)
+        )
+        return sum(
+            x[:, i : i + height : step, j : j + width : step] * kernel[i, j, 0]
+            for i in range(kernel.shape[0])
+            for j in range(kernel.shape[1])
+        )
+
+
+def exact_product(x: Float[Array, "B D"], kernel: Float[Array, "D F"]) -> Float[Array, "B F"]:
+    """`x @ kernel` in float32 to its full precision on any device."""
+    return jnp.matmul(x, kernel, precision=lax.Precision.HIGHEST)
+
+
+def fold_batch_norm(
+    kernel: Float[np.ndarray, "F C h w"], norm: Mapping[str, np.ndarray], eps: float
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """The parameters of an `ExactConv` that is a convolution and the batch norm after it.
+
+    With fixed statistics batch norm (Ioffe & Szegedy 2015, algorithm 2) is an affine map of each
+    channel: kernel' = kernel * s and bias' = bias - mean * s with s = weight / sqrt(var + eps).
+
+    Args:
+      kernel: in PyTorch's layout; the convolution has no bias.
+      norm: `weight`, `bias`, `running_mean` and `running_var`, [F] each.
+      eps: of the batch norm.
+    """
+    wide = {name: np.asarray(value, np.float64) for name, value in norm.items()}
+    scale = wide["weight"] / np.sqrt(wide["running_var"] + eps)
+    folded = np.asarray(kernel, np.float64).transpose(2, 3, 1, 0) * scale
+    bias = wide["bias"] - wide["running_mean"] * scale
+    return {"kernel": folded.astype(np.float32), "bias": bias.astype(np.float32)}

@@ -1,0 +1,308 @@
+"""The adversarial family, against the games whose outcome theory gives."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from genjax import config as configs
+from genjax.config import ConfigError
+from genjax.method import DataSpec
+from genjax.methods import gan
+from genjax.nn.functional import Functional
+from genjax.parallel.rules import replicate
+
+POINT = DataSpec("points", "points", {"image": jax.ShapeDtypeStruct((1,), jnp.float32)}, {})
+KEY = jax.random.key(0)
+
+
+def network(init, apply):
+    """A network of one array of parameters: `apply(w, input)`."""
+
+    def call(params, mutable, x, label, key=None, train=False):
+        return apply(params["w"], x), mutable
+
+    return Functional(lambda key: ({"w": jnp.float32(init)}, {}), call)
+
+
+def game(theta=0.0, psi=0.0, **options):
+    """The Dirac-GAN (Mescheder et al. 2018, definition 2.1): data at 0, G = theta, D = psi x."""
+    return gan.Game(
+        network(theta, lambda w, z: jnp.full((len(z), 1), 1.0) * w),
+        network(psi, lambda w, x: (w * x[:, 0], None)),
+        gan.Options(latent_dim=1, **options),
+        POINT,
+    )
+
+
+def field(played, batch):
+    """The gradient vector field: (theta, psi) -> minus each player's gradient of its own loss."""
+    mutable = {"generator": {}, "discriminator": {}}
+
+    def both(position):
+        params = {"generator": {"w": position[0]}, "discriminator": {"w": position[1]}}
+        slopes = []
+        for name, loss in (
+            ("generator", gan.generator_loss),
+            ("discriminator", gan.discriminator_loss),
+        ):
+
+            def own(w, name=name, loss=loss):
+                return loss(played, {**params, name: {"w": w}}, mutable, batch, KEY, 0)[0]
+
+            slopes.append(-jax.grad(own)(params[name]["w"]))
+        return jnp.stack(slopes)
+
+    return both
+
+
+def eigenvalues(at=(0.0, 0.0), **options):
+    batch = {"image": jnp.zeros((4, 1))}
+    found = np.linalg.eigvals(jax.jacobian(field(game(**options), batch))(jnp.array(at)))
+    return np.sort_complex(found)
+
+
+@pytest.mark.parametrize("loss", ["minimax", "non_saturating", "relativistic"])
+def test_dirac_gan_vanilla_has_imaginary_eigenvalues(loss):
+    """+- f'(0) i with f'(0) = 1/2 (Mescheder et al. 2018, lemma 2.3): it never converges."""
+    np.testing.assert_allclose(eigenvalues(loss=loss), [-0.5j, 0.5j], atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["wasserstein", "hinge"])
+def test_dirac_gan_wasserstein_has_imaginary_eigenvalues(loss):
+    """f'(0) = 1, so +- i inside the box of the clipping (lemma 2.5)."""
+    np.testing.assert_allclose(eigenvalues(loss=loss), [-1j, 1j], atol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("penalty", ["r1", "r2"])
+def test_dirac_gan_with_zero_centred_penalties(penalty, gamma):
+    """-gamma/2 +- sqrt(gamma^2/4 - f'(0)^2) (Mescheder et al. 2018, theorem 4.1, lemma D.1)."""
+    root = np.emath.sqrt(gamma**2 / 4 - 0.25)
+    expected = np.sort_complex(np.array([-gamma / 2 - root, -gamma / 2 + root], complex))
+    # At gamma = 2 f' the root is double, and an error e moves it by sqrt(e).
+    atol = 1e-3 if gamma == 1.0 else 1e-6
+    np.testing.assert_allclose(eigenvalues(**{penalty: gamma}), expected, atol=atol)
+
+
+def trajectory(steps, rate, start=(1.0, 1.0), project=lambda p: p, **options):
+    """Simultaneous gradient descent, as (theta, psi) after each step."""
+    batch = {"image": jnp.zeros((4, 1))}
+    move = field(game(**options), batch)
+
+    def step(position, _):
+        position = position + rate * move(position)
+        position = position.at[1].set(project(position[1]))
+        return position, position
+
+    return np.asarray(jax.lax.scan(step, jnp.array(start), None, steps)[1])
+
+
+def test_dirac_gan_wgan_gp_does_not_converge_and_r1_does():
+    """Mescheder et al. 2018, lemma 2.6 and figure 3."""
+    gp = trajectory(4000, 0.05, loss="wasserstein", gradient_penalty=1.0)
+    assert np.linalg.norm(gp[-400:], axis=1).min() > 0.1
+    r1 = trajectory(4000, 0.05, loss="non_saturating", r1=1.0)
+    assert np.linalg.norm(r1[-1]) < 1e-6
+
+
+def test_dirac_gan_wgan_with_clipping_does_not_converge():
+    """Mescheder et al. 2018, lemma 2.5."""
+    path = trajectory(4000, 0.05, loss="wasserstein", project=lambda w: jnp.clip(w, -1, 1))
+    assert np.abs(path[:, 1]).max() <= 1
+    assert np.linalg.norm(path[-400:], axis=1).min() > 0.1
+
+
+# ---- two Gaussians -------------------------------------------------------------------------------
+
+MU, COUNT = 1.5, 400_000
+
+
+def gaussians(critic, **options):
+    """Data N(0, 1) against a fixed generator N(mu, 1); returns loss(w) over one large batch."""
+    played = gan.Game(
+        network(MU, lambda w, z: z + w),
+        network(jnp.zeros(2), critic),
+        gan.Options(latent_dim=1, **options),
+        POINT,
+    )
+    batch = {"image": jax.random.normal(jax.random.key(7), (COUNT, 1))}
+
+    def loss(w):
+        params = {"generator": {"w": jnp.float32(MU)}, "discriminator": {"w": w}}
+        mutable = {"generator": {}, "discriminator": {}}
+        return gan.discriminator_loss(played, params, mutable, batch, KEY, 0)
+
+    return loss
+
+
+def test_the_optimal_discriminator_is_p_over_p_plus_q():
+    """Goodfellow et al. 2014, proposition 1 and theorem 1: D* and the value -log 4 + 2 JSD."""
+    loss = jax.jit(gaussians(lambda w, x: (w[0] + w[1] * x[:, 0], None)))
+    w = jnp.zeros(2)
+    for _ in range(20):  # Newton: the loss is convex in w
+        slope = jax.grad(lambda w: loss(w)[0])(w)
+        w = w - jnp.linalg.solve(jax.hessian(lambda w: loss(w)[0])(w), slope)
+    # log p/q = mu^2 / 2 - mu x; the estimate's error is about 1/sqrt(COUNT).
+    np.testing.assert_allclose(w, [MU**2 / 2, -MU], atol=0.02)
+    x = np.linspace(-12, 14, 20001)
+    p, q = (np.exp(-((x - m) ** 2) / 2) / np.sqrt(2 * np.pi) for m in (0.0, MU))
+    middle = (p + q) / 2
+    divergence = 0.5 * np.trapezoid(p * np.log(p / middle) + q * np.log(q / middle), x)
+    value = -float(loss(jnp.array([MU**2 / 2, -MU]))[0])
+    assert value == pytest.approx(-np.log(4) + 2 * divergence, abs=4e-3)
+
+
+def test_the_wgan_critics_gap_is_the_distance_of_the_means():
+    """W1(N(0,1), N(mu,1)) = |mu| is what the best 1-Lipschitz critic, -x, finds."""
+    loss = gaussians(lambda w, x: (w[0] + w[1] * x[:, 0], None), loss="wasserstein")
+    gap = -float(loss(jnp.array([0.0, -1.0]))[0])
+    assert gap == pytest.approx(MU, abs=0.01)
+
+
+@pytest.mark.parametrize("weight", [1.0, 10.0, 100.0])
+def test_the_wgan_gp_critic_overshoots_as_its_penalty_allows(weight):
+    """max_w mu |w| - lambda (|w| - 1)^2 has |w| = 1 + mu / (2 lambda): |mu| as lambda grows."""
+    critic = gaussians(
+        lambda w, x: (w[1] * x[:, 0], None), loss="wasserstein", gradient_penalty=weight
+    )
+    slope = jax.grad(lambda w: critic(jnp.stack([0.0, w]))[0])
+    # The loss is a parabola in w < 0: two slopes give its bottom.
+    a, b = float(slope(-1.0)), float(slope(-2.0))
+    assert -1.0 - a / (a - b) == pytest.approx(-(1 + MU / (2 * weight)), rel=0.01)
+
+
+# ---- penalties -----------------------------------------------------------------------------------
+
+
+def test_alpha_of_the_gradient_penalty_is_one_number_an_example():
+    real, fake = jnp.zeros((6, 4, 4, 3)), jnp.ones((6, 4, 4, 3))
+    between = np.asarray(gan.interpolate(real, fake, KEY))
+    alpha = between[:, 0, 0, 0]
+    np.testing.assert_array_equal(
+        between, np.broadcast_to(alpha[:, None, None, None], between.shape)
+    )
+    assert len(set(alpha.tolist())) == 6
+    assert ((alpha >= 0) & (alpha < 1)).all()
+    packed = np.asarray(gan.interpolate(real, fake, KEY, packing=2))[:, 0, 0, 0]
+    np.testing.assert_array_equal(packed[0::2], packed[1::2])
+    assert len(set(packed.tolist())) == 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"gradient_penalty": 10.0, "loss": "wasserstein"}, {"r1": 3.0}, {"r2": 3.0}],
+    ids=str,
+)
+def test_the_double_gradient_of_penalties_against_finite_differences(options):
+    with jax.enable_x64(True):
+        weights = jnp.asarray(np.random.default_rng(0).normal(size=(5, 7)))
+
+        def critic(w, x):
+            return jnp.tanh(x @ w[:, :1].T * w[:, 1]).sum(-1) + jnp.cos(x[:, 0] * w[0, 2]), None
+
+        played = gan.Game(
+            network(1.0, lambda w, z: z * w + 1),
+            network(0.0, critic),
+            gan.Options(latent_dim=1, **options),
+            POINT,
+        )
+        batch = {"image": jnp.asarray(np.random.default_rng(1).normal(size=(8, 1)))}
+
+        def loss(w):
+            params = {"generator": {"w": jnp.float64(1.3)}, "discriminator": {"w": w}}
+            mutable = {"generator": {}, "discriminator": {}}
+            return gan.discriminator_loss(played, params, mutable, batch, KEY, 0)[0]
+
+        found = jax.grad(loss)(weights)
+        for i, j in [(0, 0), (1, 1), (4, 0), (0, 2)]:
+            h = jnp.zeros_like(weights).at[i, j].set(1e-5)
+            expected = (loss(weights + h) - loss(weights - h)) / 2e-5
+            np.testing.assert_allclose(found[i, j], expected, rtol=1e-4, atol=1e-8)
+
+
+def test_penalties_of_a_flat_discriminator_have_finite_gradients():
+    flat = jnp.zeros((3, 5))
+    value, slope = jax.value_and_grad(gan.unit_norm_penalty)(flat)
+    assert float(value) == 1.0
+    np.testing.assert_array_equal(slope, 0.0)
+    assert float(gan.zero_penalty(jnp.full((2, 4), 2.0))) == 0.5 * 16
+
+
+# ---- losses, options -----------------------------------------------------------------------------
+
+
+def test_losses_against_their_formulas():
+    rng = np.random.default_rng(0)
+    real, fake = rng.normal(size=(2, 9)) * 3
+
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    log = np.log
+    cross_entropy = -(log(sigmoid(real)) + log(1 - sigmoid(fake))).mean()
+    expected = {
+        "minimax": (cross_entropy, log(1 - sigmoid(fake)).mean()),
+        "non_saturating": (cross_entropy, -log(sigmoid(fake)).mean()),
+        "least_squares": (
+            ((real - 1) ** 2).mean() / 2 + (fake**2).mean() / 2,
+            ((fake - 1) ** 2).mean() / 2,
+        ),
+        "wasserstein": (fake.mean() - real.mean(), -fake.mean()),
+        "hinge": (
+            np.maximum(0, 1 - real).mean() + np.maximum(0, 1 + fake).mean(),
+            -fake.mean(),
+        ),
+        "relativistic": (
+            -log(sigmoid(real - fake)).mean(),
+            -log(sigmoid(fake - real)).mean(),
+        ),
+    }
+    assert expected.keys() == gan.LOSSES.keys()
+    for name, (discriminator, generator) in expected.items():
+        found = gan.LOSSES[name]
+        for peer, value in ((discriminator, found.discriminator), (generator, found.generator)):
+            assert float(value(real, fake)) == pytest.approx(peer, rel=1e-5), name
+
+
+def test_auxiliary_loss_is_the_cross_entropy_of_the_labels():
+    logits, label = jnp.array([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]]), jnp.array([0, 1])
+    peer = optax.losses.safe_softmax_cross_entropy(logits, jax.nn.one_hot(label, 3)).mean()
+    assert float(gan._class_loss(logits, label)) == pytest.approx(float(peer), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"loss": "hing"}, r"gan\.loss='hing'.*Nearest: hinge"),
+        ({"conditioning": "projection"}, r"points has no labels"),
+        ({"augment": "adda"}, r"Nearest: ada"),
+        ({"packing": 3}, r"a multiple of gan\.packing=3"),
+        ({"critic_steps": 0}, r"critic_steps=0: expected at least 1"),
+        ({"r1": -1.0}, r"r1=-1\.0: expected at least 0"),
+        ({"los": "hinge"}, r"config\.gan='los'.*Nearest: loss"),
+    ],
+)
+def test_options_that_are_refused(keys, says):
+    config = configs.base()
+    with config.unlocked():
+        config.gan = keys
+    with pytest.raises(ConfigError, match=says):
+        gan.options_from_config(config, POINT)
+
+
+def test_labels_for_a_generator_that_knows_none():
+    with pytest.raises(ConfigError, match="the generator knows none"):
+        gan.sample(game(), {}, {}, KEY, 2, jnp.array([0, 1]))
+
+
+def test_rules_cover_the_state_of_the_augmentation():
+    method = gan.from_networks(
+        game().generator, game().discriminator, gan.Options(augment="ada"), POINT, ()
+    )
+    assert method.rules[0][1] is replicate
+    _, mutable = method.init(KEY, {})
+    assert set(mutable) == {"generator", "discriminator", "augment"}
