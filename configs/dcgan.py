@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.method = "gan"
     config.dataset.name = "fashion_mnist"
     config.batch_size = 64
-    config.duration = "30_epochs"
+    config.duration = "10_epochs"
     config.optimizer.name = "adam"
     config.optimizer.learning_rate = 2e-4
     config.optimizer.b1 = 0.5

@@ -207,7 +207,7 @@ class Discriminator(nnx.Module):
             width = channels << level
             norms[str(level)] = NORMS[norm](width) if level else None
         self.convs, self.norms = nnx.Dict(convs), nnx.Dict(norms)
-        self.features = (resolution >> levels) ** 2 * width
+        self.features, self.init = (resolution >> levels) ** 2 * width, init
 
     @classmethod
     def from_config(

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from genjax.config import ConfigError, nearest
-from genjax.nn.layers import Embed, Initializer, Linear, uniform_fan_avg
+from genjax.nn.layers import Embed, Initializer, Linear
 
 CONDITIONING = ("none", "concatenation", "projection", "auxiliary")
 _LABEL_FEATURES = 32
@@ -79,7 +79,7 @@ class Head(nnx.Module):
         num_classes: int,
         *,
         spectral_norm: bool = False,
-        init: Initializer = uniform_fan_avg,
+        init: Initializer,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -134,11 +134,12 @@ class Discriminator(nnx.Module):
         packing: int = 1,
         *,
         spectral_norm: bool = False,
-        init: Initializer = uniform_fan_avg,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Wraps `body`, made for `input_channels(...)` channels; `body.features` is its width.
+        """Wraps `body`, made for `input_channels(...)` channels.
+
+        `body.features` is how many features it gives, `body.init` the initializer for the head.
 
         Args:
           body: (x, *, key, train) -> features [B, F].
@@ -146,7 +147,6 @@ class Discriminator(nnx.Module):
           num_classes: number of labels.
           packing: examples judged together (Lin et al. 2018, PacGAN, section 3).
           spectral_norm: of the head's kernels.
-          init: of the head's kernels.
           dtype: compute type of the head.
           rngs: for the initial parameters.
 
@@ -160,7 +160,7 @@ class Discriminator(nnx.Module):
             conditioning,
             num_classes,
             spectral_norm=spectral_norm,
-            init=init,
+            init=body.init,
             dtype=dtype,
             rngs=rngs,
         )

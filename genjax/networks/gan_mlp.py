@@ -150,7 +150,8 @@ class Discriminator(nnx.Module):
             layers[str(i)] = Maxout(width, features, pieces, init=init, dtype=dtype, rngs=rngs)
             width = features
         self.layers = nnx.Dict(layers)
-        self.features, self.dropout, self.input_dropout = width, dropout, input_dropout
+        self.features, self.init = width, init
+        self.dropout, self.input_dropout = dropout, input_dropout
 
     @classmethod
     def from_config(

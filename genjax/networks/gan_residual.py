@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from genjax.config import ConfigError
 from genjax.networks.gan_head import Latent
-from genjax.nn.layers import Conv, Initializer, Linear, zeros
+from genjax.nn.layers import Conv, Initializer, Linear, uniform_fan_avg, zeros
 from genjax.parallel.rules import Rules, fsdp, replicate
 
 RULES: Rules = (
@@ -298,7 +298,7 @@ class Discriminator(nnx.Module):
         )
         basis = jax.random.normal(rngs.params(), (side, side, channels[-1])) / side
         self.basis = nnx.Param(basis)
-        self.features = channels[-1]
+        self.features, self.init = channels[-1], uniform_fan_avg
 
     @classmethod
     def from_config(

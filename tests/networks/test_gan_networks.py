@@ -121,7 +121,7 @@ class Features(nnx.Module):
     """A body whose features are the means of the channels."""
 
     def __init__(self, features):
-        self.features = features
+        self.features, self.init = features, jax.nn.initializers.normal(1.0)
 
     def __call__(self, x, *, key, train):
         return x.mean(tuple(range(1, x.ndim - 1)))
