@@ -214,10 +214,6 @@ def evaluate_samples(config: ConfigDict, samples: str) -> int:
             f"--samples={samples!r}: expected an .npz file, as --mode=sample writes it, or one of "
             f"the splits {', '.join(dataset.splits)}."
         )
-    if not config.evals.features:
-        raise ConfigError(
-            "--samples needs evals.features: give --config.evals.features=classifier."
-        )
     with jax.set_mesh(mesh):
         found = Comparison(config, dataset, mesh)(images)
     if jax.process_index() == 0:

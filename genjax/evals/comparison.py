@@ -50,9 +50,14 @@ class Comparison:
         """Makes the extractors ready, which may fetch weights or train the classifier.
 
         Raises:
-          ConfigError: the data are no images, an extractor cannot be had, or the reference is
-            neither a split nor statistics of the right features.
+          ConfigError: no extractor is asked for, or it cannot be had; the data are no images; the
+            reference is neither a split nor statistics of the right features.
         """
+        if not config.evals.features:
+            raise ConfigError(
+                "config.evals.features is empty: give --config.evals.features=classifier, "
+                "efficientnet_lite0 or inception."
+            )
         if dataset.spec.modality != "image":
             raise ConfigError(
                 f"config.evals.features={config.evals.features!r} need images; "
