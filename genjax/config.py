@@ -201,6 +201,8 @@ def _convert(key: str, text: Any, old: Any) -> Any:
                 raise fail("a whole number")
             return int(value)
         return float(value)
+    if value == "":
+        return ()
     values = tuple(value) if isinstance(value, tuple | list) else (value,)
     kinds = {type(v) for v in old}
     if len(kinds) == 1 and not kinds & {tuple, list}:

@@ -72,6 +72,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         )
     if flags.samples and flags.mode != "eval":
         raise ConfigError(f"--samples belongs to --mode=eval, not to --mode={flags.mode}.")
+    if flags.samples and flags.checkpoint:
+        raise ConfigError("--samples are judged without a run: leave --checkpoint out.")
     overrides, flags.options = {}, {}
     for argument in rest:
         name, equals, value = argument.partition("=")
@@ -145,8 +147,8 @@ def first_state(run: Assembly, checkpoints: Checkpoints) -> TrainState:
 
 
 @contextlib.contextmanager
-def logging_to(folder: Path):
-    """The log of the first process; the others say nothing."""
+def logging_to(folder: Path | None):
+    """The log of the first process, on the terminal alone if there is no folder."""
     with setup_logging(folder) if jax.process_index() == 0 else contextlib.nullcontext():
         yield
 
@@ -205,7 +207,7 @@ def evaluate_samples(config: ConfigDict, samples: str) -> int:
     dataset = catalogue.load(config.dataset)
     mesh = make_mesh(config)
     if samples.endswith(".npz"):
-        images = read_samples(samples)[: config.evals.generated]
+        images = read_samples(samples, config.evals.generated)
     elif source := dataset.splits.get(samples):
         chosen = sources.order(len(source))[: config.evals.generated]
         images = np.stack([source[int(i)]["image"] for i in chosen])
@@ -214,7 +216,7 @@ def evaluate_samples(config: ConfigDict, samples: str) -> int:
             f"--samples={samples!r}: expected an .npz file, as --mode=sample writes it, or one of "
             f"the splits {', '.join(dataset.splits)}."
         )
-    with jax.set_mesh(mesh):
+    with logging_to(None), jax.set_mesh(mesh):
         found = Comparison(config, dataset, mesh)(images)
     if jax.process_index() == 0:
         print(f"images {len(images)}")
@@ -226,7 +228,7 @@ def evaluate_samples(config: ConfigDict, samples: str) -> int:
 def statistics(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
     """Makes the reference statistics of the data, and says where they are."""
     mesh = make_mesh(config)
-    with jax.set_mesh(mesh):
+    with logging_to(None), jax.set_mesh(mesh):
         made = Comparison(config, catalogue.load(config.dataset), mesh).references()
     if jax.process_index() == 0:
         for name, path, count in made:

@@ -63,10 +63,15 @@ class Comparison:
                 f"config.evals.features={config.evals.features!r} need images; "
                 f"{dataset.spec.name} holds {dataset.spec.modality}. Set it to ()."
             )
+        if dataset.spec.features["image"].dtype != np.uint8:
+            raise ConfigError(
+                "config.evals.features judge 8-bit images: set dataset.dequantize=False, or "
+                "evals.features to ()."
+            )
         self.evals, self.dataset, self.mesh = config.evals, dataset, mesh
         self._size = config.evals.batch_size
         self._extractors = [
-            (extractor, _jitted(extractor, mesh), self._find_reference(extractor))
+            (extractor, apply := _jitted(extractor, mesh), self._find_reference(extractor, apply))
             for extractor in (
                 features.build(name, dataset, inception_path=config.evals.inception_path)
                 for name in config.evals.features
@@ -119,7 +124,7 @@ class Comparison:
     def _path(self, extractor: Features) -> Path:
         if self.evals.reference.endswith(".npz"):
             return Path(self.evals.reference)
-        data = features.data_digest(self.dataset)
+        data = features.data_digest(self.dataset, self.evals.reference)
         name = "-".join(
             [
                 *(self.dataset.spec.name.replace("/", "_"), self.evals.reference),
@@ -128,45 +133,52 @@ class Comparison:
         )
         return packages.cache_root() / "statistics" / f"{name}.npz"
 
-    def _find_reference(self, extractor: Features) -> Callable[[], Reference]:
+    def _find_reference(self, extractor: Features, apply: Callable) -> Callable[[], Reference]:
         """The reference statistics: read, or computed, at the first call."""
-        path, split = self._path(extractor), self.evals.reference
-        given = split.endswith(".npz")
-        if given:
-            found = statistics.load_reference(path, name=extractor.name, digest=None)
-            return lambda: found
-        if not self.dataset.splits.get(split):
+        split = self.evals.reference
+        if not split.endswith(".npz") and not self.dataset.splits.get(split):
             raise ConfigError(
                 f"config.evals.reference={split!r}: expected a split of {self.dataset.spec.name} "
                 f"({', '.join(self.dataset.splits)}), or an .npz file of --mode=statistics."
             )
+        path = self._path(extractor)
+        if split.endswith(".npz"):
+            found = statistics.load_reference(path, name=extractor.name, digest=None)
+            if found.digest.rpartition("/")[2] != extractor.digest:
+                raise ConfigError(
+                    f"the reference statistics {path} are of {extractor.name} with other weights "
+                    "than those at hand: features do not compare. Make them here, by "
+                    "--mode=statistics, or choose an extractor with published weights."
+                )
+            return lambda: found
         held: list[Reference] = []
 
         def reference() -> Reference:
             if not held:
-                held.append(self._load_or_compute(extractor, path, split))
+                held.append(self._load_or_compute(extractor, apply, path, split))
             return held[0]
 
         return reference
 
-    def _load_or_compute(self, extractor: Features, path: Path, split: str) -> Reference:
-        digest = f"{features.data_digest(self.dataset)}/{extractor.digest}"
+    def _load_or_compute(
+        self, extractor: Features, apply: Callable, path: Path, split: str
+    ) -> Reference:
+        digest = f"{features.data_digest(self.dataset, split)}/{extractor.digest}"
         first = jax.process_index() == 0
         with packages.lock(f"statistics-{path.stem}") if first else contextlib.nullcontext():
-            if largest(int(first and path.exists())):
+            if not largest(int(not path.exists())):  # every process has it
                 return statistics.load_reference(path, name=extractor.name, digest=digest)
-            found = self._compute(extractor, split, digest)
+            found = self._compute(extractor, apply, split, digest)
             if first:
                 statistics.save_reference(path, found)
         return found
 
-    def _compute(self, extractor: Features, split: str, digest: str) -> Reference:
+    def _compute(self, extractor: Features, apply: Callable, split: str, digest: str) -> Reference:
         source = self.dataset.splits[split]
         logger.info("%s features of the %d images of %s", extractor.name, len(source), split)
-        apply = _jitted(extractor, self.mesh)
         total = statistics.start(extractor.dim)
-        chosen = set(sources.order(len(source))[:KEPT].tolist())
-        kept, seen = [], 0
+        chosen = sources.order(len(source))[:KEPT].tolist()
+        kept, seen = dict.fromkeys(chosen), 0  # in an order that knows no classes
         part, parts = batch_part(self.mesh)
         batches = loader.eval_batches(
             source, batch_size=self._size, process_index=part, process_count=parts
@@ -174,14 +186,18 @@ class Comparison:
         for rows, _ in self._run(apply, (batch["image"] for batch, _ in batches)):
             rows = rows[: len(source) - seen]
             total = statistics.update(total, rows, None)
-            kept += [row for i, row in enumerate(rows) if seen + i in chosen]
+            kept |= {seen + i: row for i, row in enumerate(rows) if seen + i in kept}
             seen += len(rows)
         mean, cov = statistics.finish(total)
-        return Reference(extractor.name, digest, total.count, mean, cov, np.stack(kept))
+        return Reference(
+            extractor.name, digest, total.count, mean, cov, np.stack(list(kept.values()))
+        )
 
 
-def read_samples(path: str) -> UInt8[np.ndarray, "N H W C"]:
-    """The images in an .npz file: its array `samples`, as --mode=sample writes it, or its only one.
+def read_samples(path: str, limit: int) -> UInt8[np.ndarray, "N H W C"]:
+    """Images in an .npz file: its array `samples`, as --mode=sample writes it, or its only one.
+
+    If there are more than `limit`, a fixed choice spread over all of them: they may be sorted.
 
     Raises:
       ConfigError: no such file, or no such array in it.
@@ -199,6 +215,8 @@ def read_samples(path: str) -> UInt8[np.ndarray, "N H W C"]:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"--samples={path} cannot be read as an .npz file: {error}.") from error
+    if len(images) > limit:
+        images = images[np.sort(sources.order(len(images))[:limit])]
     return images[..., None] if images.ndim == 3 else images
 
 

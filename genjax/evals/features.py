@@ -54,7 +54,7 @@ INCEPTION_URL = (
 )
 DOWNLOAD_SECONDS = 60  # without a word from the host
 
-DIGEST_EXAMPLES = 256  # that the digest of a data set looks at
+DIGEST_EXAMPLES = 2048  # that the digest of a data set looks at
 
 METRICS = ("fd", "kid", "score", "precision", "recall", "density", "coverage", "diversity")
 # What metrics on the features of Inception have always been called.
@@ -242,13 +242,13 @@ def digest(params: Tree) -> str:
 # ---- the classifier ------------------------------------------------------------------------------
 
 
-def data_digest(dataset: Dataset) -> str:
+def data_digest(dataset: Dataset, split: str = "train") -> str:
     """A sha256 that tells data sets, and ways to split them, apart.
 
     Of the name, the sizes of the splits, the shape of the images and the number of classes, and
-    of `DIGEST_EXAMPLES` examples spread over the training split.
+    of `DIGEST_EXAMPLES` examples spread over `split`.
     """
-    spec, source = dataset.spec, dataset.splits["train"]
+    spec, source = dataset.spec, dataset.splits[split]
     shape = list(spec.features["image"].shape)
     head = [spec.name, sorted(spec.sizes.items()), shape, spec.num_classes]
     total = hashlib.sha256(json.dumps(head).encode())

@@ -309,7 +309,11 @@ def sample(
     options = denoiser.options._replace(**{k: v for k, v in given.items() if v is not None})
     _check_sampling(options)
     spec, w = denoiser.spec, options.guidance
-    label = labels(spec, num, condition) if options.class_conditional else None
+    label = (
+        labels(spec, num, condition, jax.random.fold_in(key, 2))
+        if options.class_conditional
+        else None
+    )
     if condition is not None and label is None:
         raise ConfigError(
             "labels were given, but the model is not class-conditional: give none, or train "

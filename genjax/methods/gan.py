@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import NamedTuple
 
 import jax
@@ -30,10 +31,15 @@ Logits = Float[Array, "N"]
 
 
 class Loss(NamedTuple):
-    """What both players descend, as functions of the logits (real, fake) [N]."""
+    """What both players descend, as functions of the logits (real, fake) [N].
+
+    `threshold` is the logit between real and fake; None where logits mean something only beside
+    each other.
+    """
 
     discriminator: Callable[[Logits, Logits], Float[Array, ""]]
     generator: Callable[[Logits, Logits], Float[Array, ""]]
+    threshold: float | None = 0.0
 
 
 def _cross_entropy(real: Logits, fake: Logits) -> Float[Array, ""]:
@@ -49,10 +55,13 @@ LOSSES: dict[str, Loss] = {
     "least_squares": Loss(
         lambda real, fake: 0.5 * (jnp.square(real - 1).mean() + jnp.square(fake).mean()),
         lambda real, fake: 0.5 * jnp.square(fake - 1).mean(),
+        threshold=0.5,
     ),
     # Arjovsky et al. 2017, eq. 2 and 3.
     "wasserstein": Loss(
-        lambda real, fake: fake.mean() - real.mean(), lambda real, fake: -fake.mean()
+        lambda real, fake: fake.mean() - real.mean(),
+        lambda real, fake: -fake.mean(),
+        threshold=None,
     ),
     # Miyato et al. 2018, eq. 16 and 17.
     "hinge": Loss(
@@ -63,6 +72,7 @@ LOSSES: dict[str, Loss] = {
     "relativistic": Loss(
         lambda real, fake: softplus(fake - real).mean(),
         lambda real, fake: softplus(real - fake).mean(),
+        threshold=None,
     ),
 }
 AUGMENTATIONS = ("none", "diffaugment", "ada")
@@ -80,7 +90,8 @@ class Options(NamedTuple):
       r1: gamma of gamma / 2 |grad D|^2 on real images (Mescheder et al. 2018, eq. 9); 0 is off.
       r2: the same on fake images (eq. 10).
       penalty_every: steps between two updates by the penalties (lazy regularisation, Karras et
-        al. 2020, appendix B of StyleGAN2); their weights are multiplied by it.
+        al. 2020, appendix B of StyleGAN2); their weights are multiplied by it and by
+        critic_steps. The optimizer's settings stay as they are.
       conditioning: how the discriminator learns the label: "none", "concatenation" (Mirza &
         Osindero 2014), "projection" (Miyato & Koyama 2018) or "auxiliary" (Odena et al. 2017).
         All but "none" give the label to the generator.
@@ -126,6 +137,11 @@ def options_from_config(config: ConfigDict, spec: DataSpec) -> Options:
         raise ConfigError(
             f"gan.conditioning={o.conditioning!r}, but {spec.name} has no labels. Set it to 'none' "
             "or choose a data set with labels."
+        )
+    if o.augment == "ada" and LOSSES[o.loss].threshold is None:
+        raise ConfigError(
+            f"gan.augment='ada' steers by the sign of the discriminator's logits, which means "
+            f"nothing with gan.loss={o.loss!r}. Use 'diffaugment', or another loss."
         )
     sizes = {
         "batch_size / accumulation": config.batch_size // config.accumulation,
@@ -264,14 +280,14 @@ def discriminator_loss(
     o = game.options
     found = confront(game, params, mutable, batch, key, penalised=o.penalty_every == 1)
     (real, real_classes), (fake, fake_classes) = found.real, found.fake
-    loss = LOSSES[o.loss].discriminator(real, fake) + found.penalty
-    metrics = {
-        "real_logit": real.mean(),
-        "fake_logit": fake.mean(),
-        "real_accuracy": (real > 0).mean(),
-        "fake_accuracy": (fake < 0).mean(),
-        **found.metrics,
-    }
+    game_loss = LOSSES[o.loss]
+    loss, threshold = game_loss.discriminator(real, fake) + found.penalty, game_loss.threshold
+    metrics = {"real_logit": real.mean(), "fake_logit": fake.mean(), **found.metrics}
+    if threshold is None:
+        metrics["pair_accuracy"] = (real > fake).mean()
+    else:
+        metrics["real_accuracy"] = (real > threshold).mean()
+        metrics["fake_accuracy"] = (fake < threshold).mean()
     changed = {"discriminator": found.mutable["discriminator"]}
     if o.conditioning == "auxiliary":
         label = batch["label"]
@@ -279,7 +295,10 @@ def discriminator_loss(
         loss += o.auxiliary_weight * (metrics["class_loss"] + _class_loss(fake_classes, label))
     if o.augment == "ada":
         changed["augment"] = augment.ada_update(
-            mutable["augment"], real, target=o.ada_target, images=o.ada_images // o.packing
+            mutable["augment"],
+            real - threshold,
+            target=o.ada_target,
+            images=max(o.ada_images // o.packing, 1),
         )
         metrics["ada_p"] = changed["augment"]["p"]
     return loss, Aux(metrics, changed, float(batch["image"].shape[0]))
@@ -288,10 +307,10 @@ def discriminator_loss(
 def penalty_loss(
     game: Game, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
 ) -> tuple[Float[Array, ""], Aux]:
-    """The penalties alone, times `penalty_every`: the discriminator's lazy phase."""
+    """The penalties alone, as much as `discriminator_loss` leaves out: the lazy phase."""
     found = confront(game, params, mutable, batch, key, penalised=True)
     changed = {"discriminator": found.mutable["discriminator"]}
-    loss = game.options.penalty_every * found.penalty
+    loss = game.options.penalty_every * game.options.critic_steps * found.penalty
     return loss, Aux(found.metrics, changed, float(batch["image"].shape[0]))
 
 
@@ -355,7 +374,7 @@ def sample(
     """
     label = None
     if game.options.conditioning != "none":
-        label = labels(game.spec, num, condition)
+        label = labels(game.spec, num, condition, jax.random.fold_in(key, 2))
     elif condition is not None:
         raise ConfigError(
             "labels were given, but the generator knows none: give none, or train with "
@@ -418,8 +437,24 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
             f"method gan needs square images; {spec.name} has {height} x {width}. "
             "Set dataset.image_size."
         )
+    if config.dataset.dequantize:
+        raise ConfigError("method gan scales 8-bit images itself: set dataset.dequantize=False.")
     options, model = options_from_config(config, spec), config.model
     module = find_module("model.network", model.network, "genjax.networks")
+    for player, network in (
+        ("generator", module.Generator),
+        ("discriminator", module.Discriminator),
+    ):
+        for key in model[player]:
+            one_of(
+                f"key of config.model.{player}", key, list(signature(network.__init__).parameters)
+            )
+    penalised = options.gradient_penalty or options.r1 or options.r2
+    if penalised and model.discriminator.get("norm") == "batch":
+        raise ConfigError(
+            "gan.gradient_penalty, gan.r1 and gan.r2 need a discriminator that judges each example "
+            "by itself: set model.discriminator.norm to 'layer' or 'none'."
+        )
     classes = spec.num_classes if options.conditioning != "none" else 0
     shared = {"resolution": height, "dtype": jnp.dtype(config.precision)}
 

@@ -299,6 +299,7 @@ class Discriminator(nnx.Module):
         basis = jax.random.normal(rngs.params(), (side, side, channels[-1])) / side
         self.basis = nnx.Param(basis)
         self.features, self.init = channels[-1], uniform_fan_avg
+        self.spectral_norm = spectral_norm
 
     @classmethod
     def from_config(
@@ -322,4 +323,7 @@ class Discriminator(nnx.Module):
     ) -> Float[Array, "B F"]:
         """The features of each image; `train` is for spectral normalisation."""
         h = self.levels(self.stem(x, train), downsample, train)
-        return jnp.sum(h * self.basis[...].astype(h.dtype), axis=(1, 2))
+        basis = self.basis[...]
+        if self.spectral_norm:  # the sum over pixels has this norm, channel by channel
+            basis /= jnp.linalg.norm(basis.reshape(-1, basis.shape[-1]), axis=0).max()
+        return jnp.sum(h * basis.astype(h.dtype), axis=(1, 2))

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from genjax.method import DataSpec
 
 
-def labels(spec: DataSpec, num: int, condition: Int[Array, "B"] | None) -> Int[Array, "B"]:
+def labels(
+    spec: DataSpec, num: int, condition: Int[Array, "B"] | None, key: Array
+) -> Int[Array, "B"]:
     """The labels of `num` samples: those given, or each class in turn.
+
+    Where the turns begin is drawn from `key`: over many batches all classes come equally often,
+    also where there are more of them than samples in a batch.
 
     Raises:
       ValueError: not one label for each sample.
     """
     if condition is None:
-        return jnp.arange(num) % spec.num_classes
+        first = jax.random.randint(key, (), 0, spec.num_classes)
+        return (first + jnp.arange(num)) % spec.num_classes
     given = jnp.asarray(condition, jnp.int32)
     if given.shape != (num,):
         raise ValueError(f"condition: expected {num} labels, got an array of {given.shape}.")

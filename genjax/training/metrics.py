@@ -351,31 +351,34 @@ class _LogFile(logging.FileHandler):
 
 
 @contextlib.contextmanager
-def setup_logging(workdir: str | os.PathLike) -> Iterator[None]:
+def setup_logging(workdir: str | os.PathLike | None) -> Iterator[None]:
     """Sends the logger "genjax" to the terminal and to `workdir/log.txt` while inside.
 
     Touches no other logger; level, propagation and handlers are as before on leaving.
 
     Args:
-      workdir: the run's folder; made if missing. The log is appended to.
+      workdir: the run's folder; made if missing. The log is appended to. None: no file.
 
     Raises:
       OSError: the log file cannot be opened.
     """
-    Path(workdir).mkdir(parents=True, exist_ok=True)
-    file = _LogFile(Path(workdir) / "log.txt", encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     terminal = _Terminal()
     terminal.setFormatter(logging.Formatter("%(message)s"))
+    handlers: list[logging.Handler] = [terminal]
+    if workdir is not None:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        file = _LogFile(Path(workdir) / "log.txt", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers.insert(0, file)
     before = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
     logger.propagate = False  # absl puts a handler on the root logger: lines would come twice
-    for handler in (file, terminal):
+    for handler in handlers:
         logger.addHandler(handler)
     try:
         yield
     finally:
-        for handler in (file, terminal):
+        for handler in handlers:
             logger.removeHandler(handler)
             with contextlib.suppress(OSError):
                 handler.close()

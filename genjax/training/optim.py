@@ -58,7 +58,7 @@ def _muon(c: ConfigDict) -> optax.GradientTransformation:
 OPTIMIZERS: dict[str, Callable[[ConfigDict], optax.GradientTransformation]] = {
     "adamw": lambda c: optax.scale_by_adam(c.b1, c.b2, c.eps),
     "adam": lambda c: optax.scale_by_adam(c.b1, c.b2, c.eps),
-    "rmsprop": lambda c: optax.scale_by_rms(c.b2, c.eps),
+    "rmsprop": lambda c: optax.scale_by_rms(c.b2, c.eps, eps_in_sqrt=False),
     "sgd": _momentum,
     "lion": lambda c: optax.scale_by_lion(c.b1, c.b2),
     "muon": _muon,

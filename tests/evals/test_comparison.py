@@ -166,6 +166,30 @@ def test_images_that_cannot_be_judged(images, says):
         made()(images)
 
 
+def test_data_sorted_by_class_are_judged_by_all_classes(monkeypatch, tmp_path):
+    """More reference examples than samples, and more data than are kept: no class is left out."""
+    dark, light = TRAIN // 4, TRAIN // 4 + 190
+    both = np.concatenate([dark, light])
+    splits = {"train": Arrays(both, None, 1, 0)}
+    spec = dataset().spec._replace(name="sorted", sizes={"train": len(both)})
+    monkeypatch.setattr(comparison, "KEPT", 200)
+    config = configs.base()
+    config.evals.update({"features": ("classifier",), "batch_size": 64})
+    judge = Comparison(config, Dataset(spec, splits, ""), make_mesh(config))
+    assert judge(light)["precision_classifier"] > 0.9
+    assert judge(dark)["precision_classifier"] > 0.9
+    np.savez(tmp_path / "s.npz", samples=both)
+    chosen = comparison.read_samples(str(tmp_path / "s.npz"), 100)
+    assert 0.3 < (chosen.mean((1, 2, 3)) > 150).mean() < 0.7
+
+
+def test_statistics_of_other_weights_are_refused(monkeypatch):
+    ((_, path, _),) = made().references()
+    monkeypatch.setattr(features, "build", lambda *_, **__: EXTRACTOR._replace(digest="1" * 64))
+    with pytest.raises(ConfigError, match="other weights"):
+        made(reference=str(path))
+
+
 def test_references_that_do_not_exist():
     with pytest.raises(ConfigError, match=r"reference='validation': expected a split of toy"):
         made(reference="validation")
@@ -176,16 +200,16 @@ def test_references_that_do_not_exist():
 def test_samples_out_of_a_file(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, samples=TEST, label=np.arange(60))
-    np.testing.assert_array_equal(comparison.read_samples(str(path)), TEST)
+    np.testing.assert_array_equal(comparison.read_samples(str(path), 100), TEST)
     np.savez(path, arr_0=TEST[..., 0])
-    np.testing.assert_array_equal(comparison.read_samples(str(path)), TEST)
+    np.testing.assert_array_equal(comparison.read_samples(str(path), 100), TEST)
     np.savez(path, a=TEST, b=TEST)
     with pytest.raises(ConfigError, match="holds the arrays a, b"):
-        comparison.read_samples(str(path))
+        comparison.read_samples(str(path), 100)
     for content in (b"rubbish", b""):
         path.write_bytes(content)
         with pytest.raises(ConfigError, match="cannot be read"):
-            comparison.read_samples(str(path))
+            comparison.read_samples(str(path), 100)
     np.save(tmp_path / "b.npy", TEST)
     with pytest.raises(ConfigError, match="cannot be read"):
-        comparison.read_samples(str(tmp_path / "b.npy"))
+        comparison.read_samples(str(tmp_path / "b.npy"), 100)

@@ -14,6 +14,7 @@ from genjax.method import DataSpec
 from genjax.methods import gan
 from genjax.nn.functional import Functional
 from genjax.parallel.rules import replicate
+from genjax.sampling.conditions import labels
 
 POINT = DataSpec("points", "points", {"image": jax.ShapeDtypeStruct((1,), jnp.float32)}, {})
 KEY = jax.random.key(0)
@@ -283,6 +284,7 @@ def test_auxiliary_loss_is_the_cross_entropy_of_the_labels():
         ({"packing": 3}, r"a multiple of gan\.packing=3"),
         ({"critic_steps": 0}, r"critic_steps=0: expected at least 1"),
         ({"r1": -1.0}, r"r1=-1\.0: expected at least 0"),
+        ({"augment": "ada", "loss": "wasserstein"}, r"the sign of the discriminator's logits"),
         ({"los": "hinge"}, r"config\.gan='los'.*Nearest: loss"),
     ],
 )
@@ -306,3 +308,57 @@ def test_rules_cover_the_state_of_the_augmentation():
     assert method.rules[0][1] is replicate
     _, mutable = method.init(KEY, {})
     assert set(mutable) == {"generator", "discriminator", "augment"}
+
+
+def test_lazy_penalties_are_as_strong_as_those_in_every_update():
+    """The discriminator's gradients over one cycle add up to the same."""
+    batch, mutable = {"image": jnp.ones((4, 1))}, {"generator": {}, "discriminator": {}}
+    params = {"generator": {"w": jnp.float32(0.5)}, "discriminator": {"w": jnp.float32(0.7)}}
+
+    def cycle(every, critic_steps=3, steps=4):
+        options = gan.Options(latent_dim=1, r1=2.0, penalty_every=every, critic_steps=critic_steps)
+        played = game(**{k: v for k, v in options._asdict().items() if k != "latent_dim"})
+        method = gan.from_networks(played.generator, played.discriminator, options, POINT, ())
+        total = 0.0
+        for phase in method.phases[:-1]:
+
+            def loss(w, phase=phase):
+                return phase.loss({**params, "discriminator": {"w": w}}, mutable, batch, KEY, 0)[0]
+
+            total += phase.repeat * steps / phase.every * jax.grad(loss)(jnp.float32(0.7))
+        return float(total)
+
+    assert cycle(4) == pytest.approx(cycle(1), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"gan.r1": 1.0}, r"set model\.discriminator\.norm to 'layer' or 'none'"),
+        ({"dataset.dequantize": True}, r"dequantize=False"),
+        ({"model.network": "dcgn"}, r"Nearest: dcgan"),
+    ],
+)
+def test_builds_that_are_refused(keys, says):
+    config = configs.load("configs/dcgan.py:tiny", keys)
+    image = jax.ShapeDtypeStruct((8, 8, 1), jnp.uint8)
+    with pytest.raises(ConfigError, match=says):
+        gan.build(config, DataSpec("digits", "image", {"image": image}, {}))
+
+
+def test_a_wrong_key_of_a_network_is_named():
+    config = configs.load("configs/dcgan.py:tiny")
+    with config.unlocked():
+        config.model.generator.chanels = 3
+    image = jax.ShapeDtypeStruct((8, 8, 1), jnp.uint8)
+    with pytest.raises(ConfigError, match=r"model\.generator='chanels'.*Nearest: channels"):
+        gan.build(config, DataSpec("digits", "image", {"image": image}, {}))
+
+
+def test_unlabelled_draws_take_each_class_equally_often():
+    spec = DataSpec("many", "image", {}, {}, num_classes=100)
+    drawn = [labels(spec, 10, None, jax.random.key(i)) for i in range(400)]
+    counts = np.bincount(np.concatenate(drawn), minlength=100)
+    assert counts.min() > 15
+    assert counts.sum() == 4000
+    np.testing.assert_array_equal(np.diff(np.asarray(drawn[0])) % 100, 1)

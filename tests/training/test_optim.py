@@ -209,6 +209,18 @@ def test_only_the_named_networks_are_averaged_and_evaluated_so():
         ema.init(config, params, params)
 
 
+def test_rmsprop_keeps_its_step_where_gradients_are_tiny():
+    """Arjovsky et al. 2017's optimizer: g / (sqrt(v) + eps), as in PyTorch, not sqrt(v + eps)."""
+    config = base(name="rmsprop", b2=0.9, eps=1e-8)
+    tx = optim.build(config, "net", optax.constant_schedule(1.0))
+    gradient = jnp.array([1e-6, 1.0])
+    state, v = tx.init(gradient), np.zeros(2)
+    for step in range(3):
+        updates, state = tx.update(gradient, state, gradient, step=jnp.int32(step))
+        v = 0.9 * v + 0.1 * np.square([1e-6, 1.0])
+        np.testing.assert_allclose(updates, -np.array([1e-6, 1.0]) / (np.sqrt(v) + 1e-8), 1e-4)
+
+
 def test_one_network_may_differ_from_the_shared_settings():
     config = base(name="adam", learning_rate=0.1)
     with config.unlocked():
