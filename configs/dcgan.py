@@ -1,10 +1,10 @@
 """DCGAN (Radford et al. 2016): convolutional networks with batch norm, non-saturating loss.
 
-Default: Fashion-MNIST, 1.8M parameters.
+Default: Fashion-MNIST, 0.9M parameters, 600,000 examples.
   command    launch/local.sh --config=configs/dcgan.py
   hardware   2 CPU cores
-  time       not measured yet
-  score      not measured yet
+  time       26 min 33 s on a busy machine
+  score      fd_classifier 46.8, kid_classifier 5.66 +- 0.30, recall 0.86 (test images: 0.65, 0, 0.96)
 
 Presets, as in --config=configs/dcgan.py:tiny:
   tiny       8 x 8 digits, a test of the installation in about a minute
@@ -54,7 +54,8 @@ PRESETS = {
     "tiny": {
         "dataset.name": "digits",
         "dataset.test": "10_percent",
-        "duration": "200_steps",
+        "duration": "300_steps",
+        "optimizer.learning_rate": 1e-3,
         "evals.every": "50_percent",
         "evals.limit": 64,
         "evals.batch_size": 64,
