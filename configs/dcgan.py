@@ -4,7 +4,8 @@ Default: Fashion-MNIST, 0.9M parameters, 600,000 examples.
   command    launch/local.sh --config=configs/dcgan.py
   hardware   2 CPU cores
   time       26 min 33 s on a busy machine
-  score      fd_classifier 46.8, kid_classifier 5.66 +- 0.30, recall 0.86 (test images: 0.65, 0, 0.96)
+  score      fd_classifier 46.8, kid_classifier 5.66 +- 0.30, recall 0.86
+             (test images: 0.65, 0, 0.96)
 
 Presets, as in --config=configs/dcgan.py:tiny:
   tiny       8 x 8 digits, a test of the installation in about a minute
