@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -81,3 +83,22 @@ def test_wrong_commands_get_one_error(data, capsys, arguments, says):
     err = capsys.readouterr().err
     assert says in err
     assert err.count("error:") == 1
+
+
+def test_a_run_judges_its_samples_and_keeps_the_best(data, tmp_path):
+    folder = tmp_path / "run"
+    arguments = [
+        *("--config.duration=4_steps", "--config.evals.every=2_steps", "--config.batch_size=16"),
+        *("--config.evals.generated=24", "--config.checkpoint.best=eval/fd_classifier"),
+        *("--config.model.generator.channels=4", "--config.model.discriminator.channels=4"),
+        f"--workdir={folder}",
+    ]
+    assert call(data, *arguments) == 0
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = {line["step"]: line["eval/fd_classifier"] for line in lines if "eval/seconds" in line}
+    assert sorted(found) == [2, 4]
+    best = min(found, key=found.get)
+    assert (folder / "checkpoints" / str(best)).is_dir()
+    assert "fd_classifier" in (folder / "report.html").read_text()
+    wrong = "--config.checkpoint.best=eval/fd_clasifier"
+    assert call(data, *arguments, wrong, "--config.duration=6_steps") == 1
