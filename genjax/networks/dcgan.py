@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError, nearest
+from genjax.config import ConfigError, one_of
 from genjax.networks.gan_head import Latent
 from genjax.nn.layers import Conv, ConvTranspose, GroupNorm, Linear
 from genjax.nn.norm import BatchNorm
@@ -44,15 +44,6 @@ def halvings(resolution: int) -> int:
             "or 64."
         )
     return count
-
-
-def check_norm(norm: str) -> None:
-    """Refuses a normalisation that is not in `NORMS` (ConfigError)."""
-    if norm not in NORMS:
-        raise ConfigError(
-            f"model: norm={norm!r}: expected one of {', '.join(NORMS)}. "
-            f"Nearest: {nearest(str(norm), NORMS)}."
-        )
 
 
 def _normalise(norm: nnx.Module | None, x: Array, train: bool) -> Array:
@@ -93,7 +84,7 @@ class Generator(nnx.Module):
         Raises:
           ConfigError: see `halvings`; a norm that does not exist.
         """
-        check_norm(norm)
+        one_of("model: norm", norm, tuple(NORMS))
         levels, init = halvings(resolution), jax.nn.initializers.normal(0.02)
         self.side = resolution >> levels
         width = channels << (levels - 1)
@@ -189,7 +180,7 @@ class Discriminator(nnx.Module):
         Raises:
           ConfigError: see `halvings`; a norm that does not exist.
         """
-        check_norm(norm)
+        one_of("model: norm", norm, tuple(NORMS))
         levels, init = halvings(resolution), jax.nn.initializers.normal(0.02)
         convs, norms, width = {}, {}, in_channels
         for level in range(levels):

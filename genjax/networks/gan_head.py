@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from genjax.config import ConfigError, nearest
+from genjax.config import ConfigError, one_of
 from genjax.nn.layers import Embed, Initializer, Linear
 
 CONDITIONING = ("none", "concatenation", "projection", "auxiliary")
@@ -48,11 +48,7 @@ def input_channels(channels: int, conditioning: str, num_classes: int, packing: 
       ConfigError: an unknown conditioning, conditioning without classes, packing below 1, or
         packing together with a head that needs one label an example.
     """
-    if conditioning not in CONDITIONING:
-        raise ConfigError(
-            f"conditioning={conditioning!r}: expected one of {', '.join(CONDITIONING)}. "
-            f"Nearest: {nearest(str(conditioning), CONDITIONING)}."
-        )
+    one_of("conditioning", conditioning, CONDITIONING)
     if conditioning != "none" and num_classes < 1:
         raise ConfigError(
             f"conditioning={conditioning!r} needs labels, and the data have none. Set it to "

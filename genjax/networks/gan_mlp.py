@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError, nearest
+from genjax.config import one_of
 from genjax.networks.gan_head import Latent
 from genjax.nn.layers import Linear, Maxout, dropout
 from genjax.nn.norm import BatchNorm
@@ -59,11 +59,7 @@ class Generator(nnx.Module):
         Raises:
           ConfigError: an output that does not exist.
         """
-        if output not in OUTPUTS:
-            raise ConfigError(
-                f"model: output={output!r}: expected one of {', '.join(OUTPUTS)}. "
-                f"Nearest: {nearest(str(output), OUTPUTS)}."
-            )
+        one_of("model: output", output, tuple(OUTPUTS))
         init = jax.nn.initializers.normal(init_std)
         self.latent = Latent(latent_dim, num_classes, rngs=rngs)
         width, layers, norms = self.latent.features, {}, {}
