@@ -22,6 +22,7 @@ DCGAN = base.read_module(Path(__file__).with_name("dcgan.py"))
 def get_config() -> ConfigDict:
     """Residual networks; Adam without first moment."""
     config = DCGAN.get_config()
+    config.duration = "4_epochs"
     config.gan.loss = "relativistic"
     config.gan.r1 = 1.0
     config.gan.r2 = 1.0
@@ -31,9 +32,9 @@ def get_config() -> ConfigDict:
         config.model = ConfigDict(
             {
                 "network": "gan_residual",
-                "generator": {"channels": (16, 64, 128), "blocks": 1, "expansion": 1.0},
+                "generator": {"channels": (8, 32, 64), "blocks": 1, "expansion": 1.0},
                 "discriminator": {
-                    "channels": (16, 64, 128),
+                    "channels": (8, 32, 64),
                     "blocks": 1,
                     "expansion": 1.0,
                     "spectral_norm": False,

@@ -14,6 +14,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -158,6 +159,18 @@ def read_options(section: ConfigDict, name: str, options: type[T]) -> T:
     for key in values:
         one_of(f"key of config.{name}", key, options._fields)
     return options(**values)
+
+
+def construct(cls: type[T], section: ConfigDict, name: str, **given: Any) -> T:
+    """`cls(**given, **section)`: what a section describes by further arguments of `cls`.
+
+    Raises:
+      ConfigError: a key of config.`name` that is no argument, or one that is given already.
+    """
+    known = [key for key in signature(cls.__init__).parameters if key not in {"self", *given}]
+    for key in section:
+        one_of(f"key of config.{name}", key, known)
+    return cls(**given, **section.to_dict())
 
 
 def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

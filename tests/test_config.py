@@ -150,3 +150,16 @@ def test_only_length_and_cadence_may_differ(file):
     with stored.unlocked():
         del stored.model.channels
     assert configs.differences(stored, configs.load(file)) == ["model.channels: '(absent)' -> 8"]
+
+
+class Network:
+    def __init__(self, shape, *, width=4, depth=1):
+        self.sizes = (shape, width, depth)
+
+
+def test_construct_takes_a_section_as_further_arguments():
+    built = configs.construct(Network, ConfigDict({"width": 8}), "model", shape=(2,))
+    assert built.sizes == ((2,), 8, 1)
+    for section in ({"widht": 8}, {"shape": (3,)}, {"self": 1}):
+        with pytest.raises(ConfigError, match=r"key of config\.model=.*expected one of width, dep"):
+            configs.construct(Network, ConfigDict(section), "model", shape=(2,))

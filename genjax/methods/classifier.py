@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError
+from genjax.config import ConfigError, construct
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Tree
 from genjax.networks import cnn
 from genjax.nn.functional import Functional, functional
@@ -39,8 +39,10 @@ def network(config: ConfigDict, spec: DataSpec) -> Functional:
             f"(the images are {spec.features['image'].dtype})."
         )
     return functional(
-        lambda rngs: cnn.Classifier.from_config(
+        lambda rngs: construct(
+            cnn.Classifier,
             config.model,
+            "model",
             shape=spec.features["image"].shape,
             num_classes=spec.num_classes,
             dtype=jnp.dtype(config.precision),

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError, one_of, read_options, require
+from genjax.config import ConfigError, construct, one_of, read_options, require
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree
 from genjax.networks import unet
 from genjax.nn.functional import Functional, functional
@@ -147,8 +147,10 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     options = options_from_config(config.diffusion, spec)
 
     def network(rngs):
-        return unet.UNet.from_config(
+        return construct(
+            unet.UNet,
             config.model,
+            "model",
             resolution=height,
             in_channels=channels,
             out_channels=channels,

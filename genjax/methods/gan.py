@@ -7,7 +7,6 @@ other. The discriminator is also what the Wasserstein papers call the critic.
 from __future__ import annotations
 
 from functools import partial
-from inspect import signature
 from typing import NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ import optax
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError, one_of, read_options, require
+from genjax.config import ConfigError, construct, one_of, read_options, require
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree, find_module
 from genjax.networks import gan_head
 from genjax.nn import augment
@@ -80,7 +79,8 @@ def options_from_config(config: ConfigDict, spec: DataSpec) -> Options:
 
     Raises:
       ConfigError: an unknown key or choice, a number out of range, labels asked for that the data
-        lack, or batches that packing does not divide.
+        lack, packing with a head that needs one label an example, or batches that it does not
+        divide.
     """
     o = read_options(config.gan, "gan", Options)
     one_of("gan.loss", o.loss, tuple(LOSSES))
@@ -94,6 +94,12 @@ def options_from_config(config: ConfigDict, spec: DataSpec) -> Options:
         raise ConfigError(
             f"gan.conditioning={o.conditioning!r}, but {spec.name} has no labels. Set it to 'none' "
             "or choose a data set with labels."
+        )
+    if o.packing > 1 and o.conditioning in ("projection", "auxiliary"):
+        raise ConfigError(
+            f"gan.packing={o.packing} with gan.conditioning={o.conditioning!r}: {o.packing} "
+            "examples of different labels share one output. Use 'none' or 'concatenation', or "
+            "packing=1."
         )
     if o.augment == "ada" and LOSSES[o.loss].threshold is None:
         raise ConfigError(
@@ -364,7 +370,7 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     """
     if spec.modality != "image":
         raise ConfigError(f"method gan needs images; {spec.name} holds {spec.modality}.")
-    height, width, channels = spec.features["image"].shape
+    height, width, _ = spec.features["image"].shape
     if height != width:
         raise ConfigError(
             f"method gan needs square images; {spec.name} has {height} x {width}. "
@@ -374,14 +380,6 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
         raise ConfigError("method gan scales 8-bit images itself: set dataset.dequantize=False.")
     options, model = options_from_config(config, spec), config.model
     module = find_module("model.network", model.network, "genjax.networks")
-    for player, network in (
-        ("generator", module.Generator),
-        ("discriminator", module.Discriminator),
-    ):
-        for key in model[player]:
-            one_of(
-                f"key of config.model.{player}", key, list(signature(network.__init__).parameters)
-            )
     penalised = options.gradient_penalty or options.r1 or options.r2
     if penalised and model.discriminator.get("norm") == "batch":
         raise ConfigError(
@@ -389,29 +387,36 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
             "by itself: set model.discriminator.norm to 'layer' or 'none'."
         )
     classes = spec.num_classes if options.conditioning != "none" else 0
-    shared = {"resolution": height, "dtype": jnp.dtype(config.precision)}
+    shape, dtype = spec.features["image"].shape, jnp.dtype(config.precision)
 
     def generator(rngs):
-        return module.Generator.from_config(
+        return construct(
+            module.Generator,
             model.generator,
+            "model.generator",
             latent_dim=options.latent_dim,
-            channels=channels,
+            shape=shape,
             num_classes=classes,
+            dtype=dtype,
             rngs=rngs,
-            **shared,
         )
 
     def discriminator(rngs):
-        seen = gan_head.input_channels(channels, options.conditioning, classes, options.packing)
         return gan_head.Discriminator(
-            module.Discriminator.from_config(
-                model.discriminator, in_channels=seen, rngs=rngs, **shared
+            lambda seen: construct(
+                module.Discriminator,
+                model.discriminator,
+                "model.discriminator",
+                shape=seen,
+                dtype=dtype,
+                rngs=rngs,
             ),
+            shape,
             options.conditioning,
             classes,
             options.packing,
             spectral_norm=model.discriminator.get("spectral_norm", False),
-            dtype=shared["dtype"],
+            dtype=dtype,
             rngs=rngs,
         )
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 
 from genjax.config import ConfigError
 from genjax.nn.layers import Conv, GroupNorm, Linear, dropout, space_to_depth
@@ -93,19 +92,6 @@ class Classifier(nnx.Module):
         self.hidden = Linear(positions * channels[-1], features, dtype=dtype, rngs=rngs)
         self.head = Linear(features, num_classes, dtype=dtype, rngs=rngs)
         self.patch_size, self.rate = patch_size, dropout
-
-    @classmethod
-    def from_config(
-        cls,
-        model: ConfigDict,
-        *,
-        shape: tuple[int, int, int],
-        num_classes: int,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ) -> Classifier:
-        """The network of a config's `model` section, whose keys are this class's arguments."""
-        return cls(shape, num_classes, dtype=dtype, rngs=rngs, **model.to_dict())
 
     def __call__(
         self,

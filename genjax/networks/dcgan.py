@@ -6,18 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, one_of
-from genjax.networks.gan_head import Latent
+from genjax.networks import gan_head
 from genjax.nn.layers import Conv, ConvTranspose, GroupNorm, Linear
 from genjax.nn.norm import BatchNorm
-from genjax.parallel.rules import Rules, fsdp, replicate
 
-RULES: Rules = (
-    (r"(kernel|embedding)$", fsdp),
-    (r"(scale|bias|mean|var|u)$", replicate),
-)
+RULES = gan_head.RULES
 
 NORMS = {
     "batch": BatchNorm,
@@ -58,8 +53,7 @@ class Generator(nnx.Module):
     def __init__(
         self,
         latent_dim: int,
-        out_channels: int,
-        resolution: int,
+        shape: tuple[int, int, int],
         *,
         channels: int = 64,
         kernel_size: int = 4,
@@ -72,8 +66,7 @@ class Generator(nnx.Module):
 
         Args:
           latent_dim: length of z.
-          out_channels: channels of the images.
-          resolution: height and width of the images.
+          shape: of the square images [H, H, C].
           channels: width at half the resolution; it doubles with each halving.
           kernel_size: of the transposed convolutions.
           norm: before each rectifier: one of `NORMS`.
@@ -85,11 +78,11 @@ class Generator(nnx.Module):
           ConfigError: see `halvings`; a norm that does not exist.
         """
         one_of("model: norm", norm, tuple(NORMS))
-        levels, init = halvings(resolution), jax.nn.initializers.normal(0.02)
-        self.side = resolution >> levels
+        levels, init = halvings(shape[0]), jax.nn.initializers.normal(0.02)
+        self.side = shape[0] >> levels
         width = channels << (levels - 1)
         bias = norm == "none"
-        self.latent = Latent(latent_dim, num_classes, rngs=rngs)
+        self.latent = gan_head.Latent(latent_dim, num_classes, rngs=rngs)
         self.stem = Linear(
             self.latent.features,
             self.side**2 * width,
@@ -106,32 +99,7 @@ class Generator(nnx.Module):
             width //= 2
             norms[str(level)] = NORMS[norm](width)
         self.ups, self.norms = nnx.Dict(ups), nnx.Dict(norms)
-        self.out = ConvTranspose(
-            width, out_channels, kernel_size, init=init, dtype=dtype, rngs=rngs
-        )
-
-    @classmethod
-    def from_config(
-        cls,
-        model: ConfigDict,
-        *,
-        latent_dim: int,
-        resolution: int,
-        channels: int,
-        num_classes: int,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ) -> Generator:
-        """The network of a config section, whose keys are this class's arguments."""
-        return cls(
-            latent_dim,
-            channels,
-            resolution,
-            num_classes=num_classes,
-            dtype=dtype,
-            rngs=rngs,
-            **model.to_dict(),
-        )
+        self.out = ConvTranspose(width, shape[-1], kernel_size, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -154,8 +122,7 @@ class Discriminator(nnx.Module):
 
     def __init__(
         self,
-        in_channels: int,
-        resolution: int,
+        shape: tuple[int, int, int],
         *,
         channels: int = 64,
         kernel_size: int = 4,
@@ -167,8 +134,7 @@ class Discriminator(nnx.Module):
         """Builds the network; its `features` are all values of the last, smallest image.
 
         Args:
-          in_channels: channels of its input: labels and packing add to the image's.
-          resolution: height and width of the images.
+          shape: of its square input [H, H, C]: labels and packing add to the image's channels.
           channels: width after the first convolution; it doubles with each halving.
           kernel_size: of the convolutions.
           norm: after each convolution but the first: one of `NORMS`. Under a gradient penalty a
@@ -181,8 +147,8 @@ class Discriminator(nnx.Module):
           ConfigError: see `halvings`; a norm that does not exist.
         """
         one_of("model: norm", norm, tuple(NORMS))
-        levels, init = halvings(resolution), jax.nn.initializers.normal(0.02)
-        convs, norms, width = {}, {}, in_channels
+        levels, init = halvings(shape[0]), jax.nn.initializers.normal(0.02)
+        convs, norms, width = {}, {}, shape[-1]
         for level in range(levels):
             convs[str(level)] = Conv(
                 width,
@@ -198,20 +164,7 @@ class Discriminator(nnx.Module):
             width = channels << level
             norms[str(level)] = NORMS[norm](width) if level else None
         self.convs, self.norms = nnx.Dict(convs), nnx.Dict(norms)
-        self.features, self.init = (resolution >> levels) ** 2 * width, init
-
-    @classmethod
-    def from_config(
-        cls,
-        model: ConfigDict,
-        *,
-        resolution: int,
-        in_channels: int,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ) -> Discriminator:
-        """The network of a config section, whose keys are this class's arguments."""
-        return cls(in_channels, resolution, dtype=dtype, rngs=rngs, **model.to_dict())
+        self.features, self.init = (shape[0] >> levels) ** 2 * width, init
 
     def __call__(
         self,

@@ -6,13 +6,20 @@ that return features. `Discriminator` wraps a body: packing, the label, the head
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from genjax.config import ConfigError, one_of
 from genjax.nn.layers import Embed, Initializer, Linear
+from genjax.parallel.rules import Rules, fsdp, replicate
+
+RULES: Rules = (
+    (r"(kernel|embedding)$", fsdp),
+    (r"(scale|bias|mean|var|u)$", replicate),
+)
 
 CONDITIONING = ("none", "concatenation", "projection", "auxiliary")
 _LABEL_FEATURES = 32
@@ -39,30 +46,6 @@ class Latent(nnx.Module):
         if self.label is None:
             return z
         return jnp.concatenate([z, self.label(label).astype(z.dtype)], axis=-1)
-
-
-def input_channels(channels: int, conditioning: str, num_classes: int, packing: int = 1) -> int:
-    """Channels of the body's input: of `packing` examples with their planes of the label.
-
-    Raises:
-      ConfigError: an unknown conditioning, conditioning without classes, packing below 1, or
-        packing together with a head that needs one label an example.
-    """
-    one_of("conditioning", conditioning, CONDITIONING)
-    if conditioning != "none" and num_classes < 1:
-        raise ConfigError(
-            f"conditioning={conditioning!r} needs labels, and the data have none. Set it to "
-            "'none' or choose a data set with labels."
-        )
-    if not isinstance(packing, int) or packing < 1:
-        raise ConfigError(f"packing={packing!r}: expected a whole number, 1 or more.")
-    if packing > 1 and conditioning in ("projection", "auxiliary"):
-        raise ConfigError(
-            f"packing={packing} with conditioning={conditioning!r}: {packing} examples of "
-            "different labels share one output. Use 'none' or 'concatenation', or packing=1."
-        )
-    planes = num_classes if conditioning == "concatenation" else 0
-    return packing * (channels + planes)
 
 
 class Head(nnx.Module):
@@ -124,39 +107,37 @@ class Discriminator(nnx.Module):
 
     def __init__(
         self,
-        body: nnx.Module,
-        conditioning: str,
-        num_classes: int,
+        body: Callable[[tuple[int, ...]], nnx.Module],
+        shape: tuple[int, ...],
+        conditioning: str = "none",
+        num_classes: int = 0,
         packing: int = 1,
         *,
         spectral_norm: bool = False,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Wraps `body`, made for `input_channels(...)` channels.
-
-        `body.features` is how many features it gives, `body.init` the initializer for the head.
+        """Builds the body and the head.
 
         Args:
-          body: (x, *, key, train) -> features [B, F].
-          conditioning: one of `CONDITIONING`.
+          body: makes the body for inputs of a shape: (x, *, key, train) -> features [B, F], with
+            F as its attribute `features` and the head's initializer as `init`.
+          shape: of one example, channels last.
+          conditioning: one of `CONDITIONING`; with "projection" and "auxiliary", packing is 1.
           num_classes: number of labels.
           packing: examples judged together (Lin et al. 2018, PacGAN, section 3).
           spectral_norm: of the head's kernels.
           dtype: compute type of the head.
           rngs: for the initial parameters.
-
-        Raises:
-          ConfigError: see `input_channels`.
         """
-        input_channels(0, conditioning, num_classes, packing)
-        self.body = body
+        planes = num_classes if conditioning == "concatenation" else 0
+        self.body = body((*shape[:-1], packing * (shape[-1] + planes)))
         self.head = Head(
-            body.features,
+            self.body.features,
             conditioning,
             num_classes,
             spectral_norm=spectral_norm,
-            init=body.init,
+            init=self.body.init,
             dtype=dtype,
             rngs=rngs,
         )

@@ -11,19 +11,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
 from genjax.config import one_of
-from genjax.networks.gan_head import Latent
+from genjax.networks import gan_head
 from genjax.nn.layers import Linear, Maxout, dropout
 from genjax.nn.norm import BatchNorm
-from genjax.parallel.rules import Rules, fsdp, replicate
 
-RULES: Rules = (
-    (r"(kernel|embedding)$", fsdp),
-    (r"(scale|bias|mean|var|u)$", replicate),
-)
-
+RULES = gan_head.RULES
 OUTPUTS = {"tanh": jnp.tanh, "linear": lambda x: x}
 
 
@@ -61,7 +55,7 @@ class Generator(nnx.Module):
         """
         one_of("model: output", output, tuple(OUTPUTS))
         init = jax.nn.initializers.normal(init_std)
-        self.latent = Latent(latent_dim, num_classes, rngs=rngs)
+        self.latent = gan_head.Latent(latent_dim, num_classes, rngs=rngs)
         width, layers, norms = self.latent.features, {}, {}
         for i, features in enumerate(widths):
             layers[str(i)] = Linear(
@@ -73,28 +67,6 @@ class Generator(nnx.Module):
         self.layers, self.norms = nnx.Dict(layers), nnx.Dict(norms)
         self.out = Linear(width, math.prod(shape), init=init, dtype=dtype, rngs=rngs)
         self.shape, self.output = tuple(shape), output
-
-    @classmethod
-    def from_config(
-        cls,
-        model: ConfigDict,
-        *,
-        latent_dim: int,
-        resolution: int,
-        channels: int,
-        num_classes: int,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ) -> Generator:
-        """The network of a config section, whose keys are this class's arguments, for images."""
-        return cls(
-            latent_dim,
-            (resolution, resolution, channels),
-            num_classes=num_classes,
-            dtype=dtype,
-            rngs=rngs,
-            **model.to_dict(),
-        )
 
     def __call__(
         self,
@@ -125,6 +97,7 @@ class Discriminator(nnx.Module):
         dropout: float = 0.5,
         input_dropout: float = 0.2,
         init_std: float = 0.02,
+        spectral_norm: bool = False,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -137,31 +110,26 @@ class Discriminator(nnx.Module):
           dropout: rate after each layer.
           input_dropout: rate on the input.
           init_std: of the normal distribution of initial kernels.
+          spectral_norm: of the kernels (Miyato et al. 2018).
           dtype: compute type.
           rngs: for the initial parameters.
         """
         init = jax.nn.initializers.normal(init_std)
         width, layers = math.prod(shape), {}
         for i, features in enumerate(widths):
-            layers[str(i)] = Maxout(width, features, pieces, init=init, dtype=dtype, rngs=rngs)
+            layers[str(i)] = Maxout(
+                width,
+                features,
+                pieces,
+                spectral_norm=spectral_norm,
+                init=init,
+                dtype=dtype,
+                rngs=rngs,
+            )
             width = features
         self.layers = nnx.Dict(layers)
         self.features, self.init = width, init
         self.dropout, self.input_dropout = dropout, input_dropout
-
-    @classmethod
-    def from_config(
-        cls,
-        model: ConfigDict,
-        *,
-        resolution: int,
-        in_channels: int,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ) -> Discriminator:
-        """The network of a config section, whose keys are this class's arguments, for images."""
-        shape = (resolution, resolution, in_channels)
-        return cls(shape, dtype=dtype, rngs=rngs, **model.to_dict())
 
     def __call__(
         self,
@@ -177,5 +145,5 @@ class Discriminator(nnx.Module):
 
         h = drop(x.reshape(len(x), -1), self.input_dropout, 0)
         for i, name in enumerate(sorted(self.layers, key=int), start=1):
-            h = drop(self.layers[name](h), self.dropout, i)
+            h = drop(self.layers[name](h, train), self.dropout, i)
         return h

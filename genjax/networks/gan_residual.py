@@ -14,17 +14,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
 from genjax.config import ConfigError
-from genjax.networks.gan_head import Latent
+from genjax.networks import gan_head
 from genjax.nn.layers import Conv, Initializer, Linear, uniform_fan_avg, zeros
-from genjax.parallel.rules import Rules, fsdp, replicate
+from genjax.parallel.rules import Rules, replicate
 
-RULES: Rules = (
-    (r"(kernel|embedding)$", fsdp),
-    (r"(basis|bias|u)$", replicate),
-)
+RULES: Rules = ((r"basis$", replicate), *gan_head.RULES)
 
 SLOPE = 0.2
 _GAIN = math.sqrt(2 / (1 + SLOPE**2))  # keeps the variance through a leaky rectifier (He et al.)
@@ -178,8 +174,7 @@ class Generator(nnx.Module):
     def __init__(
         self,
         latent_dim: int,
-        out_channels: int,
-        resolution: int,
+        shape: tuple[int, int, int],
         *,
         channels: tuple[int, ...] = (16, 64, 128),
         blocks: int = 1,
@@ -192,8 +187,7 @@ class Generator(nnx.Module):
 
         Args:
           latent_dim: length of z.
-          out_channels: channels of the images.
-          resolution: height and width of the images.
+          shape: of the square images [H, H, C].
           channels: width of each level, from full resolution to the smallest.
           blocks: residual blocks a level.
           expansion: width inside a block over that outside.
@@ -204,9 +198,9 @@ class Generator(nnx.Module):
         Raises:
           ConfigError: a resolution that the levels do not divide, or no levels or blocks.
         """
-        side = _check(resolution, channels, blocks)
+        side = _check(shape[0], channels, blocks)
         width = channels[-1]
-        self.latent = Latent(latent_dim, num_classes, rngs=rngs)
+        self.latent = gan_head.Latent(latent_dim, num_classes, rngs=rngs)
         self.modulation = Linear(
             self.latent.features, width, use_bias=False, init=_scaled(1.0), dtype=dtype, rngs=rngs
         )
@@ -214,30 +208,7 @@ class Generator(nnx.Module):
         self.levels = Levels(
             channels[::-1], blocks, expansion, spectral_norm=False, dtype=dtype, rngs=rngs
         )
-        self.out = Conv(channels[0], out_channels, 1, init=_scaled(1.0), dtype=dtype, rngs=rngs)
-
-    @classmethod
-    def from_config(
-        cls,
-        model: ConfigDict,
-        *,
-        latent_dim: int,
-        resolution: int,
-        channels: int,
-        num_classes: int,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ) -> Generator:
-        """The network of a config section, whose keys are this class's arguments."""
-        return cls(
-            latent_dim,
-            channels,
-            resolution,
-            num_classes=num_classes,
-            dtype=dtype,
-            rngs=rngs,
-            **model.to_dict(),
-        )
+        self.out = Conv(channels[0], shape[-1], 1, init=_scaled(1.0), dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -258,8 +229,7 @@ class Discriminator(nnx.Module):
 
     def __init__(
         self,
-        in_channels: int,
-        resolution: int,
+        shape: tuple[int, int, int],
         *,
         channels: tuple[int, ...] = (16, 64, 128),
         blocks: int = 1,
@@ -271,8 +241,7 @@ class Discriminator(nnx.Module):
         """Builds the network; its `features` are the last level's width.
 
         Args:
-          in_channels: channels of its input: labels and packing add to the image's.
-          resolution: height and width of the images.
+          shape: of its square input [H, H, C]: labels and packing add to the image's channels.
           channels: width of each level, from full resolution to the smallest.
           blocks: residual blocks a level.
           expansion: width inside a block over that outside.
@@ -283,9 +252,9 @@ class Discriminator(nnx.Module):
         Raises:
           ConfigError: a resolution that the levels do not divide, or no levels or blocks.
         """
-        side = _check(resolution, channels, blocks)
+        side = _check(shape[0], channels, blocks)
         self.stem = Conv(
-            in_channels,
+            shape[-1],
             channels[0],
             1,
             spectral_norm=spectral_norm,
@@ -300,19 +269,6 @@ class Discriminator(nnx.Module):
         self.basis = nnx.Param(basis)
         self.features, self.init = channels[-1], uniform_fan_avg
         self.spectral_norm = spectral_norm
-
-    @classmethod
-    def from_config(
-        cls,
-        model: ConfigDict,
-        *,
-        resolution: int,
-        in_channels: int,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ) -> Discriminator:
-        """The network of a config section, whose keys are this class's arguments."""
-        return cls(in_channels, resolution, dtype=dtype, rngs=rngs, **model.to_dict())
 
     def __call__(
         self,

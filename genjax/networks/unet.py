@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
 from genjax.config import ConfigError
 from genjax.nn.layers import (
@@ -223,29 +222,6 @@ class UNet(nnx.Module):
         self.up = nnx.Dict(up)
         self.norm = GroupNorm(width)
         self.head = Conv(width, out_channels * folded, init=zeros, dtype=dtype, rngs=rngs)
-
-    @classmethod
-    def from_config(
-        cls,
-        model: ConfigDict,
-        *,
-        resolution: int,
-        in_channels: int,
-        out_channels: int,
-        num_classes: int,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ) -> UNet:
-        """The network of a config's `model` section, whose keys are this class's arguments."""
-        return cls(
-            resolution,
-            in_channels,
-            out_channels,
-            num_classes=num_classes,
-            dtype=dtype,
-            rngs=rngs,
-            **model.to_dict(),
-        )
 
     def __call__(
         self,

@@ -89,17 +89,25 @@ class Maxout(nnx.Module):
         features_out: int,
         pieces: int,
         *,
+        spectral_norm: bool = False,
         init: Initializer = uniform_fan_avg,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """Makes one linear layer of `features_out * pieces` features."""
-        self.linear = Linear(features_in, features_out * pieces, init=init, dtype=dtype, rngs=rngs)
+        self.linear = Linear(
+            features_in,
+            features_out * pieces,
+            spectral_norm=spectral_norm,
+            init=init,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.pieces = pieces
 
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
-        """Applies the layer."""
-        y = self.linear(x)
+    def __call__(self, x: Float[Array, "... D"], train: bool = False) -> Float[Array, "... F"]:
+        """Applies the layer; `train` is for spectral normalisation."""
+        y = self.linear(x, train)
         return y.reshape(*y.shape[:-1], -1, self.pieces).max(-1)
 
 

@@ -281,6 +281,8 @@ def test_auxiliary_loss_is_the_cross_entropy_of_the_labels():
         ({"loss": "hing"}, r"gan\.loss='hing'.*Nearest: hinge"),
         ({"conditioning": "projection"}, r"points has no labels"),
         ({"augment": "adda"}, r"Nearest: ada"),
+        ({"conditioning": "project"}, r"'project'.*Nearest: projection"),
+        ({"packing": 0}, r"packing=0: expected at least 1"),
         ({"packing": 3}, r"a multiple of gan\.packing=3"),
         ({"critic_steps": 0}, r"critic_steps=0: expected at least 1"),
         ({"r1": -1.0}, r"r1=-1\.0: expected at least 0"),
@@ -294,6 +296,15 @@ def test_options_that_are_refused(keys, says):
         config.gan = keys
     with pytest.raises(ConfigError, match=says):
         gan.options_from_config(config, POINT)
+
+
+@pytest.mark.parametrize("conditioning", ["projection", "auxiliary"])
+def test_a_pack_has_one_output_and_so_no_labels_in_its_head(conditioning):
+    config = configs.base()
+    with config.unlocked():
+        config.gan = {"packing": 2, "conditioning": conditioning}
+    with pytest.raises(ConfigError, match=r"packing=2 with gan\.conditioning"):
+        gan.options_from_config(config, POINT._replace(num_classes=3))
 
 
 def test_labels_for_a_generator_that_knows_none():

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError
+from genjax.config import ConfigError, construct
 from genjax.networks.unet import AttentionBlock, ResidualBlock, UNet
 from genjax.nn.functional import functional
 
@@ -25,8 +25,10 @@ MODEL = {
 def make(num_classes=0, dtype=jnp.float32, resolution=8, **model):
     config = ConfigDict({**MODEL, **model})
     net = functional(
-        lambda rngs: UNet.from_config(
+        lambda rngs: construct(
+            UNet,
             config,
+            "model",
             resolution=resolution,
             in_channels=3,
             out_channels=3,
