@@ -185,7 +185,7 @@ class Comparison:
         )
         for rows, _ in self._run(apply, (batch["image"] for batch, _ in batches)):
             rows = rows[: len(source) - seen]
-            total = statistics.update(total, rows, None)
+            total = statistics.update(total, rows)
             kept |= {seen + i: row for i, row in enumerate(rows) if seen + i in kept}
             seen += len(rows)
         mean, cov = statistics.finish(total)

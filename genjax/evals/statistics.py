@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from genjax.config import ConfigError
 from genjax.training.pictures import write_atomic
@@ -35,31 +35,20 @@ def start(dim: int) -> Statistics:
     return Statistics(0, np.zeros(dim), np.zeros((dim, dim)))
 
 
-def update(
-    stats: Statistics, features: Float[np.ndarray, "B D"], valid: Bool[np.ndarray, "B"] | None
-) -> Statistics:
+def update(stats: Statistics, features: Float[np.ndarray, "B D"]) -> Statistics:
     """`stats` with a batch added; how examples fall into batches makes no difference.
 
     Args:
       stats: so far.
       features: of the batch, in any precision; the sums are float64.
-      valid: the examples that are not padding; the others may hold anything. None: all count.
 
     Raises:
-      ValueError: another number of features or of marks, or features that are not finite.
+      ValueError: another number of features, or features that are not finite.
     """
     features = np.asarray(features)
     dim = len(stats.mean)
     if features.ndim != 2 or features.shape[1] != dim:
         raise ValueError(f"a batch of features has shape {list(features.shape)}, not [B, {dim}].")
-    if valid is not None:
-        valid = np.asarray(valid)
-        if valid.dtype != bool or valid.shape != features.shape[:1]:
-            raise ValueError(
-                f"`valid` is {valid.dtype}{list(valid.shape)}: expected bool[{len(features)}], one "
-                "mark for each example."
-            )
-        features = features[valid]
     features = features.astype(np.float64)
     if not np.isfinite(features).all():
         raise ValueError(

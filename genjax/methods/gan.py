@@ -31,7 +31,7 @@ from genjax.nn.pixels import to_float, to_uint8
 from genjax.parallel.rules import replicate
 from genjax.sampling.conditions import labels
 
-AUGMENTATIONS = ("none", "diffaugment", "ada")
+AUGMENTATIONS = {"none": (), "diffaugment": augment.DIFFAUGMENT, "ada": augment.ADA}
 
 
 class Options(NamedTuple):
@@ -54,6 +54,7 @@ class Options(NamedTuple):
       auxiliary_weight: of the auxiliary classifier's cross-entropy, in both players' losses.
       augment: what the discriminator sees: "none", "diffaugment" (Zhao et al. 2020) or "ada"
         (Karras et al. 2020).
+      augment_policy: the parts of it, of `augment.DIFFAUGMENT` or `augment.ADA`; empty is all.
       ada_target: the E[sign D(real)] that "ada" steers to.
       ada_images: real images in which "ada" can move p from 0 to 1.
       packing: examples that the discriminator judges together (PacGAN, Lin et al. 2018).
@@ -69,6 +70,7 @@ class Options(NamedTuple):
     conditioning: str = "none"
     auxiliary_weight: float = 1.0
     augment: str = "none"
+    augment_policy: tuple[str, ...] = ()
     ada_target: float = 0.6
     ada_images: int = 500_000
     packing: int = 1
@@ -85,7 +87,15 @@ def options_from_config(config: ConfigDict, spec: DataSpec) -> Options:
     o = read_options(config.gan, "gan", Options)
     one_of("gan.loss", o.loss, tuple(LOSSES))
     one_of("gan.conditioning", o.conditioning, gan_head.CONDITIONING)
-    one_of("gan.augment", o.augment, AUGMENTATIONS)
+    one_of("gan.augment", o.augment, tuple(AUGMENTATIONS))
+    parts = AUGMENTATIONS[o.augment]
+    for name in o.augment_policy:
+        if not parts:
+            raise ConfigError(
+                f"gan.augment_policy={o.augment_policy!r}, but there is no augmentation. Set "
+                "gan.augment to 'diffaugment' or 'ada'."
+            )
+        one_of(f"gan.augment_policy of {o.augment!r}", name, parts)
     for name in ("latent_dim", "critic_steps", "penalty_every", "packing", "ada_images"):
         require(getattr(o, name) >= 1, f"gan.{name}", getattr(o, name), "at least 1")
     for name in ("gradient_penalty", "r1", "r2", "auxiliary_weight"):
@@ -145,10 +155,12 @@ class Game(NamedTuple):
     ) -> tuple[Logits, Float[Array, "N K"] | None, dict[str, Tree]]:
         """Logits, class logits and the discriminator's new mutable state; augments in training."""
         key_augment, key_net = (jax.random.fold_in(key, i) for i in range(2))
-        if train and self.options.augment == "diffaugment":
-            x = augment.diffaugment(x, key_augment)
-        elif train and self.options.augment == "ada":
-            x = augment.ada(x, mutable["augment"]["p"], key_augment)
+        o = self.options
+        policy = o.augment_policy or AUGMENTATIONS[o.augment]
+        if train and o.augment == "diffaugment":
+            x = augment.diffaugment(x, key_augment, policy)
+        elif train and o.augment == "ada":
+            x = augment.ada(x, mutable["augment"]["p"], key_augment, policy)
         (logits, classes), changed = self.discriminator.apply(
             params["discriminator"], mutable["discriminator"], x, label, key=key_net, train=train
         )

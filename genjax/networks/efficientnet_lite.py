@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from genjax.config import ConfigError
-from genjax.nn.conv import ExactConv, exact_product, fold_batch_norm
+from genjax.nn.exact import ExactConv, exact_product, fold_batch_norm
 from genjax.parallel.rules import Rules, replicate
 
 SIZE = 224  # height and width of the images it was trained on

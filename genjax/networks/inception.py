@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from genjax.config import ConfigError
-from genjax.nn.conv import ExactConv, exact_product, fold_batch_norm
+from genjax.nn.exact import ExactConv, exact_product, fold_batch_norm
 from genjax.parallel.rules import Rules, replicate
 
 SIZE = 299  # height and width of the images it takes

@@ -12,24 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from genjax.config import ConfigError, nearest
-
 DIFFAUGMENT = ("color", "translation", "cutout")
 ADA = ("blit", "geometry", "color")
-
-
-def check_policy(policy: tuple[str, ...], known: tuple[str, ...]) -> None:
-    """Refuses a policy that has other entries than `DIFFAUGMENT` or `ADA`.
-
-    Raises:
-      ConfigError: names the wrong entry and the nearest ones.
-    """
-    for name in policy:
-        if name not in known:
-            raise ConfigError(
-                f"augmentation {name!r}: expected some of {', '.join(known)}. "
-                f"Nearest: {nearest(str(name), known)}."
-            )
 
 
 def _keys(key: Array):
@@ -57,11 +41,7 @@ def diffaugment(
       x: images in [-1, 1].
       key: for the draws.
       policy: some of `DIFFAUGMENT`.
-
-    Raises:
-      ConfigError: see `check_policy`.
     """
-    check_policy(policy, DIFFAUGMENT)
     keys = _keys(key)
     B, H, W, _ = x.shape
     for name in policy:
@@ -141,10 +121,8 @@ def ada(
       policy: some of `ADA`; "blit" and "geometry" come before "color" whatever the order.
 
     Raises:
-      ConfigError: see `check_policy`.
       ValueError: images that are not square, or colours of other than 1 or 3 channels.
     """
-    check_policy(policy, ADA)
     B, H, W, C = x.shape
     if H != W or C not in (1, 3):
         raise ValueError(f"ada needs square images of 1 or 3 channels, got {H} x {W} x {C}")

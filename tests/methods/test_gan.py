@@ -281,6 +281,8 @@ def test_auxiliary_loss_is_the_cross_entropy_of_the_labels():
         ({"loss": "hing"}, r"gan\.loss='hing'.*Nearest: hinge"),
         ({"conditioning": "projection"}, r"points has no labels"),
         ({"augment": "adda"}, r"Nearest: ada"),
+        ({"augment": "ada", "augment_policy": ("cutout",)}, r"of 'ada'='cutout'.*blit, geometry"),
+        ({"augment_policy": ("color",)}, r"there is no augmentation"),
         ({"conditioning": "project"}, r"'project'.*Nearest: projection"),
         ({"packing": 0}, r"packing=0: expected at least 1"),
         ({"packing": 3}, r"a multiple of gan\.packing=3"),
@@ -305,6 +307,20 @@ def test_a_pack_has_one_output_and_so_no_labels_in_its_head(conditioning):
         config.gan = {"packing": 2, "conditioning": conditioning}
     with pytest.raises(ConfigError, match=r"packing=2 with gan\.conditioning"):
         gan.options_from_config(config, POINT._replace(num_classes=3))
+
+
+def test_the_discriminator_sees_the_parts_of_the_policy_alone():
+    """A bright pixel in the middle keeps its sum when it moves, not under all of DiffAugment."""
+    x = jnp.zeros((4, 16, 16, 1)).at[:, 8, 8].set(1.0)
+    total = network(1.0, lambda w, x: (w * x.sum((1, 2, 3)), None))
+
+    def seen(**options):
+        played = game(augment="diffaugment", **options)._replace(discriminator=total)
+        state = {"discriminator": {}}
+        return played.judge({"discriminator": {"w": 1.0}}, state, x, None, KEY, train=True)[0]
+
+    np.testing.assert_allclose(seen(augment_policy=("translation",)), 1.0, atol=1e-6)
+    assert np.abs(seen() - 1.0).max() > 1
 
 
 def test_labels_for_a_generator_that_knows_none():

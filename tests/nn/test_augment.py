@@ -7,7 +7,6 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from genjax.config import ConfigError
 from genjax.nn import augment
 
 GREY, COLOUR = (
@@ -164,15 +163,6 @@ def test_diffaugment_has_the_authors_ranges():
         assert low <= found.min() < low + 0.02
         assert high - 0.02 < found.max() <= high
     assert abs(np.corrcoef(brightness, contrast)[0, 1]) < 0.1
-
-
-def test_unknown_policies_are_refused():
-    with pytest.raises(ConfigError, match=r"'colour'.*Nearest: color"):
-        augment.diffaugment(GREY, KEY, ("colour",))
-    with pytest.raises(ConfigError, match="'cutout'"):
-        augment.ada(GREY, 0.5, KEY, ("cutout",))
-    with pytest.raises(ValueError, match="square"):
-        augment.ada(GREY[:, :5], 0.5, KEY)
 
 
 def test_the_controller_moves_p_towards_the_target_at_the_papers_rate():
