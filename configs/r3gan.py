@@ -20,12 +20,14 @@ DCGAN = base.read_module(Path(__file__).with_name("dcgan.py"))
 
 
 def get_config() -> ConfigDict:
-    """Residual networks; Adam without first moment."""
+    """Residual networks; lazy penalties; Adam without first moment and with a high rate."""
     config = DCGAN.get_config()
-    config.duration = "4_epochs"
+    config.duration = "5_epochs"
     config.gan.loss = "relativistic"
     config.gan.r1 = 1.0
     config.gan.r2 = 1.0
+    config.gan.penalty_every = 4
+    config.optimizer.learning_rate = 1e-3
     config.optimizer.b1 = 0.0
     config.optimizer.b2 = 0.99
     with config.unlocked():

@@ -59,8 +59,15 @@ def spread(
         image = jax.ShapeDtypeStruct((len(g), *size, kernel.shape[2]), g.dtype)
         return jax.linear_transpose(lambda x: _plain(x, kernel, stride), image)(g)[0]
 
-    if stride == 1:
-        return plain(g, kernel)
+    if stride == 1:  # written out, because of loops and branches: see `swapped`
+        low = (len(kernel) - 1) // 2
+        return lax.conv_general_dilated(
+            g,
+            kernel[::-1, ::-1].swapaxes(2, 3),
+            (1, 1),
+            [(len(kernel) - 1 - low, low)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
     return lax.platform_dependent(
         g, kernel, cpu=partial(phases, stride=stride, size=size), default=plain
     )
@@ -104,9 +111,41 @@ def phases(
 def correlate(
     x: Float[Array, "B H W C"], g: Float[Array, "B h w F"], stride: int, taps: int
 ) -> Float[Array, "k k C F"]:
-    """The transpose of `convolve` in its kernel of `taps` x `taps`, in x's dtype."""
-    kernel = jax.ShapeDtypeStruct((taps, taps, x.shape[-1], g.shape[-1]), x.dtype)
-    return jax.linear_transpose(lambda w: _plain(x, w, stride), kernel)(g)[0]
+    """The transpose of `convolve` in its kernel of `taps` x `taps`, in x's dtype.
+
+    On the CPU as a convolution of transposed arrays: see `swapped`.
+    """
+
+    def plain(x: Array, g: Array) -> Array:
+        kernel = jax.ShapeDtypeStruct((taps, taps, x.shape[-1], g.shape[-1]), x.dtype)
+        return jax.linear_transpose(lambda w: _plain(x, w, stride), kernel)(g)[0]
+
+    return lax.platform_dependent(
+        x, g, cpu=partial(swapped, stride=stride, taps=taps), default=plain
+    )
+
+
+def swapped(
+    x: Float[Array, "B H W C"], g: Float[Array, "B h w F"], stride: int, taps: int
+) -> Float[Array, "k k C F"]:
+    """`correlate` as a convolution of x over g, with examples for channels and the reverse.
+
+    XLA itself does so outside of loops and branches; inside of them its CPU compiler leaves the
+    kernel's gradient in a form that takes 10 to 20 times as long.
+    """
+    total = [
+        max((n - 1) * stride + taps - full, 0)
+        for n, full in zip(g.shape[1:3], x.shape[1:3], strict=True)
+    ]
+    found = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        g.transpose(1, 2, 0, 3),
+        (1, 1),
+        [(t // 2, t - t // 2) for t in total],
+        rhs_dilation=(stride, stride),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return found[:, :taps, :taps].transpose(1, 2, 0, 3)
 
 
 convolve.defvjp(

@@ -184,3 +184,8 @@ def test_the_controller_moves_p_towards_the_target_at_the_papers_rate():
     # 80 % right is r_t = 0.6: neither up nor down
     even = augment.ada_update({**full, "p": jnp.float32(0.5)}, jnp.ones(320).at[:64].set(-1))
     np.testing.assert_allclose(even["p"], 0.5, atol=1e-3)
+
+
+def test_ada_refuses_images_that_are_not_square():
+    with pytest.raises(ValueError, match="square"):
+        augment.ada(GREY[:, :5], 0.5, KEY)
