@@ -4,14 +4,16 @@ Milliseconds for a batch of 64 float32 images, the least of many calls, for each
 family in genjax.nn.convolution: the convolution, its gradient in the image, its gradient in the
 kernel; in three forms: the layer's, XLA's own (`lax.conv_general_dilated` and its autodiff), and
 windows gathered into one matrix product. Then stride-2 transposed convolutions, forward and with
-both gradients: the layer's and `lax.conv_transpose`. With --torch also PyTorch's forward, and
-forward and backward together.
+both gradients: the layer's and `lax.conv_transpose`. Then both gradients as they stand and inside a
+branch (`lax.cond`), the layer's and XLA's own. With --torch also PyTorch's forward, and forward
+and backward together.
 
   python benchmarks/convolution.py [--batch=64] [--calls=20] [--torch]
 """
 
 import argparse
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -168,6 +170,42 @@ def transposed_row(side, cin, cout, taps, options):
     print(f"{f'{side}x{side} {cin}->{cout} {taps}x{taps}':22} | {' | '.join(cells)}", flush=True)
 
 
+def branch_row(shape, options):
+    side, cin, cout, taps, stride = shape
+    rng = np.random.default_rng(0)
+    out = -(-side // stride)
+    x, w, g = (
+        jnp.asarray(rng.normal(size=s), jnp.float32)
+        for s in (
+            (options.batch, side, side, cin),
+            (taps, taps, cin, cout),
+            (options.batch, out, out, cout),
+        )
+    )
+
+    def gradients(function):
+        return lambda x, w, g, on: jax.vjp(partial(function, stride=stride), x, w)[1](g)
+
+    def branch(function):
+        run = gradients(function)
+        return lambda x, w, g, on: lax.cond(on, run, lambda x, w, g, on: (x, w), x, w, g, on)
+
+    def layer(x, w, stride):
+        return convolve(x, w, stride)
+
+    functions = {
+        (kind, form): derive(function)
+        for kind, derive in (("straight", gradients), ("branch", branch))
+        for form, function in (("layer", layer), ("xla", xla))
+    }
+    best = milliseconds(functions, (x, w, g, jnp.bool_(True)), max(options.calls // 4, 2))
+    cells = " | ".join(
+        " ".join(f"{best[kind, form]:8.2f}" for form in ("layer", "xla"))
+        for kind in ("straight", "branch")
+    )
+    print(f"{f'{side}x{side} {cin}->{cout} {taps}x{taps}/{stride}':22} | {cells}", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--batch", type=int, default=64)
@@ -188,6 +226,9 @@ def main():
     print(f"\n{'transposed, ms':22} |  forward      xla | gradients    xla")
     for shape in TRANSPOSED:
         transposed_row(*shape, options)
+    print(f"\n{'gradients, ms':22} |    layer      xla |  in cond      xla")
+    for shape in CONVOLUTIONS[-2:]:
+        branch_row(shape, options)
 
 
 if __name__ == "__main__":
