@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.gan.loss = "wasserstein"
     config.gan.critic_steps = 5
     config.optimizer.name = "rmsprop"
-    config.optimizer.learning_rate = 5e-5
+    config.optimizer.learning_rate = 2e-4
     config.optimizer.b2 = 0.99
     return base.override(config, {"optimizer.networks.discriminator.weight_clip": 0.01})
 

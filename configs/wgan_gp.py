@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.gan.loss = "wasserstein"
     config.gan.gradient_penalty = 10.0
     config.gan.critic_steps = 5
-    config.optimizer.learning_rate = 1e-4
+    config.optimizer.learning_rate = 5e-4
     config.optimizer.b1 = 0.0
     config.optimizer.b2 = 0.9
     config.model.discriminator.norm = "layer"
