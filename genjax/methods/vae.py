@@ -1,0 +1,397 @@
+"""Variational autoencoders (Kingma & Welling 2014) with a Gaussian code, on 8-bit images or floats.
+
+Bernoulli, Gaussian and discretised logistic decoders; beta weighting, KL warm-up and free bits; the
+importance-weighted bound and its doubly reparameterised gradient; labels; the likelihood of test
+examples by importance sampling. Everything is in nats an example, summed over dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError, construct, one_of, read_options, require, steps
+from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree, find_module
+from genjax.nn import likelihoods
+from genjax.nn.functional import Functional, functional
+from genjax.nn.pixels import to_float, to_uint8
+from genjax.parallel.rules import replicate
+from genjax.sampling.conditions import labels
+
+BOUNDS = ("elbo", "iwae", "dreg")
+LIKELIHOODS = ("bernoulli", "gaussian", "logistic")
+# Encoder and decoder scales stay within exp(+-LIMIT): nothing overflows, whatever a network says.
+LIMIT = 10.0
+
+
+class Options(NamedTuple):
+    """The `vae` section of a config, and its defaults.
+
+    Attributes:
+      latent_dim: length of z.
+      likelihood: p(x | z): "bernoulli", of pixels that are drawn anew as 0 or 1 with their
+        brightness for probability (Burda et al. 2016, section 5); "gaussian", with one learned
+        scale for all dimensions (Rybkin et al. 2021); "logistic", discretised to 8 bits, with a
+        scale for each dimension (Kingma et al. 2016, appendix C.1).
+      bound: what is maximised: "elbo", its KL in closed form (Kingma & Welling 2014, eq. 10);
+        "iwae" (Burda et al. 2016, eq. 8); "dreg", that with the doubly reparameterised gradient
+        (Tucker et al. 2019, eq. 8).
+      samples: k, samples of z for each example in training.
+      beta: weight of the KL (Higgins et al. 2017, eq. 4); with "elbo" only, as the next two.
+      kl_warmup: duration over which that weight grows from 0, such as "10_epochs"; empty: none.
+      free_bits: nats of KL that each dimension of z has for nothing (Kingma et al. 2016, eq. 15).
+      class_conditional: whether encoder and decoder are told the label (Sohn et al. 2015).
+      eval_samples: k of the estimate of log p(x) in evaluations; 1 leaves it out.
+      eval_chunk: of these samples, how many are decoded at once; it must divide them.
+    """
+
+    latent_dim: int = 50
+    likelihood: str = "bernoulli"
+    bound: str = "elbo"
+    samples: int = 1
+    beta: float = 1.0
+    kl_warmup: str = ""
+    free_bits: float = 0.0
+    class_conditional: bool = False
+    eval_samples: int = 1
+    eval_chunk: int = 50
+
+
+def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
+    """Reads and checks the `vae` section.
+
+    Raises:
+      ConfigError: an unknown key or choice, a number out of range, settings that exclude each
+        other, labels asked for that the data lack, or a likelihood of other data.
+    """
+    o = read_options(section, "vae", Options)
+    one_of("vae.likelihood", o.likelihood, LIKELIHOODS)
+    one_of("vae.bound", o.bound, BOUNDS)
+    for name in ("latent_dim", "samples", "eval_samples", "eval_chunk"):
+        require(getattr(o, name) >= 1, f"vae.{name}", getattr(o, name), "at least 1")
+    for name in ("beta", "free_bits"):
+        require(getattr(o, name) >= 0, f"vae.{name}", getattr(o, name), "at least 0")
+    if o.bound != "elbo" and (o.beta != 1 or o.kl_warmup or o.free_bits):
+        raise ConfigError(
+            f"vae.bound={o.bound!r} has no KL of its own to weigh: leave beta=1, kl_warmup='' and "
+            "free_bits=0, or use bound='elbo'."
+        )
+    if o.eval_samples > 1 and o.eval_samples % min(o.eval_chunk, o.eval_samples):
+        raise ConfigError(
+            f"vae.eval_samples={o.eval_samples}: expected a multiple of "
+            f"vae.eval_chunk={o.eval_chunk}."
+        )
+    if o.class_conditional and not spec.num_classes:
+        raise ConfigError(
+            f"vae.class_conditional=True, but {spec.name} has no labels. Set it to False, or "
+            "choose a data set with labels."
+        )
+    if o.likelihood != "gaussian" and spec.features["image"].dtype != jnp.uint8:
+        raise ConfigError(
+            f"vae.likelihood={o.likelihood!r} is one of 8-bit images, and these are "
+            f"{spec.features['image'].dtype}: set dataset.dequantize=False, or use 'gaussian'."
+        )
+    return o
+
+
+class Autoencoder(NamedTuple):
+    """The networks, and what every function of the family needs to know beside its arrays."""
+
+    encoder: Functional  # (x, label) -> (mean, log scale) of q(z | x)
+    decoder: Functional  # (z, label) -> parameters of p(x | z)
+    options: Options
+    spec: DataSpec
+    warmup_steps: int = 0
+
+    def data(self, batch: Batch, key: Array) -> tuple[Float[Array, "B *shape"], Array | None]:
+        """x as the likelihood has it, and the labels if the networks know them."""
+        x, label = batch["image"], batch["label"] if self.options.class_conditional else None
+        if self.options.likelihood == "bernoulli":
+            return jax.random.bernoulli(key, x / 255.0).astype(jnp.float32), label
+        return to_float(x) if x.dtype == jnp.uint8 else x, label
+
+    def posterior(
+        self, params: Tree, mutable: Tree, x, label, **training
+    ) -> tuple[Float[Array, "B Z"], Float[Array, "B Z"], Tree]:
+        """Mean and log scale of q(z | x), and the encoder's new mutable state."""
+        (mean, log_scale), changed = self.encoder.apply(
+            params["encoder"], mutable["encoder"], x, label, **training
+        )
+        return mean, _bounded(log_scale), changed
+
+    def decode(
+        self, params: Tree, mutable: Tree, z: Float[Array, "*S B Z"], label, **training
+    ) -> tuple[Float[Array, "*S B *parameters"], Tree]:
+        """The parameters of p(x | z) for each z, and the decoder's new mutable state."""
+        *lead, B, Z = z.shape
+        if label is not None:
+            label = jnp.broadcast_to(label, (*lead, B)).reshape(-1)
+        out, changed = self.decoder.apply(
+            params["decoder"], mutable["decoder"], z.reshape(-1, Z), label, **training
+        )
+        return out.reshape(*lead, B, *out.shape[1:]), changed
+
+    def log_likelihood(
+        self, params: Tree, out: Float[Array, "*S B *parameters"], x: Float[Array, "B *shape"]
+    ) -> Float[Array, "*S B"]:
+        """log p(x | z), summed over dimensions, of the decoder's output."""
+        if self.options.likelihood == "bernoulli":
+            each = likelihoods.bernoulli(x, out)
+        elif self.options.likelihood == "gaussian":
+            each = likelihoods.gaussian(x, out, _bounded(params["log_scale"]))
+        else:
+            mean, log_scale = jnp.split(out, 2, axis=-1)
+            each = likelihoods.discretised_logistic(x, mean, _bounded(log_scale))
+        return each.sum(tuple(range(each.ndim - x.ndim + 1, each.ndim)))
+
+    def mean(self, out: Float[Array, "B *parameters"]) -> Array:
+        """The mean of p(x | z), in the data's own format."""
+        if self.options.likelihood == "bernoulli":
+            return jnp.round(255 * jax.nn.sigmoid(out)).astype(jnp.uint8)
+        if self.options.likelihood == "logistic":
+            out = jnp.split(out, 2, axis=-1)[0]
+        return to_uint8(out) if self.spec.features["image"].dtype == jnp.uint8 else out
+
+
+def _bounded(log_scale: Array) -> Array:
+    return LIMIT * jnp.tanh(log_scale / LIMIT)
+
+
+def _draw(key: Array, count: int, mean: Array, log_scale: Array) -> Float[Array, "S B Z"]:
+    noise = jax.random.normal(key, (count, *mean.shape))
+    return mean + jnp.exp(log_scale) * noise
+
+
+def _log_ratio(z: Float[Array, "S B Z"], mean: Array, log_scale: Array) -> Float[Array, "S B"]:
+    """log p(z) - log q(z | x)."""
+    prior = likelihoods.gaussian(z, jnp.zeros(()), jnp.zeros(()))
+    return (prior - likelihoods.gaussian(z, mean, log_scale)).sum(-1)
+
+
+def importance_bound(log_weights: Float[Array, "S B"]) -> Float[Array, "B"]:
+    """log 1/k sum_i w_i (Burda et al. 2016, eq. 8)."""
+    return logsumexp(log_weights, axis=0) - math.log(len(log_weights))
+
+
+def doubly_reparameterised_bound(
+    log_weights: Callable[..., Float[Array, "S B"]],
+    params: Tree,
+    z: Float[Array, "S B Z"],
+    mean: Float[Array, "B Z"],
+    log_scale: Float[Array, "B Z"],
+) -> Float[Array, "B"]:
+    """`importance_bound` with the gradient of Tucker et al. 2019, eq. 8.
+
+    With w~ the normalised weights, the decoder's gradient is sum w~ d log w / d theta, the
+    encoder's sum w~^2 d log w / dz dz / dphi: the density of q counts as a constant of phi.
+
+    Args:
+      log_weights: (params, z, mean, log_scale) -> log w, row i of column b a function of z[i, b].
+      params: what the decoder's gradient is taken of.
+      z: the samples, as functions of mean and log_scale.
+      mean: of q.
+      log_scale: of q.
+    """
+
+    @jax.custom_vjp
+    def bound(params, z, mean, log_scale):
+        return importance_bound(log_weights(params, z, mean, log_scale))
+
+    def forward(params, z, mean, log_scale):
+        found, back = jax.vjp(lambda p, z: log_weights(p, z, mean, log_scale), params, z)
+        return importance_bound(found), (jax.nn.softmax(found, axis=0), back, mean)
+
+    def backward(residual: Any, g: Float[Array, "B"]):
+        weights, back, mean = residual
+        slope, slope_z = back(weights * g)
+        return slope, weights[..., None] * slope_z, jnp.zeros_like(mean), jnp.zeros_like(mean)
+
+    bound.defvjp(forward, backward)
+    return bound(params, z, mean, log_scale)
+
+
+def loss(
+    model: Autoencoder, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
+) -> tuple[Float[Array, ""], Aux]:
+    """Minus the bound that the options name, in nats an example."""
+    o, params, mutable = model.options, params["vae"], mutable["vae"]
+    key_x, key_z, key_net = (jax.random.fold_in(key, i) for i in range(3))
+    x, label = model.data(batch, key_x)
+    training = {"key": key_net, "train": True}
+    mean, log_scale, encoder = model.posterior(params, mutable, x, label, **training)
+    z = _draw(key_z, o.samples, mean, log_scale)
+
+    def likelihood(params: Tree, z: Array) -> tuple[Float[Array, "S B"], Tree]:
+        out, changed = model.decode(params, mutable, z, label, **training)
+        return model.log_likelihood(params, out, x), changed
+
+    kl = likelihoods.gaussian_kl(mean, log_scale)
+    metrics = {"kl": kl.sum(-1).mean()}
+    if o.bound == "dreg":
+
+        def weights(params: Tree, z: Array, mean: Array, log_scale: Array) -> Array:
+            return likelihood(params, z)[0] + _log_ratio(z, mean, log_scale)
+
+        found = doubly_reparameterised_bound(weights, params, z, mean, log_scale)
+        value, decoder = -found.mean(), mutable["decoder"]
+        metrics["bound"] = found.mean()
+    else:
+        reconstruction, decoder = likelihood(params, z)
+        metrics["reconstruction"] = reconstruction.mean()
+        metrics["elbo"] = metrics["reconstruction"] - metrics["kl"]
+        if o.bound == "iwae":
+            found = importance_bound(reconstruction + _log_ratio(z, mean, log_scale))
+            value = -found.mean()
+            metrics["bound"] = found.mean()
+        else:
+            weight = o.beta
+            if model.warmup_steps:
+                weight *= jnp.minimum(step / model.warmup_steps, 1.0)
+            charged = jnp.maximum(kl.mean(0), o.free_bits).sum()
+            value = weight * charged - metrics["reconstruction"]
+            metrics["kl_weight"] = jnp.float32(weight)
+    changed = {"vae": {"encoder": encoder, "decoder": decoder}}
+    return value, Aux(metrics, changed, float(len(x)))
+
+
+def evaluate(
+    model: Autoencoder, params: dict, mutable: dict, batch: Batch, key: Array
+) -> dict[str, Float[Array, "B"]]:
+    """ELBO, its parts, and log p(x) by importance sampling, in nats of each example.
+
+    log p(x) takes `eval_samples` samples of z, decoded `eval_chunk` at a time (Burda et al. 2016,
+    section 5). Where the data are discrete, bits per dimension of the best of the bounds.
+    """
+    o, params, mutable = model.options, params["vae"], mutable["vae"]
+    key_x, key_z = (jax.random.fold_in(key, i) for i in range(2))
+    x, label = model.data(batch, key_x)
+    mean, log_scale, _ = model.posterior(params, mutable, x, label)
+    chunk = min(o.eval_chunk, o.eval_samples)
+
+    def look(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
+        total, weight = carry
+        z = _draw(jax.random.fold_in(key_z, index), chunk, mean, log_scale)
+        found = model.log_likelihood(params, model.decode(params, mutable, z, label)[0], x)
+        more = logsumexp(found + _log_ratio(z, mean, log_scale), axis=0)
+        return (total + found.sum(0), jnp.logaddexp(weight, more)), None
+
+    nothing = (jnp.zeros(len(x)), jnp.full(len(x), -jnp.inf))
+    (total, weight), _ = jax.lax.scan(look, nothing, jnp.arange(o.eval_samples // chunk))
+    reconstruction = total / o.eval_samples
+    kl = likelihoods.gaussian_kl(mean, log_scale).sum(-1)
+    found = {"elbo": reconstruction - kl, "kl": kl, "reconstruction": reconstruction}
+    best = found["elbo"]
+    if o.eval_samples > 1:
+        best = found["log_likelihood"] = weight - math.log(o.eval_samples)
+    if o.likelihood != "gaussian":
+        found["bits_per_dim"] = -best / (math.log(2) * x[0].size)
+    return found
+
+
+def sample(
+    model: Autoencoder,
+    params: dict,
+    mutable: dict,
+    key: Array,
+    num: int,
+    condition: Int[Array, "B"] | None = None,
+) -> Array:
+    """Draws `num` codes from the prior and returns the mean of p(x | z), as the data are.
+
+    Args:
+      model: the networks.
+      params: their parameters.
+      mutable: their mutable state.
+      key: draws z.
+      num: samples to draw.
+      condition: labels, or None for each class in turn.
+
+    Raises:
+      ConfigError: labels for a model that knows none.
+    """
+    label = None
+    if model.options.class_conditional:
+        label = labels(model.spec, num, condition, jax.random.fold_in(key, 1))
+    elif condition is not None:
+        raise ConfigError(
+            "labels were given, but the model knows none: give none, or train with "
+            "vae.class_conditional=True."
+        )
+    z = jax.random.normal(jax.random.fold_in(key, 0), (num, model.options.latent_dim))
+    return model.mean(model.decode(params["vae"], mutable["vae"], z, label)[0])
+
+
+def from_networks(
+    encoder: Functional,
+    decoder: Functional,
+    options: Options,
+    spec: DataSpec,
+    rules: Rules,
+    warmup_steps: int = 0,
+) -> Method:
+    """The autoencoder of any two networks with the call signatures that `Autoencoder` names."""
+    model = Autoencoder(encoder, decoder, options, spec, warmup_steps)
+
+    def init(key: Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:
+        params, mutable = {}, {}
+        for i, name in enumerate(("encoder", "decoder")):
+            net = getattr(model, name)
+            params[name], mutable[name] = net.init(jax.random.fold_in(key, i))
+        if options.likelihood == "gaussian":
+            params["log_scale"] = jnp.zeros(())
+        return {"vae": params}, {"vae": mutable}
+
+    return Method(
+        init=init,
+        phases=(Phase("vae", partial(loss, model)),),
+        evaluate=partial(evaluate, model),
+        sample=partial(sample, model),
+        rules=(("log_scale$", replicate), *rules),
+    )
+
+
+def build(config: ConfigDict, spec: DataSpec) -> Method:
+    """The autoencoder of `config.vae` with the networks of `config.model` on the data of `spec`.
+
+    `config.model.network` names a module of `genjax.networks` (or a dotted path) with `Encoder`,
+    `Decoder` and `RULES`; `config.model.encoder` and `.decoder` are their options.
+
+    Raises:
+      ConfigError: the data are no images, or the config asks for something that does not exist.
+    """
+    if spec.modality != "image":
+        raise ConfigError(f"method vae needs images; {spec.name} holds {spec.modality}.")
+    options, model = options_from_config(config.vae, spec), config.model
+    module = find_module("model.network", model.network, "genjax.networks")
+    *space, channels = shape = spec.features["image"].shape
+    shared = {
+        "latent_dim": options.latent_dim,
+        "num_classes": spec.num_classes if options.class_conditional else 0,
+        "dtype": jnp.dtype(config.precision),
+    }
+    outputs = (*space, 2 * channels if options.likelihood == "logistic" else channels)
+
+    def encoder(rngs):
+        return construct(
+            module.Encoder, model.encoder, "model.encoder", shape=shape, rngs=rngs, **shared
+        )
+
+    def decoder(rngs):
+        return construct(
+            module.Decoder, model.decoder, "model.decoder", shape=outputs, rngs=rngs, **shared
+        )
+
+    warmup = steps(
+        options.kl_warmup, batch_size=config.batch_size, examples=spec.sizes.get("train", 0)
+    )
+    return from_networks(
+        functional(encoder), functional(decoder), options, spec, module.RULES, warmup
+    )

@@ -1,0 +1,55 @@
+"""Log-densities against scipy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from genjax.nn import likelihoods
+
+RNG = np.random.default_rng(0)
+
+
+def test_gaussian_is_scipys():
+    x, mean, log_scale = RNG.normal(size=(3, 50)) * [[3.0], [1.0], [2.0]]
+    expected = stats.norm.logpdf(x, mean, np.exp(log_scale))
+    np.testing.assert_allclose(likelihoods.gaussian(x, mean, log_scale), expected, rtol=2e-5)
+
+
+def test_bernoulli_is_scipys_and_finite_far_out():
+    x, logit = RNG.integers(0, 2, 50), RNG.normal(size=50) * 5
+    expected = stats.bernoulli.logpmf(x, 1 / (1 + np.exp(-logit)))
+    np.testing.assert_allclose(likelihoods.bernoulli(x, logit), expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        likelihoods.bernoulli(jnp.ones(2), jnp.array([-1e4, 1e4])), [-1e4, 0]
+    )
+
+
+@pytest.mark.parametrize("log_scale", [-9.0, -5.0, -2.0, 1.0])
+@pytest.mark.parametrize("mean", [-1.3, -0.2, 0.0, 0.9, 3.0])
+def test_the_256_bins_share_all_of_the_logistic(mean, log_scale):
+    levels = np.arange(256)
+    x = jnp.asarray(levels / 127.5 - 1, jnp.float32)
+    found = np.asarray(likelihoods.discretised_logistic(x, mean, log_scale), np.float64)
+    edges = np.concatenate([[-np.inf], (levels[:-1] + 0.5) / 127.5 - 1, [np.inf]])
+    tail = np.maximum(-edges, edges)  # the smaller side keeps its digits
+    low = stats.logistic.cdf(edges, mean, np.exp(log_scale))
+    high = stats.logistic.sf(edges, mean, np.exp(log_scale))
+    mass = np.where(edges[1:] < mean, np.diff(low), -np.diff(high))
+    assert tail.shape == (257,)
+    np.testing.assert_allclose(np.exp(found).sum(), 1, atol=2e-3)
+    seen = mass > 1e-30
+    np.testing.assert_allclose(found[seen], np.log(mass[seen]), rtol=2e-3, atol=2e-3)
+    slope = jax.grad(lambda m: likelihoods.discretised_logistic(x, m, log_scale).sum())(mean)
+    assert np.isfinite(slope)
+
+
+@pytest.mark.parametrize(("mean", "scale"), [(0.0, 1.0), (1.5, 0.3), (-0.7, 2.5)])
+def test_kl_is_its_integral(mean, scale):
+    def integrand(z):
+        q = stats.norm.pdf(z, mean, scale)
+        return q * (stats.norm.logpdf(z, mean, scale) - stats.norm.logpdf(z))
+
+    expected = integrate.quad(integrand, mean - 12 * scale, mean + 12 * scale)[0]
+    np.testing.assert_allclose(likelihoods.gaussian_kl(mean, np.log(scale)), expected, atol=1e-6)
