@@ -56,6 +56,7 @@ def base() -> ConfigDict:
             "seed": 0,
             "batch_size": 64,  # examples in one update, over all devices
             "accumulation": 1,  # microbatches in one update
+            "steps_per_dispatch": 1,  # steps in one call of the compiled program
             "duration": "10_epochs",
             "precision": "float32",  # or "bfloat16": compute; parameters stay float32
             "dataset": {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -66,8 +66,23 @@ def batch_part(mesh: Mesh) -> tuple[int, int]:
 
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's part of a batch as global arrays [B, ...], split over data x fsdp."""
-    sharding = NamedSharding(mesh, BATCH)
+    return _placed(batch, mesh, BATCH, 0)
+
+
+def global_batches(batches: Sequence[Mapping[str, np.ndarray]], mesh: Mesh) -> dict[str, jax.Array]:
+    """`global_batch` of several batches, stacked: [n, B, ...]."""
+    stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+    return _placed(stacked, mesh, PartitionSpec(None, *BATCH), 1)
+
+
+def _placed(
+    batch: Mapping[str, np.ndarray], mesh: Mesh, split: PartitionSpec, axis: int
+) -> dict[str, jax.Array]:
+    sharding = NamedSharding(mesh, split)
     _, parts = batch_part(mesh)
-    shapes = {name: (len(value) * parts, *value.shape[1:]) for name, value in batch.items()}
+    shapes = {
+        name: (*v.shape[:axis], v.shape[axis] * parts, *v.shape[axis + 1 :])
+        for name, v in batch.items()
+    }
     with jax.transfer_guard("allow"):
         return jax.make_array_from_process_local_data(sharding, dict(batch), shapes)

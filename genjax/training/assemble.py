@@ -36,6 +36,8 @@ class Assembly(NamedTuple):
       learning_rates: of each trained network, by step.
       init: the jitted, sharded function () -> the initial state.
       step: the jitted, donated function (state, batch) -> (state, output).
+      steps: the same for `config.steps_per_dispatch` batches [n, B, ...] and outputs [n], one after
+        the other.
       state: the state's shapes, dtypes and shardings.
       batch: the batch's shapes, dtypes and shardings.
     """
@@ -49,6 +51,7 @@ class Assembly(NamedTuple):
     learning_rates: Mapping[str, optax.Schedule]
     init: Callable[[], TrainState]
     step: Callable[[TrainState, Batch], tuple[TrainState, StepOutput]]
+    steps: Callable[[TrainState, Batch], tuple[TrainState, StepOutput]]
     state: TrainState
     batch: Mapping[str, jax.ShapeDtypeStruct]
 
@@ -71,6 +74,8 @@ def assemble(
       ConfigError: the config does not fit the data, the devices or the family.
       ValueError: a leaf of the state that no sharding rule covers.
     """
+    count = config.steps_per_dispatch
+    configs.require(count >= 1, "steps_per_dispatch", count, "at least 1")
     mesh = make_mesh(config, devices)
     spec = catalogue.spec(config.dataset) if spec is None else spec
     method = methods.build(config, spec) if method is None else method
@@ -91,12 +96,20 @@ def assemble(
     abstract = jax.eval_shape(init)
     optim.check_rules(config, abstract.params)
     placed = rules.shardings(abstract, method.rules, mesh)
-    step = jax.jit(
-        make_step(config, method, optimizers),
-        in_shardings=(placed, {name: on_batch for name in batch}),
-        out_shardings=(placed, NamedSharding(mesh, PartitionSpec())),
-        donate_argnums=0,
-    )
+    step = make_step(config, method, optimizers)
+
+    def compiled(function, split: PartitionSpec):
+        on_batches = NamedSharding(mesh, split)
+        return jax.jit(
+            function,
+            in_shardings=(placed, {name: on_batches for name in batch}),
+            out_shardings=(placed, NamedSharding(mesh, PartitionSpec())),
+            donate_argnums=0,
+        )
+
+    def steps(state: TrainState, batches: Batch) -> tuple[TrainState, StepOutput]:
+        return jax.lax.scan(step, state, batches)
+
     state = jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
         abstract,
@@ -111,7 +124,8 @@ def assemble(
         examples_per_step=examples,
         learning_rates=rates,
         init=jax.jit(init, out_shardings=placed),
-        step=step,
+        step=compiled(step, BATCH),
+        steps=compiled(steps, PartitionSpec(None, *BATCH)),
         state=state,
         batch=batch,
     )

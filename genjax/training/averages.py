@@ -25,19 +25,24 @@ class Averages:
         self._max = max_skipped
 
     def add(self, step: int, output: StepOutput) -> None:
-        """Adds one step's output, fetched from the devices."""
+        """Adds the output of one step, or of several up to `step`, fetched from the devices."""
         output = jax.device_get(output)
         for name, value in output.metrics.items():
-            if np.isfinite(value).all():
-                self._sums[name] = self._sums.get(name, 0.0) + value.astype(np.float64)
-        self._skipped += int(output.skipped)
-        self._in_a_row = self._in_a_row + 1 if output.skipped else 0
-        if self._in_a_row >= self._max:
-            raise Diverged(
-                f"{self._in_a_row} steps in a row until step {step} had a loss or gradient that "
-                "was not finite; those updates were skipped. Lower optimizer.learning_rate, set "
-                "optimizer.clip_norm, or look at the data. The last checkpoint is untouched."
-            )
+            rows = value.reshape(-1, 2).astype(np.float64)
+            rows = rows[np.isfinite(rows).all(1)]
+            if len(rows):
+                self._sums[name] = self._sums.get(name, 0.0) + rows.sum(0)
+        skipped = np.reshape(output.skipped, -1)
+        self._skipped += int(skipped.sum())
+        for at, count in enumerate(skipped, start=step - len(skipped) + 1):
+            self._in_a_row = self._in_a_row + 1 if count else 0
+            if self._in_a_row >= self._max:
+                raise Diverged(
+                    f"{self._in_a_row} steps in a row until step {at} had a loss or gradient that "
+                    "was not finite; those updates were skipped. Lower optimizer.learning_rate, "
+                    "set optimizer.clip_norm, or look at the data. The last checkpoint is "
+                    "untouched."
+                )
 
     @staticmethod
     def loss(taken: Mapping[str, float]) -> float:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from genjax.data import loader, transforms
 from genjax.data.catalogue import Dataset
 from genjax.evals.evaluation import Evaluation
 from genjax.parallel.distributed import barrier, largest
-from genjax.parallel.mesh import batch_part, global_batch
+from genjax.parallel.mesh import batch_part, global_batch, global_batches
 from genjax.train_state import TrainState
 from genjax.training.assemble import Assembly
 from genjax.training.averages import Averages
@@ -134,24 +134,48 @@ def _cadences(run: Assembly) -> dict[str, int]:
 class Interruptions:
     """Signals, and the minutes between timed checkpoints, agreed on by all processes."""
 
-    POLL = 10  # steps between two agreements, if there are several processes
+    POLL = 10  # dispatches between two agreements, if there are several processes
 
     def __init__(self, minutes: float, received: Sequence[int]):
         """Starts the clock; `received` is the list that `signals` appends to."""
         self._seconds, self._received = minutes * 60, received
-        self._saved = time.monotonic()
+        self._saved, self._polls = time.monotonic(), 0
 
     def saved(self) -> None:
         """Starts the clock anew: a checkpoint was just saved."""
         self._saved = time.monotonic()
 
-    def poll(self, step: int) -> tuple[int, bool]:
+    def poll(self) -> tuple[int, bool]:
         """(the signal that ends the run, or 0; whether a timed checkpoint is due)."""
-        if jax.process_count() > 1 and step % self.POLL:
+        self._polls += 1
+        if jax.process_count() > 1 and self._polls % self.POLL:
             return 0, False
         late = bool(self._seconds) and time.monotonic() - self._saved > self._seconds
         number = self._received[0] if self._received else 0
         return largest(number), bool(largest(int(late)))
+
+
+def dispatches(first: int, total: int, count: int, every: Iterable[int]) -> Iterator[range]:
+    """The steps from `first` + 1 to `total`, grouped into those of one dispatch.
+
+    A group is `count` steps that end at a multiple of it, or one: where something is due in
+    between, or the run begins or ends there. Whether a step is alone depends on its number, so a
+    resumed run goes on as the uninterrupted one would have.
+
+    Args:
+      first: the last step made.
+      total: the last step to make.
+      count: steps in a full group.
+      every: the cadences, in steps; 0 is never. A group ends where one is due.
+    """
+    step = first
+    while step < total:
+        group = range(step + 1, step + count + 1)
+        broken = any(e and any(s % e == 0 for s in group[:-1]) for e in every)
+        whole = step % count == 0 and group[-1] <= total and not broken
+        group = group if whole else range(step + 1, step + 2)
+        yield group
+        step = group[-1]
 
 
 def _steps(
@@ -172,12 +196,16 @@ def _steps(
     def due(name: str, step: int) -> bool:
         return bool(every[name]) and step % every[name] == 0
 
-    for step in range(first + 1, total + 1):
-        batch = global_batch(next(batches), run.mesh)
-        state, output = run.step(state, batch)
+    for group in dispatches(first, total, run.config.steps_per_dispatch, every.values()):
+        if len(group) == 1:
+            state, output = run.step(state, global_batch(next(batches), run.mesh))
+        else:
+            state, output = run.steps(
+                state, global_batches([next(batches) for _ in group], run.mesh)
+            )
         if pending is not None:
-            averages.add(step - 1, pending)  # of the last step, while this one runs
-        pending = output
+            averages.add(group[0] - 1, pending)  # of the last dispatch, while this one runs
+        pending, step = output, group[-1]
         progress.step(step)
         log = due("log", step) or step == total
         look = due("evals", step) or step == total
@@ -193,7 +221,7 @@ def _steps(
                 prefix = "" if lone else f"{name}/"
                 taken[f"train/{prefix}learning_rate"] = float(schedule(step - 1))
             evaluate.writers.scalars(step, taken)
-        number, late = interruptions.poll(step)
+        number, late = interruptions.poll()
         stop = False
         if look or due("checkpoint", step) or number or late:
             with progress.paused():

@@ -52,6 +52,22 @@ def test_killed_at_a_random_step_and_resumed_is_bitwise_the_same(cli, tmp_path, 
     assert all(name.isdigit() for name in names), names  # nothing torn is left
 
 
+def test_killed_between_dispatches_and_resumed_is_bitwise_the_same(cli, tmp_path):
+    """Eight steps a dispatch, and an evaluation that breaks a group of them."""
+    several = [*LONG, "--config.steps_per_dispatch=8", "--config.log.every=8_steps"]
+    cli.train(tmp_path / "whole", *several)
+    process = start(
+        cli, tmp_path / "run", *several[len(LONG) :], "--config.checkpoint.every=8_steps"
+    )
+    wait_for_step(process, tmp_path / "run", 16)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _, err = cli.train(tmp_path / "run", *several)
+    assert "resuming at step" in err
+    assert reported_digest(tmp_path / "run") == reported_digest(tmp_path / "whole")
+    assert train_metrics(tmp_path / "run") == train_metrics(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_says_so_by_the_exit_code(cli, tmp_path, uninterrupted, number, code):
     process = start(cli, tmp_path / "run", "--config.checkpoint.minutes=0")

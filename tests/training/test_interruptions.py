@@ -17,23 +17,23 @@ def clock(monkeypatch):
 def test_a_checkpoint_is_due_when_its_minutes_are_over(clock):
     interruptions = loop.Interruptions(2.0, [])
     clock[0] = 119.0
-    assert interruptions.poll(1) == (0, False)
+    assert interruptions.poll() == (0, False)
     clock[0] = 121.0
-    assert interruptions.poll(2) == (0, True)
+    assert interruptions.poll() == (0, True)
     interruptions.saved()
-    assert interruptions.poll(3) == (0, False)
+    assert interruptions.poll() == (0, False)
     clock[0] = 242.0
-    assert interruptions.poll(4) == (0, True)
+    assert interruptions.poll() == (0, True)
 
 
 def test_no_minutes_are_never_over(clock):
     interruptions = loop.Interruptions(0.0, [])
     clock[0] = 1e9
-    assert interruptions.poll(1) == (0, False)
+    assert interruptions.poll() == (0, False)
 
 
 def test_the_first_signal_counts(clock):
     received = []
     interruptions = loop.Interruptions(0.0, received)
     received += [signal.SIGTERM, signal.SIGINT]
-    assert interruptions.poll(1) == (signal.SIGTERM, False)
+    assert interruptions.poll() == (signal.SIGTERM, False)
