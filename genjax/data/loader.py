@@ -10,7 +10,7 @@ random draws included. There is no iterator state but `step`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -19,13 +19,9 @@ from jaxtyping import Bool
 
 from genjax.config import ConfigError
 from genjax.data import sources
-from genjax.data.transforms import Example, Transform
+from genjax.data.transforms import Transform
 
 Batch = dict[str, np.ndarray]
-
-
-def _stack(examples: Sequence[Example]) -> Batch:
-    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
 
 
 def _per_process(batch_size: int, process_count: int) -> int:
@@ -63,10 +59,19 @@ def train_batches(
     rows = _per_process(batch_size, process_count)
     if not len(source):
         raise ConfigError("the training split is empty: expected at least one example.")
-    stream = grain.MapDataset.source(source).seed(seed % 2**32).shuffle().repeat(None)
-    if transform is not None:
-        stream = stream.random_map(transform)
-    return stream.batch(rows, batch_fn=_stack)[process_index::process_count]
+    stream = grain.MapDataset.range(len(source)).seed(seed % 2**32).shuffle().repeat(None)
+    return _read(source, stream, rows, transform)[process_index::process_count]
+
+
+def _read(
+    source: Any, indices: grain.MapDataset, rows: int, transform: Transform | None
+) -> grain.MapDataset:
+    """Batches of the examples at a stream of indices; whole batches at once where that is fast."""
+    if transform is None:
+        batches = indices.batch(rows, batch_fn=np.array)
+        return batches.map(lambda chosen: sources.take(source, chosen))
+    examples = indices.map(lambda index: source[int(index)])
+    return examples.random_map(transform).batch(rows, batch_fn=sources.stack)
 
 
 def train_loader(
@@ -137,12 +142,11 @@ def eval_batches(
     count = len(chosen)
     if not count:
         return
-    examples = grain.MapDataset.source(source).seed(0)
-    if transform is not None:
-        examples = examples.random_map(transform)
     padded = np.pad(chosen, (0, -count % batch_size), "edge")
-    stream = grain.MapDataset.source(sources.Subset(examples, padded))
-    batches = stream.batch(rows, batch_fn=_stack)[process_index::process_count]
+    if transform is not None:  # seeded by the index in the whole source
+        source = grain.MapDataset.source(source).seed(0).random_map(transform)
+    batches = _read(source, grain.MapDataset.source(padded), rows, None)
+    batches = batches[process_index::process_count]
     iterator = iter(batches.to_iter_dataset(_read_options(threads)))
     try:
         for index, batch in enumerate(iterator):

@@ -67,6 +67,27 @@ class Arrays:
             return {"image": image}
         return {"image": image, "label": np.int32(self._labels[index])}
 
+    def take(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
+        """The examples at `indices`, stacked."""
+        if self._channels or self._image_size:
+            return stack([self[i] for i in indices])
+        batch = {"image": self._images[indices]}
+        if self._labels is not None:
+            batch["label"] = self._labels[indices].astype(np.int32)
+        return batch
+
+
+def stack(examples: Sequence[Example]) -> dict[str, np.ndarray]:
+    """Examples as one batch."""
+    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+
+
+def take(source: Any, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
+    """The examples of `source` at `indices`, stacked: by its own `take`, or one by one."""
+    if hasattr(source, "take"):
+        return source.take(indices)
+    return stack([source[int(i)] for i in indices])
+
 
 class Subset:
     """The examples of `source` at `indices`."""
@@ -82,6 +103,10 @@ class Subset:
     def __getitem__(self, index: int) -> Example:
         """Example `index`."""
         return self._source[int(self._indices[index])]
+
+    def take(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
+        """The examples at `indices`, stacked."""
+        return take(self._source, self._indices[indices])
 
 
 class Memory:
@@ -110,6 +135,15 @@ class Memory:
         if self._labels is None:
             return {"image": self._images[index]}
         return {"image": self._images[index], "label": self._labels[index]}
+
+    def take(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
+        """The examples at `indices`, stacked."""
+        for index in np.unique(indices[~self._filled[indices]]):
+            self[int(index)]
+        batch = {"image": self._images[indices]}
+        if self._labels is not None:
+            batch["label"] = self._labels[indices]
+        return batch
 
 
 def order(count: int) -> Int[np.ndarray, " N"]:

@@ -1,0 +1,31 @@
+"""beta-VAE (Higgins et al. 2017): a heavier KL, for codes whose dimensions come apart.
+
+Default: Fashion-MNIST, beta = 4, the networks of configs/conv_vae.py, Bernoulli pixels.
+  command    launch/local.sh --config=configs/beta_vae.py
+  hardware   2 CPU cores
+  time       not measured yet
+  score      not measured yet
+
+Presets, as in --config=configs/beta_vae.py:tiny:
+  tiny       8 x 8 digits, a test of the installation in about a minute
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from genjax import config as base
+
+CONV = base.read_module(Path(__file__).with_name("conv_vae.py"))
+
+
+def get_config() -> ConfigDict:
+    """Ten dimensions, to be traversed one by one."""
+    config = CONV.get_config()
+    config.vae.likelihood = "bernoulli"
+    config.vae.latent_dim = 10
+    config.vae.beta = 4.0
+    return config
+
+
+PRESETS = {"tiny": CONV.PRESETS["tiny"]}
