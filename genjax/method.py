@@ -70,6 +70,9 @@ class Method(NamedTuple):
       sample: (params, mutable, key, num, condition, **options) -> samples in the data's own
         format; `condition` is an array of `num` conditions, or None.
       rules: how its leaves shard: `[(regex over the path, tactic)]`, first match wins.
+      pictures: (params, mutable, batch, key) -> dict of uint8 pictures [rows, columns, H, W, C]
+        by name, to be looked at beside the samples; `batch` is always the same, of the split that
+        is evaluated.
     """
 
     init: Callable[[jax.Array, Batch], tuple[dict[str, Tree], dict[str, Tree]]]
@@ -77,6 +80,7 @@ class Method(NamedTuple):
     evaluate: Callable[..., dict[str, jax.Array]]
     sample: Callable[..., jax.Array]
     rules: Rules
+    pictures: Callable[..., dict[str, jax.Array]] | None = None
 
 
 class DataSpec(NamedTuple):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from genjax.config import ConfigError, flatten
 from genjax.data import loader, transforms
 from genjax.data.catalogue import Dataset
 from genjax.evals.comparison import Comparison, metrics_of
 from genjax.evals.evaluate import evaluate, make_evaluate
-from genjax.parallel.mesh import batch_part
+from genjax.parallel.mesh import batch_part, global_batch
 from genjax.sampling.draw import make_draw
 from genjax.train_state import TrainState, stream
 from genjax.training import ema, report
@@ -22,6 +26,7 @@ from genjax.training.checkpoint import best_metric, digest, digests
 from genjax.training.metrics import Writers
 from genjax.training.pictures import grid, save_png
 
+Tree = Any
 logger = logging.getLogger("genjax")
 
 
@@ -49,8 +54,33 @@ class Evaluation:
         self.comparison = Comparison(run.config, dataset, run.mesh) if judged else None
         num = max(self.evals.samples, judged)
         self.draw = make_draw(run, num, {}) if num else None
+        self.shown = self._pictures()
         self.environment = report.environment()
         self._check_metrics()
+
+    def _pictures(self) -> Callable[[Tree, Tree, jax.Array], dict[str, jax.Array]] | None:
+        """The function (params, mutable, key) -> the method's pictures of one fixed batch."""
+        make, mesh, size = self.run.method.pictures, self.run.mesh, self.evals.batch_size
+        if not make or not self.evals.samples:
+            return None
+        part, parts = batch_part(mesh)
+        read = loader.eval_batches(
+            self.source,
+            batch_size=size,
+            transform=transforms.build(self.run.config.dataset, train=False),
+            process_index=part,
+            process_count=parts,
+            limit=size,
+        )
+        batch = global_batch(next(iter(read))[0], mesh)
+        make = jax.jit(make, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        return lambda params, mutable, key: make(params, mutable, batch, key)
+
+    def _picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        if jax.process_index() == 0:
+            file = "step" if name == "samples" else name
+            save_png(self.workdir / "samples" / f"{file}_{step:08d}.png", picture)
+            self.writers.images(step, name, picture)
 
     def _check_metrics(self) -> None:
         c = self.run.config
@@ -94,12 +124,14 @@ class Evaluation:
         if self.draw and (pictures or self.comparison):
             # The same noise every time, so that the grids of a run can be compared.
             samples = self.draw(params, state.mutable, state.key)
-            if pictures and self.evals.samples and jax.process_index() == 0:
-                picture = grid(samples[: self.evals.samples])
-                save_png(self.workdir / "samples" / f"step_{step:08d}.png", picture)
-                self.writers.images(step, "samples", picture)
+            if pictures and self.evals.samples:
+                self._picture(step, "samples", grid(samples[: self.evals.samples]))
             if self.comparison:
                 found |= self.comparison(samples[: self.evals.generated])
+        if self.shown and pictures:
+            for name, made in self.shown(params, state.mutable, state.key).items():
+                rows = np.asarray(made)
+                self._picture(step, name, grid(rows.reshape(-1, *rows.shape[2:]), rows.shape[1]))
         metrics = {f"eval/{name}": value for name, value in found.items()}
         metrics["eval/seconds"] = time.perf_counter() - start
         self.writers.scalars(step, metrics)

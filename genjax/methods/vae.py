@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, construct, one_of, read_options, require, steps
+from genjax.evals import latents
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree, find_module
 from genjax.nn import likelihoods
 from genjax.nn.functional import Functional, functional
@@ -329,6 +330,31 @@ def sample(
     return model.mean(model.decode(params["vae"], mutable["vae"], z, label)[0])
 
 
+def pictures(
+    model: Autoencoder, params: dict, mutable: dict, batch: Batch, key: Array
+) -> dict[str, Array]:
+    """Reconstructions, interpolations, traversals and a map of the code: see `evals.latents`."""
+    params, mutable = params["vae"], mutable["vae"]
+    x, label = model.data(batch, jax.random.fold_in(key, 0))
+    code, _, _ = model.posterior(params, mutable, x, label)
+
+    def decode(z: Array, like: Array) -> Array:
+        known = None if label is None else label[like]
+        return model.mean(model.decode(params, mutable, z, known)[0])
+
+    made = {
+        "reconstructions": latents.reconstructions(
+            batch["image"], decode(code, jnp.arange(len(code)))
+        ),
+        "interpolations": latents.interpolations(code, decode),
+        "traversals": latents.traversals(code, decode),
+        "latent_map": latents.scatter(code, batch.get("label")),
+    }
+    if code.shape[1] == 2:
+        made["manifold"] = latents.manifold(decode)
+    return made
+
+
 def from_networks(
     encoder: Functional,
     decoder: Functional,
@@ -349,12 +375,15 @@ def from_networks(
             params["log_scale"] = jnp.zeros(())
         return {"vae": params}, {"vae": mutable}
 
+    image = spec.features["image"]
+    drawn = image.dtype == jnp.uint8 and len(image.shape) == 3
     return Method(
         init=init,
         phases=(Phase("vae", partial(loss, model)),),
         evaluate=partial(evaluate, model),
         sample=partial(sample, model),
         rules=(("log_scale$", replicate), *rules),
+        pictures=partial(pictures, model) if drawn else None,
     )
 
 

@@ -1,0 +1,103 @@
+"""Pictures of a code: what is reconstructed, what lies between, along and around codes.
+
+`decode` is (z [N, Z], like [N]) -> uint8 images [N, H, W, C]; `like` is the row of the batch whose
+label, if there are any, goes with each z. Every picture is uint8 [rows, columns, H, W, C].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.stats import norm
+from jaxtyping import Array, Float, Int, UInt8
+
+Decode = Callable[[Float[Array, "N Z"], Int[Array, "N"]], UInt8[Array, "N H W C"]]
+Pictures = UInt8[Array, "R K H W C"]
+
+# Ten colours that are told apart on black.
+COLOURS = jnp.array(
+    [
+        (78, 121, 167), (242, 142, 43), (225, 87, 89), (118, 183, 178), (89, 161, 79),
+        (237, 201, 72), (176, 122, 161), (255, 157, 167), (156, 117, 95), (186, 176, 172),
+    ],
+    jnp.uint8,
+)  # fmt: skip
+
+
+def most_active(code: Float[Array, "B Z"], count: int) -> Int[Array, "K"]:
+    """The dimensions that vary most over the batch, K = min(count, Z), the most varied first."""
+    return jnp.argsort(-code.var(0))[:count]
+
+
+def reconstructions(
+    images: UInt8[Array, "B H W C"], made: UInt8[Array, "B H W C"], columns: int = 8, rows: int = 4
+) -> Pictures:
+    """Rows of images, each above a row of what was made of them."""
+    rows = max(min(rows, len(images) // columns), 1)
+    columns = min(columns, len(images))
+    both = jnp.stack([images, made])[:, : rows * columns]
+    both = both.reshape(2, rows, columns, *images.shape[1:])
+    return jnp.swapaxes(both, 0, 1).reshape(2 * rows, columns, *images.shape[1:])
+
+
+def _rows(decode: Decode, z: Float[Array, "R K Z"], like: Int[Array, "R"]) -> Pictures:
+    flat = decode(z.reshape(-1, z.shape[-1]), jnp.repeat(like, z.shape[1]))
+    return flat.reshape(*z.shape[:2], *flat.shape[1:])
+
+
+def interpolations(
+    code: Float[Array, "B Z"], decode: Decode, columns: int = 8, rows: int = 6
+) -> Pictures:
+    """Straight ways between the codes of two neighbours in the batch, in equal steps."""
+    rows = min(rows, len(code) // 2)
+    start, end = code[: 2 * rows : 2, None], code[1 : 2 * rows : 2, None]
+    at = jnp.linspace(0.0, 1.0, columns)[:, None]
+    return _rows(decode, start + at * (end - start), 2 * jnp.arange(rows))
+
+
+def traversals(
+    code: Float[Array, "B Z"],
+    decode: Decode,
+    columns: int = 9,
+    rows: int = 10,
+    reach: float = 3.0,
+) -> Pictures:
+    """The first code with one dimension a row moved from -reach to reach, the most varied first."""
+    moved = most_active(code, rows)
+    at = jnp.linspace(-reach, reach, columns)
+    z = jnp.broadcast_to(code[0], (len(moved), columns, code.shape[1]))
+    z = z.at[jnp.arange(len(moved)), :, moved].set(at)
+    return _rows(decode, z, jnp.zeros(len(moved), jnp.int32))
+
+
+def manifold(decode: Decode, steps: int = 16) -> Pictures:
+    """A code of two dimensions at the prior's quantiles (Kingma & Welling 2014, figure 4)."""
+    at = norm.ppf((jnp.arange(steps) + 0.5) / steps)
+    z = jnp.stack(jnp.meshgrid(at, -at), axis=-1)
+    return _rows(decode, z, jnp.zeros(steps, jnp.int32))
+
+
+def scatter(
+    code: Float[Array, "B Z"],
+    label: Int[Array, "B"] | None,
+    size: int = 256,
+    reach: float = 4.0,
+    dot: int = 1,
+) -> Pictures:
+    """A map of the two most varied dimensions from -reach to reach, coloured by the label."""
+    first, second = most_active(code, 2) if code.shape[1] > 1 else (0, 0)
+    points = jnp.stack([-code[:, second], code[:, first]], axis=-1)  # row, column
+    pixel = jnp.round((points / reach + 1) * (size - 1) / 2).astype(jnp.int32)
+    steps = jnp.arange(-dot, dot + 1)
+    offsets = jnp.stack(jnp.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+    at = (pixel[:, None] + offsets).reshape(-1, 2)
+    colour = jnp.full((len(code), 3), 255, jnp.uint8)
+    if label is not None:
+        colour = COLOURS[label % len(COLOURS)]
+    # A negative index would count from the end; one beyond the end is dropped.
+    at = jnp.where(at < 0, size, at)
+    canvas = jnp.zeros((size, size, 3), jnp.uint8)
+    canvas = canvas.at[at[:, 0], at[:, 1]].set(jnp.repeat(colour, len(offsets), 0), mode="drop")
+    return jax.lax.expand_dims(canvas, (0, 1))
