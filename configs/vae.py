@@ -47,13 +47,13 @@ def get_config() -> ConfigDict:
 TINY = {
     "dataset.name": "digits",
     "dataset.test": "10_percent",
-    "duration": "600_steps",
+    "duration": "4000_steps",
     "evals.every": "50_percent",
     "evals.limit": 64,
     "evals.batch_size": 64,
     "evals.samples": 16,
     "evals.features": (),
-    "log.every": "40_steps",
+    "log.every": "200_steps",
 }
 PRESETS = {
     "tiny": TINY | {"model.encoder.widths": (64, 64), "model.decoder.widths": (64, 64)},
