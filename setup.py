@@ -40,6 +40,7 @@ setup(
             "scipy==1.17.1",
             "scikit-learn==1.9.1",
             "mpmath==1.3.0",
+            "vector-quantize-pytorch==1.32.0",
         ],
     },
 )
