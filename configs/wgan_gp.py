@@ -1,10 +1,12 @@
 """Wasserstein GAN with gradient penalty (Gulrajani et al. 2017).
 
-Default: Fashion-MNIST, the networks of configs/dcgan.py, the critic with layer norm.
+Default: Fashion-MNIST, the networks of configs/dcgan.py, the critic with layer norm, 540,000
+examples. The learning rate is five times the paper's, for a run of 1,688 generator updates.
   command    launch/local.sh --config=configs/wgan_gp.py
   hardware   2 CPU cores
-  time       not measured yet
-  score      not measured yet
+  time       23 min 43 s, with other work beside it
+  score      fd_classifier 47.8, kid_classifier 5.82 +- 0.30, recall 0.85
+             (test images: 0.65, 0, 0.96)
 
 Presets, as in --config=configs/wgan_gp.py:tiny:
   tiny       8 x 8 digits, a test of the installation in about a minute
