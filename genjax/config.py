@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 T = TypeVar("T", bound=tuple)
+Built = TypeVar("Built")
 
 UNITS = ("steps", "epochs", "examples", "percent")
 
@@ -162,7 +163,7 @@ def read_options(section: ConfigDict, name: str, options: type[T]) -> T:
     return options(**values)
 
 
-def construct(cls: type[T], section: ConfigDict, name: str, **given: Any) -> T:
+def construct(cls: type[Built], section: ConfigDict, name: str, **given: Any) -> Built:
     """`cls(**given, **section)`: what a section describes by further arguments of `cls`.
 
     Raises:
@@ -312,7 +313,7 @@ def validate(config: ConfigDict) -> None:
     least = {
         1: (
             *("batch_size", "accumulation", "evals.batch_size", "optimizer.max_skipped"),
-            *("checkpoint.keep", "early_stop.patience"),
+            *("checkpoint.keep", "early_stop.patience", "steps_per_dispatch"),
         ),
         11: ("evals.generated",),
         0: ("evals.samples", "evals.limit", "checkpoint.minutes", "optimizer.clip_norm"),

@@ -72,7 +72,7 @@ class Method(NamedTuple):
       rules: how its leaves shard: `[(regex over the path, tactic)]`, first match wins.
       pictures: (params, mutable, batch, key) -> dict of uint8 pictures [rows, columns, H, W, C]
         by name, to be looked at beside the samples; `batch` is always the same, of the split that
-        is evaluated.
+        is evaluated. "samples" and "step" are names of the grid of samples.
     """
 
     init: Callable[[jax.Array, Batch], tuple[dict[str, Tree], dict[str, Tree]]]

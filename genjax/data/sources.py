@@ -69,7 +69,9 @@ class Arrays:
 
     def take(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
         """The examples at `indices`, stacked."""
-        if self._channels or self._image_size:
+        _, height, width, channels = self._images.shape
+        size = self._image_size
+        if self._channels not in (0, channels) or size not in (0, height) or size not in (0, width):
             return stack([self[i] for i in indices])
         batch = {"image": self._images[indices]}
         if self._labels is not None:

@@ -34,7 +34,7 @@ class Evaluation:
     """What happens at every evaluation: numbers, samples, report."""
 
     def __init__(self, run: Assembly, dataset: Dataset, workdir: Path, writers: Writers):
-        """Jits what is needed; nothing is compiled before the first call.
+        """Jits what is needed and reads the examples to be shown; compiles at the first call.
 
         Raises:
           ConfigError: the split has no examples, or a metric that the config names will not be
@@ -63,6 +63,8 @@ class Evaluation:
         make, mesh, size = self.run.method.pictures, self.run.mesh, self.evals.batch_size
         if not make or not self.evals.samples:
             return None
+        split = mesh.shape["data"] * mesh.shape["fsdp"]
+        size = min(size, len(self.source)) // split * split or size  # no padding, if possible
         part, parts = batch_part(mesh)
         read = loader.eval_batches(
             self.source,

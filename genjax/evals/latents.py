@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -17,12 +18,12 @@ Decode = Callable[[Float[Array, "N Z"], Int[Array, "N"]], UInt8[Array, "N H W C"
 Pictures = UInt8[Array, "R K H W C"]
 
 # Ten colours that are told apart on black.
-COLOURS = jnp.array(
+COLOURS = np.array(
     [
         (78, 121, 167), (242, 142, 43), (225, 87, 89), (118, 183, 178), (89, 161, 79),
         (237, 201, 72), (176, 122, 161), (255, 157, 167), (156, 117, 95), (186, 176, 172),
     ],
-    jnp.uint8,
+    np.uint8,
 )  # fmt: skip
 
 
@@ -95,7 +96,7 @@ def scatter(
     at = (pixel[:, None] + offsets).reshape(-1, 2)
     colour = jnp.full((len(code), 3), 255, jnp.uint8)
     if label is not None:
-        colour = COLOURS[label % len(COLOURS)]
+        colour = jnp.asarray(COLOURS)[label % len(COLOURS)]
     # A negative index would count from the end; one beyond the end is dropped.
     at = jnp.where(at < 0, size, at)
     canvas = jnp.zeros((size, size, 3), jnp.uint8)

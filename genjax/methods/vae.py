@@ -29,7 +29,7 @@ from genjax.sampling.conditions import labels
 
 BOUNDS = ("elbo", "iwae", "dreg")
 LIKELIHOODS = ("bernoulli", "gaussian", "logistic")
-# Encoder and decoder scales stay within exp(+-LIMIT): nothing overflows, whatever a network says.
+# Scales of encoder and decoder stay within exp(+-LIMIT), whatever a network says.
 LIMIT = 10.0
 
 
@@ -85,7 +85,7 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
             f"vae.bound={o.bound!r} has no KL of its own to weigh: leave beta=1, kl_warmup='' and "
             "free_bits=0, or use bound='elbo'."
         )
-    if o.eval_samples > 1 and o.eval_samples % min(o.eval_chunk, o.eval_samples):
+    if o.eval_samples % min(o.eval_chunk, o.eval_samples):
         raise ConfigError(
             f"vae.eval_samples={o.eval_samples}: expected a multiple of "
             f"vae.eval_chunk={o.eval_chunk}."
@@ -129,21 +129,25 @@ class Autoencoder(NamedTuple):
         return mean, _bounded(log_scale), changed
 
     def decode(
-        self, params: Tree, mutable: Tree, z: Float[Array, "*S B Z"], label, **training
-    ) -> tuple[Float[Array, "*S B *parameters"], Tree]:
-        """The parameters of p(x | z) for each z, and the decoder's new mutable state."""
-        *lead, B, Z = z.shape
+        self, params: Tree, mutable: Tree, z: Float[Array, "B S Z"], label, **training
+    ) -> tuple[Float[Array, "B S *parameters"], Tree]:
+        """The parameters of p(x | z) for each z, and the decoder's new mutable state.
+
+        Examples come before samples, so that a batch split over devices stays where it is.
+        """
+        B, S, Z = z.shape
         if label is not None:
-            label = jnp.broadcast_to(label, (*lead, B)).reshape(-1)
+            label = jnp.repeat(label, S)
         out, changed = self.decoder.apply(
             params["decoder"], mutable["decoder"], z.reshape(-1, Z), label, **training
         )
-        return out.reshape(*lead, B, *out.shape[1:]), changed
+        return out.reshape(B, S, *out.shape[1:]), changed
 
     def log_likelihood(
-        self, params: Tree, out: Float[Array, "*S B *parameters"], x: Float[Array, "B *shape"]
-    ) -> Float[Array, "*S B"]:
+        self, params: Tree, out: Float[Array, "B S *parameters"], x: Float[Array, "B *shape"]
+    ) -> Float[Array, "B S"]:
         """log p(x | z), summed over dimensions, of the decoder's output."""
+        x = x[:, None]
         if self.options.likelihood == "bernoulli":
             each = likelihoods.bernoulli(x, out)
         elif self.options.likelihood == "gaussian":
@@ -151,10 +155,11 @@ class Autoencoder(NamedTuple):
         else:
             mean, log_scale = jnp.split(out, 2, axis=-1)
             each = likelihoods.discretised_logistic(x, mean, _bounded(log_scale))
-        return each.sum(tuple(range(each.ndim - x.ndim + 1, each.ndim)))
+        return each.sum(tuple(range(2, each.ndim)))
 
-    def mean(self, out: Float[Array, "B *parameters"]) -> Array:
-        """The mean of p(x | z), in the data's own format."""
+    def centre(self, params: Tree, mutable: Tree, z: Float[Array, "N Z"], label) -> Array:
+        """The mean of p(x | z), of the logistic its location, in the data's own format."""
+        out = self.decode(params, mutable, z[:, None], label)[0][:, 0]
         if self.options.likelihood == "bernoulli":
             return jnp.round(255 * jax.nn.sigmoid(out)).astype(jnp.uint8)
         if self.options.likelihood == "logistic":
@@ -166,53 +171,61 @@ def _bounded(log_scale: Array) -> Array:
     return LIMIT * jnp.tanh(log_scale / LIMIT)
 
 
-def _draw(key: Array, count: int, mean: Array, log_scale: Array) -> Float[Array, "S B Z"]:
-    noise = jax.random.normal(key, (count, *mean.shape))
-    return mean + jnp.exp(log_scale) * noise
+def _draw(key: Array, count: int, mean: Array, log_scale: Array) -> Float[Array, "B S Z"]:
+    B, Z = mean.shape
+    noise = jax.random.normal(key, (B, count, Z))
+    return mean[:, None] + jnp.exp(log_scale)[:, None] * noise
 
 
-def _log_ratio(z: Float[Array, "S B Z"], mean: Array, log_scale: Array) -> Float[Array, "S B"]:
+def _log_ratio(z: Float[Array, "B S Z"], mean: Array, log_scale: Array) -> Float[Array, "B S"]:
     """log p(z) - log q(z | x)."""
     prior = likelihoods.gaussian(z, jnp.zeros(()), jnp.zeros(()))
-    return (prior - likelihoods.gaussian(z, mean, log_scale)).sum(-1)
+    return (prior - likelihoods.gaussian(z, mean[:, None], log_scale[:, None])).sum(-1)
 
 
-def importance_bound(log_weights: Float[Array, "S B"]) -> Float[Array, "B"]:
+def importance_bound(log_weights: Float[Array, "B S"]) -> Float[Array, "B"]:
     """log 1/k sum_i w_i (Burda et al. 2016, eq. 8)."""
-    return logsumexp(log_weights, axis=0) - math.log(len(log_weights))
+    return logsumexp(log_weights, axis=1) - math.log(log_weights.shape[1])
 
 
 def doubly_reparameterised_bound(
-    log_weights: Callable[..., Float[Array, "S B"]],
+    log_weights: Callable[..., tuple[Float[Array, "B S"], Tree]],
     params: Tree,
-    z: Float[Array, "S B Z"],
+    z: Float[Array, "B S Z"],
     mean: Float[Array, "B Z"],
     log_scale: Float[Array, "B Z"],
-) -> Float[Array, "B"]:
+) -> tuple[Float[Array, "B"], Tree]:
     """`importance_bound` with the gradient of Tucker et al. 2019, eq. 8.
 
     With w~ the normalised weights, the decoder's gradient is sum w~ d log w / d theta, the
     encoder's sum w~^2 d log w / dz dz / dphi: the density of q counts as a constant of phi.
 
     Args:
-      log_weights: (params, z, mean, log_scale) -> log w, row i of column b a function of z[i, b].
+      log_weights: (params, z, mean, log_scale) -> (log w, whatever else), with log w[b, i] a
+        function of z[b, i].
       params: what the decoder's gradient is taken of.
       z: the samples, as functions of mean and log_scale.
       mean: of q.
       log_scale: of q.
+
+    Returns:
+      The bound, and what else `log_weights` gave, which has no gradient.
     """
 
     @jax.custom_vjp
     def bound(params, z, mean, log_scale):
-        return importance_bound(log_weights(params, z, mean, log_scale))
+        found, rest = log_weights(params, z, mean, log_scale)
+        return importance_bound(found), rest
 
     def forward(params, z, mean, log_scale):
-        found, back = jax.vjp(lambda p, z: log_weights(p, z, mean, log_scale), params, z)
-        return importance_bound(found), (jax.nn.softmax(found, axis=0), back, mean)
+        found, back, rest = jax.vjp(
+            lambda p, z: log_weights(p, z, mean, log_scale), params, z, has_aux=True
+        )
+        return (importance_bound(found), rest), (jax.nn.softmax(found, axis=1), back, mean)
 
-    def backward(residual: Any, g: Float[Array, "B"]):
+    def backward(residual: Any, cotangents: tuple[Float[Array, "B"], Tree]):
         weights, back, mean = residual
-        slope, slope_z = back(weights * g)
+        slope, slope_z = back(weights * cotangents[0][:, None])
         return slope, weights[..., None] * slope_z, jnp.zeros_like(mean), jnp.zeros_like(mean)
 
     bound.defvjp(forward, backward)
@@ -230,7 +243,7 @@ def loss(
     mean, log_scale, encoder = model.posterior(params, mutable, x, label, **training)
     z = _draw(key_z, o.samples, mean, log_scale)
 
-    def likelihood(params: Tree, z: Array) -> tuple[Float[Array, "S B"], Tree]:
+    def likelihood(params: Tree, z: Array) -> tuple[Float[Array, "B S"], Tree]:
         out, changed = model.decode(params, mutable, z, label, **training)
         return model.log_likelihood(params, out, x), changed
 
@@ -238,27 +251,28 @@ def loss(
     metrics = {"kl": kl.sum(-1).mean()}
     if o.bound == "dreg":
 
-        def weights(params: Tree, z: Array, mean: Array, log_scale: Array) -> Array:
-            return likelihood(params, z)[0] + _log_ratio(z, mean, log_scale)
+        def weights(params: Tree, z: Array, mean: Array, log_scale: Array) -> tuple[Array, Tree]:
+            found, changed = likelihood(params, z)
+            return found + _log_ratio(z, mean, log_scale), (found, changed)
 
-        found = doubly_reparameterised_bound(weights, params, z, mean, log_scale)
-        value, decoder = -found.mean(), mutable["decoder"]
-        metrics["bound"] = found.mean()
+        found, (reconstruction, decoder) = doubly_reparameterised_bound(
+            weights, params, z, mean, log_scale
+        )
     else:
         reconstruction, decoder = likelihood(params, z)
-        metrics["reconstruction"] = reconstruction.mean()
-        metrics["elbo"] = metrics["reconstruction"] - metrics["kl"]
-        if o.bound == "iwae":
-            found = importance_bound(reconstruction + _log_ratio(z, mean, log_scale))
-            value = -found.mean()
-            metrics["bound"] = found.mean()
-        else:
-            weight = o.beta
-            if model.warmup_steps:
-                weight *= jnp.minimum(step / model.warmup_steps, 1.0)
-            charged = jnp.maximum(kl.mean(0), o.free_bits).sum()
-            value = weight * charged - metrics["reconstruction"]
-            metrics["kl_weight"] = jnp.float32(weight)
+        found = importance_bound(reconstruction + _log_ratio(z, mean, log_scale))
+    metrics["reconstruction"] = reconstruction.mean()
+    metrics["elbo"] = metrics["reconstruction"] - metrics["kl"]
+    if o.bound == "elbo":
+        weight = o.beta
+        if model.warmup_steps:
+            weight *= jnp.minimum(step / model.warmup_steps, 1.0)
+        charged = jnp.maximum(kl.mean(0), o.free_bits).sum()
+        value = weight * charged - metrics["reconstruction"]
+        metrics["kl_weight"] = jnp.float32(weight)
+    else:
+        metrics["bound"] = found.mean()
+        value = -metrics["bound"]
     changed = {"vae": {"encoder": encoder, "decoder": decoder}}
     return value, Aux(metrics, changed, float(len(x)))
 
@@ -269,7 +283,8 @@ def evaluate(
     """ELBO, its parts, and log p(x) by importance sampling, in nats of each example.
 
     log p(x) takes `eval_samples` samples of z, decoded `eval_chunk` at a time (Burda et al. 2016,
-    section 5). Where the data are discrete, bits per dimension of the best of the bounds.
+    section 5). Where the likelihood is one of discrete data, minus log p(x), or the ELBO if
+    `eval_samples` is 1, in bits per dimension.
     """
     o, params, mutable = model.options, params["vae"], mutable["vae"]
     key_x, key_z = (jax.random.fold_in(key, i) for i in range(2))
@@ -281,19 +296,19 @@ def evaluate(
         total, weight = carry
         z = _draw(jax.random.fold_in(key_z, index), chunk, mean, log_scale)
         found = model.log_likelihood(params, model.decode(params, mutable, z, label)[0], x)
-        more = logsumexp(found + _log_ratio(z, mean, log_scale), axis=0)
-        return (total + found.sum(0), jnp.logaddexp(weight, more)), None
+        more = logsumexp(found + _log_ratio(z, mean, log_scale), axis=1)
+        return (total + found.sum(1), jnp.logaddexp(weight, more)), None
 
     nothing = (jnp.zeros(len(x)), jnp.full(len(x), -jnp.inf))
     (total, weight), _ = jax.lax.scan(look, nothing, jnp.arange(o.eval_samples // chunk))
     reconstruction = total / o.eval_samples
     kl = likelihoods.gaussian_kl(mean, log_scale).sum(-1)
     found = {"elbo": reconstruction - kl, "kl": kl, "reconstruction": reconstruction}
-    best = found["elbo"]
+    nats = found["elbo"]
     if o.eval_samples > 1:
-        best = found["log_likelihood"] = weight - math.log(o.eval_samples)
+        nats = found["log_likelihood"] = weight - math.log(o.eval_samples)
     if o.likelihood != "gaussian":
-        found["bits_per_dim"] = -best / (math.log(2) * x[0].size)
+        found["bits_per_dim"] = -nats / (math.log(2) * x[0].size)
     return found
 
 
@@ -305,7 +320,7 @@ def sample(
     num: int,
     condition: Int[Array, "B"] | None = None,
 ) -> Array:
-    """Draws `num` codes from the prior and returns the mean of p(x | z), as the data are.
+    """Draws `num` codes from the prior and returns the centre of p(x | z), as the data are.
 
     Args:
       model: the networks.
@@ -327,7 +342,7 @@ def sample(
             "vae.class_conditional=True."
         )
     z = jax.random.normal(jax.random.fold_in(key, 0), (num, model.options.latent_dim))
-    return model.mean(model.decode(params["vae"], mutable["vae"], z, label)[0])
+    return model.centre(params["vae"], mutable["vae"], z, label)
 
 
 def pictures(
@@ -340,16 +355,17 @@ def pictures(
 
     def decode(z: Array, like: Array) -> Array:
         known = None if label is None else label[like]
-        return model.mean(model.decode(params, mutable, z, known)[0])
+        return model.centre(params, mutable, z, known)
 
     made = {
         "reconstructions": latents.reconstructions(
             batch["image"], decode(code, jnp.arange(len(code)))
         ),
-        "interpolations": latents.interpolations(code, decode),
         "traversals": latents.traversals(code, decode),
         "latent_map": latents.scatter(code, batch.get("label")),
     }
+    if len(code) > 1:
+        made["interpolations"] = latents.interpolations(code, decode)
     if code.shape[1] == 2:
         made["manifold"] = latents.manifold(decode)
     return made
@@ -375,15 +391,13 @@ def from_networks(
             params["log_scale"] = jnp.zeros(())
         return {"vae": params}, {"vae": mutable}
 
-    image = spec.features["image"]
-    drawn = image.dtype == jnp.uint8 and len(image.shape) == 3
     return Method(
         init=init,
         phases=(Phase("vae", partial(loss, model)),),
         evaluate=partial(evaluate, model),
         sample=partial(sample, model),
         rules=(("log_scale$", replicate), *rules),
-        pictures=partial(pictures, model) if drawn else None,
+        pictures=partial(pictures, model),
     )
 
 
@@ -398,9 +412,15 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     """
     if spec.modality != "image":
         raise ConfigError(f"method vae needs images; {spec.name} holds {spec.modality}.")
+    image = spec.features["image"]
+    if len(image.shape) == 3 and image.dtype != jnp.uint8:
+        raise ConfigError(
+            "method vae scales 8-bit images itself: set dataset.dequantize=False "
+            f"(the images are {image.dtype})."
+        )
     options, model = options_from_config(config.vae, spec), config.model
     module = find_module("model.network", model.network, "genjax.networks")
-    *space, channels = shape = spec.features["image"].shape
+    *space, channels = shape = image.shape
     shared = {
         "latent_dim": options.latent_dim,
         "num_classes": spec.num_classes if options.class_conditional else 0,
@@ -418,9 +438,12 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
             module.Decoder, model.decoder, "model.decoder", shape=outputs, rngs=rngs, **shared
         )
 
-    warmup = steps(
-        options.kl_warmup, batch_size=config.batch_size, examples=spec.sizes.get("train", 0)
-    )
+    size = {"batch_size": config.batch_size, "examples": spec.sizes.get("train", 0)}
+    try:
+        total = steps(config.duration, **size)
+        warmup = steps(options.kl_warmup, **size, total=total)
+    except ConfigError as error:
+        raise ConfigError(f"config.vae.kl_warmup={options.kl_warmup!r}: {error}") from error
     return from_networks(
         functional(encoder), functional(decoder), options, spec, module.RULES, warmup
     )

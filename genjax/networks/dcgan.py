@@ -23,20 +23,20 @@ NORMS = {
 SLOPE = 0.2  # of leaky rectifiers on the negative side (section 3.1)
 
 
-def halvings(resolution: int) -> int:
+def halvings(shape: tuple[int, int, int]) -> int:
     """How often the side of an image is halved: down to 7 pixels or fewer, but above 3.
 
     Raises:
-      ConfigError: a side that turns odd above 7, or is below 8.
+      ConfigError: a side that turns odd above 7, or is below 8; an image that is not square.
     """
-    side, count = resolution, 0
+    height, width, _ = shape
+    side, count = height, 0
     while side > 7 and side % 2 == 0:
         side, count = side // 2, count + 1
-    if side > 7 or not count:
+    if side > 7 or not count or height != width:
         raise ConfigError(
-            f"images of {resolution} x {resolution} cannot be halved to between 4 and 7 pixels a "
-            "side: set dataset.image_size to 4, 5, 6 or 7 times a power of two, such as 28, 32 "
-            "or 64."
+            f"images of {height} x {width} cannot be halved to a square of 4 to 7 pixels a side: "
+            "set dataset.image_size to 4, 5, 6 or 7 times a power of two, such as 28, 32 or 64."
         )
     return count
 
@@ -78,7 +78,7 @@ class Generator(nnx.Module):
           ConfigError: see `halvings`; a norm that does not exist.
         """
         one_of("model: norm", norm, tuple(NORMS))
-        levels, init = halvings(shape[0]), jax.nn.initializers.normal(0.02)
+        levels, init = halvings(shape), jax.nn.initializers.normal(0.02)
         self.side = shape[0] >> levels
         width = channels << (levels - 1)
         bias = norm == "none"
@@ -147,7 +147,7 @@ class Discriminator(nnx.Module):
           ConfigError: see `halvings`; a norm that does not exist.
         """
         one_of("model: norm", norm, tuple(NORMS))
-        levels, init = halvings(shape[0]), jax.nn.initializers.normal(0.02)
+        levels, init = halvings(shape), jax.nn.initializers.normal(0.02)
         convs, norms, width = {}, {}, shape[-1]
         for level in range(levels):
             convs[str(level)] = Conv(

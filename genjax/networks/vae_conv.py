@@ -6,8 +6,6 @@ game needs.
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -49,7 +47,7 @@ class Encoder(nnx.Module):
         Raises:
           ConfigError: see `dcgan.halvings`.
         """
-        levels, width = halvings(shape[0]), shape[-1]
+        levels, width = halvings(shape), shape[-1]
         convs, norms = {}, {}
         for level in range(levels):
             convs[str(level)] = Conv(width, channels << level, 4, stride=2, dtype=dtype, rngs=rngs)
@@ -93,7 +91,7 @@ class Decoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         """Builds the network; `shape` is that of its output, the rest as for `Encoder`."""
-        levels = halvings(shape[0])
+        levels = halvings(shape)
         self.side, width = shape[0] >> levels, channels << (levels - 1)
         self.hidden = Linear(latent_dim + num_classes, hidden, dtype=dtype, rngs=rngs)
         self.stem = Linear(hidden, self.side**2 * width, dtype=dtype, rngs=rngs)
@@ -103,7 +101,7 @@ class Decoder(nnx.Module):
             width //= 2
             norms[str(level)] = GroupNorm(width)
         self.ups, self.norms = nnx.Dict(ups), nnx.Dict(norms)
-        self.out = ConvTranspose(width, math.prod(shape[2:]), 4, dtype=dtype, rngs=rngs)
+        self.out = ConvTranspose(width, shape[-1], 4, dtype=dtype, rngs=rngs)
         self.num_classes = num_classes
 
     def __call__(

@@ -54,13 +54,15 @@ def diffaugment(
             most = [int(side / 8 + 0.5) for side in (H, W)]
             dy, dx = (jax.random.randint(next(keys), (B,), -m, m + 1) for m in most)
             x = translate(x, dy, dx)
-        else:
+        elif name == "cutout":
             sizes = [int(side / 2 + 0.5) for side in (H, W)]
             centres = [
                 jax.random.randint(next(keys), (B,), 0, side + 1 - size % 2)
                 for side, size in zip((H, W), sizes, strict=True)
             ]
             x = cutout(x, *(o - s // 2 for o, s in zip(centres, sizes, strict=True)), *sizes)
+        else:
+            raise ValueError(f"augmentation {name!r}: expected some of {DIFFAUGMENT}")
     return x
 
 
@@ -123,6 +125,8 @@ def ada(
     Raises:
       ValueError: images that are not square, or colours of other than 1 or 3 channels.
     """
+    if unknown := set(policy) - set(ADA):
+        raise ValueError(f"augmentations {sorted(unknown)}: expected some of {ADA}")
     B, H, W, C = x.shape
     if H != W or C not in (1, 3):
         raise ValueError(f"ada needs square images of 1 or 3 channels, got {H} x {W} x {C}")

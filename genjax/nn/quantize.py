@@ -34,6 +34,8 @@ def rotation(
 ) -> Float[Array, "*N D"]:
     """`quantised`, as x turned and stretched: the gradient turns back (Fifty et al. 2024, 4.2).
 
+    A vector shorter than `eps` has no direction to turn: there it is `straight_through`.
+
     With unit vectors a of x and b of the code and r of a + b, it is |code| / |x| (I - 2 r r^T +
     2 b a^T) x, where all but the last x is constant.
     """
@@ -45,7 +47,8 @@ def rotation(
     def along(v: Array) -> Array:
         return (x * v).sum(-1, keepdims=True)
 
-    return (x - 2 * along(r) * r + 2 * along(a) * b) * (length / jnp.maximum(size, eps))
+    turned = (x - 2 * along(r) * r + 2 * along(a) * b) * (length / jnp.maximum(size, eps))
+    return jnp.where(size < eps, straight_through(x, quantised), turned)
 
 
 def codebook(codes: Float[Array, "K D"]) -> Codebook:
@@ -124,7 +127,7 @@ def fsq(z: Float[Array, "*N D"], levels: Sequence[int], eps: float = 1e-3) -> Fl
     tanh bounds each dimension so that rounding gives just so many integers; the gradient passes
     straight through the rounding (Mentzer et al. 2024, section 3.1 and appendix A.1).
     """
-    sizes = np.asarray(levels)
+    sizes = _sizes(levels)
     half = (sizes - 1) * (1 + eps) / 2
     offset = np.where(sizes % 2 == 0, 0.5, 0.0)
     bounded = jnp.tanh(z + np.arctanh(offset / half)) * half - offset
@@ -133,19 +136,27 @@ def fsq(z: Float[Array, "*N D"], levels: Sequence[int], eps: float = 1e-3) -> Fl
 
 def fsq_index(code: Float[Array, "*N D"], levels: Sequence[int]) -> Int[Array, "*N"]:
     """The number of a code of `fsq`: its dimensions are the digits, the first the lowest."""
-    sizes = np.asarray(levels)
+    sizes = _sizes(levels)
     digits = jnp.round((code + 1) * (sizes // 2)).astype(jnp.int32)
     return (digits * _places(sizes)).sum(-1)
 
 
 def fsq_code(index: Int[Array, "*N"], levels: Sequence[int]) -> Float[Array, "*N D"]:
     """The inverse of `fsq_index`."""
-    sizes = np.asarray(levels)
+    sizes = _sizes(levels)
     digits = index[..., None] // _places(sizes) % sizes
     return digits / (sizes // 2) - 1.0
 
 
+def _sizes(levels: Sequence[int]) -> np.ndarray:
+    sizes = [int(level) for level in levels]
+    if min(sizes) < 2 or math.prod(sizes) > 2**31 - 1:
+        raise ValueError(
+            f"levels {sizes}: expected at least 2 each, and no more codes together than a 32-bit "
+            "index can name"
+        )
+    return np.array(sizes)
+
+
 def _places(sizes: np.ndarray) -> np.ndarray:
-    if math.prod(map(int, sizes)) > 2**31 - 1:
-        raise ValueError(f"levels {sizes.tolist()}: more codes than a 32-bit index can name")
     return np.concatenate([[1], np.cumprod(sizes[:-1])]).astype(np.int32)

@@ -74,8 +74,6 @@ def assemble(
       ConfigError: the config does not fit the data, the devices or the family.
       ValueError: a leaf of the state that no sharding rule covers.
     """
-    count = config.steps_per_dispatch
-    configs.require(count >= 1, "steps_per_dispatch", count, "at least 1")
     mesh = make_mesh(config, devices)
     spec = catalogue.spec(config.dataset) if spec is None else spec
     method = methods.build(config, spec) if method is None else method

@@ -43,9 +43,11 @@ Curve = dict[int, float | None]
 
 # Which end of a metric is the good one, by the words of its name.
 LOWER = re.compile(
-    r"loss|nll|bits|bpd|perplexity|ppl|fid|kid|err|mse|mae|rmse|kl|wer|cer|lpips|distance"
+    r"loss|nll|bits|bpd|perplexity|ppl|fid|kid|err|mse|mae|rmse|wer|cer|lpips|distance"
 )
-HIGHER = re.compile(r"accuracy|acc|psnr|ssim|inception|precision|recall|f1|bleu|rouge|auc")
+HIGHER = re.compile(
+    r"accuracy|acc|psnr|ssim|inception|precision|recall|f1|bleu|rouge|auc|elbo|likelihood"
+)
 
 
 def _commit() -> str | None:

@@ -36,6 +36,16 @@ SOURCES = {
 }
 
 
+def test_a_file_of_arrays_is_read_whole(tmp_path, monkeypatch):
+    np.savez(tmp_path / "file.npz", image=IMAGES, label=LABELS)
+    for channels, size in ((0, 0), (3, 6)):
+        source = sources.npz(str(tmp_path / "file.npz"), channels, size).splits["train"]
+        source = getattr(source, "_source", source)
+        monkeypatch.setattr(sources, "stack", None)  # one by one would need it
+        batch = source.take(np.array([1, 5]))
+        np.testing.assert_array_equal(batch["image"], IMAGES[[1, 5]])
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_batch_is_its_examples(name):
     source = SOURCES[name]()

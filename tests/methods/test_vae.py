@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,7 @@ from genjax.config import ConfigError
 from genjax.method import DataSpec
 from genjax.methods import vae
 from genjax.nn.functional import Functional
+from genjax.training.assemble import assemble
 
 KEY = jax.random.key(0)
 GAIN, NOISE = 1.5, 0.7  # x = GAIN z + noise: evidence N(0, GAIN^2 + NOISE^2)
@@ -160,7 +162,8 @@ def test_a_linear_vae_is_probabilistic_pca():
         config.vae = {"latent_dim": latent, "likelihood": "gaussian"}
         linear = {"widths": (), "activation": "none"}
         config.model = ConfigDict({"network": "vae_mlp", "encoder": linear, "decoder": linear})
-    spec = DataSpec("digits", "image", {"image": jax.ShapeDtypeStruct((64,), np.float32)}, {})
+    image = jax.ShapeDtypeStruct((64,), np.float32)
+    spec = DataSpec("digits", "image", {"image": image}, {"train": len(x)})
     method = vae.build(config, spec)
     params, mutable = method.init(KEY, {})
     batch, steps = {"image": jnp.asarray(x)}, 3000
@@ -184,6 +187,28 @@ def test_a_linear_vae_is_probabilistic_pca():
     assert float(found["elbo"].mean()) == pytest.approx(expected, abs=0.05)
 
 
+def test_the_likelihood_of_many_chunks_reaches_the_evidence():
+    """1,000 chunks of five samples from a wrong posterior; chunks that repeat would fall short."""
+    method, params, mutable = toy(shift=0.4, stretch=1.6, eval_samples=5000, eval_chunk=5)
+    found = jax.jit(method.evaluate)(params, mutable, {"image": X}, KEY)
+    np.testing.assert_allclose(found["log_likelihood"], log_evidence(X), atol=0.05)
+    method, params, mutable = toy(shift=0.4, stretch=1.6, eval_samples=5, eval_chunk=5)
+    few = jax.jit(method.evaluate)(params, mutable, {"image": X}, KEY)
+    assert np.abs(few["log_likelihood"] - log_evidence(X)).max() > 0.05
+
+
+@pytest.mark.parametrize("said", [-1e30, 1e30])
+def test_a_scale_without_bounds_cannot_make_nan(said):
+    method, params, mutable = toy(bound="iwae", samples=3)
+    params["vae"]["encoder"]["raw"] = jnp.float32(said)
+    params["vae"]["log_scale"] = jnp.float32(-said)
+    loss = method.phases[0].loss
+    (value, aux), slope = jax.value_and_grad(loss, has_aux=True)(
+        params, mutable, {"image": X}, KEY, 0
+    )
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((value, aux.metrics, slope)))
+
+
 BYTES = DataSpec("toy", "image", {"image": jax.ShapeDtypeStruct((8, 8, 1), np.uint8)}, {}, 3)
 
 
@@ -202,3 +227,97 @@ BYTES = DataSpec("toy", "image", {"image": jax.ShapeDtypeStruct((8, 8, 1), np.ui
 def test_options_that_are_refused(keys, spec, says):
     with pytest.raises(ConfigError, match=says):
         vae.options_from_config(ConfigDict(keys), spec)
+
+
+def assembled(devices=None, **overrides):
+    location = "configs/iwae.py:tiny"
+    small = {"model.encoder.widths": (8,), "model.decoder.widths": (8,), "batch_size": 16}
+    small |= {"evals.batch_size": 16, "vae.latent_dim": 3, "steps_per_dispatch": 1}
+    return assemble(configs.load(location, small | overrides), devices=devices)
+
+
+def batch_of(run, channels=1):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (16, 8, 8, channels), np.uint8)
+    label = rng.integers(0, 10, 16).astype(np.int32)
+    return {"image": jnp.asarray(image), "label": jnp.asarray(label)}
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "logistic", "gaussian"])
+@pytest.mark.parametrize("network", ["vae_mlp", "vae_conv"])
+def test_labels_reach_encoder_decoder_samples_and_pictures(likelihood, network):
+    config = configs.load("configs/iwae.py:tiny", {"vae.class_conditional": True})
+    with config.unlocked():
+        config.vae.update({"likelihood": likelihood, "latent_dim": 2, "eval_samples": 4})
+        width = {"widths": (8,)} if network == "vae_mlp" else {"channels": 4, "hidden": 8}
+        config.model = ConfigDict({"network": network, "encoder": width, "decoder": width})
+    image = jax.ShapeDtypeStruct((8, 8, 3), np.uint8)
+    label = jax.ShapeDtypeStruct((), np.int32)
+    spec = DataSpec("toy", "image", {"image": image, "label": label}, {"train": 16}, 10)
+    method, batch = vae.build(config, spec), batch_of(None, 3)
+    params, mutable = jax.jit(method.init)(KEY, batch)
+    evaluate = jax.jit(method.evaluate)
+    found = evaluate(params, mutable, batch, KEY)
+    other = evaluate(params, mutable, {**batch, "label": (batch["label"] + 1) % 10}, KEY)
+    assert ("bits_per_dim" in found) == (likelihood != "gaussian")
+    for name in ("kl", "reconstruction", "log_likelihood"):
+        assert found[name].shape == (16,)
+        assert np.abs(found[name] - other[name]).min() > 0, name
+    three, four = (method.sample(params, mutable, KEY, 5, jnp.full(5, k)) for k in (3, 4))
+    assert three.dtype == jnp.uint8
+    assert three.shape == (5, 8, 8, 3)
+    assert (three != four).any()
+    made = jax.jit(method.pictures)(params, mutable, batch, KEY)
+    shapes = {name: (value.dtype, value.shape[2:]) for name, value in made.items()}
+    shown = (jnp.uint8, (8, 8, 3))
+    names = ("reconstructions", "interpolations", "traversals", "manifold")
+    assert shapes == dict.fromkeys(names, shown) | {"latent_map": (jnp.uint8, (256, 256, 3))}
+
+
+def test_labels_for_a_model_that_knows_none():
+    method, params, mutable = toy()
+    with pytest.raises(ConfigError, match="the model knows none"):
+        method.sample(params, mutable, KEY, 2, jnp.array([0, 1]))
+
+
+@pytest.mark.parametrize("bound", ["iwae", "dreg"])
+def test_eight_devices_are_one_and_examples_stay_where_they_are(bound):
+    overrides = {"vae.bound": bound, "optimizer.name": "sgd", "optimizer.momentum": 0.0}
+    states = []
+    for devices in (jax.devices()[:1], jax.devices()):
+        run = assembled(devices, **overrides)
+        with jax.set_mesh(run.mesh):
+            placed = {k: jax.device_put(v, run.batch[k].sharding) for k, v in batch_of(run).items()}
+            start = run.init()
+            text = run.step.lower(start, placed).compile().as_text()
+            states.append(jax.device_get(run.step(start, placed)[0].params))
+    chex.assert_trees_all_close(*states, rtol=1e-4, atol=1e-6)
+    # The decoder sees its own rows only: two examples of five samples on each of eight devices.
+    assert "f32[10,64]" in text
+    assert "f32[80," not in text
+
+
+@pytest.mark.parametrize(
+    ("warmup", "found"), [("10_percent", 60), ("40_steps", 40), ("", 0), ("1_epochs", 4)]
+)
+def test_the_kl_grows_over_a_duration(warmup, found):
+    config = configs.load("configs/vae.py:tiny", {"duration": "600_steps", "batch_size": 32})
+    config.vae.kl_warmup = warmup
+    image = jax.ShapeDtypeStruct((8, 8, 1), np.uint8)
+    method = vae.build(config, DataSpec("toy", "image", {"image": image}, {"train": 128}))
+    assert method.phases[0].loss.args[0].warmup_steps == found
+
+
+@pytest.mark.parametrize(
+    ("keys", "shape", "dtype", "says"),
+    [
+        ({"vae.kl_warmup": "soon"}, (8, 8, 1), np.uint8, r"config\.vae\.kl_warmup='soon'"),
+        ({"vae.likelihood": "gaussian"}, (8, 8, 1), np.float32, r"set dataset\.dequantize=False"),
+        ({"model.network": "vae_conw"}, (8, 8, 1), np.uint8, r"Nearest: vae_conv"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(keys, shape, dtype, says):
+    config = configs.load("configs/vae.py:tiny", keys)
+    spec = DataSpec("toy", "image", {"image": jax.ShapeDtypeStruct(shape, dtype)}, {"train": 64})
+    with pytest.raises(ConfigError, match=says):
+        vae.build(config, spec)

@@ -217,13 +217,18 @@ def test_points_of_a_plane():
 
 @pytest.mark.parametrize(("size", "count"), [(28, 2), (32, 3), (64, 4), (8, 1), (48, 3), (20, 2)])
 def test_halvings(size, count):
-    assert dcgan.halvings(size) == count
+    assert dcgan.halvings((size, size, 1)) == count
 
 
 @pytest.mark.parametrize("size", [7, 4, 27, 30, 36])
 def test_sizes_that_cannot_be_halved_are_refused(size):
     with pytest.raises(ConfigError, match=f"{size} x {size}"):
-        dcgan.halvings(size)
+        dcgan.halvings((size, size, 3))
+
+
+def test_rectangles_are_refused():
+    with pytest.raises(ConfigError, match="images of 8 x 16"):
+        dcgan.halvings((8, 16, 1))
 
 
 def test_wrong_sections_are_refused():

@@ -186,6 +186,13 @@ def test_the_controller_moves_p_towards_the_target_at_the_papers_rate():
     np.testing.assert_allclose(even["p"], 0.5, atol=1e-3)
 
 
+def test_parts_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="colour"):
+        augment.diffaugment(GREY, KEY, ("colour",))
+    with pytest.raises(ValueError, match="cutout"):
+        augment.ada(GREY, 0.5, KEY, ("cutout",))
+
+
 def test_ada_refuses_images_that_are_not_square():
     with pytest.raises(ValueError, match="square"):
         augment.ada(GREY[:, :5], 0.5, KEY)

@@ -60,9 +60,18 @@ def test_numbers_and_codes_of_finite_scalars_are_one_to_one(levels):
     assert set(np.unique(quantize.fsq_index(reached, levels))) == set(range(len(index)))
 
 
-def test_too_many_finite_scalars_are_refused():
-    with pytest.raises(ValueError, match="more codes than"):
+def test_impossible_levels_are_refused():
+    with pytest.raises(ValueError, match="no more codes together"):
         quantize.fsq_code(jnp.zeros(1, jnp.int32), (256, 256, 256, 256))
+    with pytest.raises(ValueError, match="at least 2 each"):
+        quantize.fsq(jnp.zeros((1, 2)), (5, 1))
+
+
+def test_a_vector_without_direction_is_passed_straight_through():
+    x, code = jnp.array([[0.0, 0.0], [1e-9, 0.0]]), jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    made, back = jax.vjp(lambda x: quantize.rotation(x, code), x)
+    np.testing.assert_allclose(made, code, rtol=1e-6)
+    np.testing.assert_allclose(back(jnp.ones((2, 2)))[0], 1.0)
 
 
 def test_nearest_is_by_brute_force():

@@ -98,5 +98,6 @@ def test_steps_that_diverge_inside_a_dispatch_are_counted_one_by_one():
 
 
 def test_no_step_at_all_is_refused():
+    overrides = {"steps_per_dispatch": 0}
     with pytest.raises(ConfigError, match="steps_per_dispatch=0: expected at least 1"):
-        make(0)
+        configs.validate(configs.load("configs/dcgan.py:tiny", overrides))
