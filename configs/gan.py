@@ -1,10 +1,12 @@
 """The first GAN (Goodfellow et al. 2014): fully connected networks, the minimax game.
 
-Default: Fashion-MNIST, a rectifier generator and a maxout discriminator with dropout.
+Default: Fashion-MNIST, a rectifier generator and a maxout discriminator with dropout, 1,200,000
+examples. The samples have the right shapes and a grain that the classifier's features do not see.
   command    launch/local.sh --config=configs/gan.py
   hardware   2 CPU cores
-  time       not measured yet
-  score      not measured yet
+  time       16 min 17 s, with other work beside it
+  score      fd_classifier 8.5, kid_classifier 0.87 +- 0.17, recall 0.70
+             (test images: 0.65, 0, 0.96)
 
 Presets, as in --config=configs/gan.py:tiny:
   tiny       8 x 8 digits, a test of the installation in about a minute
