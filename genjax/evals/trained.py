@@ -35,7 +35,7 @@ logger = logging.getLogger("genjax")
 Tree = Any
 
 # Sections of the config that do not decide what the weights become.
-INDIFFERENT = ("mesh", "checkpoint", "evals", "early_stop", "log")
+INDIFFERENT = ("mesh", "checkpoint", "evals", "early_stop", "log", "steps_per_dispatch")
 
 
 def classifier_config() -> ConfigDict:

@@ -157,8 +157,9 @@ def test_every_tiny_preset_trains_as_it_stands(path, cli, tmp_path):
     cli.run(f"--config={path}:tiny", f"--workdir={tmp_path / 'run'}")
     lines = [line for line in metrics(tmp_path / "run") if "train/skipped" in line]
     assert not any(line["train/skipped"] for line in lines)
-    if "train/loss" in lines[0]:  # one player: its loss falls
-        assert lines[-1]["train/loss"] < 0.6 * lines[0]["train/loss"]
+    if "train/loss" in lines[0]:  # one player: its loss falls; of a likelihood, to no less than
+        # the data's entropy, and the first line is already the mean of many steps
+        assert lines[-1]["train/loss"] < 0.9 * lines[0]["train/loss"]
     else:  # a game: losses need not fall, but its samples differ as the data do
         spread = [lines[i]["train/generator/fake_std"] for i in (0, -1)]
         assert spread[1] > 0.3 * lines[-1]["train/generator/real_std"], spread

@@ -46,6 +46,11 @@ class Watched(Arrays):
         self.look()
         return super().__getitem__(index)
 
+    def take(self, indices):
+        for _ in indices:
+            self.look()
+        return super().take(indices)
+
 
 def sides(count, seed, labelled=True, dtype=np.uint8, name="sides"):
     """Noise that is brighter on the left (0) or on the right (1)."""
