@@ -102,3 +102,19 @@ def scatter(
     canvas = jnp.zeros((size, size, 3), jnp.uint8)
     canvas = canvas.at[at[:, 0], at[:, 1]].set(jnp.repeat(colour, len(offsets), 0), mode="drop")
     return jax.lax.expand_dims(canvas, (0, 1))
+
+
+def bars(shares: Float[Array, "Q K"], height: int = 64, width: int = 256) -> Pictures:
+    """The shares of codes as bars, the largest first, one picture a codebook, one below another.
+
+    The tallest bar has the full height; with more codes than pixels a bar is the largest of its.
+    """
+    Q, K = shares.shape
+    per = -(-K // width)
+    ordered = jnp.sort(shares, axis=-1)[:, ::-1]
+    ordered = jnp.pad(ordered, ((0, 0), (0, -K % per))).reshape(Q, -1, per).max(-1)
+    bar = max(width // ordered.shape[1], 1)
+    tall = jnp.ceil(height * ordered / jnp.maximum(ordered[:, :1], 1e-12))
+    lit = jnp.arange(height)[::-1, None] < jnp.repeat(tall, bar, axis=-1)[:, None]
+    shade = jnp.where(lit, 255, 0).astype(jnp.uint8)
+    return jnp.broadcast_to(shade[:, None, ..., None], (Q, 1, *shade.shape[1:], 3))

@@ -56,3 +56,13 @@ def test_a_map_has_a_dot_where_each_code_is(label):
     assert marked == {(4, 4), (2, 8)}
     colour = [255] * 3 if label is None else latents.COLOURS[3]
     np.testing.assert_array_equal(shown[2, 8], colour)
+
+
+def test_bars_are_as_tall_as_the_shares():
+    shares = jnp.array([[0.1, 0.5, 0.0, 0.4]])
+    shown = np.asarray(latents.bars(shares, height=10, width=8))
+    assert shown.shape == (1, 1, 10, 8, 3)
+    np.testing.assert_array_equal((shown[0, 0, :, ::2, 0] > 0).sum(0), [10, 8, 2, 0])
+    assert (shown[0, 0, -1, :6] > 0).all()
+    many = np.asarray(latents.bars(jnp.linspace(0, 1, 1000)[None], height=10, width=8))
+    assert many.shape == (1, 1, 10, 8, 3)

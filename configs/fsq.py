@@ -1,0 +1,29 @@
+"""Finite scalar quantisation (Mentzer et al. 2024): the autoencoder of vqvae.py without codebooks.
+
+Default: Fashion-MNIST, 7 x 7 tokens of 8 x 5 x 5 x 5 = 1,000 values.
+  command    launch/local.sh --config=configs/fsq.py
+  hardware   2 CPU cores
+  time       not measured yet
+  score      not measured yet
+
+Presets, as in --config=configs/fsq.py:tiny:
+  tiny       8 x 8 digits, a test of the installation in about a minute
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from genjax import config as base
+
+VQVAE = base.read_module(Path(__file__).with_name("vqvae.py"))
+
+
+def get_config() -> ConfigDict:
+    """Rounding instead of a codebook."""
+    config = VQVAE.get_config()
+    config.vqvae.quantizer = "fsq"
+    return config
+
+
+PRESETS = {"tiny": VQVAE.PRESETS["tiny"] | {"vqvae.levels": (5, 3, 3)}}

@@ -1,0 +1,59 @@
+"""VQ-VAE (van den Oord et al. 2017): 7 x 7 tokens of a codebook of 512, by averages.
+
+Default: Fashion-MNIST.
+  command    launch/local.sh --config=configs/vqvae.py
+  hardware   2 CPU cores
+  time       not measured yet
+  score      not measured yet
+
+Presets, as in --config=configs/vqvae.py:tiny:
+  tiny       8 x 8 digits, a test of the installation in about a minute
+  residual   four codebooks of 64, each of what the ones before leave over
+"""
+
+from ml_collections import ConfigDict
+
+from genjax import config as base
+from genjax.methods.vqvae import Options
+
+
+def get_config() -> ConfigDict:
+    """Fashion-MNIST, for two CPU cores."""
+    config = base.base()
+    config.method = "vqvae"
+    config.dataset.name = "fashion_mnist"
+    config.batch_size = 128
+    config.duration = "10_epochs"
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 1e-3
+    config.schedule.name = "cosine"
+    config.ema.decay = ()
+    config.evals.batch_size = 256
+    config.evals.limit = 2048
+    config.log.every = "50_steps"
+    with config.unlocked():
+        config.vqvae = ConfigDict(Options()._asdict())
+        network = {"channels": 64, "halvings": 2, "blocks": 2}
+        config.model = ConfigDict({"network": "vq_conv", "encoder": network, "decoder": network})
+    return config
+
+
+PRESETS = {
+    "tiny": {
+        "dataset.name": "digits",
+        "dataset.test": "10_percent",
+        "duration": "300_steps",
+        "evals.every": "50_percent",
+        "evals.limit": 64,
+        "evals.batch_size": 64,
+        "evals.samples": 16,
+        "log.every": "20_steps",
+        "vqvae.codes": 32,
+        "vqvae.code_dim": 8,
+        "model.encoder.channels": 16,
+        "model.decoder.channels": 16,
+        "model.encoder.blocks": 1,
+        "model.decoder.blocks": 1,
+    },
+    "residual": {"vqvae.depth": 4, "vqvae.codes": 64},
+}

@@ -1,0 +1,356 @@
+"""Autoencoders with discrete codes: VQ-VAE (van den Oord et al. 2017), residual VQ, and FSQ.
+
+An encoder makes an image of vectors; each is replaced by the nearest code of a codebook, or
+rounded; a decoder makes the image again. The numbers of the codes are tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError, construct, one_of, read_options, require
+from genjax.evals import latents
+from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree, find_module
+from genjax.nn import quantize
+from genjax.nn.functional import Functional, functional
+from genjax.nn.pixels import to_float, to_uint8
+from genjax.parallel.rules import replicate
+
+GRADIENTS = {"straight_through": quantize.straight_through, "rotation": quantize.rotation}
+
+
+class Options(NamedTuple):
+    """The `vqvae` section of a config, and its defaults.
+
+    Attributes:
+      quantizer: "vq", the nearest of a codebook's vectors; "fsq", rounding (Mentzer et al. 2024).
+      codes: K, vectors in a codebook.
+      code_dim: their length.
+      depth: codebooks, each of what the ones before leave over (residual VQ, Zeghidour et al.
+        2021, algorithm 1).
+      levels: of "fsq": values of each dimension.
+      gradient: through the nearest code: "straight_through" or "rotation" (Fifty et al. 2024).
+      learn: how codebooks follow the encoder: "ema" (van den Oord et al. 2017, appendix A.1) or
+        "loss" (eq. 3).
+      decay: of the averages.
+      commitment: weight of the encoder's distance from its codes (eq. 3).
+      restart_below: average count under which a code begins anew on a vector of the batch; 0: off.
+        With "ema".
+      kmeans: iterations of k-means by which the first batch makes the codebook; 0: random vectors.
+    """
+
+    quantizer: str = "vq"
+    codes: int = 512
+    code_dim: int = 32
+    depth: int = 1
+    levels: tuple[int, ...] = (8, 5, 5, 5)
+    gradient: str = "rotation"
+    learn: str = "ema"
+    decay: float = 0.99
+    commitment: float = 0.25
+    restart_below: float = 0.1
+    kmeans: int = 10
+
+
+def options_from_config(section: ConfigDict) -> Options:
+    """Reads and checks the `vqvae` section.
+
+    Raises:
+      ConfigError: an unknown key or choice, or a number out of range.
+    """
+    o = read_options(section, "vqvae", Options)
+    one_of("vqvae.quantizer", o.quantizer, ("vq", "fsq"))
+    one_of("vqvae.gradient", o.gradient, tuple(GRADIENTS))
+    one_of("vqvae.learn", o.learn, ("ema", "loss"))
+    for name, least in (("codes", 2), ("code_dim", 1), ("depth", 1)):
+        require(getattr(o, name) >= least, f"vqvae.{name}", getattr(o, name), f"at least {least}")
+    for name in ("commitment", "restart_below", "kmeans"):
+        require(getattr(o, name) >= 0, f"vqvae.{name}", getattr(o, name), "at least 0")
+    require(0 < o.decay < 1, "vqvae.decay", o.decay, "between 0 and 1")
+    require(min(o.levels) >= 2, "vqvae.levels", o.levels, "at least 2 each")
+    return o
+
+
+class Quantised(NamedTuple):
+    """What became of the encoder's vectors.
+
+    Attributes:
+      z: the codes, with a gradient to the encoder.
+      index: their numbers, one for each codebook.
+      loss: of commitment, and of the codebook if it learns by loss.
+      mutable: the codebooks after this batch; as they were, outside of training.
+    """
+
+    z: Float[Array, "B h w D"]
+    index: Int[Array, "B h w Q"]
+    loss: Float[Array, ""]
+    mutable: Tree
+
+
+class Autoencoder(NamedTuple):
+    """The networks, and what every function of the family needs to know beside its arrays."""
+
+    encoder: Functional  # image in [-1, 1] -> vectors
+    decoder: Functional  # codes -> image
+    options: Options
+    spec: DataSpec
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """(tokens for each position, values of a token)."""
+        o = self.options
+        if o.quantizer == "vq":
+            return o.depth, o.codes
+        return 1, math.prod(o.levels)
+
+    def encode(
+        self, params: Tree, mutable: Tree, x: Float[Array, "B H W C"], **training
+    ) -> tuple[Float[Array, "B h w D"], Tree]:
+        """The encoder's vectors, and its new mutable state."""
+        return self.encoder.apply(params["encoder"], mutable["encoder"], x, **training)
+
+    def quantise(
+        self, params: Tree, mutable: Tree, z: Float[Array, "B h w D"], key: Array, train: bool
+    ) -> Quantised:
+        """Replaces each vector by its code; in training the codebooks follow."""
+        o, zero = self.options, jnp.float32(0)
+        if o.quantizer == "fsq":
+            code = quantize.fsq(z, o.levels)
+            index = quantize.fsq_index(code, o.levels)[..., None]
+            return Quantised(code, index, zero, self._counted(mutable, index, train))
+        x = z.reshape(-1, z.shape[-1])
+        rest, books = jax.lax.stop_gradient(x), mutable.get("books", {})
+        if train and books and o.kmeans:
+            books = jax.lax.cond(mutable["ready"], lambda x, k: books, self._first_books, rest, key)
+        total, index, moved = jnp.zeros_like(x), [], {}
+        for q in range(o.depth):
+            name = str(q)
+            codes = books[name]["codes"] if books else params["codes"][q]
+            chosen = quantize.nearest(rest, jax.lax.stop_gradient(codes))
+            if books:
+                moved[name] = quantize.ema_update(books[name], rest, chosen, o.decay)
+                if o.restart_below:
+                    key_q = jax.random.fold_in(key, q)
+                    moved[name] = quantize.restart(moved[name], rest, key_q, o.restart_below)
+            total = total + codes[chosen]
+            rest = rest - jax.lax.stop_gradient(codes[chosen])
+            index.append(chosen)
+        fixed = jax.lax.stop_gradient(total)
+        loss = o.commitment * jnp.square(x - fixed).mean()
+        if not books:
+            loss += jnp.square(jax.lax.stop_gradient(x) - total).mean()
+        index = jnp.stack(index, -1).reshape(*z.shape[:-1], o.depth)
+        mutable = self._counted(mutable, index, train)
+        if train and books:
+            mutable = {**mutable, "books": moved, "ready": jnp.array(True)}
+        return Quantised(GRADIENTS[o.gradient](x, fixed).reshape(z.shape), index, loss, mutable)
+
+    def _first_books(self, x: Float[Array, "N D"], key: Array) -> Tree:
+        """Codebooks by k-means, each of what the ones before leave of the batch."""
+        books = {}
+        for q in range(self.options.depth):
+            codes = quantize.kmeans(
+                x, jax.random.fold_in(key, q), self.options.codes, self.options.kmeans
+            )
+            books[str(q)] = quantize.codebook(codes)
+            x = x - codes[quantize.nearest(x, codes)]
+        return books
+
+    def _counted(self, mutable: Tree, index: Int[Array, "B h w Q"], train: bool) -> Tree:
+        if not train:
+            return mutable
+        depth, size = self.sizes
+        found = jnp.stack([quantize.histogram(index[..., q], size) for q in range(depth)])
+        decay = self.options.decay
+        return {**mutable, "shares": decay * mutable["shares"] + (1 - decay) * found}
+
+    def look_up(
+        self, params: Tree, mutable: Tree, index: Int[Array, "B h w Q"]
+    ) -> Float[Array, "B h w D"]:
+        """The codes of tokens."""
+        o = self.options
+        if o.quantizer == "fsq":
+            return quantize.fsq_code(index[..., 0], o.levels)
+        books = mutable.get("books")
+        tables = [books[str(q)]["codes"] if books else params["codes"][q] for q in range(o.depth)]
+        return sum(table[index[..., q]] for q, table in enumerate(tables))
+
+    def decode(
+        self, params: Tree, mutable: Tree, z: Float[Array, "B h w D"], **training
+    ) -> tuple[Float[Array, "B H W C"], Tree]:
+        """The image of codes in [-1, 1], and the decoder's new mutable state."""
+        return self.decoder.apply(params["decoder"], mutable["decoder"], z, **training)
+
+
+def loss(
+    model: Autoencoder, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
+) -> tuple[Float[Array, ""], Aux]:
+    """Mean squared error of pixels in [-1, 1], and what keeps vectors and codes together."""
+    params, mutable = params["autoencoder"], mutable["autoencoder"]
+    key_net, key_code = (jax.random.fold_in(key, i) for i in range(2))
+    training = {"key": key_net, "train": True}
+    x = to_float(batch["image"])
+    z, encoder = model.encode(params, mutable, x, **training)
+    found = model.quantise(params, mutable, z, key_code, train=True)
+    made, decoder = model.decode(params, mutable, found.z, **training)
+    error = jnp.square(made - x).mean()
+    depth, size = model.sizes
+    shares = jnp.stack([quantize.histogram(found.index[..., q], size) for q in range(depth)])
+    metrics = {
+        "mse": error,
+        "perplexity": jax.vmap(quantize.perplexity)(shares).mean(),
+        "usage": (shares > 0).mean(),
+    }
+    changed = {**found.mutable, "encoder": encoder, "decoder": decoder}
+    return error + found.loss, Aux(metrics, {"autoencoder": changed}, float(len(x)))
+
+
+def _reconstruct(model: Autoencoder, params: Tree, mutable: Tree, x: Array) -> Array:
+    z, _ = model.encode(params, mutable, x)
+    found = model.quantise(params, mutable, z, jax.random.key(0), train=False)
+    return model.decode(params, mutable, found.z)[0]
+
+
+def evaluate(
+    model: Autoencoder, params: dict, mutable: dict, batch: Batch, key: Array
+) -> dict[str, Float[Array, "B"]]:
+    """Squared error in [-1, 1] and PSNR of each example, in dB of the 8-bit image.
+
+    `perplexity` and `usage` are of the codes' running shares in training, the same for all.
+    """
+    params, mutable = params["autoencoder"], mutable["autoencoder"]
+    x = to_float(batch["image"])
+    made = _reconstruct(model, params, mutable, x)
+    axes = tuple(range(1, x.ndim))
+    rounded = jnp.square(to_float(to_uint8(made)) - x).mean(axes)
+    shares = mutable["shares"]
+    return {
+        "mse": jnp.square(made - x).mean(axes),
+        "psnr": 10 * jnp.log10(4 / jnp.maximum(rounded, 1e-10)),
+        "perplexity": jnp.full(len(x), jax.vmap(quantize.perplexity)(shares).mean()),
+        "usage": jnp.full(len(x), (shares > 1e-6).mean()),
+    }
+
+
+def encode(model: Autoencoder, params: dict, mutable: dict, image: Array) -> Int[Array, "B h w Q"]:
+    """The tokens of 8-bit images."""
+    params, mutable = params["autoencoder"], mutable["autoencoder"]
+    z, _ = model.encode(params, mutable, to_float(image))
+    return model.quantise(params, mutable, z, jax.random.key(0), train=False).index
+
+
+def decode(model: Autoencoder, params: dict, mutable: dict, index: Int[Array, "B h w Q"]) -> Array:
+    """The 8-bit images of tokens."""
+    params, mutable = params["autoencoder"], mutable["autoencoder"]
+    return to_uint8(model.decode(params, mutable, model.look_up(params, mutable, index))[0])
+
+
+def sample(
+    model: Autoencoder,
+    params: dict,
+    mutable: dict,
+    key: Array,
+    num: int,
+    condition: Array | None = None,
+) -> Array:
+    """Images of tokens drawn independently by their shares in training.
+
+    What the decoder makes without a prior: textures, not pictures.
+
+    Raises:
+      ConfigError: conditions, which this model does not know.
+    """
+    if condition is not None:
+        raise ConfigError("labels were given, but the autoencoder knows none: give none.")
+    shares = mutable["autoencoder"]["shares"]
+    logits = jnp.log(jnp.maximum(shares, 1e-20))
+    side = _grid(model, params, mutable)
+    index = jax.random.categorical(key, logits, shape=(num, *side, len(shares)))
+    return decode(model, params, mutable, index)
+
+
+def _grid(model: Autoencoder, params: dict, mutable: dict) -> tuple[int, int]:
+    """Height and width of the encoder's image of vectors."""
+    x = jnp.zeros((1, *model.spec.features["image"].shape))
+    net = (params["autoencoder"], mutable["autoencoder"])
+    return jax.eval_shape(model.encode, *net, x)[0].shape[1:3]
+
+
+def pictures(
+    model: Autoencoder, params: dict, mutable: dict, batch: Batch, key: Array
+) -> dict[str, Array]:
+    """Reconstructions, and how often each code was used in training, the most used first."""
+    own = (params["autoencoder"], mutable["autoencoder"])
+    made = to_uint8(_reconstruct(model, *own, to_float(batch["image"])))
+    return {
+        "reconstructions": latents.reconstructions(batch["image"], made),
+        "code_usage": latents.bars(own[1]["shares"]),
+    }
+
+
+def from_networks(
+    encoder: Functional, decoder: Functional, options: Options, spec: DataSpec, rules: Rules
+) -> Method:
+    """The autoencoder of any two networks with the call signatures that `Autoencoder` names."""
+    model = Autoencoder(encoder, decoder, options, spec)
+    depth, size = model.sizes
+
+    def init(key: Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:
+        params, mutable = {}, {"shares": jnp.full((depth, size), 1 / size)}
+        for i, name in enumerate(("encoder", "decoder")):
+            net = getattr(model, name)
+            params[name], mutable[name] = net.init(jax.random.fold_in(key, i))
+        if options.quantizer == "vq":
+            codes = jax.random.normal(jax.random.fold_in(key, 2), (depth, size, options.code_dim))
+            if options.learn == "loss":
+                params["codes"] = codes
+            else:
+                books = {str(q): quantize.codebook(codes[q]) for q in range(depth)}
+                mutable |= {"books": books, "ready": jnp.array(False)}
+        return {"autoencoder": params}, {"autoencoder": mutable}
+
+    return Method(
+        init=init,
+        phases=(Phase("autoencoder", partial(loss, model)),),
+        evaluate=partial(evaluate, model),
+        sample=partial(sample, model),
+        rules=((r"(shares|ready|codes|counts|sums)$", replicate), *rules),
+        pictures=partial(pictures, model),
+    )
+
+
+def build(config: ConfigDict, spec: DataSpec) -> Method:
+    """The autoencoder of `config.vqvae` with the networks of `config.model` on `spec`'s images.
+
+    `config.model.network` names a module of `genjax.networks` (or a dotted path) with `Encoder`,
+    `Decoder` and `RULES`; `config.model.encoder` and `.decoder` are their options.
+
+    Raises:
+      ConfigError: the data are no 8-bit images, or the config asks for something that does not
+        exist.
+    """
+    image = spec.features.get("image")
+    if spec.modality != "image" or image.dtype != jnp.uint8:
+        raise ConfigError(
+            f"method vqvae needs 8-bit images; {spec.name} holds {spec.modality} of "
+            f"{image and image.dtype}. Set dataset.dequantize=False."
+        )
+    options, model = options_from_config(config.vqvae), config.model
+    module = find_module("model.network", model.network, "genjax.networks")
+    features = options.code_dim if options.quantizer == "vq" else len(options.levels)
+    shared = {"shape": image.shape, "features": features, "dtype": jnp.dtype(config.precision)}
+
+    def encoder(rngs):
+        return construct(module.Encoder, model.encoder, "model.encoder", rngs=rngs, **shared)
+
+    def decoder(rngs):
+        return construct(module.Decoder, model.decoder, "model.decoder", rngs=rngs, **shared)
+
+    return from_networks(functional(encoder), functional(decoder), options, spec, module.RULES)

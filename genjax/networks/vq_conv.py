@@ -1,0 +1,150 @@
+"""Convolutional encoder and decoder between an image and a small image of vectors.
+
+Strided convolutions, then residual blocks; the mirror image back (van den Oord et al. 2017, section
+4.1), with group norm in the blocks.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from genjax.config import ConfigError
+from genjax.nn.layers import Conv, ConvTranspose, GroupNorm
+from genjax.parallel.rules import Rules, fsdp, replicate
+
+RULES: Rules = ((r"kernel$", fsdp), (r"(scale|bias)$", replicate))
+
+
+def grid_side(shape: tuple[int, int, int], halvings: int) -> tuple[int, int]:
+    """Height and width of the small image.
+
+    Raises:
+      ConfigError: a size that cannot be halved so often.
+    """
+    height, width, _ = shape
+    if halvings < 0 or height % 2**halvings or width % 2**halvings:
+        raise ConfigError(
+            f"model: images of {height} x {width} cannot be halved {halvings} times: set "
+            f"dataset.image_size to a multiple of {2 ** max(halvings, 0)}, or model.halvings."
+        )
+    return height >> halvings, width >> halvings
+
+
+class ResidualBlock(nnx.Module):
+    """x + (norm, SiLU, 3x3, norm, SiLU, 1x1)."""
+
+    def __init__(self, channels: int, hidden: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+        """`hidden` is the width between the two convolutions."""
+        self.norm1, self.norm2 = GroupNorm(channels), GroupNorm(hidden)
+        self.conv1 = Conv(channels, hidden, 3, dtype=dtype, rngs=rngs)
+        self.conv2 = Conv(hidden, channels, 1, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Applies the block."""
+        h = self.conv1(nnx.silu(self.norm1(x)))
+        return x + self.conv2(nnx.silu(self.norm2(h)))
+
+
+class Encoder(nnx.Module):
+    """From an image to an image of vectors, 2^halvings times smaller."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        features: int,
+        *,
+        channels: int = 64,
+        halvings: int = 2,
+        blocks: int = 2,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network.
+
+        Args:
+          shape: of the images [H, W, C].
+          features: length of the vectors.
+          channels: width.
+          halvings: strided convolutions.
+          blocks: residual blocks after them.
+          dtype: compute type.
+          rngs: for the initial parameters.
+
+        Raises:
+          ConfigError: see `grid_side`.
+        """
+        grid_side(shape, halvings)
+        width, downs = shape[-1], {}
+        for i in range(halvings):
+            downs[str(i)] = Conv(width, channels, 4, stride=2, dtype=dtype, rngs=rngs)
+            width = channels
+        self.downs = nnx.Dict(downs)
+        self.stem = Conv(width, channels, 3, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.Dict(
+            {str(i): ResidualBlock(channels, channels // 2, dtype, rngs) for i in range(blocks)}
+        )
+        self.norm = GroupNorm(channels)
+        self.out = Conv(channels, features, 1, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B h w D"]:
+        """The vectors, float32."""
+        for name in sorted(self.downs, key=int):
+            x = nnx.silu(self.downs[name](x))
+        x = self.stem(x)
+        for name in sorted(self.blocks, key=int):
+            x = self.blocks[name](x)
+        return self.out(nnx.silu(self.norm(x))).astype(jnp.float32)
+
+
+class Decoder(nnx.Module):
+    """The encoder backwards."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        features: int,
+        *,
+        channels: int = 64,
+        halvings: int = 2,
+        blocks: int = 2,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network; `shape` is that of its output, the rest as for `Encoder`."""
+        self.stem = Conv(features, channels, 3, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.Dict(
+            {str(i): ResidualBlock(channels, channels // 2, dtype, rngs) for i in range(blocks)}
+        )
+        self.norm = GroupNorm(channels)
+        self.ups = nnx.Dict(
+            {
+                str(i): ConvTranspose(channels, channels, 4, dtype=dtype, rngs=rngs)
+                for i in range(halvings)
+            }
+        )
+        self.out = Conv(channels, shape[-1], 3, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        z: Float[Array, "B h w D"],
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B H W C"]:
+        """The image, float32."""
+        x = self.stem(z)
+        for name in sorted(self.blocks, key=int):
+            x = self.blocks[name](x)
+        x = nnx.silu(self.norm(x))
+        for name in sorted(self.ups, key=int):
+            x = nnx.silu(self.ups[name](x))
+        return self.out(x).astype(jnp.float32)

@@ -1,0 +1,126 @@
+"""VQ-VAE: what its loss, its codebooks and its tokens are, by hand on small arrays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError
+from genjax.method import DataSpec
+from genjax.methods import vqvae
+from genjax.nn import quantize
+from genjax.nn.functional import Functional
+
+KEY = jax.random.key(0)
+SPEC = DataSpec("toy", "image", {"image": jax.ShapeDtypeStruct((4, 4, 2), np.uint8)}, {})
+IMAGES = jnp.asarray(np.random.default_rng(0).integers(0, 256, (6, 4, 4, 2), np.uint8))
+X = np.asarray(IMAGES, np.float64) / 127.5 - 1
+ONE = Functional(lambda key: ({"w": jnp.float32(1.0)}, {}), lambda p, m, x, **k: (p["w"] * x, m))
+
+
+def toy(**options):
+    """Encoder and decoder multiply by one: the pixels of two channels are the vectors."""
+    options = {"codes": 5, "code_dim": 2, "kmeans": 0, "restart_below": 0.0} | options
+    method = vqvae.from_networks(ONE, ONE, vqvae.Options(**options), SPEC, ())
+    params, mutable = method.init(KEY, {})
+    return method, params, mutable
+
+
+def nearest(x, codes):
+    return np.square(x[..., None, :] - codes).sum(-1).argmin(-1)
+
+
+@pytest.mark.parametrize("learn", ["ema", "loss"])
+def test_the_loss_is_reconstruction_and_commitment(learn):
+    method, params, mutable = toy(learn=learn, commitment=0.3, gradient="straight_through")
+    own = mutable["autoencoder"] if learn == "ema" else params["autoencoder"]
+    codes = np.asarray(own["books"]["0"]["codes"] if learn == "ema" else own["codes"][0])
+    index = nearest(X, codes)
+    error = np.square(X - codes[index]).mean()
+    (value, aux), slope = jax.value_and_grad(method.phases[0].loss, has_aux=True)(
+        params, mutable, {"image": IMAGES}, KEY, 0
+    )
+    assert float(value) == pytest.approx(error * (1.3 if learn == "ema" else 2.3), rel=1e-5)
+    assert float(aux.metrics["mse"]) == pytest.approx(error, rel=1e-5)
+    shares = np.bincount(index.reshape(-1), minlength=5) / index.size
+    entropy = -sum(s * np.log(s) for s in shares if s)
+    assert float(aux.metrics["perplexity"]) == pytest.approx(np.exp(entropy), rel=1e-5)
+    assert float(aux.metrics["usage"]) == pytest.approx((shares > 0).mean())
+    # Straight through: d/dw of the decoder's w q and, with the same gradient, of q = w x.
+    gap = 2 * (codes[index] - X)
+    through, committed = (gap * X).mean(), 0.3 * (2 * (X - codes[index]) * X).mean()
+    slope = slope["autoencoder"]
+    assert float(slope["decoder"]["w"]) == pytest.approx((gap * codes[index]).mean(), rel=1e-4)
+    assert float(slope["encoder"]["w"]) == pytest.approx(through + committed, rel=1e-4)
+    if learn == "loss":  # the codebook descends its distance and is not moved by the pixels
+        expected = np.zeros((5, 2))
+        np.add.at(expected, index.reshape(-1), (gap / X.size).reshape(-1, 2))
+        np.testing.assert_allclose(slope["codes"][0], expected, atol=1e-6)
+
+
+def test_codebooks_by_averages_move_in_training_and_nowhere_else():
+    method, params, mutable = toy(decay=0.9)
+    _, aux = method.phases[0].loss(params, mutable, {"image": IMAGES}, KEY, 0)
+    book, moved = (m["autoencoder"]["books"]["0"] for m in (mutable, aux.mutable))
+    index = nearest(X, np.asarray(book["codes"])).reshape(-1)
+    rows = jnp.asarray(X.reshape(-1, 2), jnp.float32)
+    expected = quantize.ema_update(book, rows, jnp.asarray(index), 0.9)
+    np.testing.assert_allclose(moved["codes"], expected["codes"], rtol=1e-5, atol=1e-6)
+    found = method.evaluate(params, mutable, {"image": IMAGES}, KEY)
+    error = np.square(X - np.asarray(book["codes"])[index].reshape(X.shape)).mean((1, 2, 3))
+    np.testing.assert_allclose(found["mse"], error, rtol=1e-5)
+
+
+def test_kmeans_makes_the_first_codebook_and_no_later_one():
+    method, params, mutable = toy(kmeans=8, decay=0.999)
+    step = jax.jit(lambda m: method.phases[0].loss(params, m, {"image": IMAGES}, KEY, 0))
+    _, first = step(mutable)
+    start = mutable["autoencoder"]["books"]["0"]["codes"]
+    book = first.mutable["autoencoder"]["books"]["0"]["codes"]
+    assert float(first.metrics["mse"]) < np.square(X - np.asarray(start)[nearest(X, start)]).mean()
+    assert bool(first.mutable["autoencoder"]["ready"])
+    _, second = step({"autoencoder": first.mutable["autoencoder"]})
+    later = second.mutable["autoencoder"]["books"]["0"]["codes"]
+    assert 0 < np.abs(later - book).max() < 0.01
+
+
+def test_each_codebook_takes_what_the_ones_before_leave():
+    method, params, mutable = toy(depth=3)
+    model = method.phases[0].loss.args[0]
+    books = [np.asarray(mutable["autoencoder"]["books"][str(q)]["codes"]) for q in range(3)]
+    index = np.asarray(vqvae.encode(model, params, mutable, IMAGES))
+    rest, total = X, 0.0
+    for q, codes in enumerate(books):
+        np.testing.assert_array_equal(index[..., q], nearest(rest, codes))
+        rest, total = rest - codes[index[..., q]], total + codes[index[..., q]]
+    made = np.asarray(vqvae.decode(model, params, mutable, jnp.asarray(index)), np.float64)
+    np.testing.assert_allclose(made, np.clip(np.round((total + 1) * 127.5), 0, 255), atol=1)
+
+
+def test_finite_scalars_have_tokens_that_decode_to_what_was_rounded():
+    method, params, mutable = toy(quantizer="fsq", levels=(5, 4))
+    model = method.phases[0].loss.args[0]
+    index = vqvae.encode(model, params, mutable, IMAGES)
+    assert index.shape == (6, 4, 4, 1)
+    expected = quantize.fsq(jnp.asarray(X, jnp.float32), (5, 4))
+    made = vqvae.decode(model, params, mutable, index)
+    np.testing.assert_allclose(made, np.clip(np.round((expected + 1) * 127.5), 0, 255), atol=1)
+    samples = method.sample(params, mutable, KEY, 3, None)
+    assert samples.shape == (3, 4, 4, 2)
+    assert samples.dtype == jnp.uint8
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"quantizer": "vg"}, r"vqvae\.quantizer='vg'.*Nearest: vq"),
+        ({"gradient": "ste"}, r"expected one of straight_through, rotation"),
+        ({"codes": 1}, r"codes=1: expected at least 2"),
+        ({"decay": 1.0}, r"decay=1\.0: expected between 0 and 1"),
+        ({"levels": (5, 1)}, r"expected at least 2 each"),
+    ],
+)
+def test_options_that_are_refused(keys, says):
+    with pytest.raises(ConfigError, match=says):
+        vqvae.options_from_config(ConfigDict(keys))
