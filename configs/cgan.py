@@ -3,8 +3,9 @@
 Default: Fashion-MNIST, the networks of configs/dcgan.py.
   command    launch/local.sh --config=configs/cgan.py
   hardware   2 CPU cores
-  time       not measured yet
-  score      not measured yet
+  time       21 min 48 s, with other work beside it
+  score      fd_classifier 7.4, kid_classifier 0.56 +- 0.10, recall 0.87
+             (test images: 0.65, 0, 0.96)
 
 Presets, as in --config=configs/cgan.py:tiny:
   tiny       8 x 8 digits, a test of the installation in about a minute
