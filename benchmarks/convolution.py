@@ -108,18 +108,17 @@ def torch_times(shape, batch, calls):
     return times
 
 
+def arrays(shape, batch):
+    """Images, kernel and cotangent of a convolution."""
+    side, cin, cout, taps, stride = shape
+    rng, out = np.random.default_rng(0), -(-side // stride)
+    sizes = (batch, side, side, cin), (taps, taps, cin, cout), (batch, out, out, cout)
+    return [jnp.asarray(rng.normal(size=size), jnp.float32) for size in sizes]
+
+
 def convolution_row(shape, options):
     side, cin, cout, taps, stride = shape
-    rng = np.random.default_rng(0)
-    out = -(-side // stride)
-    x, w, g = (
-        jnp.asarray(rng.normal(size=s), jnp.float32)
-        for s in (
-            (options.batch, side, side, cin),
-            (taps, taps, cin, cout),
-            (options.batch, out, out, cout),
-        )
-    )
+    x, w, g = arrays(shape, options.batch)
     forms = {
         "layer": {
             "forward": lambda x, w, g: convolve(x, w, stride),
@@ -172,16 +171,7 @@ def transposed_row(side, cin, cout, taps, options):
 
 def branch_row(shape, options):
     side, cin, cout, taps, stride = shape
-    rng = np.random.default_rng(0)
-    out = -(-side // stride)
-    x, w, g = (
-        jnp.asarray(rng.normal(size=s), jnp.float32)
-        for s in (
-            (options.batch, side, side, cin),
-            (taps, taps, cin, cout),
-            (options.batch, out, out, cout),
-        )
-    )
+    x, w, g = arrays(shape, options.batch)
 
     def gradients(function):
         return lambda x, w, g, on: jax.vjp(partial(function, stride=stride), x, w)[1](g)

@@ -18,11 +18,11 @@ from genjax.parallel.rules import Rules, fsdp, replicate
 RULES: Rules = ((r"kernel$", fsdp), (r"(scale|bias)$", replicate))
 
 
-def grid_side(shape: tuple[int, int, int], halvings: int) -> tuple[int, int]:
-    """Height and width of the small image.
+def check_size(shape: tuple[int, int, int], halvings: int) -> None:
+    """Refuses what cannot be halved so often.
 
     Raises:
-      ConfigError: a size that cannot be halved so often.
+      ConfigError: a height or width that is no multiple of 2^halvings.
     """
     height, width, _ = shape
     if halvings < 0 or height % 2**halvings or width % 2**halvings:
@@ -30,7 +30,6 @@ def grid_side(shape: tuple[int, int, int], halvings: int) -> tuple[int, int]:
             f"model: images of {height} x {width} cannot be halved {halvings} times: set "
             f"dataset.image_size to a multiple of {2 ** max(halvings, 0)}, or model.halvings."
         )
-    return height >> halvings, width >> halvings
 
 
 class ResidualBlock(nnx.Module):
@@ -74,9 +73,9 @@ class Encoder(nnx.Module):
           rngs: for the initial parameters.
 
         Raises:
-          ConfigError: see `grid_side`.
+          ConfigError: see `check_size`.
         """
-        grid_side(shape, halvings)
+        check_size(shape, halvings)
         width, downs = shape[-1], {}
         for i in range(halvings):
             downs[str(i)] = Conv(width, channels, 4, stride=2, dtype=dtype, rngs=rngs)
