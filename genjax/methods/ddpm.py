@@ -22,7 +22,7 @@ from genjax.nn.functional import Functional, functional
 from genjax.nn.pixels import to_float, to_uint8
 from genjax.sampling import diffusion
 from genjax.sampling import diffusion_bound as bound
-from genjax.sampling.conditions import labels
+from genjax.sampling.conditions import labels_if
 from genjax.sampling.diffusion import Prediction, Schedule
 
 WEIGHTINGS = ("simple", "min_snr", "variational")
@@ -311,16 +311,9 @@ def sample(
     options = denoiser.options._replace(**{k: v for k, v in given.items() if v is not None})
     _check_sampling(options)
     spec, w = denoiser.spec, options.guidance
-    label = (
-        labels(spec, num, condition, jax.random.fold_in(key, 2))
-        if options.class_conditional
-        else None
-    )
-    if condition is not None and label is None:
-        raise ConfigError(
-            "labels were given, but the model is not class-conditional: give none, or train "
-            "with diffusion.class_conditional=True."
-        )
+    known, key_label = options.class_conditional, jax.random.fold_in(key, 2)
+    setting = "diffusion.class_conditional=True"
+    label = labels_if(setting, known, spec, num, condition, key_label)
 
     def predict(x, index):
         if w == 1:

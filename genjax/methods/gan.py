@@ -29,7 +29,7 @@ from genjax.nn.adversarial import (
 from genjax.nn.functional import Functional, functional
 from genjax.nn.pixels import to_float, to_uint8
 from genjax.parallel.rules import replicate
-from genjax.sampling.conditions import labels
+from genjax.sampling.conditions import labels_if
 
 AUGMENTATIONS = {"none": (), "diffaugment": augment.DIFFAUGMENT, "ada": augment.ADA}
 
@@ -323,14 +323,9 @@ def sample(
     Raises:
       ConfigError: labels for a game that knows none.
     """
-    label = None
-    if game.options.conditioning != "none":
-        label = labels(game.spec, num, condition, jax.random.fold_in(key, 2))
-    elif condition is not None:
-        raise ConfigError(
-            "labels were given, but the generator knows none: give none, or train with "
-            "gan.conditioning='projection'."
-        )
+    known, key_label = game.options.conditioning != "none", jax.random.fold_in(key, 2)
+    setting = "gan.conditioning='projection'"
+    label = labels_if(setting, known, game.spec, num, condition, key_label)
     x, _ = game.generate(params, mutable, key, num, label)
     return to_uint8(x) if game.spec.features["image"].dtype == jnp.uint8 else x
 

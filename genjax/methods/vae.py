@@ -25,7 +25,7 @@ from genjax.nn import likelihoods
 from genjax.nn.functional import Functional, functional
 from genjax.nn.pixels import to_float, to_uint8
 from genjax.parallel.rules import replicate
-from genjax.sampling.conditions import labels
+from genjax.sampling.conditions import labels_if
 
 BOUNDS = ("elbo", "iwae", "dreg")
 LIKELIHOODS = ("bernoulli", "gaussian", "logistic")
@@ -333,14 +333,9 @@ def sample(
     Raises:
       ConfigError: labels for a model that knows none.
     """
-    label = None
-    if model.options.class_conditional:
-        label = labels(model.spec, num, condition, jax.random.fold_in(key, 1))
-    elif condition is not None:
-        raise ConfigError(
-            "labels were given, but the model knows none: give none, or train with "
-            "vae.class_conditional=True."
-        )
+    known, key_label = model.options.class_conditional, jax.random.fold_in(key, 1)
+    setting = "vae.class_conditional=True"
+    label = labels_if(setting, known, model.spec, num, condition, key_label)
     z = jax.random.normal(jax.random.fold_in(key, 0), (num, model.options.latent_dim))
     return model.centre(params["vae"], mutable["vae"], z, label)
 

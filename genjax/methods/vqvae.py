@@ -22,6 +22,7 @@ from genjax.nn import quantize
 from genjax.nn.functional import Functional, functional
 from genjax.nn.pixels import to_float, to_uint8
 from genjax.parallel.rules import replicate
+from genjax.sampling.conditions import labels_if
 
 GRADIENTS = {"straight_through": quantize.straight_through, "rotation": quantize.rotation}
 
@@ -267,8 +268,7 @@ def sample(
     Raises:
       ConfigError: conditions, which this model does not know.
     """
-    if condition is not None:
-        raise ConfigError("labels were given, but the autoencoder knows none: give none.")
+    labels_if("", False, model.spec, num, condition, key)
     shares = mutable["autoencoder"]["shares"]
     logits = jnp.log(jnp.maximum(shares, 1e-20))
     side = _grid(model, params, mutable)

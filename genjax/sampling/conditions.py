@@ -6,7 +6,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from genjax.config import ConfigError
 from genjax.method import DataSpec
+
+
+def labels_if(
+    setting: str, known: bool, spec: DataSpec, num: int, condition: Array | None, key: Array
+) -> Int[Array, "B"] | None:
+    """`labels` for a model that knows them; None for one that does not.
+
+    Raises:
+      ConfigError: labels for a model that knows none; `setting` would have taught it.
+    """
+    if known:
+        return labels(spec, num, condition, key)
+    if condition is not None:
+        raise ConfigError(
+            "labels were given, but the model knows none: give none"
+            + (f", or train with {setting}." if setting else ".")
+        )
+    return None
 
 
 def labels(

@@ -289,7 +289,7 @@ def test_samplers_refuse_what_they_cannot_do():
     with pytest.raises(ValueError, match="expected 4 labels"):
         draw(m, condition=[0, 1])
     plain = method(lambda x, t, label: x, num_timesteps=10)
-    with pytest.raises(ConfigError, match="not class-conditional"):
+    with pytest.raises(ConfigError, match="the model knows none"):
         draw(plain, condition=[0, 1, 2, 0])
     with pytest.raises(ConfigError, match=r"guidance=2\.0"):
         draw(plain, guidance=2.0)

@@ -111,6 +111,12 @@ def test_finite_scalars_have_tokens_that_decode_to_what_was_rounded():
     assert samples.dtype == jnp.uint8
 
 
+def test_labels_are_refused():
+    method, params, mutable = toy()
+    with pytest.raises(ConfigError, match="the model knows none: give none"):
+        method.sample(params, mutable, KEY, 2, jnp.array([0, 1]))
+
+
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
