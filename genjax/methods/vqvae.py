@@ -85,12 +85,14 @@ class Quantised(NamedTuple):
     Attributes:
       z: the codes, with a gradient to the encoder.
       index: their numbers, one for each codebook.
+      shares: of each code in this batch.
       loss: of commitment, and of the codebook if it learns by loss.
       mutable: the codebooks after this batch; as they were, outside of training.
     """
 
     z: Float[Array, "B h w D"]
     index: Int[Array, "B h w Q"]
+    shares: Float[Array, "Q K"]
     loss: Float[Array, ""]
     mutable: Tree
 
@@ -125,7 +127,8 @@ class Autoencoder(NamedTuple):
         if o.quantizer == "fsq":
             code = quantize.fsq(z, o.levels)
             index = quantize.fsq_index(code, o.levels)[..., None]
-            return Quantised(code, index, zero, self._counted(mutable, index, train))
+            shares, mutable = self._counted(mutable, index, train)
+            return Quantised(code, index, shares, zero, mutable)
         x = z.reshape(-1, z.shape[-1])
         rest, books = jax.lax.stop_gradient(x), mutable.get("books", {})
         if train and books and o.kmeans:
@@ -148,10 +151,11 @@ class Autoencoder(NamedTuple):
         if not books:
             loss += jnp.square(jax.lax.stop_gradient(x) - total).mean()
         index = jnp.stack(index, -1).reshape(*z.shape[:-1], o.depth)
-        mutable = self._counted(mutable, index, train)
+        shares, mutable = self._counted(mutable, index, train)
         if train and books:
             mutable = {**mutable, "books": moved, "ready": jnp.array(True)}
-        return Quantised(GRADIENTS[o.gradient](x, fixed).reshape(z.shape), index, loss, mutable)
+        code = GRADIENTS[o.gradient](x, fixed).reshape(z.shape)
+        return Quantised(code, index, shares, loss, mutable)
 
     def _first_books(self, x: Float[Array, "N D"], key: Array) -> Tree:
         """Codebooks by k-means, each of what the ones before leave of the batch."""
@@ -164,13 +168,16 @@ class Autoencoder(NamedTuple):
             x = x - codes[quantize.nearest(x, codes)]
         return books
 
-    def _counted(self, mutable: Tree, index: Int[Array, "B h w Q"], train: bool) -> Tree:
-        if not train:
-            return mutable
+    def _counted(
+        self, mutable: Tree, index: Int[Array, "B h w Q"], train: bool
+    ) -> tuple[Float[Array, "Q K"], Tree]:
+        """The shares of this batch, and in training the running ones with it."""
         depth, size = self.sizes
         found = jnp.stack([quantize.histogram(index[..., q], size) for q in range(depth)])
+        if not train:
+            return found, mutable
         decay = self.options.decay
-        return {**mutable, "shares": decay * mutable["shares"] + (1 - decay) * found}
+        return found, {**mutable, "shares": decay * mutable["shares"] + (1 - decay) * found}
 
     def look_up(
         self, params: Tree, mutable: Tree, index: Int[Array, "B h w Q"]
@@ -202,12 +209,10 @@ def loss(
     found = model.quantise(params, mutable, z, key_code, train=True)
     made, decoder = model.decode(params, mutable, found.z, **training)
     error = jnp.square(made - x).mean()
-    depth, size = model.sizes
-    shares = jnp.stack([quantize.histogram(found.index[..., q], size) for q in range(depth)])
     metrics = {
         "mse": error,
-        "perplexity": jax.vmap(quantize.perplexity)(shares).mean(),
-        "usage": (shares > 0).mean(),
+        "perplexity": jax.vmap(quantize.perplexity)(found.shares).mean(),
+        "usage": (found.shares > 0).mean(),
     }
     changed = {**found.mutable, "encoder": encoder, "decoder": decoder}
     return error + found.loss, Aux(metrics, {"autoencoder": changed}, float(len(x)))
