@@ -155,7 +155,7 @@ def test_sampling_options_that_do_not_exist(refused, finished_run):
     assert "number" in refused(at, "--mode=sample", "--guidance=high")
     assert "--num=0" in refused(at, "--mode=sample", "--num=0")
     assert "class_conditional" in refused(at, "--mode=sample", "--guidance=3")
-    assert "class-conditional" in refused(at, "--mode=sample", "--condition=3")
+    assert "class_conditional=True" in refused(at, "--mode=sample", "--condition=3")
     assert "Nearest: steps" in refused(at, "--mode=sample", "--stepz=3")
     assert "[6, 12]" in refused(at, "--mode=sample", "--checkpoint=7")
     assert "a step or 'best'" in refused(at, "--mode=sample", "--checkpoint=last")
