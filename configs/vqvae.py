@@ -52,6 +52,8 @@ PRESETS = {
         "vqvae.code_dim": 8,
         "model.encoder.channels": 16,
         "model.decoder.channels": 16,
+        "model.encoder.halvings": 1,
+        "model.decoder.halvings": 1,
         "model.encoder.blocks": 1,
         "model.decoder.blocks": 1,
     },

@@ -19,17 +19,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from genjax import config as configs
+from genjax import method as methods
 from genjax.config import ConfigError
 from genjax.data import catalogue, sources
 from genjax.data.packages import cache_root
 from genjax.evals.comparison import Comparison, read_samples
 from genjax.evals.evaluation import Evaluation
+from genjax.method import DataSpec
 from genjax.parallel import distributed
 from genjax.parallel.mesh import make_mesh
 from genjax.parallel.rules import path_name
 from genjax.sampling.draw import make_draw, parse_options
 from genjax.train_state import TrainState
-from genjax.training import ema, loop, workdir
+from genjax.training import ema, first_stage, loop, workdir
 from genjax.training.assemble import Assembly, assemble
 from genjax.training.averages import Diverged
 from genjax.training.checkpoint import Checkpoints, digest, digests
@@ -119,22 +121,51 @@ def train(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
     """Trains, or resumes; returns the exit code."""
     folder.mkdir(parents=True, exist_ok=True)
     with workdir.locked(folder), logging_to(folder):
-        dataset = catalogue.load(config.dataset)
+        stage = first_stage.find(config, folder)
+        dataset, arrays = load_data(config, folder, stage)
         workdir.check_same_data(folder, dataset.spec, flags.allow_config_change)
-        run = assemble(config, dataset.spec)
+        run = build(config, dataset.spec, stage)
         loop.logger.info("%s: %s; data from %s", folder, config.method, dataset.route)
 
         def start(checkpoints: Checkpoints) -> TrainState:
-            state = first_state(run, checkpoints)
+            state = first_state(run, checkpoints, arrays)
             if jax.process_index() == 0:
+                if stage:
+                    first_stage.keep(config, folder)
                 workdir.write_config(folder, config, run.spec, sys.argv)
             return state
 
         return loop.train(run, dataset, folder, start)
 
 
-def first_state(run: Assembly, checkpoints: Checkpoints) -> TrainState:
-    """The state to train from: the newest checkpoint, another run's parameters, or init."""
+def load_data(
+    config: ConfigDict, folder: Path, stage: first_stage.Stage | None
+) -> tuple[catalogue.Dataset, first_stage.Arrays | None]:
+    """The data, as codes if there is a first stage, and the first stage's networks."""
+    dataset = catalogue.load(config.dataset)
+    if stage is None:
+        return dataset, None
+    first_stage.check(config, stage, dataset.spec)
+    mesh = make_mesh(config)
+    with jax.set_mesh(mesh):
+        arrays = first_stage.read(stage, config, folder, mesh)
+        return first_stage.encoded(config, stage, arrays, dataset, mesh), arrays
+
+
+def build(config: ConfigDict, spec: DataSpec | None, stage: first_stage.Stage | None) -> Assembly:
+    """The run on data of `spec`; with a first stage, joined with it."""
+    if stage is None:
+        return assemble(config, spec)
+    return assemble(config, spec, first_stage.join(methods.build(config, spec), stage))
+
+
+def first_state(
+    run: Assembly, checkpoints: Checkpoints, arrays: first_stage.Arrays | None
+) -> TrainState:
+    """The state to train from: the newest checkpoint, another run's parameters, or init.
+
+    `arrays` are the networks of a first stage, which a checkpoint holds already.
+    """
     if checkpoints.latest() is not None:
         state = checkpoints.restore(run.state)
         loop.logger.info("resuming at step %d", int(state.step))
@@ -143,7 +174,7 @@ def first_state(run: Assembly, checkpoints: Checkpoints) -> TrainState:
     if source := run.config.checkpoint.init_from:
         state, taken = Checkpoints(source).restore_into(state, run.config.checkpoint.init_map)
         loop.logger.info("took %d arrays from %s", len(taken), source)
-    return state
+    return first_stage.put(state, arrays) if arrays else state
 
 
 @contextlib.contextmanager
@@ -161,7 +192,7 @@ def restored(
     Raises:
       ConfigError: there is no such checkpoint.
     """
-    run = assemble(config, workdir.read_spec(folder))
+    run = build(config, workdir.read_spec(folder), first_stage.find(config, folder))
     checkpoints = Checkpoints(folder)
     given = flags.checkpoint
     if given == "best":
@@ -182,7 +213,7 @@ def evaluate(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int
     if flags.samples:
         return evaluate_samples(config, flags.samples)
     run, state = restored(config, folder, flags)
-    dataset = catalogue.load(config.dataset)
+    dataset, _ = load_data(config, folder, first_stage.find(config, folder))
     workdir.check_same_data(folder, dataset.spec, flags.allow_config_change)
     stored = workdir.read_config(folder)
     own = configs.to_json(stored) == configs.to_json(config)

@@ -59,6 +59,38 @@ class Phase(NamedTuple):
     every: int = 1
 
 
+class Codec(NamedTuple):
+    """What makes a trained method the first stage of another: codes of examples, and back.
+
+    Attributes:
+      networks: the names of the networks that it needs.
+      encode: (params, mutable, batch) -> codes [B, ...].
+      decode: (params, mutable, codes) -> examples in the data's own format.
+      vocabulary_size: the values of a code if codes are tokens, 0 if they are real numbers.
+    """
+
+    networks: tuple[str, ...]
+    encode: Callable[[dict[str, Tree], dict[str, Tree], Batch], jax.Array]
+    decode: Callable[[dict[str, Tree], dict[str, Tree], jax.Array], jax.Array]
+    vocabulary_size: int = 0
+
+
+class Alarm(NamedTuple):
+    """A sign that a run goes wrong: a metric below a bound for some evaluations in a row.
+
+    Attributes:
+      metric: its name, such as "eval/perplexity".
+      below: the bound.
+      evaluations: how many in a row.
+      advice: what it means and what to change.
+    """
+
+    metric: str
+    below: float
+    evaluations: int
+    advice: str
+
+
 class Method(NamedTuple):
     """A family, as data.
 
@@ -73,6 +105,8 @@ class Method(NamedTuple):
       pictures: (params, mutable, batch, key) -> dict of uint8 pictures [rows, columns, H, W, C]
         by name, to be looked at beside the samples; `batch` is always the same, of the split that
         is evaluated. "samples" and "step" are names of the grid of samples.
+      codec: how a second stage can be trained on this one's codes.
+      alarms: signs of failure, to be warned of in the log and the report.
     """
 
     init: Callable[[jax.Array, Batch], tuple[dict[str, Tree], dict[str, Tree]]]
@@ -81,6 +115,8 @@ class Method(NamedTuple):
     sample: Callable[..., jax.Array]
     rules: Rules
     pictures: Callable[..., dict[str, jax.Array]] | None = None
+    codec: Codec | None = None
+    alarms: tuple[Alarm, ...] = ()
 
 
 class DataSpec(NamedTuple):
@@ -88,7 +124,7 @@ class DataSpec(NamedTuple):
 
     Attributes:
       name: the catalogue's name.
-      modality: "image", ...
+      modality: "image", "code" (of a first stage), ...
       features: shape and dtype of each field of one example, as the loader delivers it.
       sizes: examples in each split ("train", "validation", "test").
       num_classes: number of labels, 0 if there are none.

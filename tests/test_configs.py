@@ -7,7 +7,9 @@ import jax
 import pytest
 
 from genjax import config as configs
-from genjax.training import optim
+from genjax import main, method
+from genjax.data import catalogue
+from genjax.training import first_stage, optim
 from genjax.training.assemble import assemble
 
 FOLDER = Path(__file__).parent.parent / "configs"
@@ -33,9 +35,22 @@ def no_data(tmp_path, monkeypatch):
     monkeypatch.setenv("GENJAX_DATA", str(tmp_path / "nothing"))
 
 
+def prepared(location):
+    """(the run of a config, what its samples look like); on the default VQ-VAE if on any."""
+    config = configs.load(location)
+    if "first_stage" not in config:
+        run = assemble(config)
+        return run, next(iter(run.spec.features.values())).shape
+    first = configs.load(f"{FOLDER / 'vqvae.py'}")
+    spec = catalogue.spec(first.dataset)
+    stage = first_stage.Stage(first, spec, method.build(first, spec))
+    run = main.build(config, first_stage.code_spec(stage), stage)
+    return run, spec.features["image"].shape
+
+
 @pytest.mark.parametrize("location", ALL, ids=lambda text: Path(text).name)
 def test_init_step_evaluation_and_samples_have_shapes(location):
-    run = assemble(configs.load(location))
+    run, shape = prepared(location)
     assert run.total_steps > 0
     state, output = jax.eval_shape(run.step, run.state, run.batch)
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, run.state)
@@ -52,8 +67,7 @@ def test_init_step_evaluation_and_samples_have_shapes(location):
             jax.eval_shape(draw, state.params, state.mutable, state.key)
         return
     samples = jax.eval_shape(draw, state.params, state.mutable, state.key)
-    first = next(iter(run.spec.features.values()))
-    assert samples.shape == (3, *first.shape)
+    assert samples.shape == (3, *shape)
 
 
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)

@@ -41,11 +41,13 @@ class Dataset(NamedTuple):
       spec: what its examples look like.
       splits: "train" and, where there are any, "validation" and "test" -> random-access source.
       route: where it came from.
+      decoded: of codes: the data set that they are the codes of, which samples are like.
     """
 
     spec: DataSpec
     splits: dict[str, Any]
     route: str
+    decoded: Dataset | None = None
 
 
 # Split sizes of TFDS data sets, which TFDS itself knows only once they are prepared.

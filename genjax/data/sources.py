@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,6 +77,26 @@ class Arrays:
         if self._labels is not None:
             batch["label"] = self._labels[indices].astype(np.int32)
         return batch
+
+
+class Columns:
+    """Examples out of arrays of one length, one for each field."""
+
+    def __init__(self, fields: Mapping[str, np.ndarray]):
+        """Keeps the arrays, which may be memory-mapped."""
+        self._fields = fields
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(next(iter(self._fields.values())))
+
+    def __getitem__(self, index: int) -> Example:
+        """Example `index`."""
+        return {name: rows[index] for name, rows in self._fields.items()}
+
+    def take(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
+        """The examples at `indices`, stacked."""
+        return {name: rows[indices] for name, rows in self._fields.items()}
 
 
 def stack(examples: Sequence[Example]) -> dict[str, np.ndarray]:

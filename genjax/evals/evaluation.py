@@ -21,6 +21,7 @@ from genjax.parallel.mesh import batch_part, global_batch
 from genjax.sampling.draw import make_draw
 from genjax.train_state import TrainState, stream
 from genjax.training import ema, report
+from genjax.training.alarms import ringing
 from genjax.training.assemble import Assembly
 from genjax.training.checkpoint import best_metric, digest, digests
 from genjax.training.metrics import Writers
@@ -51,7 +52,8 @@ class Evaluation:
             )
         self.sums = make_evaluate(run.method, run.mesh)
         judged = self.evals.generated if self.evals.features else 0
-        self.comparison = Comparison(run.config, dataset, run.mesh) if judged else None
+        pictured = dataset.decoded or dataset
+        self.comparison = Comparison(run.config, pictured, run.mesh) if judged else None
         num = max(self.evals.samples, judged)
         self.draw = make_draw(run, num, {}) if num else None
         self.shown = self._pictures()
@@ -139,7 +141,15 @@ class Evaluation:
         self.writers.scalars(step, metrics)
         shown = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items())
         logger.info("evaluation at step %d: %s", step, shown)
+        for warning in self._warnings():
+            logger.warning(warning)
         return metrics
+
+    def _warnings(self) -> list[str]:
+        """What the method's alarms say, on the first process."""
+        if jax.process_index():
+            return []
+        return ringing(self.run.method.alarms, self.workdir / "metrics.jsonl")
 
     def write_report(self, state: TrainState, finished: bool) -> None:
         """Writes `report.html`, with the digest of `state`."""
@@ -151,4 +161,5 @@ class Evaluation:
                 environment=self.environment,
                 total=self.run.total_steps,
                 finished=finished,
+                warnings=self._warnings(),
             )

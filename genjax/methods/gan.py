@@ -16,7 +16,18 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, construct, one_of, read_options, require
-from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree, find_module
+from genjax.evals.features import metric_name
+from genjax.method import (
+    Alarm,
+    Aux,
+    Batch,
+    DataSpec,
+    Method,
+    Phase,
+    Rules,
+    Tree,
+    find_module,
+)
 from genjax.networks import gan_head
 from genjax.nn import augment
 from genjax.nn.adversarial import (
@@ -427,6 +438,12 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
             rngs=rngs,
         )
 
-    return from_networks(
+    method = from_networks(
         functional(generator), functional(discriminator), options, spec, module.RULES
     )
+    collapse = (
+        "the samples are nearly all alike. Lower the generator's learning rate, add gan.r1 or "
+        "gan.gradient_penalty, or judge several samples together with gan.packing=2."
+    )
+    watched = [f"eval/{metric_name('diversity', name)}" for name in config.evals.features]
+    return method._replace(alarms=tuple(Alarm(name, 0.1, 2, collapse) for name in watched))

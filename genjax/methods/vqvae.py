@@ -17,7 +17,18 @@ from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, construct, one_of, read_options, require
 from genjax.evals import latents
-from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree, find_module
+from genjax.method import (
+    Alarm,
+    Aux,
+    Batch,
+    Codec,
+    DataSpec,
+    Method,
+    Phase,
+    Rules,
+    Tree,
+    find_module,
+)
 from genjax.nn import quantize
 from genjax.nn.functional import Functional, functional
 from genjax.nn.pixels import to_float, to_uint8
@@ -45,6 +56,9 @@ class Options(NamedTuple):
       restart_below: average count under which a code begins anew on a vector of the batch; 0: off.
         With "ema".
       kmeans: iterations of k-means by which the first batch makes the codebook; 0: random vectors.
+      collapse_below: perplexity of the codes, as a share of their number, under which a run is
+        warned of collapse.
+      collapse_after: evaluations in a row under it before the warning.
     """
 
     quantizer: str = "vq"
@@ -58,6 +72,8 @@ class Options(NamedTuple):
     commitment: float = 0.25
     restart_below: float = 0.1
     kmeans: int = 10
+    collapse_below: float = 0.05
+    collapse_after: int = 3
 
 
 def options_from_config(section: ConfigDict) -> Options:
@@ -74,6 +90,9 @@ def options_from_config(section: ConfigDict) -> Options:
         require(getattr(o, name) >= least, f"vqvae.{name}", getattr(o, name), f"at least {least}")
     for name in ("commitment", "restart_below", "kmeans"):
         require(getattr(o, name) >= 0, f"vqvae.{name}", getattr(o, name), "at least 0")
+    share, after = o.collapse_below, o.collapse_after
+    require(0 <= share < 1, "vqvae.collapse_below", share, "at least 0 and less than 1")
+    require(after >= 1, "vqvae.collapse_after", after, "at least 1")
     require(0 < o.decay < 1, "vqvae.decay", o.decay, "between 0 and 1")
     require(min(o.levels) >= 2, "vqvae.levels", o.levels, "at least 2 each")
     return o
@@ -245,10 +264,10 @@ def evaluate(
     }
 
 
-def encode(model: Autoencoder, params: dict, mutable: dict, image: Array) -> Int[Array, "B h w Q"]:
+def encode(model: Autoencoder, params: dict, mutable: dict, batch: Batch) -> Int[Array, "B h w Q"]:
     """The tokens of 8-bit images."""
     params, mutable = params["autoencoder"], mutable["autoencoder"]
-    z, _ = model.encode(params, mutable, to_float(image))
+    z, _ = model.encode(params, mutable, to_float(batch["image"]))
     return model.quantise(params, mutable, z, jax.random.key(0), train=False).index
 
 
@@ -328,7 +347,19 @@ def from_networks(
         sample=partial(sample, model),
         rules=((r"(shares|ready|codes|counts|sums)$", replicate), *rules),
         pictures=partial(pictures, model),
+        alarms=(_collapse(options, size),),
+        codec=Codec(("autoencoder",), partial(encode, model), partial(decode, model), size),
     )
+
+
+def _collapse(o: Options, size: int) -> Alarm:
+    advice = {
+        "fsq": "lower the learning rate, or ask for fewer vqvae.levels.",
+        "vq": "raise vqvae.restart_below (with vqvae.learn='ema') or vqvae.kmeans, lower the "
+        "learning rate or vqvae.codes, or use vqvae.quantizer='fsq', which has no codebook.",
+    }[o.quantizer]
+    text = f"few of the {size} codes are in use. To keep more alive {advice}"
+    return Alarm("eval/perplexity", o.collapse_below * size, o.collapse_after, text)
 
 
 def build(config: ConfigDict, spec: DataSpec) -> Method:

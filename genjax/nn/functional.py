@@ -16,7 +16,7 @@ class Functional(NamedTuple):
 
     Attributes:
       init: key -> (params, mutable), nested dicts of arrays.
-      apply: (params, mutable, *args, key=None, train=False) -> (out, mutable). `key` feeds
+      apply: (params, mutable, *args, key=None, train=False, **named) -> (out, mutable). `key` feeds
         dropout and the like; `train` chooses between training and inference behaviour.
     """
 
@@ -27,7 +27,7 @@ class Functional(NamedTuple):
 def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
     """Turns `build(rngs) -> module` into a `Functional`.
 
-    The module's `__call__` takes `(*args, key, train)`. Its `nnx.Param` variables become
+    The module's `__call__` takes `(*args, key, train, **named)`. Its `nnx.Param` variables become
     `params`; every other variable becomes `mutable`, and comes back from `apply` as the call
     left it.
     """
@@ -44,6 +44,7 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
         *args: Any,
         key: jax.Array | None = None,
         train: bool = False,
+        **named: Any,
     ) -> tuple[Any, Tree]:
         states = []
         for state, values in ((abstract_params, params), (abstract_mutable, mutable)):
@@ -51,7 +52,7 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
             nnx.replace_by_pure_dict(filled, values)
             states.append(filled)
         module = nnx.merge(graph, *states)
-        out = module(*args, key=key, train=train)
+        out = module(*args, key=key, train=train, **named)
         return out, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param)))
 
     return Functional(init, apply)

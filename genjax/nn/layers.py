@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from genjax.nn.convolution import convolve, dot, spread
 from genjax.nn.norm import SpectralNorm
@@ -192,6 +192,23 @@ class GroupNorm(nnx.Module):
         return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis (Ba et al. 2016), float32 statistics."""
+
+    def __init__(self, features: int, *, eps: float = 1e-5):
+        """Makes `scale` and `bias` [D]."""
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Normalises each vector."""
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
 class Embed(nnx.Module):
     """A table of vectors, looked up by index."""
 
@@ -214,11 +231,20 @@ class Embed(nnx.Module):
 
 
 def attention(
-    query: Float[Array, "B T N D"], key: Float[Array, "B S N D"], value: Float[Array, "B S N D"]
+    query: Float[Array, "B T N D"],
+    key: Float[Array, "B S N D"],
+    value: Float[Array, "B S N D"],
+    mask: Bool[Array, "T S"] | None = None,
 ) -> Float[Array, "B T N D"]:
-    """`softmax(q k^T / sqrt(D)) v` per head (Vaswani et al. 2017, eq. 1), float32 softmax."""
+    """`softmax(q k^T / sqrt(D)) v` per head (Vaswani et al. 2017, eq. 1), float32 softmax.
+
+    `mask` is true where a query may look; each must see one key at least.
+    """
     scores = jnp.einsum("btnd,bsnd->bnts", query, key, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scores / math.sqrt(query.shape[-1]), axis=-1).astype(value.dtype)
+    scores = scores / math.sqrt(query.shape[-1])
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum("bnts,bsnd->btnd", weights, value, preferred_element_type=jnp.float32).astype(
         value.dtype
     )

@@ -141,6 +141,32 @@ class Checkpoints:
         with _disk(self.folder / str(step)):
             return dict(_shapes(self._orbax.item_metadata(step).state.tree))
 
+    def read(self, step: int, wanted: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Some of the arrays saved at `step`: path -> array.
+
+        Args:
+          step: of a whole checkpoint.
+          wanted: saved path -> an array, or a `ShapeDtypeStruct`, of the shape that is saved,
+            which gives type and sharding.
+        """
+        nested: dict[str, Any] = {}
+        for path, leaf in wanted.items():
+            *parents, last = path.split("/")
+            node = nested
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[last] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        with _disk(self.folder / str(step)):
+            loaded = ocp.PyTreeCheckpointer().restore(
+                self.folder / str(step) / "state",
+                args=ocp.args.PyTreeRestore(
+                    item=nested,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(nested),
+                    partial_restore=True,
+                ),
+            )
+        return {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(loaded)}
+
     def restore_into(
         self, state: TrainState, mapping: Sequence[tuple[str, str]]
     ) -> tuple[TrainState, list[str]]:
@@ -179,23 +205,7 @@ class Checkpoints:
             sources[name] = (source, leaf)
         if not sources:
             raise ConfigError(f"checkpoint.init_map={tuple(mapping)!r} matches no parameter.")
-        wanted: dict[str, Any] = {}
-        for source, leaf in sources.values():
-            *parents, last = source.split("/")
-            node = wanted
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[last] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-        with _disk(self.folder / str(step)):
-            loaded = ocp.PyTreeCheckpointer().restore(
-                self.folder / str(step) / "state",
-                args=ocp.args.PyTreeRestore(
-                    item=wanted,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-                    partial_restore=True,
-                ),
-            )
-        flat = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(loaded)}
+        flat = self.read(step, {source: leaf for source, leaf in sources.values()})
         target = jax.tree_util.tree_map_with_path(
             lambda path, leaf: (
                 flat[sources[path_name(path)][0]] if path_name(path) in sources else leaf

@@ -29,6 +29,7 @@ color:var(--mean)}
 .tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:12px;
 margin-top:20px}
 .card{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:13px 16px}
+.warning{border-color:#c77700;border-left-width:5px;margin:10px 0}
 .tile b{display:block;font-size:22px;line-height:1.25;font-weight:600;
 font-variant-numeric:tabular-nums}
 .tile span{font-size:13px;color:var(--soft);overflow-wrap:anywhere}

@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +277,7 @@ def write_report(
     environment: Mapping[str, Any],
     total: int | None = None,
     finished: bool = False,
+    warnings: Sequence[str] = (),
 ) -> Path:
     """Writes `workdir/report.html` anew, atomically, from what the run has left in `workdir`.
 
@@ -289,6 +290,7 @@ def write_report(
       environment: facts by name, see `environment()`.
       total: the step that the run ends at, if known.
       finished: whether the run is over.
+      warnings: shown at the top.
 
     Returns:
       The page's path.
@@ -313,6 +315,7 @@ def write_report(
     title = f"{config.get('method') or 'run'} on {(config.get('dataset') or {}).get('name')}"
     body = [
         _header(config, workdir.resolve(), step, total, finished),
+        *[f'<div class="card warning">{html.escape(text)}</div>' for text in warnings],
         _tiles(train | curves),
         *[_viewer(name, pictures) for name, pictures in families.items()],
         _charts("Evaluation", curves, (0, step)),

@@ -89,7 +89,7 @@ def test_each_codebook_takes_what_the_ones_before_leave():
     method, params, mutable = toy(depth=3)
     model = method.phases[0].loss.args[0]
     books = [np.asarray(mutable["autoencoder"]["books"][str(q)]["codes"]) for q in range(3)]
-    index = np.asarray(vqvae.encode(model, params, mutable, IMAGES))
+    index = np.asarray(vqvae.encode(model, params, mutable, {"image": IMAGES}))
     rest, total = X, 0.0
     for q, codes in enumerate(books):
         np.testing.assert_array_equal(index[..., q], nearest(rest, codes))
@@ -101,7 +101,7 @@ def test_each_codebook_takes_what_the_ones_before_leave():
 def test_finite_scalars_have_tokens_that_decode_to_what_was_rounded():
     method, params, mutable = toy(quantizer="fsq", levels=(5, 4))
     model = method.phases[0].loss.args[0]
-    index = vqvae.encode(model, params, mutable, IMAGES)
+    index = vqvae.encode(model, params, mutable, {"image": IMAGES})
     assert index.shape == (6, 4, 4, 1)
     expected = quantize.fsq(jnp.asarray(X, jnp.float32), (5, 4))
     made = vqvae.decode(model, params, mutable, index)

@@ -1,0 +1,108 @@
+"""A causal transformer over the tokens of an image, row by row."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from genjax.networks import transformer
+from genjax.networks.transformer import Cache, Transformer, normal
+from genjax.nn.layers import Embed
+
+RULES = transformer.RULES
+
+
+class Network(nnx.Module):
+    """The logits of each token given those before it: left to right, top to bottom, by depth.
+
+    A position has Q tokens (residual VQ), each of a codebook of its own.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        vocabulary_size: int,
+        num_classes: int = 0,
+        *,
+        width: int = 128,
+        depth: int = 4,
+        heads: int = 4,
+        rate: float = 0.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network.
+
+        Args:
+          shape: of the tokens of an image [h, w, Q].
+          vocabulary_size: values of a token, K.
+          num_classes: labels to be conditioned on; 0 for none.
+          width: of the vectors.
+          depth: blocks.
+          heads: of the attention.
+          rate: of dropout.
+          dtype: compute type.
+          rngs: for the initial parameters.
+        """
+        self.Q, self.K, self.S = shape[-1], vocabulary_size, math.prod(shape)
+        small = {"init": normal(0.02), "dtype": dtype, "rngs": rngs}
+        self.token = Embed(self.Q * self.K, width, **small)
+        self.start = Embed(max(num_classes, 1), width, **small)
+        self.positions = nnx.Param(normal(0.02)(rngs.params(), (self.S, width), jnp.float32))
+        self.body = Transformer(
+            width=width, depth=depth, heads=heads, rate=rate, dtype=dtype, rngs=rngs
+        )
+        kernel = normal(0.02)(rngs.params(), (self.Q, width, self.K), jnp.float32)
+        self.kernel = nnx.Param(kernel)
+        self.dtype = dtype
+
+    def __call__(
+        self,
+        index: Int[Array, "B *S"],
+        label: Int[Array, "B"] | None = None,
+        *,
+        position: Int[Array, ""] | int | None = None,
+        cache: Cache | None = None,
+        key: Array | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, "B *S K"], Any]:
+        """Logits in float32, and the cache.
+
+        Args:
+          index: all tokens [B, S], or, with `position`, the token before that [B].
+          label: classes.
+          position: of the one token whose logits [B, K] are wanted; 0 begins an image, and the
+            `index` given with it counts for nothing.
+          cache: what the call for the position before returned; None for 0.
+          key: of dropout.
+          train: whether to drop out.
+        """
+        first = self.start(jnp.zeros(len(index), jnp.int32) if label is None else label)
+        if position is None:
+            before = self.token(index[:, :-1] + self.K * (jnp.arange(self.S - 1) % self.Q))
+            x = jnp.concatenate([first[:, None], before], axis=1)
+            x = x + self.positions[...].astype(self.dtype)
+            h, _ = self.body(x, key=key, train=train)
+            return self._logits(h, jnp.arange(self.S) % self.Q), None
+        if cache is None:
+            x, cache = first, self.body.cache(len(index), self.S)
+        else:
+            x = self.token(index + self.K * ((position - 1) % self.Q))
+        x = x + self.positions[...].astype(self.dtype)[position]
+        h, cache = self.body(x[:, None], cache=cache, position=position)
+        return self._logits(h, jnp.array([position % self.Q]))[:, 0], cache
+
+    def _logits(self, h: Float[Array, "B T D"], q: Int[Array, "T"]) -> Float[Array, "B T K"]:
+        kernel = self.kernel[...].astype(self.dtype)
+        if self.Q == 1:
+            return jnp.matmul(h, kernel[0], preferred_element_type=jnp.float32)
+        if len(q) == 1:
+            return jnp.matmul(h, kernel[q[0]], preferred_element_type=jnp.float32)
+        B, S, D = h.shape
+        grouped = h.reshape(B, S // self.Q, self.Q, D)
+        logits = jnp.einsum("bpqd,qdk->bpqk", grouped, kernel, preferred_element_type=jnp.float32)
+        return logits.reshape(B, S, self.K)

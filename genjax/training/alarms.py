@@ -1,0 +1,34 @@
+"""Warnings of a run that goes wrong, as a function of the metrics that it has written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from genjax.method import Alarm
+from genjax.training.metrics import read_metrics
+
+
+def ringing(alarms: Sequence[Alarm], path: Path) -> list[str]:
+    """What to say of each alarm whose metric has been below its bound long enough.
+
+    There is no counter to save: the file has the whole history, also after a resume. A value that
+    is not finite is not below.
+
+    Args:
+      alarms: of the method.
+      path: `metrics.jsonl`.
+    """
+    metrics = read_metrics(path) if alarms else {}
+    return [
+        f"{alarm.metric} has been below {alarm.below:.4g} for {alarm.evaluations} evaluations: "
+        f"{alarm.advice}"
+        for alarm in alarms
+        if _rings(alarm, metrics.get(alarm.metric, {}))
+    ]
+
+
+def _rings(alarm: Alarm, history: Mapping[int, float | None]) -> bool:
+    last = list(history.values())[-alarm.evaluations :]
+    low = [value is not None and value < alarm.below for value in last]
+    return len(last) == alarm.evaluations and all(low)

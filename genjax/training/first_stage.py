@@ -1,0 +1,292 @@
+"""Two stages: a trained run whose codes are the data of another, and whose decoder its samples.
+
+The networks of the first stage that a second one needs become frozen networks of its state: its
+checkpoints are whole, and `first_stage/config.json` in its workdir says how to build them again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from genjax import method as methods
+from genjax.config import ConfigError
+from genjax.data import loader, packages, sources
+from genjax.data.catalogue import Dataset
+from genjax.evals.features import data_digest
+from genjax.method import Batch, DataSpec, Method
+from genjax.parallel.distributed import largest
+from genjax.parallel.mesh import batch_part, global_batch
+from genjax.parallel.rules import path_name
+from genjax.train_state import TrainState
+from genjax.training import workdir
+from genjax.training.checkpoint import Checkpoints, digest, digests
+from genjax.training.pictures import write_atomic
+
+Tree = Any
+logger = logging.getLogger("genjax")
+
+FOLDER = "first_stage"  # in the workdir of the second stage
+
+
+class Arrays(NamedTuple):
+    """The networks of a first stage, by name."""
+
+    params: dict[str, Tree]
+    mutable: dict[str, Tree]
+
+
+class Stage(NamedTuple):
+    """A first stage: how it was trained, on what, and what it can do."""
+
+    config: ConfigDict
+    spec: DataSpec
+    method: Method
+
+
+def find(config: ConfigDict, folder: Path) -> Stage | None:
+    """The first stage of the run in `folder`, or of the one that is to begin there.
+
+    None if the config names none.
+
+    Raises:
+      ConfigError: there is no run where the config says, or it has no codes.
+    """
+    source = config.get("first_stage", "")
+    if not source:
+        return None
+    own = folder / FOLDER
+    place = own if (own / "config.json").exists() else Path(source)
+    stored = workdir.read_config(place)
+    if stored is None:
+        raise ConfigError(
+            f"config.first_stage={source!r}: no run there (no config.json). Train one first, such "
+            "as configs/vqvae.py, and give its --workdir."
+        )
+    spec = workdir.read_spec(place)
+    method = methods.build(stored, spec)
+    if method.codec is None:
+        raise ConfigError(
+            f"config.first_stage={source!r}: a run of method {stored.method!r}, which has no codes "
+            "to train on. Give one of an autoencoder, such as configs/vqvae.py."
+        )
+    return Stage(stored, spec, method)
+
+
+def keep(config: ConfigDict, folder: Path) -> None:
+    """Writes into `folder` how its first stage is built, if that is not there yet."""
+    own = folder / FOLDER / "config.json"
+    if not own.exists():
+        write_atomic(own, (Path(config.first_stage) / "config.json").read_bytes())
+
+
+def read(stage: Stage, config: ConfigDict, folder: Path, mesh: Mesh) -> Arrays:
+    """The first stage's networks: from the run's own checkpoint if it has one, else from its own.
+
+    What its evaluations use: averaged parameters, if it has them.
+
+    Raises:
+      ConfigError: the first stage has no checkpoint; or the run was begun with another one.
+    """
+    source = Path(config.first_stage)
+    if not workdir.has_checkpoint(folder):
+        return _read(stage, Checkpoints(source), mesh)
+    found = _read(stage, Checkpoints(folder), mesh, averaged=False)
+    begun = workdir.read_config(folder).first_stage
+    if begun != config.first_stage:
+        now = _digest(_read(stage, Checkpoints(source), mesh))
+        if now != _digest(found):
+            raise ConfigError(
+                f"config.first_stage={config.first_stage!r} is another one than {begun!r}, which "
+                f"the run in {folder} was begun with: its codes mean something else. Give a new "
+                "--workdir."
+            )
+    return found
+
+
+def _digest(arrays: Arrays) -> str:
+    return digest(digests(arrays._asdict()))
+
+
+def _abstract(stage: Stage) -> Arrays:
+    """The shapes of the networks that are needed."""
+    batch = {name: jnp.zeros((1, *s.shape), s.dtype) for name, s in stage.spec.features.items()}
+    made = jax.eval_shape(lambda: stage.method.init(jax.random.key(0), batch))
+    return Arrays(*({name: tree[name] for name in stage.method.codec.networks} for tree in made))
+
+
+def _read(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, averaged: bool = True) -> Arrays:
+    step = checkpoints.latest()
+    if step is None:
+        raise ConfigError(
+            f"config.first_stage: {checkpoints.folder} has no checkpoint. Train the run to its "
+            "end first."
+        )
+    saved, everywhere = checkpoints.shapes(step), NamedSharding(mesh, PartitionSpec())
+    decays = stage.config.ema.decay if averaged else ()
+    abstract = _abstract(stage)._asdict()
+    paths, wanted = {}, {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
+        name = path_name(path)
+        kind, _, rest = name.partition("/")
+        average = f"ema/{decays[0]}/{rest}" if decays else ""
+        source = average if kind == "params" and average in saved else name
+        if saved.get(source) != leaf.shape:
+            raise ConfigError(
+                f"config.first_stage: {checkpoints.folder / str(step)} does not fit the config "
+                f"beside it: {source} is {saved.get(source, 'absent')}, expected {leaf.shape}. "
+                "Give the workdir of an unchanged run."
+            )
+        paths[name] = source
+        wanted[source] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
+    found = checkpoints.read(step, wanted)
+    return Arrays(
+        **jax.tree_util.tree_map_with_path(lambda path, _: found[paths[path_name(path)]], abstract)
+    )
+
+
+def check(config: ConfigDict, stage: Stage, spec: DataSpec) -> None:
+    """Refuses data that are not those of the first stage, or that are changed as they are read.
+
+    Raises:
+      ConfigError: says what differs.
+    """
+    pairs = zip(spec._fields, stage.spec, spec, strict=True)
+    lines = "\n".join(f"  {name}: {old} -> {new}" for name, old, new in pairs if old != new)
+    if lines:
+        raise ConfigError(
+            f"the data are not those of config.first_stage={config.first_stage!r} (there -> "
+            f"here):\n{lines}\nGive a first stage of these data, or set config.dataset as it has "
+            "it."
+        )
+    for key in ("flip", "crop_padding"):
+        if config.dataset[key]:
+            raise ConfigError(
+                f"config.dataset.{key}={config.dataset[key]}: the codes of a first stage are of "
+                "images as they are. Set it to nothing; the first stage may have it."
+            )
+
+
+def code_spec(stage: Stage) -> DataSpec:
+    """What the codes of the first stage's data look like."""
+    codec, arrays = stage.method.codec, _abstract(stage)
+    batch = {
+        name: jax.ShapeDtypeStruct((1, *s.shape), s.dtype)
+        for name, s in stage.spec.features.items()
+    }
+    code = jax.eval_shape(codec.encode, *arrays, batch)
+    features = {"code": jax.ShapeDtypeStruct(code.shape[1:], code.dtype)}
+    if "label" in stage.spec.features:
+        features["label"] = stage.spec.features["label"]
+    return stage.spec._replace(
+        modality="code", features=features, vocabulary_size=codec.vocabulary_size
+    )
+
+
+def encoded(
+    config: ConfigDict, stage: Stage, arrays: Arrays, dataset: Dataset, mesh: Mesh
+) -> Dataset:
+    """The codes of every split, and the labels; kept in the cache by what made them."""
+    spec = code_spec(stage)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def fields(arrays: Arrays, batch: Batch) -> Batch:
+        own = {"label": batch["label"]} if "label" in spec.features else {}
+        return {"code": stage.method.codec.encode(*arrays, batch), **own}
+
+    apply = jax.jit(fields, out_shardings=everywhere)
+    weights = _digest(arrays)[:16]
+    splits = {}
+    for split, source in dataset.splits.items():
+        data = data_digest(dataset, split)[:16]
+        name = f"{dataset.spec.name.replace('/', '_')}-{split}-{data}-{weights}"
+        place = packages.cache_root() / "codes" / name
+        first = jax.process_index() == 0
+        with packages.lock(f"codes-{name}") if first else contextlib.nullcontext():
+            if largest(int(not place.exists())):  # every process takes part
+                logger.info("codes of the %d examples of %s", len(source), split)
+                held = _encode(config, apply, arrays, source, mesh)
+                if first:
+                    _write(place, held)
+            else:
+                held = {f: np.load(place / f"{f}.npy", mmap_mode="r") for f in spec.features}
+        splits[split] = sources.Columns(held)
+    route = f"codes by {config.first_stage}; {dataset.route}"
+    return Dataset(spec, splits, route, decoded=dataset)
+
+
+def _encode(config: ConfigDict, apply, arrays: Arrays, source: Any, mesh: Mesh) -> dict:
+    part, parts = batch_part(mesh)
+    batches = loader.eval_batches(
+        source,
+        batch_size=config.evals.batch_size,
+        process_index=part,
+        process_count=parts,
+        threads=config.dataset.threads,
+    )
+    rows = [jax.device_get(apply(arrays, global_batch(batch, mesh))) for batch, _ in batches]
+    return {name: np.concatenate([r[name] for r in rows])[: len(source)] for name in rows[0]}
+
+
+def _write(place: Path, fields: dict[str, np.ndarray]) -> None:
+    """Writes a folder of arrays whole or not at all."""
+    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        for name, rows in fields.items():
+            np.save(partial / f"{name}.npy", rows)
+        if not place.exists():
+            os.replace(partial, place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def join(method: Method, stage: Stage) -> Method:
+    """`method` on the codes of `stage`: beside its own networks the frozen ones of the stage.
+
+    Samples are decoded. The stage's networks are zero at first: `put` the trained ones in their
+    place.
+
+    Raises:
+      ConfigError: both have a network of the same name.
+    """
+    codec = stage.method.codec
+
+    def init(key: jax.Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:
+        frozen = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), _abstract(stage))
+        own = method.init(key, batch)
+        if taken := own[0].keys() & frozen.params.keys():
+            raise ConfigError(f"both stages have networks called {sorted(taken)}: rename one.")
+        return {**frozen.params, **own[0]}, {**frozen.mutable, **own[1]}
+
+    def sample(params: Tree, mutable: Tree, key: jax.Array, num: int, condition=None, **options):
+        codes = method.sample(params, mutable, key, num, condition, **options)
+        return codec.decode(params, mutable, codes)
+
+    sample.__signature__ = inspect.signature(method.sample)
+    frozen = rf"^(?=\w+/({'|'.join(codec.networks)})/)"
+    of_stage = tuple((f"{frozen}.*(?:{path})", tactic) for path, tactic in stage.method.rules)
+    return method._replace(init=init, sample=sample, rules=(*of_stage, *method.rules))
+
+
+def put(state: TrainState, arrays: Arrays) -> TrainState:
+    """`state` with the networks of a first stage, where it has them."""
+
+    def place(old: dict[str, Tree], new: dict[str, Tree]) -> dict[str, Tree]:
+        shardings = {name: jax.tree.map(lambda x: x.sharding, old[name]) for name in new}
+        return {**old, **jax.device_put(new, shardings)}
+
+    return state.replace(
+        params=place(state.params, arrays.params), mutable=place(state.mutable, arrays.mutable)
+    )

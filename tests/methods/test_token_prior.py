@@ -1,0 +1,121 @@
+"""The prior over tokens: it reaches a known entropy, and draws what it says it draws."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from genjax import config as configs
+from genjax.config import ConfigError
+from genjax.method import DataSpec
+from genjax.methods import token_prior
+from genjax.training.assemble import assemble
+
+KEY = jax.random.key(0)
+
+
+def spec(shape, values, classes=0, count=64):
+    features = {"code": jax.ShapeDtypeStruct(shape, np.int32)}
+    if classes:
+        features["label"] = jax.ShapeDtypeStruct((), np.int32)
+    return DataSpec("toy", "code", features, {"train": count}, classes, values)
+
+
+def config(network="token_transformer", conditional=False, **prior):
+    c = configs.base()
+    c.method, c.batch_size, c.duration = "token_prior", 64, "300_steps"
+    c.optimizer.learning_rate, c.ema.decay = 1e-2, ()
+    c.schedule.name = "cosine"
+    with c.unlocked():
+        c.token_prior = ConfigDict({"class_conditional": conditional})
+        c.model = ConfigDict({"network": network, "prior": {"width": 16, "depth": 2} | prior})
+    return c
+
+
+@pytest.mark.parametrize("network", ["token_transformer", "pixelcnn"])
+def test_the_likelihood_of_a_markov_chain_is_learned(network):
+    """x_1 is uniform; x_s of label y is x_(s-1) + 1 with probability 0.9 - 0.6 y, else x_(s-1)."""
+    S, K = 6, 3
+    c = config(network, conditional=True)
+    run = assemble(c, spec((2, 3, 1), K, 2))
+
+    def draw(key):
+        first, move, label = (jax.random.fold_in(key, i) for i in range(3))
+        y = jax.random.randint(label, (64,), 0, 2)
+        x = jax.random.randint(first, (64, 1), 0, K)
+        moves = jax.random.bernoulli(move, (0.9 - 0.6 * y)[:, None], (64, S - 1))
+        code = jnp.concatenate([x, x + jnp.cumsum(moves, 1)], 1) % K
+        return {"code": code.reshape(64, 2, 3, 1), "label": y}
+
+    shardings = {name: shape.sharding for name, shape in run.batch.items()}
+    draw = jax.jit(draw, out_shardings=shardings)
+    with jax.set_mesh(run.mesh):
+        state = run.init()
+        for i in range(300):
+            state, _ = run.step(state, draw(jax.random.fold_in(KEY, i)))
+        test = [draw(jax.random.fold_in(KEY, 1000 + i)) for i in range(16)]
+        test = {name: jnp.concatenate([b[name] for b in test]) for name in test[0]}
+        found = jax.jit(run.method.evaluate)(state.params, state.mutable, test, KEY)
+
+    p = np.where(test["label"] == 0, 0.9, 0.3)[:, None]
+    moved = np.diff(np.asarray(test["code"]).reshape(-1, S), axis=1) % K
+    exact = np.log(K) - np.log(np.where(moved, p, 1 - p)).sum(1)
+    gap = np.asarray(found["nll"]) - exact  # its mean is a Kullback-Leibler divergence
+    assert -0.02 < gap.mean() < 0.03
+    assert np.corrcoef(found["nll"], exact)[0, 1] > 0.99
+    bits = found["nll"] / S / np.log(2)
+    np.testing.assert_allclose(found["bits_per_token"], bits, rtol=1e-5)
+
+
+@pytest.mark.parametrize("network", ["token_transformer", "pixelcnn"])
+def test_samples_come_as_often_as_the_model_says(network):
+    shape = (1, 2, 2)
+    method = token_prior.build(config(network), spec(shape, 2))
+    params, mutable = method.init(KEY, {})
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(KEY, len(leaves))
+    noisy = [p + 0.2 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    params = tree.unflatten(noisy)
+    images = jnp.array(list(itertools.product(range(2), repeat=4)))
+    nll = jax.jit(method.evaluate)(params, mutable, {"code": images.reshape(-1, *shape)}, KEY)
+    expected = np.exp(-np.asarray(nll["nll"]))
+    num = 20_000
+    draw = jax.jit(method.sample, static_argnames=("num", "temperature", "top_k"))
+    code = np.asarray(draw(params, mutable, KEY, num=num)).reshape(num, 4)
+    counts = np.bincount(code @ np.array([8, 4, 2, 1]), minlength=16)
+    spread = np.sqrt(num * expected * (1 - expected))
+    assert (np.abs(counts - num * expected) < 4.5 * spread + 1).all()
+    assert counts.max() < 0.9 * num
+    # The most probable token of all, one after the other.
+    greedy = np.asarray(draw(params, mutable, KEY, num=3, top_k=1)).reshape(3, 4)
+    cold = np.asarray(draw(params, mutable, KEY, num=3, temperature=1e-4)).reshape(3, 4)
+    best = images
+    for s in range(4):  # of the two halves that share a beginning, the likelier
+        halves = [best[best[:, s] == v] for v in (0, 1)]
+        mass = [sum(expected[int(row @ np.array([8, 4, 2, 1]))] for row in h) for h in halves]
+        best = halves[int(np.argmax(mass))]
+    for found in (greedy, cold):
+        np.testing.assert_array_equal(found, np.tile(best, (3, 1)))
+
+
+def test_what_is_refused():
+    method = token_prior.build(config(), spec((1, 2, 2), 4))
+    params, mutable = method.init(KEY, {})
+    for options, words in (
+        ({"temperature": 0}, "--temperature=0: expected a number above 0"),
+        ({"temperature": "hot"}, "a number above 0"),
+        ({"top_k": 5}, "from 0 to 4"),
+        ({"condition": jnp.zeros(2, jnp.int32)}, "class_conditional=True"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            method.sample(params, mutable, KEY, 2, **options)
+    with pytest.raises(ConfigError, match="has no labels"):
+        token_prior.build(config(conditional=True), spec((1, 2, 2), 4))
+    images = DataSpec("pictures", "image", {"image": jax.ShapeDtypeStruct((4, 4, 1), np.uint8)}, {})
+    with pytest.raises(ConfigError, match="first_stage=RUNDIR"):
+        token_prior.build(config(), images)
+    with pytest.raises(ConfigError, match="Nearest: width"):
+        token_prior.build(config(widht=3), spec((1, 2, 2), 4))

@@ -1,0 +1,173 @@
+"""Two stages: codes as data, frozen networks in the state, and what is refused."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from genjax import config as configs
+from genjax import main
+from genjax import method as methods
+from genjax.data import catalogue
+from genjax.parallel.mesh import make_mesh
+from genjax.training import first_stage, workdir
+from genjax.training.checkpoint import Checkpoints
+
+FOLDER = Path(__file__).parent.parent.parent / "configs"
+SHORT = {"duration": "8_steps", "evals.every": "", "evals.samples": 0, "log.every": ""}
+SMALL = {"model.encoder.channels": 8, "model.decoder.channels": 8, "vqvae.codes": 16}
+
+
+def arguments(name, values):
+    return [f"--config={FOLDER / name}.py:tiny", *(f"--config.{k}={v}" for k, v in values.items())]
+
+
+@pytest.fixture(scope="module")
+def vq(tmp_path_factory):
+    """The workdir of a short run of a VQ-VAE, with averaged parameters."""
+    folder = tmp_path_factory.mktemp("vq")
+    values = SHORT | SMALL | {"ema.decay": (0.5,)}
+    assert main.main([*arguments("vqvae", values), f"--workdir={folder}"]) == 0
+    return folder
+
+
+PRIOR = SHORT | {"model.prior.width": 16, "model.prior.depth": 1}
+
+
+@pytest.fixture(scope="module")
+def prior(vq, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prior")
+    values = PRIOR | {"first_stage": vq}
+    assert main.main([*arguments("vqvae_prior", values), f"--workdir={folder}"]) == 0
+    return folder
+
+
+def load(vq, **overrides):
+    values = {"first_stage": str(vq)} | overrides
+    return configs.load(f"{FOLDER / 'vqvae_prior.py'}:tiny", values)
+
+
+def test_the_codes_are_those_of_each_example_by_the_averaged_encoder(vq, tmp_path, monkeypatch):
+    config = load(vq)
+    stage = first_stage.find(config, tmp_path)
+    mesh = make_mesh(config)
+    arrays = first_stage.read(stage, config, tmp_path, mesh)
+    saved = Checkpoints(vq).restore(main.build(stage.config, stage.spec, None).state)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        arrays.params["autoencoder"],
+        saved.ema["0.5"]["autoencoder"],
+    )
+    raw, mean = (jax.tree.leaves(tree)[0] for tree in (saved.params, arrays.params))
+    assert np.abs(raw - mean).max() > 0
+    jax.tree.map(np.testing.assert_array_equal, arrays.mutable, saved.mutable)
+
+    dataset = catalogue.load(config.dataset)
+    found = first_stage.encoded(config, stage, arrays, dataset, mesh)
+    assert found.spec == first_stage.code_spec(stage)
+    assert found.spec.vocabulary_size == 16
+    assert found.spec.modality == "code"
+    assert found.decoded is dataset
+    encode = jax.jit(stage.method.codec.encode)
+    for split in ("train", "test"):
+        source = dataset.splits[split]
+        assert len(found.splits[split]) == len(source)
+        chosen = np.array([0, len(source) // 2, len(source) - 1])
+        images = np.stack([source[int(i)]["image"] for i in chosen])
+        taken = found.splits[split].take(chosen)
+        np.testing.assert_array_equal(taken["code"], encode(*arrays, {"image": images}))
+        np.testing.assert_array_equal(taken["label"], [source[int(i)]["label"] for i in chosen])
+        np.testing.assert_array_equal(
+            found.splits[split][len(source) // 2]["code"], taken["code"][1]
+        )
+
+    def never(*args):
+        raise AssertionError("the codes are in the cache")
+
+    monkeypatch.setattr(first_stage, "_encode", never)
+    again = first_stage.encoded(config, stage, arrays, dataset, mesh)
+    np.testing.assert_array_equal(
+        again.splits["train"].take(chosen)["code"][0], found.splits["train"][0]["code"]
+    )
+    other = arrays._replace(mutable=jax.tree.map(lambda x: x, arrays.mutable))
+    other.mutable["autoencoder"]["books"]["0"]["codes"] += 1
+    with pytest.raises(AssertionError, match="in the cache"):  # of another codebook
+        first_stage.encoded(config, stage, other, dataset, mesh)
+
+
+def test_the_first_stage_is_frozen_in_the_state_and_decodes_the_samples(vq, prior):
+    config = workdir.read_config(prior)
+    stage = first_stage.find(config, prior)
+    run = main.build(config, workdir.read_spec(prior), stage)
+    state = Checkpoints(prior).restore(run.state)
+    arrays = first_stage.read(stage, config, Path("/nowhere"), run.mesh)
+    for name in ("params", "mutable"):
+        saved, given = getattr(state, name), getattr(arrays, name)
+        jax.tree.map(np.testing.assert_array_equal, saved["autoencoder"], given["autoencoder"])
+    assert set(state.opt_state) == {"prior"}
+    assert all(set(profile) == {"prior"} for profile in state.ema.values())
+
+    key = jax.random.key(3)
+    with jax.set_mesh(run.mesh):
+        images = jax.jit(lambda *a: run.method.sample(*a, 5, temperature=0.7))(
+            state.params, state.mutable, key
+        )
+        alone = methods.build(config, run.spec)
+        codes = jax.jit(lambda *a: alone.sample(*a, 5, temperature=0.7))(
+            state.params, state.mutable, key
+        )
+        decoded = jax.jit(stage.method.codec.decode)(*arrays, codes)
+    np.testing.assert_array_equal(images, decoded)
+    assert images.shape == (5, 8, 8, 1)
+    assert images.dtype == np.uint8
+
+
+def test_a_run_needs_its_first_stage_no_more_once_it_has_begun(prior, vq, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(prior, folder)
+    try:
+        vq.rename(tmp_path / "away")
+        assert main.main([f"--workdir={folder}", "--mode=sample", "--num=2"]) == 0
+        assert main.main([f"--workdir={folder}", "--mode=eval"]) == 0
+        assert "eval/nll" in capsys.readouterr().out
+    finally:
+        (tmp_path / "away").rename(vq)
+
+
+def refused(capsys, *given):
+    assert main.main(list(map(str, given))) == 1
+    return capsys.readouterr().err
+
+
+def test_what_is_refused(vq, prior, tmp_path, capsys):
+    def attempt(values, workdir=tmp_path / "run", *more):
+        given = arguments("vqvae_prior", PRIOR | values)
+        return refused(capsys, *given, f"--workdir={workdir}", *more)
+
+    assert "--config.first_stage=RUNDIR" in attempt({})
+    assert "no run there" in attempt({"first_stage": tmp_path / "nothing"})
+    assert "which has no codes" in attempt({"first_stage": prior})
+    message = attempt({"first_stage": vq, "dataset.name": "mnist10k"})
+    assert "the data are not those of config.first_stage" in message
+    assert "name: digits -> mnist10k" in message
+    message = attempt({"first_stage": vq, "dataset.test": "20_percent"})
+    assert "sizes" in message
+    assert "config.dataset.flip=True" in attempt({"first_stage": vq, "dataset.flip": True})
+    # Another codebook under a run that has begun.
+    other = tmp_path / "other"
+    values = SHORT | SMALL | {"seed": 1}
+    assert main.main([*arguments("vqvae", values), f"--workdir={other}"]) == 0
+    assert "first_stage" in attempt({"first_stage": other, "duration": "12_steps"}, prior)
+    message = attempt(
+        {"first_stage": other, "duration": "12_steps"}, prior, "--allow_config_change"
+    )
+    assert "its codes mean something else" in message
+    text = (other / "config.json").read_text()
+    (other / "config.json").write_text(text.replace('"codes": 16', '"codes": 8'))
+    assert "does not fit the config beside it" in attempt({"first_stage": other})
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "config.json").write_text((vq / "config.json").read_text())
+    assert "has no checkpoint" in attempt({"first_stage": empty})
