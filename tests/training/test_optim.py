@@ -159,6 +159,27 @@ def test_schedules(name, formula):
         np.testing.assert_allclose(schedule(s), 2.0 * formula(s), rtol=1e-5)
 
 
+def test_the_ladder_is_the_papers():
+    """Burda et al. 2016, section 5: 0.001 * 10^(-i/7) for 3^i passes, i = 0 ... 7."""
+    rates = np.concatenate([np.full(3**i, 0.001 * 10 ** (-i / 7)) for i in range(8)])
+    config = configs.base()
+    config.optimizer.learning_rate = 0.001
+    config.schedule.update({"name": "ladder", "final": 0.1})
+    for steps_a_pass in (1, 50):
+        total = len(rates) * steps_a_pass
+        schedule = jax.vmap(optim.learning_rate(config, "net", total, 0))
+        expected = np.repeat(rates, steps_a_pass)
+        np.testing.assert_allclose(schedule(jnp.arange(total)), expected, rtol=1e-6)
+    short = jax.vmap(optim.learning_rate(config, "net", 4000, 0))(jnp.arange(4001))
+    assert (np.diff(short) <= 0).all()
+    # 1 + 3 + ... + 3^6 of the 3280 passes come before the last rung.
+    found, rungs = short[np.array([0, 1332, 1333, 4000])], [0, 6, 7, 7]
+    np.testing.assert_allclose(found, [0.001 * 10 ** (-i / 7) for i in rungs], rtol=1e-6)
+    config.schedule.final = 0.0
+    with pytest.raises(ConfigError, match=r"schedule\.final=0\.0: expected above 0"):
+        optim.learning_rate(config, "net", 10, 0)
+
+
 def test_a_warm_up_as_long_as_the_run_is_refused():
     with pytest.raises(ConfigError, match="warmup"):
         optim.learning_rate(configs.base(), "net", 20, 20)
