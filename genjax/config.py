@@ -92,9 +92,9 @@ def base() -> ConfigDict:
                 "networks": {},
             },
             "schedule": {  # of the learning rate
-                "name": "constant",  # "cosine", "linear", "inverse_sqrt"
+                "name": "constant",  # "cosine", "linear", "inverse_sqrt", "ladder"
                 "warmup": "",
-                "final": 0.0,  # cosine, linear: fraction of the learning rate at the end
+                "final": 0.0,  # cosine, linear, ladder: fraction of the learning rate at the end
             },
             "ema": {
                 "decay": (0.999,),  # one average each; evaluations use the first

@@ -116,7 +116,9 @@ class Autoencoder(NamedTuple):
         """x as the likelihood has it, and the labels if the networks know them."""
         x, label = batch["image"], batch["label"] if self.options.class_conditional else None
         if self.options.likelihood == "bernoulli":
-            return jax.random.bernoulli(key, x / 255.0).astype(jnp.float32), label
+            drawn = jax.random.bernoulli(key, x / 255.0).astype(jnp.float32)
+            # Drawn once: without the barrier XLA draws it again in every loop that reads it.
+            return jax.lax.optimization_barrier(drawn), label
         return to_float(x) if x.dtype == jnp.uint8 else x, label
 
     def posterior(
@@ -147,15 +149,19 @@ class Autoencoder(NamedTuple):
         self, params: Tree, out: Float[Array, "B S *parameters"], x: Float[Array, "B *shape"]
     ) -> Float[Array, "B S"]:
         """log p(x | z), summed over dimensions, of the decoder's output."""
-        x = x[:, None]
+
+        def flat(a: Array) -> Float[Array, "B S D"]:  # loops over W and C alone are too short
+            return a.reshape(*a.shape[:2], -1)
+
+        x = flat(x[:, None])
         if self.options.likelihood == "bernoulli":
-            each = likelihoods.bernoulli(x, out)
+            each = likelihoods.bernoulli(x, flat(out))
         elif self.options.likelihood == "gaussian":
-            each = likelihoods.gaussian(x, out, _bounded(params["log_scale"]))
+            each = likelihoods.gaussian(x, flat(out), _bounded(params["log_scale"]))
         else:
-            mean, log_scale = jnp.split(out, 2, axis=-1)
+            mean, log_scale = map(flat, jnp.split(out, 2, axis=-1))
             each = likelihoods.discretised_logistic(x, mean, _bounded(log_scale))
-        return each.sum(tuple(range(2, each.ndim)))
+        return each.sum(-1)
 
     def centre(self, params: Tree, mutable: Tree, z: Float[Array, "N Z"], label) -> Array:
         """The mean of p(x | z), of the logistic its location, in the data's own format."""

@@ -19,7 +19,7 @@ import optax
 from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers, muon
 
-from genjax.config import ConfigError, nearest, one_of
+from genjax.config import ConfigError, nearest, one_of, require
 from genjax.parallel.rules import first_match, path_name
 
 Tree = Any
@@ -64,11 +64,22 @@ OPTIMIZERS: dict[str, Callable[[ConfigDict], optax.GradientTransformation]] = {
     "muon": _muon,
 }
 
+LADDER = tuple(3**i for i in range(8))  # passes over the data at each rate (Burda et al. 2016)
+
 
 def section(config: ConfigDict, network: str) -> ConfigDict:
     """`config.optimizer` as it holds for one network."""
     own = config.optimizer.networks.get(network, {})
     return ConfigDict({**config.optimizer, **own})
+
+
+def _ladder(peak: float, final: float, steps: int) -> optax.Schedule:
+    expected = "above 0: the ladder ends there, and the paper's at 0.1"
+    require(final > 0, "config.schedule.final", final, expected)
+    last = len(LADDER) - 1
+    ends = [round(steps * sum(LADDER[: i + 1]) / sum(LADDER)) for i in range(last)]
+    rates = [peak * final ** (i / last) for i in range(last + 1)]
+    return lambda step: jnp.array(rates)[(step >= jnp.array(ends)).sum()]
 
 
 def learning_rate(
@@ -78,10 +89,12 @@ def learning_rate(
 
     Linear warm-up from 0 over `warmup_steps`, then by `config.schedule.name`: "constant";
     "cosine" (Loshchilov & Hutter 2017, eq. 5) and "linear" to `schedule.final` times the peak at
-    `total_steps`; "inverse_sqrt" (Vaswani et al. 2017, eq. 3), peak * sqrt(warmup / step).
+    `total_steps`; "inverse_sqrt" (Vaswani et al. 2017, eq. 3), peak * sqrt(warmup / step);
+    "ladder" (Burda et al. 2016, section 5), peak * final^(i/7) in the stretch i = 0 ... 7 of the
+    run, each three times as long as the one before.
 
     Raises:
-      ConfigError: unknown schedule, or a warm-up that is not shorter than the run.
+      ConfigError: unknown schedule, a warm-up that is not shorter than the run, or a ladder to 0.
     """
     name, peak, final = (
         config.schedule.name,
@@ -100,6 +113,7 @@ def learning_rate(
         "cosine": lambda: optax.cosine_decay_schedule(peak, after, final),
         "linear": lambda: optax.linear_schedule(peak, peak * final, after),
         "inverse_sqrt": lambda: lambda step: peak * jnp.sqrt(shift / jnp.maximum(shift + step, 1)),
+        "ladder": lambda: _ladder(peak, final, after),
     }
     if name not in schedules:
         raise ConfigError(

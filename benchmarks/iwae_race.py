@@ -1,0 +1,218 @@
+"""The training step of the importance-weighted autoencoder raced against PyTorch's.
+
+The network of configs/iwae.py, 784-200-200-50, on MNIST-sized bytes that are binarised at each
+draw, batches of 100, Adam. Each side has all images in memory and takes a new random batch for each
+step; ours runs several steps a dispatch (`steps_per_dispatch`), torch's is eager and under
+`torch.compile` with its defaults, each with the best of three Adams found in a first round. Then
+the rounds: ours, eager, compiled, ours ..., every one a process of its own, so that what else the
+machine does meets all of them. Before it all, both sides give the loss and the norms of the
+gradients of the same parameters, binary images and noise, to 1e-5.
+
+  python benchmarks/iwae_race.py --torch_python=PATH [--data=mnist.npz] [--samples=1,5,50]
+      [--rounds=5] [--seconds=10] [--steps_per_dispatch=20]
+
+Without --data the images are noise of the same size; the time does not depend on them. Pin it to a
+core with `taskset -c 0` where other work would disturb the threads: all processes inherit it.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax import config as configs
+from genjax.data import sources
+from genjax.method import DataSpec
+from genjax.training.assemble import assemble
+
+HERE = Path(__file__).resolve()
+BATCH = 100
+ADAMS = ("default", "foreach", "fused")
+
+
+def assembled(samples, count):
+    overrides = {
+        "batch_size": BATCH,
+        "evals.batch_size": BATCH,
+        "schedule.name": "constant",
+        "ema.decay": (),
+        "vae.samples": samples,
+        "mesh.data": 1,
+    }
+    config = configs.load(str(HERE.parent.parent / "configs" / "iwae.py"), overrides)
+    image = jax.ShapeDtypeStruct((28, 28, 1), np.uint8)
+    spec = DataSpec("mnist", "image", {"image": image}, {"train": count})
+    return assemble(config, spec, devices=jax.devices()[:1])
+
+
+def timed(images, samples, dispatch, seconds):
+    """Steps a second and CPU time a step, after a warm-up of a fifth of `seconds`."""
+    run = assembled(samples, len(images))
+    rng = np.random.default_rng(0)
+    epoch = len(images) // BATCH
+
+    def rows():
+        """Rows of `dispatch` batches [n, B], in a new order in each epoch, for ever."""
+        left = np.zeros((0, BATCH), np.int32)
+        while True:
+            while len(left) < dispatch:
+                order = rng.permutation(len(images))[: epoch * BATCH].astype(np.int32)
+                left = np.concatenate([left, order.reshape(epoch, BATCH)])
+            yield left[:dispatch]
+            left = left[dispatch:]
+
+    @partial(jax.jit, donate_argnums=0)
+    def several(state, images, rows):
+        return jax.lax.scan(lambda s, r: run.step(s, {"image": images[r]}), state, rows)
+
+    chosen = rows()
+    with jax.set_mesh(run.mesh):
+        state, images = run.init(), jnp.asarray(images.reshape(-1, 28, 28, 1))
+
+        def go(state, seconds):
+            start, cpu, steps = time.perf_counter(), time.process_time(), 0
+            while not steps or time.perf_counter() - start < seconds:
+                state = jax.block_until_ready(several(state, images, next(chosen))[0])
+                steps += dispatch
+            passed, cpu = time.perf_counter() - start, time.process_time() - cpu
+            return state, {"steps_per_second": steps / passed, "cpu_ms": 1000 * cpu / steps}
+
+        state, _ = go(state, 0)
+        state, _ = go(state, seconds / 5)
+        return go(state, seconds)[1]
+
+
+def golden(samples, path):
+    """Writes parameters, x and noise for torch; returns our loss and gradient norms of them."""
+    run = assembled(samples, BATCH)
+    key = jax.random.key(1)
+    image = np.random.default_rng(0).integers(0, 256, (BATCH, 28, 28, 1), np.uint8)
+    params, mutable = run.method.init(jax.random.key(0), run.batch)
+    params = jax.tree.map(lambda p: p + 0.01, params)  # biases too
+    batch = {"image": jnp.asarray(image)}
+    loss = run.method.phases[0].loss
+    (value, _), slopes = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+        params, mutable, batch, key, 0
+    )
+    # The draws of `methods.vae.loss`: pixels from key 0, noise from key 1.
+    key_x, key_z = (jax.random.fold_in(key, i) for i in range(2))
+    x = jax.random.bernoulli(key_x, batch["image"] / 255.0).reshape(BATCH, -1)
+    noise = jax.random.normal(key_z, (BATCH, samples, run.config.vae.latent_dim))
+    written, norms = {"x": np.float32(x), "noise": np.asarray(noise)}, {}
+    for name in ("encoder", "decoder"):
+        layers, slope = params["vae"][name], slopes["vae"][name]
+        for i, pick in enumerate((("body", "layers", "0"), ("body", "layers", "1"), ("out",))):
+            layer, change = layers, slope
+            for part in pick:
+                layer, change = layer[part], change[part]
+            for ours, theirs in (("kernel", "weight"), ("bias", "bias")):
+                written[f"{name}.{2 * i}.{theirs}"] = np.asarray(layer[ours]).T
+                norms[f"{name}.{2 * i}.{theirs}"] = float(jnp.linalg.norm(change[ours]))
+    np.savez(path, **written)
+    return {"loss": float(value), "norms": norms}
+
+
+def started(python, script, *arguments):
+    """The JSON that a process prints last."""
+    command = [python, str(HERE.with_name(script)), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"error: {' '.join(command)}\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(torch_python, samples, folder):
+    """Stops unless torch finds our loss and gradients."""
+    path = Path(folder) / "golden.npz"
+    ours, theirs = golden(samples, path), started(torch_python, "torch_iwae.py", f"--check={path}")
+    gap = abs(ours["loss"] / theirs["loss"] - 1)
+    slope = max(abs(ours["norms"][n] / norm - 1) for n, norm in theirs["norms"].items())
+    print(f"k={samples}: same loss to {gap:.1e}, gradients' norms to {slope:.1e}", flush=True)
+    if not max(gap, slope) < 1e-5:
+        sys.exit(f"error: the two sides differ: {ours} and {theirs}")
+
+
+def race(options, samples, images):
+    common = [f"--samples={samples}", f"--seconds={options.seconds}", f"--images={images}"]
+
+    def torch(compiled, adam):
+        flags = ["--compile"] if compiled else []
+        return started(options.torch_python, "torch_iwae.py", *common, *flags, f"--adam={adam}")
+
+    def ours():
+        count = f"--steps_per_dispatch={options.steps_per_dispatch}"
+        return started(sys.executable, HERE.name, *common, count)
+
+    best = {}
+    for compiled in (False, True):
+        rates = {adam: torch(compiled, adam)["steps_per_second"] for adam in ADAMS}
+        best[compiled] = max(rates, key=rates.get)
+        shown = ", ".join(f"{adam} {rate:.1f}" for adam, rate in rates.items())
+        print(f"  torch {'compiled' if compiled else 'eager'}: {shown} steps/s", flush=True)
+    sides = {
+        "genjax": ours,
+        f"torch, eager, {best[False]} Adam": lambda: torch(False, best[False]),
+        f"torch, compiled, {best[True]} Adam": lambda: torch(True, best[True]),
+    }
+    found = {name: [] for name in sides}
+    for i in range(options.rounds):
+        for name, side in sides.items():
+            found[name].append(side())
+        rates = ", ".join(f"{r[-1]['steps_per_second']:.1f}" for r in found.values())
+        print(f"  round {i + 1}: {rates} steps/s", flush=True)
+    rates = {n: np.array([r["steps_per_second"] for r in runs]) for n, runs in found.items()}
+    for name, rate in rates.items():
+        cpu = np.median([r["cpu_ms"] for r in found[name]])
+        print(
+            f"  {name:32} {np.median(rate):8.1f} steps/s ({rate.min():.1f} to {rate.max():.1f}), "
+            f"{1000 / np.median(rate):.2f} ms, {cpu:.2f} ms of CPU"
+        )
+    mine, *torches = rates.values()
+    ratios = mine / max(torches, key=np.median)
+    print(
+        f"k={samples}: genjax / torch's best = {np.median(ratios):.2f}, median of "
+        f"{options.rounds} rounds ({ratios.min():.2f} to {ratios.max():.2f})",
+        flush=True,
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--torch_python", default=sys.executable)
+    parser.add_argument("--data", default="")
+    parser.add_argument("--samples", default="1,5,50")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--steps_per_dispatch", type=int, default=20)
+    parser.add_argument("--images", default="", help="our side alone, of this .npy; for the race")
+    options = parser.parse_args()
+    if options.images:
+        images, k = np.load(options.images), int(options.samples)
+        print(json.dumps(timed(images, k, options.steps_per_dispatch, options.seconds)))
+        return
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the race")
+    with tempfile.TemporaryDirectory() as folder:
+        if options.data:
+            source = sources.npz(options.data, 1, 28).splits["train"]
+            images = sources.take(source, np.arange(len(source)))["image"]
+        else:
+            images = np.random.default_rng(0).integers(0, 256, (60_000, 28, 28), np.uint8)
+        path = Path(folder) / "images.npy"
+        np.save(path, images.reshape(len(images), -1))
+        for samples in map(int, options.samples.split(",")):
+            compare(options.torch_python, samples, folder)
+            race(options, samples, path)
+    print(f"load {os.getloadavg()[0]:.1f} after the race")
+
+
+if __name__ == "__main__":
+    main()
