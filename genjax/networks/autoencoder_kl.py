@@ -1,0 +1,177 @@
+"""The encoder and decoder of latent diffusion's first stage (Rombach et al. 2022, appendix G).
+
+Residual blocks at every resolution and attention at the lowest one, as in diffusers'
+`AutoencoderKL`, 1x1 convolutions next to the code included.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from genjax.networks.unet import AttentionBlock
+from genjax.networks.vq_conv import check_size
+from genjax.nn.layers import Conv, GroupNorm, upsample_nearest, zeros
+from genjax.parallel.rules import Rules, fsdp, replicate
+
+RULES: Rules = ((r"kernel$", fsdp), (r"(scale|bias)$", replicate))
+
+
+class ResidualBlock(nnx.Module):
+    """GroupNorm-SiLU-conv twice, and a shortcut."""
+
+    def __init__(self, cin: int, cout: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+        """Makes the layers; the second convolution starts at zero."""
+        self.norm1 = GroupNorm(cin)
+        self.conv1 = Conv(cin, cout, dtype=dtype, rngs=rngs)
+        self.norm2 = GroupNorm(cout)
+        self.conv2 = Conv(cout, cout, init=zeros, dtype=dtype, rngs=rngs)
+        self.shortcut = Conv(cin, cout, 1, dtype=dtype, rngs=rngs) if cin != cout else None
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W F"]:
+        """Applies the block."""
+        h = self.conv1(nnx.silu(self.norm1(x)))
+        h = self.conv2(nnx.silu(self.norm2(h)))
+        return h + (x if self.shortcut is None else self.shortcut(x))
+
+
+class Level(nnx.Module):
+    """The residual blocks of one resolution, and the convolution that changes it."""
+
+    def __init__(
+        self, cin: int, cout: int, blocks: int, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        """`stride` is that of the last convolution, after which there is none if it is 0."""
+        self.blocks = nnx.Dict(
+            {str(i): ResidualBlock(cout if i else cin, cout, dtype, rngs) for i in range(blocks)}
+        )
+        self.resample = Conv(cout, cout, stride=stride, dtype=dtype, rngs=rngs) if stride else None
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W F"]:
+        """Applies the blocks alone."""
+        for name in sorted(self.blocks, key=int):
+            x = self.blocks[name](x)
+        return x
+
+
+class Middle(nnx.Module):
+    """A residual block, attention with one head, a residual block."""
+
+    def __init__(self, channels: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+        """Makes the three."""
+        self.block1 = ResidualBlock(channels, channels, dtype, rngs)
+        self.attention = AttentionBlock(channels, 1, dtype, rngs)
+        self.block2 = ResidualBlock(channels, channels, dtype, rngs)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Applies them."""
+        return self.block2(self.attention(self.block1(x)))
+
+
+class Encoder(nnx.Module):
+    """From an image to an image of vectors, 2^(levels - 1) times smaller."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        features: int,
+        *,
+        channels: tuple[int, ...] = (32, 64, 64),
+        blocks: int = 1,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network.
+
+        Args:
+          shape: of the images [H, W, C].
+          features: length of the vectors.
+          channels: width of each level; each one but the last halves the resolution.
+          blocks: residual blocks a level (one more in the decoder).
+          dtype: compute type.
+          rngs: for the initial parameters.
+
+        Raises:
+          ConfigError: a height or width that cannot be halved so often.
+        """
+        check_size(shape, len(channels) - 1)
+        self.stem = Conv(shape[-1], channels[0], dtype=dtype, rngs=rngs)
+        widths = itertools.pairwise((channels[0], *channels))
+        last = len(channels) - 1
+        self.down = nnx.Dict(
+            {
+                str(i): Level(cin, cout, blocks, 2 if i < last else 0, dtype, rngs)
+                for i, (cin, cout) in enumerate(widths)
+            }
+        )
+        self.middle = Middle(channels[-1], dtype, rngs)
+        self.norm = GroupNorm(channels[-1])
+        self.out = Conv(channels[-1], features, dtype=dtype, rngs=rngs)
+        self.quant = Conv(features, features, 1, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B h w D"]:
+        """The vectors, float32."""
+        x = self.stem(x)
+        for name in sorted(self.down, key=int):
+            level = self.down[name]
+            x = level(x)
+            if level.resample is not None:
+                x = level.resample(x)
+        x = self.out(nnx.silu(self.norm(self.middle(x))))
+        return self.quant(x).astype(jnp.float32)
+
+
+class Decoder(nnx.Module):
+    """The encoder backwards; pixels are repeated where it has strides."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        features: int,
+        *,
+        channels: tuple[int, ...] = (32, 64, 64),
+        blocks: int = 1,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network; `shape` is that of its output, the rest as for `Encoder`."""
+        check_size(shape, len(channels) - 1)
+        self.quant = Conv(features, features, 1, dtype=dtype, rngs=rngs)
+        self.stem = Conv(features, channels[-1], dtype=dtype, rngs=rngs)
+        self.middle = Middle(channels[-1], dtype, rngs)
+        widths = itertools.pairwise((channels[-1], *channels[::-1]))
+        last = len(channels) - 1
+        self.up = nnx.Dict(
+            {
+                str(i): Level(cin, cout, blocks + 1, int(i < last), dtype, rngs)
+                for i, (cin, cout) in enumerate(widths)
+            }
+        )
+        self.norm = GroupNorm(channels[0])
+        self.out = Conv(channels[0], shape[-1], dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        z: Float[Array, "B h w D"],
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B H W C"]:
+        """The image, float32."""
+        x = self.middle(self.stem(self.quant(z)))
+        for name in sorted(self.up, key=int):
+            level = self.up[name]
+            x = level(x)
+            if level.resample is not None:
+                x = level.resample(upsample_nearest(x))
+        return self.out(nnx.silu(self.norm(x))).astype(jnp.float32)

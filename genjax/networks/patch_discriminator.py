@@ -1,0 +1,104 @@
+"""The discriminator of patches (PatchGAN, Isola et al. 2017, appendix 6.1.2)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from genjax.config import ConfigError, one_of, require
+from genjax.nn.layers import Conv
+from genjax.nn.norm import BatchNorm
+from genjax.parallel.rules import Rules, fsdp, replicate
+
+RULES: Rules = ((r"kernel$", fsdp), (r"(scale|bias|mean|var)$", replicate))
+
+KERNEL = 4
+NORMS = ("batch", "none")
+normal = jax.nn.initializers.normal(0.02)
+
+
+def _shrunk(size: int, stride: int) -> int:
+    """Height or width after a convolution with one row of zeros on each side."""
+    return (size - 2) // stride + 1
+
+
+class Discriminator(nnx.Module):
+    """Strided convolutions whose every output sees, and judges, one patch of the image.
+
+    `layers` convolutions of stride 2 and two of stride 1; the width doubles with each of the first
+    ones, up to eightfold. With three of them an output sees 70 x 70 pixels, with two 34 x 34.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        *,
+        channels: int = 64,
+        layers: int = 3,
+        norm: str = "batch",
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network.
+
+        Args:
+          shape: of the images [H, W, C].
+          channels: width of the first layer.
+          layers: convolutions of stride 2.
+          norm: "batch", after all convolutions but the first and the last, or "none".
+          dtype: compute type.
+          rngs: for the initial parameters.
+
+        Raises:
+          ConfigError: an unknown norm, or images of which nothing would be left.
+        """
+        one_of("model.discriminator.norm", norm, NORMS)
+        require(layers >= 1, "model.discriminator.layers", layers, "at least 1")
+        self.strides = (*(2,) * layers, 1, 1)
+        height, width, _ = shape
+        for stride in self.strides:
+            height, width = _shrunk(height, stride), _shrunk(width, stride)
+        if min(height, width) < 1:
+            raise ConfigError(
+                f"model.discriminator.layers={layers}: nothing is left of images of {shape[0]} x "
+                f"{shape[1]}. Use fewer, or larger images."
+            )
+        convs, norms, width = {}, {}, shape[-1]
+        for i, stride in enumerate(self.strides):
+            last = i == layers + 1
+            normed = norm == "batch" and i > 0 and not last
+            wide = 1 if last else channels * min(2**i, 8)
+            convs[str(i)] = Conv(
+                width,
+                wide,
+                KERNEL,
+                stride=stride,
+                use_bias=not normed,
+                init=normal,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            if normed:
+                norms[str(i)] = BatchNorm(wide)
+            width = wide
+        self.convs, self.norms = nnx.Dict(convs), nnx.Dict(norms)
+
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B h w"]:
+        """The logit of each patch, float32."""
+        for i, stride in enumerate(self.strides):
+            name = str(i)
+            height, width = (_shrunk(size, stride) for size in x.shape[1:3])
+            x = self.convs[name](x)[:, :height, :width]
+            if name in self.norms:
+                x = self.norms[name](x, train)
+            if i + 1 < len(self.strides):
+                x = nnx.leaky_relu(x, 0.2)
+        return x[..., 0].astype(jnp.float32)
