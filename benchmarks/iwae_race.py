@@ -2,7 +2,9 @@
 
 The network of configs/iwae.py, 784-200-200-50, on MNIST-sized bytes that are binarised at each
 draw, batches of 100, Adam. Each side has all images in memory and takes a new random batch for each
-step; ours runs several steps a dispatch (`steps_per_dispatch`), torch's is eager and under
+step; ours scans several steps in a dispatch, as the loop does by `steps_per_dispatch`, but without
+the loop's reading and placing of batches (benchmarks/iwae_table.py prints the rate with them);
+torch's is eager and under
 `torch.compile` with its defaults, each with the best of three Adams found in a first round. Then
 the rounds: ours, eager, compiled, ours ..., every one a process of its own, so that what else the
 machine does meets all of them. Before it all, both sides give the loss and the norms of the

@@ -29,6 +29,7 @@ import numpy as np
 
 from genjax import config as configs
 from genjax.main import main as genjax
+from genjax.main import parse
 from genjax.training import workdir
 from genjax.training.metrics import read_metrics
 
@@ -159,7 +160,7 @@ def main():
     parser.add_argument("--steps", type=int, default=0, help="instead of what fits into --minutes")
     parser.add_argument("--test_limit", type=int, default=0)
     options, rest = parser.parse_known_args()
-    options.overrides = dict(text.removeprefix("--config.").split("=", 1) for text in rest)
+    _, options.overrides = parse(rest)
     chosen = options.models.split(",")
     for model in chosen:
         configs.one_of("--models", model, tuple(MODELS))

@@ -9,8 +9,9 @@ is maximised and the latents have about the prior's variance.
 
 Presets, as in --config=configs/autoencoder_kl.py:tiny:
   tiny       8 x 8 digits with a discriminator, a test of the installation in about a minute
-  f8         the KL-f8 of the paper, perceptual and adversarial terms included, on CelebA made
-             256 x 256, for one GPU or TPU; not run by us
+  f8         the networks of the paper's KL-f8, perceptual and adversarial terms included, on CelebA
+             made 256 x 256, for one GPU or TPU; not run by us. The likelihood's scale b is learned
+             here, so that the KL weighs 1e-6 b beside the paper's absolute error
 """
 
 from ml_collections import ConfigDict
@@ -43,8 +44,8 @@ def get_config() -> ConfigDict:
         config.model = ConfigDict(
             {
                 "network": "autoencoder_kl",
-                "encoder": network,
-                "decoder": network,
+                "encoder": dict(network),
+                "decoder": dict(network),
                 "discriminator": {"channels": 32, "layers": 2, "norm": "batch"},
             }
         )

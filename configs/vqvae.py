@@ -34,7 +34,9 @@ def get_config() -> ConfigDict:
     with config.unlocked():
         config.vqvae = ConfigDict(Options()._asdict())
         network = {"channels": 64, "halvings": 2, "blocks": 2}
-        config.model = ConfigDict({"network": "vq_conv", "encoder": network, "decoder": network})
+        config.model = ConfigDict(
+            {"network": "vq_conv", "encoder": dict(network), "decoder": dict(network)}
+        )
     return config
 
 

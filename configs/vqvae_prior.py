@@ -11,7 +11,6 @@ The data have to be those of the first stage: for another data set give --config
 
 Presets, as in --config=configs/vqvae_prior.py:tiny:
   tiny       on a first stage of configs/vqvae.py:tiny: a test of the installation in about a minute
-  pixelcnn   a gated PixelCNN in place of the transformer
 """
 
 from ml_collections import ConfigDict
@@ -40,7 +39,7 @@ def get_config() -> ConfigDict:
     with config.unlocked():
         config.first_stage = ""  # workdir of the VQ-VAE
         config.token_prior = ConfigDict(Options()._asdict())
-        network = {"width": 192, "depth": 4, "rate": 0.1}
+        network = {"width": 192, "depth": 4, "heads": 4, "rate": 0.1}
         config.model = ConfigDict({"network": "token_transformer", "prior": network})
     return config
 
@@ -59,5 +58,4 @@ PRESETS = {
         "model.prior.width": 32,
         "model.prior.depth": 2,
     },
-    "pixelcnn": {"model.network": "pixelcnn", "model.prior.width": 64, "model.prior.depth": 8},
 }

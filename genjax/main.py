@@ -25,6 +25,7 @@ from genjax.data import catalogue, sources
 from genjax.data.packages import cache_root
 from genjax.evals.comparison import Comparison, read_samples
 from genjax.evals.evaluation import Evaluation
+from genjax.evals.features import data_digest
 from genjax.method import DataSpec
 from genjax.parallel import distributed
 from genjax.parallel.mesh import make_mesh
@@ -32,7 +33,7 @@ from genjax.parallel.rules import path_name
 from genjax.sampling.draw import make_draw, parse_options
 from genjax.train_state import TrainState
 from genjax.training import ema, first_stage, loop, workdir
-from genjax.training.assemble import Assembly, assemble
+from genjax.training.assemble import Assembly, assemble, put_pretrained
 from genjax.training.averages import Diverged
 from genjax.training.checkpoint import Checkpoints, digest, digests
 from genjax.training.early_stop import exhausted
@@ -121,51 +122,54 @@ def train(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
     """Trains, or resumes; returns the exit code."""
     folder.mkdir(parents=True, exist_ok=True)
     with workdir.locked(folder), logging_to(folder):
-        stage = first_stage.find(config, folder)
-        dataset, arrays = load_data(config, folder, stage)
+        run, dataset = prepare(config, folder)
         workdir.check_same_data(folder, dataset.spec, flags.allow_config_change)
-        run = build(config, dataset.spec, stage)
         loop.logger.info("%s: %s; data from %s", folder, config.method, dataset.route)
 
         def start(checkpoints: Checkpoints) -> TrainState:
-            state = first_state(run, checkpoints, arrays)
+            state = first_state(run, checkpoints)
             if jax.process_index() == 0:
-                if stage:
+                if dataset.decoded:
                     first_stage.keep(config, folder)
-                workdir.write_config(folder, config, run.spec, sys.argv)
+                digest = data_digest(dataset) if run.method.codec else ""
+                workdir.write_config(folder, config, run.spec, sys.argv, digest)
             return state
 
         return loop.train(run, dataset, folder, start)
 
 
-def load_data(
-    config: ConfigDict, folder: Path, stage: first_stage.Stage | None
-) -> tuple[catalogue.Dataset, first_stage.Arrays | None]:
-    """The data, as codes if there is a first stage, and the first stage's networks."""
+def prepare(config: ConfigDict, folder: Path) -> tuple[Assembly, catalogue.Dataset]:
+    """The run and its data; with a first stage, joined with it and the codes of the data.
+
+    Raises:
+      ConfigError: config, data, first stage and devices do not go together.
+    """
     dataset = catalogue.load(config.dataset)
+    stage = first_stage.find(config, folder)
     if stage is None:
-        return dataset, None
-    first_stage.check(config, stage, dataset.spec)
-    mesh = make_mesh(config)
-    with jax.set_mesh(mesh):
-        arrays = first_stage.read(stage, config, folder, mesh)
-        return first_stage.encoded(config, stage, arrays, dataset, mesh), arrays
+        return assemble(config, dataset.spec), dataset
+    first_stage.check(config, stage, dataset)
+    run = build(config, first_stage.code_spec(stage), stage)  # complain before the work
+    with jax.set_mesh(run.mesh):
+        arrays = first_stage.read(stage, config, folder, run.mesh)
+        codes = first_stage.encoded(config, stage, arrays, dataset, run.mesh)
+    return build(config, codes.spec, stage, arrays), codes
 
 
-def build(config: ConfigDict, spec: DataSpec | None, stage: first_stage.Stage | None) -> Assembly:
-    """The run on data of `spec`; with a first stage, joined with it."""
+def build(
+    config: ConfigDict,
+    spec: DataSpec | None,
+    stage: first_stage.Stage | None,
+    arrays: first_stage.Arrays | None = None,
+) -> Assembly:
+    """The run on data of `spec`; with a first stage, joined with it and, if given, its arrays."""
     if stage is None:
         return assemble(config, spec)
-    return assemble(config, spec, first_stage.join(methods.build(config, spec), stage))
+    return assemble(config, spec, first_stage.join(methods.build(config, spec), stage, arrays))
 
 
-def first_state(
-    run: Assembly, checkpoints: Checkpoints, arrays: first_stage.Arrays | None
-) -> TrainState:
-    """The state to train from: the newest checkpoint, another run's parameters, or init.
-
-    `arrays` are the networks of a first stage, which a checkpoint holds already.
-    """
+def first_state(run: Assembly, checkpoints: Checkpoints) -> TrainState:
+    """The state to train from: the newest checkpoint, another run's parameters, or init."""
     if checkpoints.latest() is not None:
         state = checkpoints.restore(run.state)
         loop.logger.info("resuming at step %d", int(state.step))
@@ -174,7 +178,7 @@ def first_state(
     if source := run.config.checkpoint.init_from:
         state, taken = Checkpoints(source).restore_into(state, run.config.checkpoint.init_map)
         loop.logger.info("took %d arrays from %s", len(taken), source)
-    return first_stage.put(state, arrays) if arrays else state
+    return put_pretrained(state, run.method)
 
 
 @contextlib.contextmanager
@@ -213,7 +217,7 @@ def evaluate(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int
     if flags.samples:
         return evaluate_samples(config, flags.samples)
     run, state = restored(config, folder, flags)
-    dataset, _ = load_data(config, folder, first_stage.find(config, folder))
+    _, dataset = prepare(config, folder)
     workdir.check_same_data(folder, dataset.spec, flags.allow_config_change)
     stored = workdir.read_config(folder)
     own = configs.to_json(stored) == configs.to_json(config)

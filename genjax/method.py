@@ -51,12 +51,14 @@ class Phase(NamedTuple):
       loss: the pure loss; gradients are taken with respect to `params[trains]` only.
       repeat: updates per training step; each sees its own slice of the step's batch.
       every: run the phase only in steps divisible by this (lazy regularisers).
+      start: the first step of the phase; before it nothing of its network moves.
     """
 
     trains: str
     loss: LossFn
     repeat: int = 1
     every: int = 1
+    start: int = 0
 
 
 class Codec(NamedTuple):
@@ -107,6 +109,8 @@ class Method(NamedTuple):
         is evaluated. "samples" and "step" are names of the grid of samples.
       codec: how a second stage can be trained on this one's codes.
       alarms: signs of failure, to be warned of in the log and the report.
+      pretrained: () -> (params, mutable) of networks that no phase trains and that come from
+        elsewhere; they take the place of what `init` made when a run begins.
     """
 
     init: Callable[[jax.Array, Batch], tuple[dict[str, Tree], dict[str, Tree]]]
@@ -117,6 +121,7 @@ class Method(NamedTuple):
     pictures: Callable[..., dict[str, jax.Array]] | None = None
     codec: Codec | None = None
     alarms: tuple[Alarm, ...] = ()
+    pretrained: Callable[[], tuple[dict[str, Tree], dict[str, Tree]]] | None = None
 
 
 class DataSpec(NamedTuple):

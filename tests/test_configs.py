@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from genjax import config as configs
 from genjax import main, method
@@ -43,7 +44,7 @@ def prepared(location):
         return run, next(iter(run.spec.features.values())).shape
     first = configs.load(f"{FOLDER / 'vqvae.py'}")
     spec = catalogue.spec(first.dataset)
-    stage = first_stage.Stage(first, spec, method.build(first, spec))
+    stage = first_stage.Stage(first, spec, method.build(first, spec), "")
     run = main.build(config, first_stage.code_spec(stage), stage)
     return run, spec.features["image"].shape
 
@@ -76,6 +77,21 @@ def test_every_optimizer_fits_a_real_method(name):
     overrides["optimizer.freeze"] = ("/time1/",)
     run = assemble(configs.load(f"{FOLDER / 'ddpm.py'}:tiny", overrides))
     jax.eval_shape(run.step, run.state, run.batch)
+
+
+def test_no_two_sections_of_a_config_are_one_object():
+    """Else setting a key of one would set it in the other."""
+
+    def sections(config, name=""):
+        for key, value in config.items():
+            if isinstance(value, ConfigDict):
+                yield f"{name}{key}", value
+                yield from sections(value, f"{name}{key}.")
+
+    for path in FOLDER.glob("*.py"):
+        seen = {}
+        for name, section in sections(configs.load(str(path))):
+            assert seen.setdefault(id(section), name) == name, path
 
 
 def test_every_config_has_a_tiny_preset_and_says_how_to_run_it():

@@ -110,7 +110,10 @@ class Evaluation:
             )
 
     def __call__(self, state: TrainState, step: int, pictures: bool = True) -> dict[str, float]:
-        """Evaluates `state` and draws a sample grid; returns the `eval/` metrics."""
+        """Evaluates `state` and draws a sample grid; returns the `eval/` metrics.
+
+        Without `pictures` it is not the run's own: it shows, and warns of, nothing.
+        """
         config, mesh = self.run.config, self.run.mesh
         params = ema.evaluation_params(config, state.params, state.ema)
         part, parts = batch_part(mesh)
@@ -141,7 +144,7 @@ class Evaluation:
         self.writers.scalars(step, metrics)
         shown = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items())
         logger.info("evaluation at step %d: %s", step, shown)
-        for warning in self._warnings():
+        for warning in self._warnings() if pictures else ():
             logger.warning(warning)
         return metrics
 

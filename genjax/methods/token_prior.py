@@ -56,7 +56,7 @@ def loss(
     own = (params["prior"], mutable["prior"])
     each, changed = prior.log_likelihood(*own, batch, key=key, train=True)
     nll = -each.mean()
-    metrics = {"perplexity": jnp.exp(nll)}
+    metrics = {"bits_per_token": nll / math.log(2)}
     return nll, Aux(metrics, {"prior": changed}, float(len(each)))
 
 
@@ -164,8 +164,9 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
       ConfigError: the data are no tokens, or the config asks for something that does not exist.
     """
     if spec.modality != "code" or not spec.vocabulary_size:
+        held = "codes of real numbers" if spec.modality == "code" else f"{spec.modality}s"
         raise ConfigError(
-            f"method token_prior needs tokens; {spec.name} holds {spec.modality}s. Give "
+            f"method token_prior needs tokens; {spec.name} holds {held}. Give "
             "--config.first_stage=RUNDIR, the workdir of a trained VQ-VAE (configs/vqvae.py)."
         )
     options = read_options(config.token_prior, "token_prior", Options)

@@ -128,7 +128,7 @@ class Autoencoder(NamedTuple):
         (mean, log_scale), changed = self.encoder.apply(
             params["encoder"], mutable["encoder"], x, label, **training
         )
-        return mean, _bounded(log_scale), changed
+        return mean, likelihoods.bounded(log_scale, LIMIT), changed
 
     def decode(
         self, params: Tree, mutable: Tree, z: Float[Array, "B S Z"], label, **training
@@ -157,10 +157,12 @@ class Autoencoder(NamedTuple):
         if self.options.likelihood == "bernoulli":
             each = likelihoods.bernoulli(x, flat(out))
         elif self.options.likelihood == "gaussian":
-            each = likelihoods.gaussian(x, flat(out), _bounded(params["log_scale"]))
+            log_scale = likelihoods.bounded(params["log_scale"], LIMIT)
+            each = likelihoods.gaussian(x, flat(out), log_scale)
         else:
             mean, log_scale = map(flat, jnp.split(out, 2, axis=-1))
-            each = likelihoods.discretised_logistic(x, mean, _bounded(log_scale))
+            log_scale = likelihoods.bounded(log_scale, LIMIT)
+            each = likelihoods.discretised_logistic(x, mean, log_scale)
         return each.sum(-1)
 
     def centre(self, params: Tree, mutable: Tree, z: Float[Array, "N Z"], label) -> Array:
@@ -171,10 +173,6 @@ class Autoencoder(NamedTuple):
         if self.options.likelihood == "logistic":
             out = jnp.split(out, 2, axis=-1)[0]
         return to_uint8(out) if self.spec.features["image"].dtype == jnp.uint8 else out
-
-
-def _bounded(log_scale: Array) -> Array:
-    return LIMIT * jnp.tanh(log_scale / LIMIT)
 
 
 def _draw(key: Array, count: int, mean: Array, log_scale: Array) -> Float[Array, "B S Z"]:

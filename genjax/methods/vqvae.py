@@ -29,9 +29,10 @@ from genjax.method import (
     Tree,
     find_module,
 )
+from genjax.networks.autoencoders import check_mirrored
 from genjax.nn import quantize
-from genjax.nn.functional import Functional, functional
-from genjax.nn.pixels import to_float, to_uint8
+from genjax.nn.functional import Functional, functional, output_shape
+from genjax.nn.pixels import psnr, to_float, to_uint8
 from genjax.parallel.rules import replicate
 from genjax.sampling.conditions import labels_if
 
@@ -248,18 +249,19 @@ def evaluate(
 ) -> dict[str, Float[Array, "B"]]:
     """Squared error in [-1, 1] and PSNR of each example, in dB of the 8-bit image.
 
-    `perplexity` and `usage` are of the codes' running shares in training, the same for all.
+    `perplexity` and `usage` are of the codes' running shares in training, the same for all: means
+    over codebooks, and the lowest perplexity of one.
     """
     params, mutable = params["autoencoder"], mutable["autoencoder"]
     x = to_float(batch["image"])
     made = _reconstruct(model, params, mutable, x)
-    axes = tuple(range(1, x.ndim))
-    rounded = jnp.square(to_float(to_uint8(made)) - x).mean(axes)
     shares = mutable["shares"]
+    perplexity = jax.vmap(quantize.perplexity)(shares)
     return {
-        "mse": jnp.square(made - x).mean(axes),
-        "psnr": 10 * jnp.log10(4 / jnp.maximum(rounded, 1e-10)),
-        "perplexity": jnp.full(len(x), jax.vmap(quantize.perplexity)(shares).mean()),
+        "mse": jnp.square(made - x).mean((1, 2, 3)),
+        "psnr": psnr(made, x),
+        "perplexity": jnp.full(len(x), perplexity.mean()),
+        "lowest_perplexity": jnp.full(len(x), perplexity.min()),
         "usage": jnp.full(len(x), (shares > 1e-6).mean()),
     }
 
@@ -295,16 +297,13 @@ def sample(
     labels_if("", False, model.spec, num, condition, key)
     shares = mutable["autoencoder"]["shares"]
     logits = jnp.log(jnp.maximum(shares, 1e-20))
-    side = _grid(model, params, mutable)
+    side = output_shape(model.encoder, _one(model.spec))[1:3]
     index = jax.random.categorical(key, logits, shape=(num, *side, len(shares)))
     return decode(model, params, mutable, index)
 
 
-def _grid(model: Autoencoder, params: dict, mutable: dict) -> tuple[int, int]:
-    """Height and width of the encoder's image of vectors."""
-    x = jnp.zeros((1, *model.spec.features["image"].shape))
-    net = (params["autoencoder"], mutable["autoencoder"])
-    return jax.eval_shape(model.encode, *net, x)[0].shape[1:3]
+def _one(spec: DataSpec) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *spec.features["image"].shape), jnp.float32)
 
 
 def pictures(
@@ -355,11 +354,11 @@ def from_networks(
 def _collapse(o: Options, size: int) -> Alarm:
     advice = {
         "fsq": "lower the learning rate, or ask for fewer vqvae.levels.",
-        "vq": "raise vqvae.restart_below (with vqvae.learn='ema') or vqvae.kmeans, lower the "
-        "learning rate or vqvae.codes, or use vqvae.quantizer='fsq', which has no codebook.",
+        "vq": "raise vqvae.restart_below (with vqvae.learn='ema'), lower the learning rate or "
+        "vqvae.codes, or use vqvae.quantizer='fsq', which has no codebook.",
     }[o.quantizer]
     text = f"few of the {size} codes are in use. To keep more alive {advice}"
-    return Alarm("eval/perplexity", o.collapse_below * size, o.collapse_after, text)
+    return Alarm("eval/lowest_perplexity", o.collapse_below * size, o.collapse_after, text)
 
 
 def build(config: ConfigDict, spec: DataSpec) -> Method:
@@ -389,4 +388,6 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     def decoder(rngs):
         return construct(module.Decoder, model.decoder, "model.decoder", rngs=rngs, **shared)
 
-    return from_networks(functional(encoder), functional(decoder), options, spec, module.RULES)
+    nets = functional(encoder), functional(decoder)
+    check_mirrored(*nets, image.shape, features)
+    return from_networks(*nets, options, spec, module.RULES)

@@ -13,30 +13,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from genjax.networks.unet import AttentionBlock
-from genjax.networks.vq_conv import check_size
-from genjax.nn.layers import Conv, GroupNorm, upsample_nearest, zeros
+from genjax.config import require
+from genjax.networks.autoencoders import check_size
+from genjax.networks.unet import AttentionBlock, ResidualBlock
+from genjax.nn.layers import Conv, GroupNorm, upsample_nearest
 from genjax.parallel.rules import Rules, fsdp, replicate
 
 RULES: Rules = ((r"kernel$", fsdp), (r"(scale|bias)$", replicate))
 
 
-class ResidualBlock(nnx.Module):
-    """GroupNorm-SiLU-conv twice, and a shortcut."""
-
-    def __init__(self, cin: int, cout: int, dtype: jnp.dtype, rngs: nnx.Rngs):
-        """Makes the layers; the second convolution starts at zero."""
-        self.norm1 = GroupNorm(cin)
-        self.conv1 = Conv(cin, cout, dtype=dtype, rngs=rngs)
-        self.norm2 = GroupNorm(cout)
-        self.conv2 = Conv(cout, cout, init=zeros, dtype=dtype, rngs=rngs)
-        self.shortcut = Conv(cin, cout, 1, dtype=dtype, rngs=rngs) if cin != cout else None
-
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W F"]:
-        """Applies the block."""
-        h = self.conv1(nnx.silu(self.norm1(x)))
-        h = self.conv2(nnx.silu(self.norm2(h)))
-        return h + (x if self.shortcut is None else self.shortcut(x))
+def _check(channels: tuple[int, ...], blocks: int, name: str) -> None:
+    expected = "one width a level, each at least 1"
+    require(channels and min(channels) >= 1, f"{name}.channels", channels, expected)
+    require(blocks >= 1, f"{name}.blocks", blocks, "at least 1")
 
 
 class Level(nnx.Module):
@@ -46,8 +35,12 @@ class Level(nnx.Module):
         self, cin: int, cout: int, blocks: int, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
         """`stride` is that of the last convolution, after which there is none if it is 0."""
+        widths = [cin, *[cout] * blocks]
         self.blocks = nnx.Dict(
-            {str(i): ResidualBlock(cout if i else cin, cout, dtype, rngs) for i in range(blocks)}
+            {
+                str(i): ResidualBlock(*pair, 0, 0.0, dtype, rngs)
+                for i, pair in enumerate(itertools.pairwise(widths))
+            }
         )
         self.resample = Conv(cout, cout, stride=stride, dtype=dtype, rngs=rngs) if stride else None
 
@@ -63,9 +56,9 @@ class Middle(nnx.Module):
 
     def __init__(self, channels: int, dtype: jnp.dtype, rngs: nnx.Rngs):
         """Makes the three."""
-        self.block1 = ResidualBlock(channels, channels, dtype, rngs)
+        self.block1 = ResidualBlock(channels, channels, 0, 0.0, dtype, rngs)
         self.attention = AttentionBlock(channels, 1, dtype, rngs)
-        self.block2 = ResidualBlock(channels, channels, dtype, rngs)
+        self.block2 = ResidualBlock(channels, channels, 0, 0.0, dtype, rngs)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """Applies them."""
@@ -98,7 +91,8 @@ class Encoder(nnx.Module):
         Raises:
           ConfigError: a height or width that cannot be halved so often.
         """
-        check_size(shape, len(channels) - 1)
+        _check(channels, blocks, "model.encoder")
+        check_size(shape, len(channels) - 1, "model.encoder.channels")
         self.stem = Conv(shape[-1], channels[0], dtype=dtype, rngs=rngs)
         widths = itertools.pairwise((channels[0], *channels))
         last = len(channels) - 1
@@ -145,7 +139,7 @@ class Decoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         """Builds the network; `shape` is that of its output, the rest as for `Encoder`."""
-        check_size(shape, len(channels) - 1)
+        _check(channels, blocks, "model.decoder")
         self.quant = Conv(features, features, 1, dtype=dtype, rngs=rngs)
         self.stem = Conv(features, channels[-1], dtype=dtype, rngs=rngs)
         self.middle = Middle(channels[-1], dtype, rngs)

@@ -19,7 +19,7 @@ from genjax.nn.layers import LayerNorm, Linear, attention, dropout
 from genjax.parallel.rules import Rules, fsdp, replicate
 
 # Stacked over depth, a kernel is [L, in, out].
-RULES: Rules = ((r"(kernel|embedding)$", fsdp), (r"(scale|bias|positions|start)$", replicate))
+RULES: Rules = ((r"(kernel|embedding)$", fsdp), (r"(scale|bias|positions)$", replicate))
 
 normal = jax.nn.initializers.normal
 

@@ -38,10 +38,10 @@ class ResidualBlock(nnx.Module):
     """GroupNorm-SiLU-conv twice, the time embedding added in between, and a shortcut."""
 
     def __init__(self, cin: int, cout: int, embedding: int, rate: float, dtype, rngs: nnx.Rngs):
-        """Makes the layers; the second convolution starts at zero."""
+        """Makes the layers; the second convolution starts at zero. `embedding` may be 0: none."""
         self.norm1 = GroupNorm(cin)
         self.conv1 = Conv(cin, cout, dtype=dtype, rngs=rngs)
-        self.time = Linear(embedding, cout, dtype=dtype, rngs=rngs)
+        self.time = Linear(embedding, cout, dtype=dtype, rngs=rngs) if embedding else None
         self.norm2 = GroupNorm(cout)
         self.conv2 = Conv(cout, cout, init=zeros, dtype=dtype, rngs=rngs)
         self.shortcut = Conv(cin, cout, 1, dtype=dtype, rngs=rngs) if cin != cout else None
@@ -50,13 +50,14 @@ class ResidualBlock(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B H W C"],
-        embedding: Float[Array, "B E"],
-        key: jax.Array | None,
-        train: bool,
+        embedding: Float[Array, "B E"] | None = None,
+        key: jax.Array | None = None,
+        train: bool = False,
     ) -> Float[Array, "B H W F"]:
         """Applies the block."""
         h = self.conv1(nnx.silu(self.norm1(x)))
-        h = h + self.time(nnx.silu(embedding))[:, None, None, :]
+        if self.time is not None:
+            h = h + self.time(nnx.silu(embedding))[:, None, None, :]
         h = dropout(nnx.silu(self.norm2(h)), self.rate, key, train)
         return self.conv2(h) + (x if self.shortcut is None else self.shortcut(x))
 

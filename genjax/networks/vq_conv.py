@@ -11,25 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from genjax.config import ConfigError
+from genjax.config import require
+from genjax.networks.autoencoders import check_size
 from genjax.nn.layers import Conv, ConvTranspose, GroupNorm
 from genjax.parallel.rules import Rules, fsdp, replicate
 
 RULES: Rules = ((r"kernel$", fsdp), (r"(scale|bias)$", replicate))
-
-
-def check_size(shape: tuple[int, int, int], halvings: int) -> None:
-    """Refuses what cannot be halved so often.
-
-    Raises:
-      ConfigError: a height or width that is no multiple of 2^halvings.
-    """
-    height, width, _ = shape
-    if halvings < 0 or height % 2**halvings or width % 2**halvings:
-        raise ConfigError(
-            f"model: images of {height} x {width} cannot be halved {halvings} times: set "
-            f"dataset.image_size to a multiple of {2 ** max(halvings, 0)}, or model.halvings."
-        )
 
 
 class ResidualBlock(nnx.Module):
@@ -73,9 +60,13 @@ class Encoder(nnx.Module):
           rngs: for the initial parameters.
 
         Raises:
-          ConfigError: see `check_size`.
+          ConfigError: a negative number, or see `check_size`.
         """
-        check_size(shape, halvings)
+        name = "model.encoder"
+        require(halvings >= 0, f"{name}.halvings", halvings, "at least 0")
+        require(channels >= 1, f"{name}.channels", channels, "at least 1")
+        require(blocks >= 0, f"{name}.blocks", blocks, "at least 0")
+        check_size(shape, halvings, f"{name}.halvings")
         width, downs = shape[-1], {}
         for i in range(halvings):
             downs[str(i)] = Conv(width, channels, 4, stride=2, dtype=dtype, rngs=rngs)

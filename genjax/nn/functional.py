@@ -24,6 +24,12 @@ class Functional(NamedTuple):
     apply: Callable[..., tuple[Any, Tree]]
 
 
+def output_shape(network: Functional, *inputs: jax.ShapeDtypeStruct) -> tuple[int, ...]:
+    """The shape of what a network with one array as its output makes of inputs."""
+    net = jax.eval_shape(network.init, jax.random.key(0))
+    return jax.eval_shape(lambda net, *x: network.apply(*net, *x)[0], net, *inputs).shape
+
+
 def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
     """Turns `build(rngs) -> module` into a `Functional`.
 

@@ -14,3 +14,9 @@ def to_float(image: UInt8[Array, "B H W C"]) -> Float[Array, "B H W C"]:
 def to_uint8(x: Float[Array, "B H W C"]) -> UInt8[Array, "B H W C"]:
     """Inverts `to_float`: rounds to the nearest of the 256 levels, clipping what lies outside."""
     return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def psnr(made: Float[Array, "B H W C"], x: Float[Array, "B H W C"]) -> Float[Array, "B"]:
+    """Peak signal-to-noise ratio of images in [-1, 1] rounded to 8 bits, in dB; at most 106."""
+    error = jnp.square(to_float(to_uint8(made)) - x).mean(tuple(range(1, x.ndim)))
+    return 10 * jnp.log10(4 / jnp.maximum(error, 1e-10))

@@ -15,7 +15,7 @@ from genjax import config as configs
 from genjax import method as methods
 from genjax.config import ConfigError
 from genjax.data import catalogue
-from genjax.method import Batch, DataSpec, Method
+from genjax.method import Batch, DataSpec, Method, Tree
 from genjax.parallel import rules
 from genjax.parallel.mesh import BATCH, make_mesh
 from genjax.train_state import TrainState, stream
@@ -127,6 +127,19 @@ def assemble(
         state=state,
         batch=batch,
     )
+
+
+def put_pretrained(state: TrainState, method: Method) -> TrainState:
+    """`state` with the networks that `method.pretrained` brings, sharded as those it has."""
+    if method.pretrained is None:
+        return state
+
+    def place(old: dict[str, Tree], new: dict[str, Tree]) -> dict[str, Tree]:
+        shardings = {name: jax.tree.map(lambda x: x.sharding, old[name]) for name in new}
+        return {**old, **jax.device_put(new, shardings)}
+
+    params, mutable = method.pretrained()
+    return state.replace(params=place(state.params, params), mutable=place(state.mutable, mutable))
 
 
 def _make_init(

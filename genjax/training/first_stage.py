@@ -7,10 +7,13 @@ checkpoints are whole, and `first_stage/config.json` in its workdir says how to 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
+import json
 import logging
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from genjax import method as methods
-from genjax.config import ConfigError
+from genjax.config import ConfigError, to_json
 from genjax.data import loader, packages, sources
 from genjax.data.catalogue import Dataset
 from genjax.evals.features import data_digest
@@ -29,7 +32,6 @@ from genjax.method import Batch, DataSpec, Method
 from genjax.parallel.distributed import largest
 from genjax.parallel.mesh import batch_part, global_batch
 from genjax.parallel.rules import path_name
-from genjax.train_state import TrainState
 from genjax.training import workdir
 from genjax.training.checkpoint import Checkpoints, digest, digests
 from genjax.training.pictures import write_atomic
@@ -53,6 +55,7 @@ class Stage(NamedTuple):
     config: ConfigDict
     spec: DataSpec
     method: Method
+    digest: str  # of its data
 
 
 def find(config: ConfigDict, folder: Path) -> Stage | None:
@@ -66,8 +69,7 @@ def find(config: ConfigDict, folder: Path) -> Stage | None:
     source = config.get("first_stage", "")
     if not source:
         return None
-    own = folder / FOLDER
-    place = own if (own / "config.json").exists() else Path(source)
+    place = folder / FOLDER if workdir.has_checkpoint(folder) else Path(source)
     stored = workdir.read_config(place)
     if stored is None:
         raise ConfigError(
@@ -81,14 +83,14 @@ def find(config: ConfigDict, folder: Path) -> Stage | None:
             f"config.first_stage={source!r}: a run of method {stored.method!r}, which has no codes "
             "to train on. Give one of an autoencoder, such as configs/vqvae.py."
         )
-    return Stage(stored, spec, method)
+    return Stage(stored, spec, method, workdir.read_digest(place))
 
 
 def keep(config: ConfigDict, folder: Path) -> None:
-    """Writes into `folder` how its first stage is built, if that is not there yet."""
-    own = folder / FOLDER / "config.json"
-    if not own.exists():
-        write_atomic(own, (Path(config.first_stage) / "config.json").read_bytes())
+    """Writes into `folder` how its first stage is built, unless a run there has begun."""
+    if not workdir.has_checkpoint(folder):
+        content = (Path(config.first_stage) / "config.json").read_bytes()
+        write_atomic(folder / FOLDER / "config.json", content)
 
 
 def read(stage: Stage, config: ConfigDict, folder: Path, mesh: Mesh) -> Arrays:
@@ -103,14 +105,15 @@ def read(stage: Stage, config: ConfigDict, folder: Path, mesh: Mesh) -> Arrays:
     if not workdir.has_checkpoint(folder):
         return _read(stage, Checkpoints(source), mesh)
     found = _read(stage, Checkpoints(folder), mesh, averaged=False)
-    begun = workdir.read_config(folder).first_stage
+    stored = workdir.read_config(folder)
+    begun = stored.get("first_stage", "") if stored else ""
     if begun != config.first_stage:
         now = _digest(_read(stage, Checkpoints(source), mesh))
         if now != _digest(found):
             raise ConfigError(
-                f"config.first_stage={config.first_stage!r} is another one than {begun!r}, which "
-                f"the run in {folder} was begun with: its codes mean something else. Give a new "
-                "--workdir."
+                f"config.first_stage={config.first_stage!r} is another one than that "
+                f"({begun or 'unknown'}) which the run in {folder} was begun with: its codes mean "
+                "something else. Give a new --workdir."
             )
     return found
 
@@ -156,14 +159,17 @@ def _read(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, averaged: bool = T
     )
 
 
-def check(config: ConfigDict, stage: Stage, spec: DataSpec) -> None:
+def check(config: ConfigDict, stage: Stage, dataset: Dataset) -> None:
     """Refuses data that are not those of the first stage, or that are changed as they are read.
+
+    Data are told apart by what they look like and by `data_digest`.
 
     Raises:
       ConfigError: says what differs.
     """
-    pairs = zip(spec._fields, stage.spec, spec, strict=True)
-    lines = "\n".join(f"  {name}: {old} -> {new}" for name, old, new in pairs if old != new)
+    then = {**stage.spec._asdict(), "digest": stage.digest}
+    now = {**dataset.spec._asdict(), "digest": data_digest(dataset)}
+    lines = "\n".join(f"  {k}: {then[k]} -> {now[k]}" for k in now if now[k] != then[k])
     if lines:
         raise ConfigError(
             f"the data are not those of config.first_stage={config.first_stage!r} (there -> "
@@ -197,7 +203,11 @@ def code_spec(stage: Stage) -> DataSpec:
 def encoded(
     config: ConfigDict, stage: Stage, arrays: Arrays, dataset: Dataset, mesh: Mesh
 ) -> Dataset:
-    """The codes of every split, and the labels; kept in the cache by what made them."""
+    """The codes of every split, and the labels; kept in the cache by what made them.
+
+    Data are told apart by `data_digest`, which looks at some of the examples: whoever changes a few
+    of them under the same name has to remove the cache's folder `codes`.
+    """
     spec = code_spec(stage)
     everywhere = NamedSharding(mesh, PartitionSpec())
 
@@ -206,11 +216,12 @@ def encoded(
         return {"code": stage.method.codec.encode(*arrays, batch), **own}
 
     apply = jax.jit(fields, out_shardings=everywhere)
-    weights = _digest(arrays)[:16]
+    made_by = hashlib.sha256(_digest(arrays).encode())
+    made_by.update(json.dumps(to_json(stage.config), sort_keys=True).encode())
     splits = {}
     for split, source in dataset.splits.items():
         data = data_digest(dataset, split)[:16]
-        name = f"{dataset.spec.name.replace('/', '_')}-{split}-{data}-{weights}"
+        name = f"{dataset.spec.name.replace('/', '_')}-{split}-{data}-{made_by.hexdigest()[:16]}"
         place = packages.cache_root() / "codes" / name
         first = jax.process_index() == 0
         with packages.lock(f"codes-{name}") if first else contextlib.nullcontext():
@@ -241,8 +252,8 @@ def _encode(config: ConfigDict, apply, arrays: Arrays, source: Any, mesh: Mesh) 
 
 def _write(place: Path, fields: dict[str, np.ndarray]) -> None:
     """Writes a folder of arrays whole or not at all."""
-    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
     try:
         for name, rows in fields.items():
             np.save(partial / f"{name}.npy", rows)
@@ -252,11 +263,16 @@ def _write(place: Path, fields: dict[str, np.ndarray]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def join(method: Method, stage: Stage) -> Method:
+def join(method: Method, stage: Stage, arrays: Arrays | None = None) -> Method:
     """`method` on the codes of `stage`: beside its own networks the frozen ones of the stage.
 
-    Samples are decoded. The stage's networks are zero at first: `put` the trained ones in their
-    place.
+    Samples are decoded. The stage's networks are zero at first: the method's `pretrained` are the
+    trained ones.
+
+    Args:
+      method: the second stage.
+      stage: the first.
+      arrays: the first one's networks; not needed where a checkpoint has them.
 
     Raises:
       ConfigError: both have a network of the same name.
@@ -277,16 +293,9 @@ def join(method: Method, stage: Stage) -> Method:
     sample.__signature__ = inspect.signature(method.sample)
     frozen = rf"^(?=\w+/({'|'.join(codec.networks)})/)"
     of_stage = tuple((f"{frozen}.*(?:{path})", tactic) for path, tactic in stage.method.rules)
-    return method._replace(init=init, sample=sample, rules=(*of_stage, *method.rules))
-
-
-def put(state: TrainState, arrays: Arrays) -> TrainState:
-    """`state` with the networks of a first stage, where it has them."""
-
-    def place(old: dict[str, Tree], new: dict[str, Tree]) -> dict[str, Tree]:
-        shardings = {name: jax.tree.map(lambda x: x.sharding, old[name]) for name in new}
-        return {**old, **jax.device_put(new, shardings)}
-
-    return state.replace(
-        params=place(state.params, arrays.params), mutable=place(state.mutable, arrays.mutable)
+    return method._replace(
+        init=init,
+        sample=sample,
+        rules=(*of_stage, *method.rules),
+        pretrained=(lambda: arrays) if arrays else None,
     )

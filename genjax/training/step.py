@@ -98,15 +98,14 @@ def make_step(
             def run(state: TrainState, index=index, phase=phase):
                 return play(index, phase, state, batch)
 
-            if phase.every == 1:
+            if phase.every == 1 and not phase.start:
                 state, output = run(state)
             else:
                 nothing = jax.tree.map(
                     lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(run, state)[1]
                 )
-                state, output = jax.lax.cond(
-                    state.step % phase.every == 0, run, lambda s, n=nothing: (s, n), state
-                )
+                due = (state.step >= phase.start) & (state.step % phase.every == 0)
+                state, output = jax.lax.cond(due, run, lambda s, n=nothing: (s, n), state)
             metrics |= {prefix + name: value for name, value in output.metrics.items()}
             skipped += output.skipped
         averages = ema.update(config, state.ema, state.params, state.step)

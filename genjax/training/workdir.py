@@ -67,6 +67,11 @@ def read_spec(workdir: Path) -> DataSpec | None:
     return None if stored is None else stored[1]
 
 
+def read_digest(workdir: Path) -> str:
+    """The digest of the data that the run in `workdir` was trained on; "" if it was not kept."""
+    return json.loads((workdir / "config.json").read_text()).get("digest", "")
+
+
 def _read(workdir: Path) -> tuple[ConfigDict, DataSpec] | None:
     path = workdir / "config.json"
     if not path.exists():
@@ -88,12 +93,18 @@ def _read(workdir: Path) -> tuple[ConfigDict, DataSpec] | None:
         ) from error
 
 
-def write_config(workdir: Path, config: ConfigDict, spec: DataSpec, command: Sequence[str]) -> None:
-    """Writes `config.json`: the config, what the data look like, the command and the time."""
+def write_config(
+    workdir: Path, config: ConfigDict, spec: DataSpec, command: Sequence[str], digest: str = ""
+) -> None:
+    """Writes `config.json`: the config, what the data look like, the command and the time.
+
+    `digest` is of the data, for runs that a second stage may be trained on.
+    """
     features = {name: (s.shape, str(s.dtype)) for name, s in spec.features.items()}
     content = {
         "config": configs.to_json(config),
         "data": spec._replace(features=features)._asdict(),
+        "digest": digest,
         "command": list(command),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from genjax import config as configs
 from genjax.config import ConfigError
 from genjax.method import DataSpec
 from genjax.methods import vqvae
@@ -130,3 +131,28 @@ def test_labels_are_refused():
 def test_options_that_are_refused(keys, says):
     with pytest.raises(ConfigError, match=says):
         vqvae.options_from_config(ConfigDict(keys))
+
+
+@pytest.mark.parametrize(
+    ("keys", "size", "says"),
+    [
+        ({"model.encoder.halvings": 2}, 8, r"images of \(8, 8, 1\) come back as \(4, 4, 1\)"),
+        ({"model.encoder.halvings": -1}, 8, r"halvings=-1: expected at least 0"),
+        ({}, 9, r"model\.encoder\.halvings: images of 9 x 9 cannot be halved 1 times"),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused(keys, size, says):
+    config = configs.load("configs/vqvae.py:tiny", keys)
+    image = jax.ShapeDtypeStruct((size, size, 1), np.uint8)
+    with pytest.raises(ConfigError, match=says):
+        vqvae.build(config, DataSpec("toy", "image", {"image": image}, {"train": 64}))
+
+
+def test_the_lowest_perplexity_is_of_the_worst_codebook():
+    method, params, mutable = toy(depth=2, codes=4)
+    shares = jnp.array([[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]])
+    mutable["autoencoder"]["shares"] = shares
+    found = method.evaluate(params, mutable, {"image": IMAGES}, KEY)
+    np.testing.assert_allclose(found["perplexity"], 2.5, rtol=1e-5)
+    np.testing.assert_allclose(found["lowest_perplexity"], 1.0, rtol=1e-5)
+    assert method.alarms[0].metric == "eval/lowest_perplexity"

@@ -10,7 +10,10 @@ import pytest
 from genjax import config as configs
 from genjax import main
 from genjax import method as methods
+from genjax.config import ConfigError
 from genjax.data import catalogue
+from genjax.evals.features import data_digest
+from genjax.parallel import rules
 from genjax.parallel.mesh import make_mesh
 from genjax.training import first_stage, workdir
 from genjax.training.checkpoint import Checkpoints
@@ -136,6 +139,60 @@ def test_a_run_needs_its_first_stage_no_more_once_it_has_begun(prior, vq, tmp_pa
         (tmp_path / "away").rename(vq)
 
 
+def test_a_run_that_never_saved_anything_takes_the_first_stage_that_it_is_given(vq, tmp_path):
+    other, folder = tmp_path / "other", tmp_path / "run"
+    other.mkdir()
+    text = (vq / "config.json").read_text()
+    (other / "config.json").write_text(text.replace('"seed": 0', '"seed": 5'))
+    first_stage.keep(load(other), folder)
+    assert first_stage.find(load(vq), folder).config.seed == 0
+    first_stage.keep(load(vq), folder)
+    assert (folder / "first_stage" / "config.json").read_text() == text
+
+
+def test_data_that_look_alike_are_told_apart(vq, tmp_path):
+    config = load(vq)
+    stage, dataset = first_stage.find(config, tmp_path), catalogue.load(config.dataset)
+    assert stage.digest == data_digest(dataset)
+    first_stage.check(config, stage, dataset)
+    with pytest.raises(ConfigError, match=f"digest: 0123 -> {stage.digest}"):
+        first_stage.check(config, stage._replace(digest="0123"), dataset)
+
+
+def digest_of(folder, capsys):
+    capsys.readouterr()
+    assert main.main([f"--workdir={folder}", "--mode=inspect"]) == 0
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_residual_codes_over_sharded_parameters_and_the_resumed_run_is_the_same(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(rules, "MIN_SHARDED_SIZE", 16)
+    vq, whole, resumed = (tmp_path / name for name in ("vq", "whole", "resumed"))
+    values = SHORT | SMALL | {"vqvae.depth": 2}
+    assert main.main([*arguments("vqvae", values), f"--workdir={vq}"]) == 0
+    values = PRIOR | {"first_stage": vq, "checkpoint.every": "4_steps", "mesh.fsdp": 8}
+    given = arguments("vqvae_prior", values)
+    assert main.main([*given, f"--workdir={whole}"]) == 0
+    assert workdir.read_spec(whole).features["code"].shape == (4, 4, 2)
+    run = main.build(
+        workdir.read_config(whole),
+        workdir.read_spec(whole),
+        first_stage.find(workdir.read_config(whole), whole),
+    )
+    state = Checkpoints(whole).restore(run.state)
+    for tree in (state.params["prior"], state.params["autoencoder"]):
+        assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(tree))
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "8")
+    assert main.main([*given, f"--workdir={resumed}"]) == 0
+    assert digest_of(resumed, capsys) == digest_of(whole, capsys)
+    assert main.main([f"--workdir={whole}", "--mode=sample", "--num=3"]) == 0
+    (file,) = (whole / "generated").glob("*.npz")
+    assert np.load(file)["samples"].shape == (3, 8, 8, 1)
+
+
 def refused(capsys, *given):
     assert main.main(list(map(str, given))) == 1
     return capsys.readouterr().err
@@ -149,11 +206,18 @@ def test_what_is_refused(vq, prior, tmp_path, capsys):
     assert "--config.first_stage=RUNDIR" in attempt({})
     assert "no run there" in attempt({"first_stage": tmp_path / "nothing"})
     assert "which has no codes" in attempt({"first_stage": prior})
+    lost = tmp_path / "lost"
+    shutil.copytree(prior, lost)
+    (lost / "config.json").unlink()
+    assert "has no checkpoint" in attempt({"first_stage": tmp_path / "nothing"}, lost)
     message = attempt({"first_stage": vq, "dataset.name": "mnist10k"})
     assert "the data are not those of config.first_stage" in message
     assert "name: digits -> mnist10k" in message
     message = attempt({"first_stage": vq, "dataset.test": "20_percent"})
     assert "sizes" in message
+    message = attempt({"first_stage": vq, "model.network": "pixelrnn"})
+    assert "Nearest: pixelcnn" in message
+    assert "codes of" not in message  # nothing is encoded for nothing
     assert "config.dataset.flip=True" in attempt({"first_stage": vq, "dataset.flip": True})
     # Another codebook under a run that has begun.
     other = tmp_path / "other"

@@ -126,6 +126,27 @@ def test_a_lazy_phase_moves_only_every_nth_step_and_says_nothing_in_between():
     assert weights == [1.0, 0.0, 0.0, 1.0]
 
 
+def test_a_phase_that_starts_late_leaves_its_network_alone_before():
+    def moving(params, mutable, batch, key, step):
+        changed = {"late": {"seen": mutable["late"]["seen"] + 1}}
+        return linear({"net": params["late"]}, mutable, batch, key, step)[0], Aux({}, changed)
+
+    phases = [Phase("net", linear), Phase("late", moving, every=2, start=3)]
+    params = {name: {"w": jnp.float32(0.0)} for name in ("net", "late")}
+    step, state = make(
+        phases, params, learning_rate=1.0, mutable={"late": {"seen": jnp.int32(0)}}, name="adam"
+    )
+    counts, seen = [], []
+    for _ in range(6):
+        state, _ = jax.jit(step)(state, {"x": jnp.ones(2)})
+        seen.append(int(state.mutable["late"]["seen"]))
+        leaves = jax.tree.leaves(state.opt_state["late"])
+        counts.append(max(int(leaf) for leaf in leaves if leaf.dtype == jnp.int32))
+    assert seen == [0, 0, 0, 0, 1, 1]  # step 4 is the first even one from 3 on
+    assert counts == seen
+    assert state.params["late"]["w"] < 0
+
+
 def masked_regression(params, mutable, batch, key, step):
     """A mean over as many elements as the mask lets through: weights differ by microbatch."""
     w = params["net"]

@@ -1,0 +1,32 @@
+"""A gated PixelCNN (van den Oord et al. 2016) over the tokens of a VQ-VAE.
+
+Default: as configs/vqvae_prior.py, on the tokens of configs/vqvae.py trained on Fashion-MNIST.
+  command    launch/local.sh --config=configs/vqvae.py --workdir=runs/vqvae
+             launch/local.sh --config=configs/pixelcnn_prior.py --config.first_stage=runs/vqvae
+  hardware   2 CPU cores
+  time       not measured yet
+  score      not measured yet
+
+Presets, as in --config=configs/pixelcnn_prior.py:tiny:
+  tiny       on a first stage of configs/vqvae.py:tiny: a test of the installation in about a minute
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from genjax import config as base
+
+TRANSFORMER = base.read_module(Path(__file__).with_name("vqvae_prior.py"))
+
+
+def get_config() -> ConfigDict:
+    """Convolutions in place of attention."""
+    config = TRANSFORMER.get_config()
+    with config.unlocked():
+        network = {"width": 64, "depth": 8, "kernel_size": 3, "rate": 0.1}
+        config.model = ConfigDict({"network": "pixelcnn", "prior": network})
+    return config
+
+
+PRESETS = {"tiny": TRANSFORMER.PRESETS["tiny"] | {"model.prior.depth": 3}}
