@@ -1,10 +1,13 @@
 """Convolutional encoder and decoder between an image and a small image of vectors.
 
 Strided convolutions, then residual blocks; the mirror image back (van den Oord et al. 2017, section
-4.1), with group norm in the blocks.
+4.1), with group norm in the blocks and, as in the authors' published example, half the width at
+each higher resolution.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +20,11 @@ from genjax.nn.layers import Conv, ConvTranspose, GroupNorm
 from genjax.parallel.rules import Rules, fsdp, replicate
 
 RULES: Rules = ((r"kernel$", fsdp), (r"(scale|bias)$", replicate))
+
+
+def widths(channels: int, halvings: int) -> list[int]:
+    """Channels after each halving: half of the next one's, and `channels` after the last."""
+    return [max(channels >> (halvings - 1 - i), 1) for i in range(halvings)]
 
 
 class ResidualBlock(nnx.Module):
@@ -53,7 +61,7 @@ class Encoder(nnx.Module):
         Args:
           shape: of the images [H, W, C].
           features: length of the vectors.
-          channels: width.
+          channels: width at the lowest resolution; half of it at each higher one.
           halvings: strided convolutions.
           blocks: residual blocks after them.
           dtype: compute type.
@@ -68,9 +76,9 @@ class Encoder(nnx.Module):
         require(blocks >= 0, f"{name}.blocks", blocks, "at least 0")
         check_size(shape, halvings, f"{name}.halvings")
         width, downs = shape[-1], {}
-        for i in range(halvings):
-            downs[str(i)] = Conv(width, channels, 4, stride=2, dtype=dtype, rngs=rngs)
-            width = channels
+        for i, wide in enumerate(widths(channels, halvings)):
+            downs[str(i)] = Conv(width, wide, 4, stride=2, dtype=dtype, rngs=rngs)
+            width = wide
         self.downs = nnx.Dict(downs)
         self.stem = Conv(width, channels, 3, dtype=dtype, rngs=rngs)
         self.blocks = nnx.Dict(
@@ -115,13 +123,14 @@ class Decoder(nnx.Module):
             {str(i): ResidualBlock(channels, channels // 2, dtype, rngs) for i in range(blocks)}
         )
         self.norm = GroupNorm(channels)
-        self.ups = nnx.Dict(
-            {
-                str(i): ConvTranspose(channels, channels, 4, dtype=dtype, rngs=rngs)
-                for i in range(halvings)
-            }
-        )
-        self.out = Conv(channels, shape[-1], 3, dtype=dtype, rngs=rngs)
+        mirrored, ups = widths(channels, halvings)[::-1], {}
+        for i, pair in enumerate(itertools.pairwise(mirrored)):
+            ups[str(i)] = ConvTranspose(*pair, 4, dtype=dtype, rngs=rngs)
+        self.ups = nnx.Dict(ups)
+        if halvings:
+            self.out = ConvTranspose(mirrored[-1], shape[-1], 4, dtype=dtype, rngs=rngs)
+        else:
+            self.out = Conv(channels, shape[-1], 3, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
