@@ -153,19 +153,14 @@ def prepare(config: ConfigDict, folder: Path) -> tuple[Assembly, catalogue.Datas
     with jax.set_mesh(run.mesh):
         arrays = first_stage.read(stage, config, folder, run.mesh)
         codes = first_stage.encoded(config, stage, arrays, dataset, run.mesh)
-    return build(config, codes.spec, stage, arrays), codes
+    return run._replace(method=run.method._replace(pretrained=lambda: arrays)), codes
 
 
-def build(
-    config: ConfigDict,
-    spec: DataSpec | None,
-    stage: first_stage.Stage | None,
-    arrays: first_stage.Arrays | None = None,
-) -> Assembly:
-    """The run on data of `spec`; with a first stage, joined with it and, if given, its arrays."""
+def build(config: ConfigDict, spec: DataSpec | None, stage: first_stage.Stage | None) -> Assembly:
+    """The run on data of `spec`; with a first stage, joined with it."""
     if stage is None:
         return assemble(config, spec)
-    return assemble(config, spec, first_stage.join(methods.build(config, spec), stage, arrays))
+    return assemble(config, spec, first_stage.join(methods.build(config, spec), stage))
 
 
 def first_state(run: Assembly, checkpoints: Checkpoints) -> TrainState:

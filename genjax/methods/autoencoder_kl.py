@@ -49,7 +49,6 @@ LOG_VARIANCE = (-30.0, 20.0)  # of q(z | x), whatever a network says
 LIMIT = 6.0  # the scale of p(x | z) stays within exp(+-LIMIT)
 REACH = 10.0  # and its centre within +-REACH; pixels are in [-1, 1]
 START = -2.0  # log of the scale before the first step
-DECAY = 0.99  # of the latents' running mean and mean square
 MOST = 1e4  # of the adaptive weight
 
 
@@ -171,13 +170,6 @@ def adaptive_weight(
     return jax.lax.stop_gradient(jnp.clip(longer / (shorter + 1e-4), 0.0, MOST))
 
 
-def _followed(latent: Tree, z: Float[Array, "B h w c"]) -> Tree:
-    """The running mean and mean square of the latents' channels, with one more batch."""
-    now = {"mean": z.mean((0, 1, 2)), "square": jnp.square(z).mean((0, 1, 2))}
-    now = jax.lax.stop_gradient(now)
-    return jax.tree.map(lambda old, new: DECAY * old + (1 - DECAY) * new, latent, now)
-
-
 def loss(
     model: Autoencoder, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
 ) -> tuple[Float[Array, ""], Aux]:
@@ -237,11 +229,7 @@ def loss(
         logit, slope, weight = jax.lax.cond(step >= model.start_step, played, rest)
         value += weight * (logit + jnp.vdot(slope, made - fixed))
         metrics |= {"adversarial": logit, "adversarial_weight": weight}
-    changed = {
-        "encoder": encoder,
-        "decoder": decoder,
-        "latents": _followed(kept["latents"], z),
-    }
+    changed = {"encoder": encoder, "decoder": decoder}
     return value, Aux(metrics, {"autoencoder": changed}, float(len(x)))
 
 
@@ -313,16 +301,6 @@ def decode(
     return to_uint8(model.decode(own, kept, z)[0])
 
 
-def statistics(mutable: dict) -> tuple[Float[Array, "c"], Float[Array, "c"]]:
-    """The running mean and standard deviation of each channel of z ~ q(z | x) in training.
-
-    A second stage divides by the deviation (Rombach et al. 2022, appendix G, "1 / sigma").
-    """
-    latent = mutable["autoencoder"]["latents"]
-    variance = latent["square"] - jnp.square(latent["mean"])
-    return latent["mean"], jnp.sqrt(jnp.maximum(variance, 1e-12))
-
-
 def sample(
     model: Autoencoder,
     params: dict,
@@ -385,9 +363,7 @@ def from_networks(
     model = Autoencoder(encoder, decoder, discriminator, trunk, options, spec, start_step)
 
     def init(key: Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:
-        c = options.latent_channels
-        own = {"log_scale": jnp.float32(START)}
-        kept = {"latents": {"mean": jnp.zeros(c), "square": jnp.ones(c)}}
+        own, kept = {"log_scale": jnp.float32(START)}, {}
         for i, name in enumerate(("encoder", "decoder")):
             net = getattr(model, name)
             own[name], kept[name] = net.init(jax.random.fold_in(key, i))
@@ -410,7 +386,7 @@ def from_networks(
         phases=tuple(phases),
         evaluate=partial(evaluate, model),
         sample=partial(sample, model),
-        rules=(("log_scale$|/latents/|^params/perceptual/", replicate), *rules),
+        rules=(("log_scale$|^params/perceptual/", replicate), *rules),
         pictures=partial(pictures, model),
         codec=Codec(("autoencoder",), partial(encode, model), partial(decode, model)),
         pretrained=pretrained if options.perceptual_weight else None,

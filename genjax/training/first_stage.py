@@ -263,16 +263,11 @@ def _write(place: Path, fields: dict[str, np.ndarray]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def join(method: Method, stage: Stage, arrays: Arrays | None = None) -> Method:
+def join(method: Method, stage: Stage) -> Method:
     """`method` on the codes of `stage`: beside its own networks the frozen ones of the stage.
 
-    Samples are decoded. The stage's networks are zero at first: the method's `pretrained` are the
-    trained ones.
-
-    Args:
-      method: the second stage.
-      stage: the first.
-      arrays: the first one's networks; not needed where a checkpoint has them.
+    Samples are decoded. The stage's networks are zero at first: `pretrained`, or a checkpoint, has
+    to bring the trained ones.
 
     Raises:
       ConfigError: both have a network of the same name.
@@ -293,9 +288,4 @@ def join(method: Method, stage: Stage, arrays: Arrays | None = None) -> Method:
     sample.__signature__ = inspect.signature(method.sample)
     frozen = rf"^(?=\w+/({'|'.join(codec.networks)})/)"
     of_stage = tuple((f"{frozen}.*(?:{path})", tactic) for path, tactic in stage.method.rules)
-    return method._replace(
-        init=init,
-        sample=sample,
-        rules=(*of_stage, *method.rules),
-        pretrained=(lambda: arrays) if arrays else None,
-    )
+    return method._replace(init=init, sample=sample, rules=(*of_stage, *method.rules))

@@ -226,7 +226,7 @@ def test_nothing_without_bounds_makes_nan(likelihood, said, where):
         assert np.isfinite(leaf).all()
 
 
-def test_latents_come_and_go_and_their_statistics_are_followed():
+def test_latents_come_and_go():
     method, params, mutable = toy(raw=-1.0, slope=2.0)
     model = method.phases[0].loss.args[0]
     code = kl.encode(model, params, mutable, {"image": IMAGES})
@@ -238,17 +238,6 @@ def test_latents_come_and_go_and_their_statistics_are_followed():
         made, np.clip(np.round((2 * x @ KERNEL + 1) * 127.5), 0, 255), atol=1
     )
 
-    dark = IMAGES // 3  # so that the mean is far from zero
-
-    def step(mutable, key):
-        _, aux = method.phases[0].loss(params, mutable, {"image": dark}, key, 0)
-        return {**mutable, **aux.mutable}, None
-
-    many = jax.jit(lambda m: jax.lax.scan(step, m, jax.random.split(KEY, 1500))[0])(mutable)
-    mean, std = kl.statistics(many)
-    x = np.asarray(dark, np.float64) / 127.5 - 1
-    np.testing.assert_allclose(mean, 2 * x.mean((0, 1, 2)), atol=0.02)
-    np.testing.assert_allclose(std, np.sqrt(4 * x.var((0, 1, 2)) + math.exp(-1)), rtol=0.02)
     samples = method.sample(params, mutable, KEY, 3, None)
     assert (samples.shape, samples.dtype) == ((3, *SHAPE), jnp.uint8)
     z = np.asarray(jax.random.normal(KEY, (3, *SHAPE)), np.float64)
