@@ -110,17 +110,18 @@ def test_starting_at_a_step_equals_going_on(threads):
 
 def test_closing_stops_the_threads():
     def alive():
-        return [t for t in threading.enumerate() if t.name.startswith("grain-prefetch")]
+        return {t for t in threading.enumerate() if t.name.startswith("grain-prefetch")}
 
-    before = len(alive())
+    before = alive()  # of other tests' iterators, which may end while this one runs
     iterator = loader.train_loader(Counting(20), seed=0, batch_size=4, threads=3)
     next(iterator)
-    assert len(alive()) > before
+    started = alive() - before
+    assert started
     iterator.close()
     deadline = time.monotonic() + 10
-    while len(alive()) > before and time.monotonic() < deadline:
+    while started & alive() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert len(alive()) == before
+    assert not started & alive()
     with pytest.raises(ValueError, match="closed"):
         next(iterator)
 
