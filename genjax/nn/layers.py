@@ -108,7 +108,9 @@ class Maxout(nnx.Module):
     def __call__(self, x: Float[Array, "... D"], train: bool = False) -> Float[Array, "... F"]:
         """Applies the layer; `train` is for spectral normalisation."""
         y = self.linear(x, train)
-        return y.reshape(*y.shape[:-1], -1, self.pieces).max(-1)
+        y = y.reshape(*y.shape[:-1], -1, self.pieces)
+        largest = jnp.arange(self.pieces) == y.argmax(-1, keepdims=True)
+        return jnp.where(largest, y, 0).sum(-1)  # the gradient of `max` is slow: it counts ties
 
 
 class Conv(nnx.Module):
