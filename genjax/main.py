@@ -37,8 +37,9 @@ from genjax.training.assemble import Assembly, assemble, put_pretrained
 from genjax.training.averages import Diverged
 from genjax.training.checkpoint import Checkpoints, digest, digests
 from genjax.training.early_stop import exhausted
-from genjax.training.metrics import JsonlWriter, Writers, setup_logging
+from genjax.training.metrics import JsonlWriter, Writers
 from genjax.training.pictures import grid, save_png
+from genjax.training.progress import setup_logging
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:

@@ -93,6 +93,20 @@ class Alarm(NamedTuple):
     advice: str
 
 
+class Ratio(NamedTuple):
+    """A quantity of which examples have different amounts, such as a loss per token.
+
+    Its mean over a split is the sum of the totals over the sum of the weights.
+
+    Attributes:
+      total: of each example [B].
+      weight: of each example [B], such as its number of tokens.
+    """
+
+    total: jax.Array
+    weight: jax.Array
+
+
 class Method(NamedTuple):
     """A family, as data.
 
@@ -100,7 +114,7 @@ class Method(NamedTuple):
       init: (key, batch) -> (params, mutable), both dicts with one entry per network; `batch`
         gives shapes and dtypes.
       phases: the moves of one training step, in order.
-      evaluate: (params, mutable, batch, key) -> dict of per-example arrays [B].
+      evaluate: (params, mutable, batch, key) -> dict of per-example arrays [B], or `Ratio`s.
       sample: (params, mutable, key, num, condition, **options) -> samples in the data's own
         format; `condition` is an array of `num` conditions, or None.
       rules: how its leaves shard: `[(regex over the path, tactic)]`, first match wins.
@@ -111,6 +125,7 @@ class Method(NamedTuple):
       alarms: signs of failure, to be warned of in the log and the report.
       pretrained: () -> (params, mutable) of networks that no phase trains and that come from
         elsewhere; they take the place of what `init` made when a run begins.
+      derived: means of what `evaluate` gives, by name -> figures made of them, such as perplexity.
     """
 
     init: Callable[[jax.Array, Batch], tuple[dict[str, Tree], dict[str, Tree]]]
@@ -122,6 +137,7 @@ class Method(NamedTuple):
     codec: Codec | None = None
     alarms: tuple[Alarm, ...] = ()
     pretrained: Callable[[], tuple[dict[str, Tree], dict[str, Tree]]] | None = None
+    derived: Callable[[Mapping[str, float]], dict[str, float]] | None = None
 
 
 class DataSpec(NamedTuple):
@@ -129,11 +145,12 @@ class DataSpec(NamedTuple):
 
     Attributes:
       name: the catalogue's name.
-      modality: "image", "code" (of a first stage), ...
+      modality: "image", "code" (of a first stage), "text", "roll" (piano rolls), ...
       features: shape and dtype of each field of one example, as the loader delivers it.
       sizes: examples in each split ("train", "validation", "test").
       num_classes: number of labels, 0 if there are none.
       vocabulary_size: number of tokens, 0 for continuous data.
+      special_tokens: of text: "start", with which a text begins, and "eos" and "pad" if there are.
     """
 
     name: str
@@ -142,6 +159,7 @@ class DataSpec(NamedTuple):
     sizes: dict[str, int]
     num_classes: int = 0
     vocabulary_size: int = 0
+    special_tokens: Mapping[str, int] = {}
 
 
 def find_module(key: str, name: str, package: str) -> ModuleType:

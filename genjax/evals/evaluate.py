@@ -1,4 +1,4 @@
-"""Averages of a method's per-example quantities over a whole split."""
+"""Averages of what a method's `evaluate` gives over a whole split."""
 
 from __future__ import annotations
 
@@ -12,24 +12,29 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool
 
-from genjax.method import Batch, Method
+from genjax.method import Batch, Method, Ratio
 from genjax.parallel.mesh import global_batch
 
 Tree = Any
 
 
 def make_evaluate(method: Method, mesh: jax.sharding.Mesh) -> Callable[..., dict[str, Array]]:
-    """The jitted (params, mutable, batch, valid, key) -> {name: [sum, sum of squares, count]}."""
+    """The jitted (params, mutable, batch, valid, key) -> {name: sums over the valid examples}.
+
+    The sums are of x, w, x^2, x w, w^2 and 1, with x the totals and w the weights of a `Ratio`,
+    which are 1 for a plain quantity.
+    """
 
     def sums(
         params: Tree, mutable: Tree, batch: Batch, valid: Bool[Array, "B"], key: jax.Array
     ) -> dict[str, Array]:
+        def reduced(value: Array | Ratio) -> Array:
+            x, w = value if isinstance(value, Ratio) else (value, jnp.ones_like(value))
+            x, w = (jnp.where(valid, v.astype(jnp.float32), 0.0) for v in (x, w))
+            return jnp.stack([x, w, x * x, x * w, w * w, valid.astype(jnp.float32)]).sum(-1)
+
         values = method.evaluate(params, mutable, batch, key)
-        values = {name: jnp.where(valid, v.astype(jnp.float32), 0.0) for name, v in values.items()}
-        count = valid.sum().astype(jnp.float32)
-        return {
-            name: jnp.stack([v.sum(), jnp.square(v).sum(), count]) for name, v in values.items()
-        }
+        return {name: reduced(value) for name, value in values.items()}
 
     return jax.jit(sums, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
@@ -43,6 +48,10 @@ def evaluate(
     mesh: jax.sharding.Mesh,
 ) -> dict[str, float]:
     """The mean of each quantity over all examples, and its standard error as `<name>_se`.
+
+    The mean of a `Ratio` is the ratio of the sums, its standard error that of the ratio estimator
+    (Cochran 1977, eq. 6.13, of a large population). A quantity of which there is nothing is left
+    out.
 
     Args:
       sums: of `make_evaluate`.
@@ -60,9 +69,11 @@ def evaluate(
         for name, value in jax.device_get(found).items():
             totals[name] = totals.get(name, 0.0) + value.astype(np.float64)
     results = {}
-    for name, (total, squares, count) in totals.items():
-        mean = total / count
-        variance = max(squares / count - mean**2, 0.0) * count / max(count - 1, 1)
+    for name, (x, w, xx, xw, ww, count) in totals.items():
+        if not w:
+            continue
+        mean = x / w
+        squares = max(xx - 2 * mean * xw + mean**2 * ww, 0.0)
         results[name] = float(mean)
-        results[f"{name}_se"] = math.sqrt(variance / count)
+        results[f"{name}_se"] = math.sqrt(squares * count / max(count - 1, 1)) / w
     return results

@@ -25,11 +25,11 @@ from genjax.training.checkpoint import Checkpoints
 from genjax.training.early_stop import exhausted
 from genjax.training.metrics import (
     JsonlWriter,
-    Progress,
     TensorBoardWriter,
     WandbWriter,
     Writers,
 )
+from genjax.training.progress import Progress
 from genjax.training.step import StepOutput
 
 logger = logging.getLogger("genjax")

@@ -1,22 +1,23 @@
-"""Where a run's numbers and pictures go: JSONL, TensorBoard, Weights & Biases, terminal, log file.
+"""Where a run's numbers, pictures and texts go: JSONL, TensorBoard, Weights & Biases.
 
-Every writer has the same three methods: `scalars(step, values)`, `images(step, name, picture)`
-and `close()`; `Writers` fans out to any number of them (none on every process but the first).
-A metric's name begins with `train/` or `eval/`. Writing is synchronous and flushed, so that what
-was logged before a crash is on disk, and a full disk is an `OSError` here and not a silence.
+Every writer has the same four methods: `scalars(step, values)`, `images(step, name, picture)`,
+`text(step, name, text)` and `close()`; `Writers` fans out to any number of them (none on every
+process but the first). A metric's name begins with `train/` or `eval/`. Writing is synchronous and
+flushed, so that what was logged before a crash is on disk, and a full disk is an `OSError` here and
+not a silence.
 """
 
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import logging
 import math
 import os
-import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,8 +25,8 @@ import numpy as np
 from jaxtyping import UInt8
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-from tqdm import tqdm
+from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboardX.proto.tensor_pb2 import TensorProto
 
 from genjax.config import ConfigError
 from genjax.training.pictures import png, write_atomic
@@ -34,13 +35,16 @@ logger = logging.getLogger("genjax")
 
 
 class Writer(Protocol):
-    """What takes the numbers and pictures of a run."""
+    """What takes the numbers, pictures and texts of a run."""
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Records the scalars `values` (numbers or 0-d arrays, by name) of training step `step`."""
 
     def images(self, step: int, name: str, picture: UInt8[np.ndarray, "H W 3"]) -> None:
         """Records one RGB picture, such as a sample grid, of training step `step`."""
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Records a text, such as samples of a language model, of training step `step`."""
 
     def close(self) -> None:
         """Ends the record; the writer is not used again."""
@@ -133,6 +137,9 @@ class JsonlWriter:
     def images(self, step: int, name: str, picture: UInt8[np.ndarray, "H W 3"]) -> None:
         """Leaves pictures to `samples/` and to the other writers."""
 
+    def text(self, step: int, name: str, text: str) -> None:
+        """Leaves the text out: it is a file of its own."""
+
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
@@ -177,6 +184,14 @@ class TensorBoardWriter:
         value = Summary.Value(tag=name, image=image)
         self._write(Event(step=int(step), summary=Summary(value=[value])))
 
+    def text(self, step: int, name: str, text: str) -> None:
+        """Writes one event for TensorBoard's text tab, which shows Markdown: as it stands."""
+        shown = "".join(f"    {line}\n" for line in text.splitlines())
+        kind = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        content = TensorProto(dtype="DT_STRING", string_val=[shown.encode()])
+        value = Summary.Value(tag=name, metadata=kind, tensor=content)
+        self._write(Event(step=int(step), summary=Summary(value=[value])))
+
     def close(self) -> None:
         """Closes the event file."""
         self._events.close()
@@ -197,13 +212,13 @@ class WandbWriter:
     def __init__(self, project: str, config: Mapping[str, Any], workdir: str | os.PathLike):
         """Starts the run, or continues it."""
         try:
-            from wandb import Image, init
+            from wandb import Html, Image, init
         except ImportError as error:
             raise ConfigError(
                 "log.wandb=True needs the package wandb, which is not installed: "
                 "pip install 'genjax-models[wandb]', or leave it out with --config.log.wandb=False"
             ) from error
-        self._image = Image
+        self._image, self._html = Image, Html
         marker = Path(workdir) / "wandb_id"
         if not marker.exists():
             write_atomic(marker, uuid.uuid4().hex[:12].encode())
@@ -227,6 +242,10 @@ class WandbWriter:
         """Logs the picture under its name."""
         self._run.log({"step": int(step), name: self._image(picture)})
 
+    def text(self, step: int, name: str, text: str) -> None:
+        """Logs the text under its name."""
+        self._run.log({"step": int(step), name: self._html(f"<pre>{html.escape(text)}</pre>")})
+
     def close(self) -> None:
         """Finishes the run (uploads what is left)."""
         self._run.finish()
@@ -249,138 +268,13 @@ class Writers:
         for writer in self._writers:
             writer.images(step, name, picture)
 
+    def text(self, step: int, name: str, text: str) -> None:
+        """Records a text everywhere."""
+        for writer in self._writers:
+            writer.text(step, name, text)
+
     def close(self) -> None:
         """Closes every writer, the later ones too when an earlier one fails."""
         with contextlib.ExitStack() as stack:
             for writer in self._writers:
                 stack.callback(writer.close)
-
-
-def _duration(seconds: float) -> str:
-    """A time to come as people say it: `48s`, `12m05s`, `3h20m`, `2d04h`."""
-    if not math.isfinite(seconds):
-        return "?"
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02d}s"
-    if seconds < 86400:
-        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
-    return f"{seconds // 86400}d{seconds % 86400 // 3600:02d}h"
-
-
-class Progress:
-    """How far the run is: a bar on a terminal, plain log lines elsewhere and in the log file.
-
-    Args:
-      total: the step that the run ends at.
-      start: the step that it starts or resumes at.
-      batch_size: examples a step, for the rate.
-    """
-
-    def __init__(self, total: int, start: int, batch_size: int):
-        """Starts the clock, and the bar if there is a terminal."""
-        self._total, self._batch_size = total, batch_size
-        self._mark_step, self._mark_time = start, time.perf_counter()
-        self._bar = tqdm(
-            total=total,
-            initial=start,
-            disable=not sys.stderr.isatty(),
-            dynamic_ncols=True,
-            bar_format="{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}{postfix}",
-        )
-
-    def step(self, step: int) -> None:
-        """Moves the bar to `step`; call it every step, it costs next to nothing."""
-        self._bar.update(step - self._bar.n)
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Keeps the time spent inside (evaluation, saving, sampling) out of the rate."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._mark_time += time.perf_counter() - start
-
-    def log(self, step: int, loss: float) -> float:
-        """Shows step, loss, rate and time left, on the bar or else as a line, and in the log file.
-
-        Args:
-          step: the step just finished.
-          loss: its loss.
-
-        Returns:
-          Examples per second since the last call (or the start), pauses left out; nan if no
-          step was made since.
-        """
-        now = time.perf_counter()
-        steps, seconds = step - self._mark_step, max(now - self._mark_time, 1e-9)
-        self._mark_step, self._mark_time = step, now
-        rate = steps * self._batch_size / seconds if steps > 0 else math.nan
-        left = (self._total - step) * seconds / steps if steps > 0 else math.nan
-        speed = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-        text = f"loss {float(loss):.4g}, {speed} examples/s, ETA {_duration(left)}"
-        self._bar.set_postfix_str(text, refresh=False)
-        self.step(step)
-        logger.info("step %d/%d, %s", step, self._total, text, extra={"progress": True})
-        return rate
-
-    def close(self) -> None:
-        """Leaves the bar as it stands and frees the terminal's line."""
-        self._bar.close()
-
-
-class _Terminal(logging.Handler):
-    """Prints records above a live bar; progress lines only where there is no bar to show them."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if getattr(record, "progress", False) and sys.stderr.isatty():
-            return
-        with contextlib.suppress(OSError):  # the terminal is gone; the log file has the line
-            tqdm.write(self.format(record), file=sys.stderr)
-
-
-class _LogFile(logging.FileHandler):
-    """Appends to a file; on a full disk it stays quiet, for the metrics writer will raise."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handleError(record)
-
-
-@contextlib.contextmanager
-def setup_logging(workdir: str | os.PathLike | None) -> Iterator[None]:
-    """Sends the logger "genjax" to the terminal and to `workdir/log.txt` while inside.
-
-    Touches no other logger; level, propagation and handlers are as before on leaving.
-
-    Args:
-      workdir: the run's folder; made if missing. The log is appended to. None: no file.
-
-    Raises:
-      OSError: the log file cannot be opened.
-    """
-    terminal = _Terminal()
-    terminal.setFormatter(logging.Formatter("%(message)s"))
-    handlers: list[logging.Handler] = [terminal]
-    if workdir is not None:
-        Path(workdir).mkdir(parents=True, exist_ok=True)
-        file = _LogFile(Path(workdir) / "log.txt", encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        handlers.insert(0, file)
-    before = logger.level, logger.propagate
-    logger.setLevel(logging.INFO)
-    logger.propagate = False  # absl puts a handler on the root logger: lines would come twice
-    for handler in handlers:
-        logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            logger.removeHandler(handler)
-            with contextlib.suppress(OSError):
-                handler.close()
-        logger.setLevel(before[0])
-        logger.propagate = before[1]

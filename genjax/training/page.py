@@ -54,6 +54,8 @@ transform:translate(-50%,-140%);font-variant-numeric:tabular-nums}
 .view{margin:0;text-align:center}
 .view img{display:block;margin:0 auto;width:min(100%,640px);max-height:78vh;object-fit:contain;
 border-radius:4px}
+.view pre{text-align:left;white-space:pre-wrap;overflow:auto;max-height:78vh;margin:0;
+font:13px/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
 .crisp{image-rendering:pixelated}
 .view p{margin:9px 0 0;font-variant-numeric:tabular-nums}
 .strip{display:flex;flex-wrap:wrap;justify-content:center;gap:4px;margin-top:12px}

@@ -30,7 +30,7 @@ from genjax.training.pictures import write_atomic
 
 logger = logging.getLogger("genjax")
 
-MAX_PICTURES = 12  # of a family of pictures
+MAX_PICTURES = 12  # or texts, of a family
 MAX_BYTES = 8_000_000  # of the same, as files
 THUMBNAIL = 152  # pixels, twice what is shown
 CRISP_BELOW = 640  # pixels: the shown width, under which a picture is enlarged
@@ -173,9 +173,9 @@ def _charts(title: str, metrics: Mapping[str, Curve], steps: tuple[int, int]) ->
 
 
 def _families(folder: Path) -> dict[str, dict[int, Path]]:
-    """The pictures `<name>_<step>.png` of a folder: by name, by step; "step" is "samples"."""
+    """Pictures and texts `<name>_<step>.png` or `.txt`: by name, by step; "step" is "samples"."""
     found: dict[str, dict[int, Path]] = {}
-    for path in sorted(folder.glob("*.png")):
+    for path in sorted((*folder.glob("*.png"), *folder.glob("*.txt"))):
         match = re.fullmatch(r"(.+)_(\d+)", path.stem)
         if match and not path.name.startswith("."):
             name = "samples" if match[1] == "step" else match[1]
@@ -200,9 +200,11 @@ def _data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _thumbnail(path: Path) -> tuple[int, bytes] | None:
-    """A picture's width in pixels and a small JPEG of it; None if it cannot be read."""
+def _figure(path: Path, alt: str) -> tuple[str, str] | None:
+    """A picture or text as HTML, large and on a button; None if it cannot be read."""
     try:
+        if path.suffix == ".txt":
+            return f"<pre>{html.escape(path.read_text())}</pre>", ""
         with Image.open(path) as image:
             width, small = image.width, image.convert("RGB")
     except OSError as error:
@@ -211,26 +213,26 @@ def _thumbnail(path: Path) -> tuple[int, bytes] | None:
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=82)
-    return width, buffer.getvalue()
+    crisp = ' class="crisp"' if width < CRISP_BELOW else ""
+    return (
+        f'<img{crisp} alt="{alt}" src="{_data_uri(path.read_bytes(), "png")}">',
+        f'<img alt="" src="{_data_uri(buffer.getvalue(), "jpeg")}">',
+    )
 
 
-def _viewer(name: str, pictures: Mapping[int, Path]) -> str:
-    """The latest picture of a family, large, and a strip to choose earlier ones from."""
-    small = {step: _thumbnail(pictures[step]) for step in _choose(pictures)}
-    readable = {step: found for step, found in small.items() if found}
+def _viewer(name: str, files: Mapping[int, Path]) -> str:
+    """The latest picture or text of a family, large, and a strip to choose earlier ones from."""
+    alts = {step: f"{html.escape(name)} at step {number(step)}" for step in _choose(files)}
+    made = {step: _figure(files[step], alt) for step, alt in alts.items()}
+    readable = {step: found for step, found in made.items() if found}
     figures, buttons = [], []
-    for step, (width, thumbnail) in readable.items():
+    for step, (large, small) in readable.items():
         last = step == max(readable)
-        text = f"{html.escape(name)} at step {number(step)}"
-        crisp = ' class="crisp"' if width < CRISP_BELOW else ""
-        figures.append(
-            f'<figure class="view"{"" if last else " hidden"}><img{crisp} alt="{text}" '
-            f'src="{_data_uri(pictures[step].read_bytes(), "png")}"><p>step {number(step)}</p>'
-            "</figure>"
-        )
+        hidden = "" if last else " hidden"
+        figures.append(f'<figure class="view"{hidden}>{large}<p>step {number(step)}</p></figure>')
         buttons.append(
-            f'<button type="button"{" class=on" if last else ""} title="{text}">'
-            f'<img alt="" src="{_data_uri(thumbnail, "jpeg")}">{number(step)}</button>'
+            f'<button type="button"{" class=on" if last else ""} title="{alts[step]}">'
+            f"{small}{number(step)}</button>"
         )
     if not figures:
         return ""
@@ -281,8 +283,8 @@ def write_report(
 ) -> Path:
     """Writes `workdir/report.html` anew, atomically, from what the run has left in `workdir`.
 
-    Reads `config.json` (its key "config"), `metrics.jsonl` and the pictures
-    `samples/<name>_<step>.png`; any of them may be missing or still empty.
+    Reads `config.json` (its key "config"), `metrics.jsonl`, and the pictures and texts
+    `samples/<name>_<step>.png` and `.txt`; any of them may be missing or still empty.
 
     Args:
       workdir: the run's folder.

@@ -1,17 +1,13 @@
-"""Writers, progress and grids, read back by readers that we did not write."""
+"""Writers and grids, read back by readers that we did not write."""
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
-import logging
 import os
-import pty
 import re
 import struct
 import sys
-import termios
 import types
 
 import jax.numpy as jnp
@@ -142,9 +138,10 @@ def test_tensorboard_events_read_back(tmp_path):
     writer = metrics.TensorBoardWriter(tmp_path)
     writer.scalars(3, {"train/loss": jnp.float32(0.125), "train/nan": float("nan")})
     writer.images(4, "samples", picture)
+    writer.text(5, "samples", "To be,\n  or not")
     before_close = tensorboard_events(tmp_path)
     writer.close()
-    version, scalars, image = before_close
+    version, scalars, image, text = before_close
     assert version.file_version == "brain.Event:2"
     values = {value.tag: value.simple_value for value in scalars.summary.value}
     assert scalars.step == 3
@@ -155,6 +152,9 @@ def test_tensorboard_events_read_back(tmp_path):
     assert (value.image.height, value.image.width, value.image.colorspace) == (5, 7, 3)
     decoded = Image.open(io.BytesIO(value.image.encoded_image_string))
     np.testing.assert_array_equal(np.asarray(decoded), picture)
+    (value,) = text.summary.value
+    assert (text.step, value.tag, value.metadata.plugin_data.plugin_name) == (5, "samples", "text")
+    assert value.tensor.string_val == [b"    To be,\n      or not\n"]
 
 
 def test_tensorboard_resume_hides_later_steps_in_a_new_file(tmp_path):
@@ -190,12 +190,15 @@ def test_wandb_gets_everything_and_a_resumed_run_keeps_its_id(tmp_path, monkeypa
         runs.append(FakeRun())
         return runs[-1]
 
-    fake = types.SimpleNamespace(init=init, Image=lambda picture: ("image", picture.shape))
+    fake = types.SimpleNamespace(
+        init=init, Image=lambda picture: ("image", picture.shape), Html=lambda page: page
+    )
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for _ in range(2):
         writer = metrics.WandbWriter("clothes", {"seed": 1}, tmp_path)
         writer.scalars(5, {"train/loss": jnp.float32(2.0)})
         writer.images(5, "samples", np.zeros((2, 3, 3), np.uint8))
+        writer.text(5, "words", "a < b")
         writer.close()
     assert calls[0] == calls[1]
     assert calls[0]["project"] == "clothes"
@@ -207,6 +210,7 @@ def test_wandb_gets_everything_and_a_resumed_run_keeps_its_id(tmp_path, monkeypa
         assert run.logged == [
             {"step": 5, "train/loss": 2.0},
             {"step": 5, "samples": ("image", (2, 3, 3))},
+            {"step": 5, "words": "<pre>a &lt; b</pre>"},
         ]
         assert run.finished
 
@@ -228,6 +232,9 @@ class Recorder:
     def images(self, step, name, picture):
         self.calls.append((step, name, picture))
 
+    def text(self, step, name, text):
+        self.calls.append((step, name, text))
+
     def close(self):
         self.calls.append("close")
         if self.fails:
@@ -239,10 +246,16 @@ def test_writers_fan_out_and_all_close_when_one_fails():
     writers = metrics.Writers(recorders)
     writers.scalars(1, {"train/loss": 1.0})
     writers.images(2, "samples", "picture")
+    writers.text(3, "samples", "words")
     with pytest.raises(OSError, match="disk full"):
         writers.close()
     for recorder in recorders:
-        assert recorder.calls == [(1, {"train/loss": 1.0}), (2, "samples", "picture"), "close"]
+        assert recorder.calls == [
+            (1, {"train/loss": 1.0}),
+            (2, "samples", "picture"),
+            (3, "samples", "words"),
+            "close",
+        ]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -290,77 +303,3 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
         pictures.write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["report.html"]
-
-
-class Clock:
-    def __init__(self, monkeypatch):
-        self.now = 100.0
-        monkeypatch.setattr(metrics.time, "perf_counter", lambda: self.now)
-
-
-def test_progress_rate_leaves_pauses_out_and_tells_the_time_left(tmp_path, monkeypatch, capsys):
-    clock = Clock(monkeypatch)
-    with metrics.setup_logging(tmp_path):
-        progress = metrics.Progress(total=1000, start=100, batch_size=32)
-        clock.now += 10
-        with progress.paused():
-            clock.now += 500
-        assert progress.log(200, 0.123456) == pytest.approx(320)
-        clock.now += 50
-        assert progress.log(300, jnp.float32(0.1)) == pytest.approx(64)
-        assert np.isnan(progress.log(300, 0.1))
-        progress.close()
-    lines = (tmp_path / "log.txt").read_text().splitlines()
-    assert lines[0].endswith("INFO step 200/1000, loss 0.1235, 320 examples/s, ETA 1m20s")
-    assert lines[1].endswith("INFO step 300/1000, loss 0.1, 64 examples/s, ETA 5m50s")
-    shown = capsys.readouterr().err.splitlines()  # no terminal here: the same, without times
-    assert shown == [line.split(" INFO ")[1] for line in lines]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(59.6, "1m00s"), (3725, "1h02m"), (90000, "1d01h"), (float("nan"), "?")],
-)
-def test_time_left_reads_as_people_say_it(seconds, text):
-    assert metrics._duration(seconds) == text
-
-
-def test_a_terminal_shows_a_bar_and_the_log_file_plain_lines(tmp_path, monkeypatch):
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
-    with os.fdopen(slave, "w") as terminal:
-        monkeypatch.setattr(sys, "stderr", terminal)
-        with metrics.setup_logging(tmp_path):
-            progress = metrics.Progress(total=10, start=4, batch_size=2)
-            for step in range(5, 11):
-                progress.step(step)
-            progress.log(10, 0.75)
-            logging.getLogger("genjax").warning("careful")
-            progress.close()
-        monkeypatch.undo()
-        terminal.flush()
-        shown = os.read(master, 100_000).decode()
-    os.close(master)
-    assert " 40%|" in shown
-    assert re.search(r"100%\|█+\| step 10/10, loss 0\.75, .* examples/s, ETA 0s", shown)
-    assert re.search(r"\rcareful\r\n", shown)  # on a line of its own, the bar cleared
-    assert not re.search(r"[\r\n]step 10/10", shown)  # on the bar, not as a line
-    log = (tmp_path / "log.txt").read_text()
-    assert "INFO step 10/10, loss 0.75" in log
-    assert "WARNING careful" in log
-    assert "%|" not in log
-
-
-def test_logging_is_as_before_afterwards_and_the_file_is_appended_to(tmp_path):
-    logger = logging.getLogger("genjax")
-    before = logger.level, logger.propagate, list(logger.handlers)
-    for word in ("first", "second"):
-        try:
-            with metrics.setup_logging(tmp_path):
-                logger.info(word)
-                raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            logger.info("outside")
-    assert (logger.level, logger.propagate, list(logger.handlers)) == before
-    lines = (tmp_path / "log.txt").read_text().splitlines()
-    assert [line.split()[-1] for line in lines] == ["first", "second"]

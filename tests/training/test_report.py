@@ -154,6 +154,18 @@ def test_pictures_are_grouped_in_order_and_whole(tmp_path):
     assert Image.open(io.BytesIO(small)).size == (18, 18)
 
 
+def test_texts_are_shown_as_they_stand(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "samples").mkdir()
+    for step, words in ((5, "first"), (10, "To be,\n  or <not>")):
+        (tmp_path / "samples" / f"step_{step:08d}.txt").write_text(words)
+    page = read(tmp_path)
+    assert "Samples" in page.text
+    assert ["hidden" in a for a in page.all("figure")] == [True, False]
+    assert len(page.all("pre")) == 2
+    assert "To be,\n  or <not>" in page.text
+
+
 def test_big_pictures_do_not_make_the_page_big(tmp_path, monkeypatch):
     names = [f"step_{step}.png" for step in range(10)]
     write_run(tmp_path, pictures=names)

@@ -1,0 +1,146 @@
+"""How far a run is, on the terminal and in its log file."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+logger = logging.getLogger("genjax")
+
+
+def _duration(seconds: float) -> str:
+    """A time to come as people say it: `48s`, `12m05s`, `3h20m`, `2d04h`."""
+    if not math.isfinite(seconds):
+        return "?"
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    if seconds < 86400:
+        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    return f"{seconds // 86400}d{seconds % 86400 // 3600:02d}h"
+
+
+class Progress:
+    """How far the run is: a bar on a terminal, plain log lines elsewhere and in the log file.
+
+    Args:
+      total: the step that the run ends at.
+      start: the step that it starts or resumes at.
+      batch_size: examples a step, for the rate.
+    """
+
+    def __init__(self, total: int, start: int, batch_size: int):
+        """Starts the clock, and the bar if there is a terminal."""
+        self._total, self._batch_size = total, batch_size
+        self._mark_step, self._mark_time = start, time.perf_counter()
+        self._bar = tqdm(
+            total=total,
+            initial=start,
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            bar_format="{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}{postfix}",
+        )
+
+    def step(self, step: int) -> None:
+        """Moves the bar to `step`; call it every step, it costs next to nothing."""
+        self._bar.update(step - self._bar.n)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keeps the time spent inside (evaluation, saving, sampling) out of the rate."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._mark_time += time.perf_counter() - start
+
+    def log(self, step: int, loss: float) -> float:
+        """Shows step, loss, rate and time left, on the bar or else as a line, and in the log file.
+
+        Args:
+          step: the step just finished.
+          loss: its loss.
+
+        Returns:
+          Examples per second since the last call (or the start), pauses left out; nan if no
+          step was made since.
+        """
+        now = time.perf_counter()
+        steps, seconds = step - self._mark_step, max(now - self._mark_time, 1e-9)
+        self._mark_step, self._mark_time = step, now
+        rate = steps * self._batch_size / seconds if steps > 0 else math.nan
+        left = (self._total - step) * seconds / steps if steps > 0 else math.nan
+        speed = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+        text = f"loss {float(loss):.4g}, {speed} examples/s, ETA {_duration(left)}"
+        self._bar.set_postfix_str(text, refresh=False)
+        self.step(step)
+        logger.info("step %d/%d, %s", step, self._total, text, extra={"progress": True})
+        return rate
+
+    def close(self) -> None:
+        """Leaves the bar as it stands and frees the terminal's line."""
+        self._bar.close()
+
+
+class _Terminal(logging.Handler):
+    """Prints records above a live bar; progress lines only where there is no bar to show them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "progress", False) and sys.stderr.isatty():
+            return
+        with contextlib.suppress(OSError):  # the terminal is gone; the log file has the line
+            tqdm.write(self.format(record), file=sys.stderr)
+
+
+class _LogFile(logging.FileHandler):
+    """Appends to a file; on a full disk it stays quiet, for the metrics writer will raise."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+@contextlib.contextmanager
+def setup_logging(workdir: str | os.PathLike | None) -> Iterator[None]:
+    """Sends the logger "genjax" to the terminal and to `workdir/log.txt` while inside.
+
+    Touches no other logger; level, propagation and handlers are as before on leaving.
+
+    Args:
+      workdir: the run's folder; made if missing. The log is appended to. None: no file.
+
+    Raises:
+      OSError: the log file cannot be opened.
+    """
+    terminal = _Terminal()
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    handlers: list[logging.Handler] = [terminal]
+    if workdir is not None:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        file = _LogFile(Path(workdir) / "log.txt", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers.insert(0, file)
+    before = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # absl puts a handler on the root logger: lines would come twice
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+            with contextlib.suppress(OSError):
+                handler.close()
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
