@@ -29,6 +29,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
+        "text": ["tokenizers"],
         "wandb": ["wandb"],
         "test": ["pytest", "pytest-xdist", "ruff", "scikit-learn", "scipy"],
         "parity": [
@@ -41,6 +42,9 @@ setup(
             "scikit-learn==1.9.1",
             "mpmath==1.3.0",
             "vector-quantize-pytorch==1.32.0",
+            "transformers==5.23.0",
+            "sacrebleu==2.6.0",
+            "mido==1.3.3",
         ],
     },
 )

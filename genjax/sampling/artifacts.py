@@ -1,0 +1,290 @@
+"""What samples are written as: pictures, text, and piano rolls as a picture, MIDI and sound.
+
+Pure functions that turn samples into the contents of files, and `save`, which writes all that go
+with a modality. Nothing in a piano roll says how long a frame is: `FRAME_SECONDS`, unless given.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import wave
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image, ImageDraw
+
+from genjax.method import DataSpec
+from genjax.training.pictures import GAP, GAP_COLOUR, grid, png, write_atomic
+
+LOWEST, KEYS = 21, 88  # the MIDI number of a piano's lowest key, and how many there are
+FRAME_SECONDS = 0.4
+REST = 4  # silent frames between two rolls
+PLAYED = 8  # rolls that are shown and played; all are in the .npz
+
+# The picture of rolls, in pixels.
+KEY_HEIGHT, FRAME_WIDTH, WIDTH = 4, 8, 1200
+LEFT, RIGHT, FOOT = 28, 14, 14  # room for names and numbers
+FRAMES_A_LINE = 16
+OCTAVE = 12
+BLACK_KEYS = np.isin(np.arange(OCTAVE), (1, 3, 6, 8, 10))  # from C on
+WHITE, GREY, LINE, INK, NOTE = (252,) * 3, (232,) * 3, (200,) * 3, (60,) * 3, (30, 80, 170)
+
+TICKS = 480  # of a MIDI file, a frame
+VELOCITY = 80
+
+RATE = 22050  # of the sound, in Hz
+PARTIALS = 8
+ATTACK, RELEASE = 0.005, 0.06  # seconds
+LOUDEST = 0.9  # of full scale
+
+# Characters that would move a terminal's cursor or worse, as pictures of themselves.
+VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
+VISIBLE |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+Rolls = UInt8[np.ndarray, "N T 88"] | Bool[np.ndarray, "N T 88"]
+
+
+class Decoder(Protocol):
+    """What is needed of a tokenizer: the text of ids, of which those below 0 are nothing."""
+
+    def decode(self, ids: Int[np.ndarray, "S"]) -> str:
+        """The text of `ids`; never raises on a part of a character."""
+
+
+def _checked(rolls: Rolls) -> Bool[np.ndarray, "N T 88"]:
+    """The rolls as booleans.
+
+    Raises:
+      ValueError: another shape, no roll, no frame, or a value that is not 0 or 1.
+    """
+    rolls = np.asarray(rolls)
+    if rolls.ndim != 3 or rolls.shape[2] != KEYS or not rolls.size:
+        raise ValueError(f"expected piano rolls [N, T, {KEYS}], got {list(rolls.shape)}")
+    if not np.isin(rolls, (0, 1)).all():
+        raise ValueError(f"expected piano rolls of 0 and 1, got {rolls.min()} to {rolls.max()}")
+    return rolls.astype(bool)
+
+
+def notes(roll: Bool[np.ndarray, "T 88"]) -> Int[np.ndarray, "M 3"]:
+    """The notes of a roll: key (MIDI number), first frame, and frame after the last.
+
+    A key that stays on is one note. In order of the key, then of time.
+    """
+    edges = np.diff(np.pad(roll.astype(np.int8), ((1, 1), (0, 0))), axis=0).T
+    keys, starts = np.nonzero(edges == 1)
+    return np.stack([keys + LOWEST, starts, np.nonzero(edges == -1)[1]], axis=1)
+
+
+def roll_picture(rolls: Rolls) -> UInt8[np.ndarray, "H W 3"]:
+    """Piano rolls below each other, time to the right and pitch up.
+
+    The octaves that are played are shown, each with its C named (C4 is middle C) and the rows of
+    black keys darker; a line is drawn every 16 frames.
+
+    Raises:
+      ValueError: not rolls [N, T, 88] of 0 and 1.
+    """
+    rolls = _checked(rolls)
+    count, frames = rolls.shape[:2]
+    used = LOWEST + np.flatnonzero(rolls.any(axis=(0, 1)))
+    low, high = (used[0], used[-1]) if used.size else (60, 60)
+    keys = np.arange(low // OCTAVE * OCTAVE, (high // OCTAVE + 1) * OCTAVE)[::-1]  # from the top
+    full = np.pad(rolls, ((0, 0), (0, 0), (LOWEST, OCTAVE)))[..., keys]  # columns by MIDI number
+    width = min(max(WIDTH // frames, 1), FRAME_WIDTH)
+    height = len(keys) * KEY_HEIGHT
+    shape = (count * (height + GAP) - GAP + FOOT, LEFT + frames * width + RIGHT, 3)
+    canvas = np.full(shape, WHITE, np.uint8)
+    rows = np.where(BLACK_KEYS[keys % OCTAVE][:, None], np.uint8(GREY), np.uint8(WHITE))
+    for index, roll in enumerate(full):
+        top = index * (height + GAP)
+        canvas[top + height : top + height + GAP] = GAP_COLOUR  # the last one's is painted over
+        part = canvas[top : top + height, LEFT : shape[1] - RIGHT]
+        part[:] = np.repeat(rows, KEY_HEIGHT, axis=0)[:, None]
+        part[OCTAVE * KEY_HEIGHT - 1 :: OCTAVE * KEY_HEIGHT] = LINE
+        part[:, :: FRAMES_A_LINE * width] = LINE
+        part[np.repeat(np.repeat(roll.T, KEY_HEIGHT, axis=0), width, axis=1)] = NOTE
+    canvas[shape[0] - FOOT :] = WHITE
+    image = Image.fromarray(canvas)
+    draw = ImageDraw.Draw(image)
+    for index in range(count):
+        for row in np.flatnonzero(keys % OCTAVE == 0):
+            bottom = index * (height + GAP) + (row + 1) * KEY_HEIGHT
+            draw.text((4, bottom), f"C{keys[row] // OCTAVE - 1}", INK, anchor="lb")
+    step = FRAMES_A_LINE * max(1, -(-40 // (FRAMES_A_LINE * width)))  # room for the numbers
+    for frame in range(0, frames, step):
+        draw.text((LEFT + frame * width, shape[0] - 1), str(frame), INK, anchor="lb")
+    return np.array(image)
+
+
+def _variable(value: int) -> bytes:
+    """A number as MIDI has it: seven bits a byte, the highest first, all but the last marked."""
+    found = [value & 0x7F]
+    while value := value >> 7:
+        found.append(value & 0x7F | 0x80)
+    return bytes(reversed(found))
+
+
+def midi(rolls: Rolls, seconds: float = FRAME_SECONDS) -> bytes:
+    """Piano rolls as a Standard MIDI File of format 0, one after the other.
+
+    A frame is a quarter note. A marker names each roll; `REST` silent frames follow it.
+
+    Args:
+      rolls: what to write; a key that stays on is one note.
+      seconds: length of a frame, rounded to microseconds.
+
+    Raises:
+      ValueError: not rolls [N, T, 88] of 0 and 1, or a length that a file cannot state.
+    """
+    rolls = _checked(rolls)
+    tempo = round(seconds * 1e6)
+    if not 0 < tempo < 2**24:
+        raise ValueError(f"seconds={seconds}: expected a frame between 1e-6 and 16.7 seconds")
+    length = rolls.shape[1]
+    # (frame, what comes first in it, the event): notes end before others begin.
+    events = [(0, 0, b"\xff\x51\x03" + tempo.to_bytes(3, "big")), (0, 0, b"\xc0\x00")]
+    for index, roll in enumerate(rolls):
+        begin = index * (length + REST)
+        name = b"sample %d" % (index + 1)
+        events.append((begin, 2, b"\xff\x06" + _variable(len(name)) + name))
+        for key, start, end in notes(roll).tolist():
+            events.append((begin + start, 3, bytes((0x90, key, VELOCITY))))
+            events.append((begin + end, 1, bytes((0x80, key, 0))))
+    events = sorted(events, key=lambda event: event[:2])
+    events.append((begin + length, 4, b"\xff\x2f\x00"))
+    track, now, status = b"", 0, 0
+    for frame, _, event in events:
+        track += _variable((frame - now) * TICKS) + event[event[0] == status :]  # running status
+        now, status = frame, event[0] if event[0] < 0xF0 else 0
+    header = struct.pack(">4sIHHH", b"MThd", 6, 0, 1, TICKS)
+    return header + struct.pack(">4sI", b"MTrk", len(track)) + track
+
+
+def _tone(key: int, seconds: float) -> Float[np.ndarray, "samples"]:
+    """A key struck and held: partials of a string, of which the higher ones are softer and shorter.
+
+    A4 (key 69) is 440 Hz; partials above half the rate are left out.
+    """
+    time = np.arange(round(seconds * RATE)) / RATE
+    base = 440.0 * 2.0 ** ((key - 69) / 12)
+    found = np.zeros_like(time)
+    for partial in range(1, PARTIALS + 1):
+        if (frequency := partial * base) < RATE / 2:
+            decay = np.exp(-time * np.sqrt(frequency / 440.0))
+            found += decay * np.sin(2 * np.pi * frequency * time) / partial**2
+    return found * np.minimum(time / ATTACK, 1.0)
+
+
+def wav(rolls: Rolls, seconds: float = FRAME_SECONDS) -> bytes:
+    """Piano rolls as sound, one after the other: a WAV file, 16-bit mono of `RATE` Hz.
+
+    The loudest moment is at `LOUDEST` of full scale; silence stays silence.
+
+    Args:
+      rolls: what to play; a key that stays on is one note. `REST` silent frames follow each.
+      seconds: length of a frame.
+
+    Raises:
+      ValueError: not rolls [N, T, 88] of 0 and 1, or frames of no length.
+    """
+    rolls = _checked(rolls)
+    if round(seconds * RATE) < 1:
+        raise ValueError(f"seconds={seconds}: expected a frame of at least one sample, 1/{RATE}")
+    count, length = rolls.shape[:2]
+    played = [
+        (key, index * (length + REST) + start, index * (length + REST) + end)
+        for index, roll in enumerate(rolls)
+        for key, start, end in notes(roll).tolist()
+    ]
+    longest = {}
+    for key, start, end in played:
+        longest[key] = max(longest.get(key, 0), end - start)
+    tones = {key: _tone(key, held * seconds + 2 * RELEASE) for key, held in longest.items()}
+    fade = np.linspace(1.0, 0.0, round(RELEASE * RATE))
+    total = round((count * (length + REST) - REST) * seconds * RATE) + len(fade)
+    sound = np.zeros(total, np.float32)
+    for key, start, end in played:
+        first, last = round(start * seconds * RATE), round(end * seconds * RATE)
+        sound[first:last] += tones[key][: last - first]
+        sound[last : last + len(fade)] += tones[key][last - first :][: len(fade)] * fade
+    peak = max(float(np.abs(sound).max()), 1e-9)
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes(np.rint(sound * (LOUDEST * 32767 / peak)).astype("<i2").tobytes())
+    return buffer.getvalue()
+
+
+def picture(samples: np.ndarray, spec: DataSpec) -> UInt8[np.ndarray, "H W 3"] | None:
+    """One picture of samples: a grid of images, or the first `PLAYED` rolls; None of the others.
+
+    Args:
+      samples: uint8 [N, H, W, C] of images, or of codes (which come decoded), rolls [N, T, 88].
+      spec: of the data that they are like.
+    """
+    if spec.modality in ("image", "code"):
+        return grid(samples)
+    return roll_picture(samples[:PLAYED]) if spec.modality == "roll" else None
+
+
+def text(samples: np.ndarray, spec: DataSpec, tokenizer: Decoder | None) -> str | None:
+    """What samples of text say, each under a heading; None of other modalities.
+
+    Control characters other than tab and newline are shown by their symbols.
+
+    Args:
+      samples: ids [N, S], below 0 where nothing is.
+      spec: of the data that they are like.
+      tokenizer: of the run.
+
+    Raises:
+      ValueError: samples of text that are not integers [N, S], or no tokenizer for them.
+    """
+    if spec.modality != "text":
+        return None
+    if tokenizer is None or samples.ndim != 2 or not np.issubdtype(samples.dtype, np.integer):
+        raise ValueError(
+            "expected a tokenizer and token ids [N, S], got "
+            f"{type(tokenizer).__name__} and {samples.dtype} {list(samples.shape)}"
+        )
+    parts = []
+    for index, ids in enumerate(samples):
+        head = f"===== sample {index + 1} of {len(samples)}: {(ids >= 0).sum()} tokens ====="
+        parts.append(f"{head}\n{tokenizer.decode(ids).translate(VISIBLE)}\n")
+    return "\n".join(parts)
+
+
+def save(
+    base: Path, samples: np.ndarray, spec: DataSpec, tokenizer: Decoder | None = None
+) -> list[Path]:
+    """Writes samples, each file whole or not at all: `base` with endings that go with the modality.
+
+    .npz (array `samples`) always; .png of images and rolls; .txt of text; .mid and .wav of the
+    first `PLAYED` rolls.
+
+    Returns:
+      The files, the .npz last.
+
+    Raises:
+      ValueError: samples that are not of the modality.
+      OSError: the disk is full or the folder cannot be written.
+    """
+    contents = {}
+    if (shown := picture(samples, spec)) is not None:
+        contents[".png"] = png(shown)
+    if (read := text(samples, spec, tokenizer)) is not None:
+        contents[".txt"] = read.encode()
+    if spec.modality == "roll":
+        contents |= {".mid": midi(samples[:PLAYED]), ".wav": wav(samples[:PLAYED])}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, samples=samples)
+    contents[".npz"] = buffer.getvalue()
+    paths = [Path(f"{base}{ending}") for ending in contents]
+    for path, content in zip(paths, contents.values(), strict=True):
+        write_atomic(path, content)
+    return paths
