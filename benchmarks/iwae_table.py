@@ -28,8 +28,9 @@ import jax
 import numpy as np
 
 from genjax import config as configs
+from genjax.flags import parse
+from genjax.main import MODES
 from genjax.main import main as genjax
-from genjax.main import parse
 from genjax.training import workdir
 from genjax.training.metrics import read_metrics
 
@@ -160,7 +161,7 @@ def main():
     parser.add_argument("--steps", type=int, default=0, help="instead of what fits into --minutes")
     parser.add_argument("--test_limit", type=int, default=0)
     options, rest = parser.parse_known_args()
-    _, options.overrides = parse(rest)
+    _, options.overrides = parse(rest, MODES)
     chosen = options.models.split(",")
     for model in chosen:
         configs.one_of("--models", model, tuple(MODELS))

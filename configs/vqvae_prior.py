@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.method = "token_prior"
     config.dataset.name = "fashion_mnist"
     config.batch_size = 64
-    config.duration = "8_epochs"
+    config.duration = "3_epochs"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.b2 = 0.95
     config.optimizer.weight_decay = 0.1

@@ -1,8 +1,9 @@
 """Configs: the base every experiment starts from, presets, overrides, durations, comparison.
 
 An experiment is a Python file with `get_config() -> ConfigDict` and, optionally,
-`PRESETS = {name: {"dotted.key": value}}`. The keys that every experiment shares are made by
-`base()`; a family adds sections of its own. Unknown keys are errors that name the nearest ones.
+`PRESETS = {name: {"dotted.key": value}}` and `resolve(config) -> config`, which fills in what
+follows from the values given. The keys that every experiment shares are made by `base()`; a family
+adds sections of its own. Unknown keys are errors that name the nearest ones.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def base() -> ConfigDict:
             "duration": "10_epochs",
             "precision": "float32",  # or "bfloat16": compute; parameters stay float32
             "dataset": {
-                "name": "",  # a catalogue name, a TFDS name, "npz" or "folder"
-                "path": "",  # of the .npz file or of the folder
+                "name": "",  # a catalogue name, a TFDS name, "npz", "folder", "text" or "rolls"
+                "path": "",  # of the files
                 "validation": "",  # carved out of train if the data set has no such split
                 "test": "",
                 "image_size": 0,  # resize and centre crop; 0 keeps the size
@@ -72,6 +73,15 @@ def base() -> ConfigDict:
                 "dequantize": False,
                 "on_corrupt": "error",  # or "skip": count and leave out
                 "threads": 2,
+                "text": {  # for text; of piano rolls the length
+                    # "bytes", "characters", "bpe", "wordpiece", "unigram", "gpt2", or a path
+                    "tokenizer": "bytes",
+                    "vocabulary_size": 0,  # of bpe, wordpiece and unigram, trained on train
+                    "length": 256,  # T: positions of an input
+                    "documents": "stream",  # "packed", "padded"
+                    "field": "text",  # of JSON Lines
+                    "prompt_field": "",  # before the text; does not count in the loss
+                },
             },
             "optimizer": {
                 "name": "adamw",
@@ -297,6 +307,8 @@ def load(location: str, overrides: Mapping[str, Any] | None = None) -> ConfigDic
             )
         config = override(config, presets[preset])
     config = override(config, overrides or {})
+    if hasattr(module, "resolve"):
+        config = module.resolve(config)
     validate(config)
     return config
 
@@ -314,9 +326,13 @@ def validate(config: ConfigDict) -> None:
         1: (
             *("batch_size", "accumulation", "evals.batch_size", "optimizer.max_skipped"),
             *("checkpoint.keep", "early_stop.patience", "steps_per_dispatch"),
+            "dataset.text.length",
         ),
         11: ("evals.generated",),
-        0: ("evals.samples", "evals.limit", "checkpoint.minutes", "optimizer.clip_norm"),
+        0: (
+            *("evals.samples", "evals.limit", "checkpoint.minutes", "optimizer.clip_norm"),
+            "dataset.text.vocabulary_size",
+        ),
     }
     for bound, keys in least.items():
         for key in keys:
@@ -329,6 +345,9 @@ def validate(config: ConfigDict) -> None:
     for network, changed in config.optimizer.networks.items():
         for key in changed:
             one_of(f"key of config.optimizer.networks.{network}", key, PER_NETWORK)
+    check("dataset.text.tokenizer", bool(config.dataset.text.tokenizer), "a name or a path")
+    documents = config.dataset.text.documents
+    one_of("config.dataset.text.documents", documents, ("stream", "packed", "padded"))
     one_of("config.precision", config.precision, ("float32", "bfloat16"))
     one_of("config.checkpoint.mode", config.checkpoint.mode, ("min", "max"))
     one_of("config.early_stop.mode", config.early_stop.mode, ("min", "max"))
@@ -343,7 +362,8 @@ def validate(config: ConfigDict) -> None:
             amount, unit = parse_duration(value, f"config.{key}")
             if key == "duration" and unit == "percent":
                 raise ConfigError(f"config.duration={value!r}: a run is not a share of itself.")
-            check(key, amount > 0 or key == "schedule.warmup", "a positive duration")
+            none = key == "schedule.warmup" or (key == "duration" and config.get("weights"))
+            check(key, amount > 0 or none, "a positive duration")
 
 
 def parse_duration(text: str, name: str = "duration") -> tuple[float, str]:

@@ -1,7 +1,7 @@
 """The command line: a config, a workdir and one mode.
 
 python -m genjax.main --config=configs/ddpm.py[:preset] [--config.a.b=value ...] --workdir=DIR
-    --mode=train|eval|sample|inspect|statistics
+    --mode=train|eval|sample|inspect|statistics|export
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -20,78 +21,28 @@ from ml_collections import ConfigDict
 
 from genjax import config as configs
 from genjax import method as methods
-from genjax.config import ConfigError
+from genjax.config import ConfigError, require
 from genjax.data import catalogue, sources
 from genjax.data.packages import cache_root
 from genjax.evals.comparison import Comparison, read_samples
 from genjax.evals.evaluation import Evaluation
 from genjax.evals.features import data_digest
+from genjax.flags import parse
+from genjax.interop.export import write
 from genjax.method import DataSpec
 from genjax.parallel import distributed
 from genjax.parallel.mesh import make_mesh
 from genjax.parallel.rules import path_name
+from genjax.sampling import artifacts, prompts
 from genjax.sampling.draw import make_draw, parse_options
-from genjax.train_state import TrainState
+from genjax.train_state import TrainState, stream
 from genjax.training import ema, first_stage, loop, workdir
 from genjax.training.assemble import Assembly, assemble, put_pretrained
 from genjax.training.averages import Diverged
 from genjax.training.checkpoint import Checkpoints, digest, digests
 from genjax.training.early_stop import exhausted
 from genjax.training.metrics import JsonlWriter, Writers
-from genjax.training.pictures import grid, save_png
 from genjax.training.progress import setup_logging
-
-
-def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
-    """Splits the command line into flags and config overrides.
-
-    With --mode=sample any other `--name=value` is an option of the method's sampler, and ends up
-    in `flags.options`.
-
-    Raises:
-      ConfigError: an argument that is none of these.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m genjax.main",
-        description="Train, evaluate, sample or inspect a generative model.",
-        epilog="Any key of the config is set by --config.KEY=VALUE, such as "
-        "--config.optimizer.learning_rate=3e-4. With --mode=sample, the options of the method are "
-        "given in the same way: --sampler=ddim --steps=50 --guidance=3 --condition=7.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--config", default="", help="FILE.py[:preset]; the workdir's own if not given")
-    add("--workdir", default="", help="folder of the run; runs/<config>[_preset] if not given")
-    add("--mode", default="train", choices=MODES)
-    add("--allow_config_change", action="store_true", help="go on with another config")
-    add("--checkpoint", default="", help="step to eval, sample or inspect, or best; the newest")
-    add("--samples", default="", help="eval: an .npz of images to judge, or a split of the data")
-    add("--num", type=int, default=None, help="sample: how many; 64")
-    add("--seed", type=int, default=None, help="sample: decides which; 0")
-    flags, rest = parser.parse_known_args(argv)
-    if flags.mode != "sample" and (flags.num, flags.seed) != (None, None):
-        raise ConfigError(
-            f"--num and --seed belong to --mode=sample, not to --mode={flags.mode}. The seed of a "
-            "run is --config.seed."
-        )
-    if flags.samples and flags.mode != "eval":
-        raise ConfigError(f"--samples belongs to --mode=eval, not to --mode={flags.mode}.")
-    if flags.samples and flags.checkpoint:
-        raise ConfigError("--samples are judged without a run: leave --checkpoint out.")
-    overrides, flags.options = {}, {}
-    for argument in rest:
-        name, equals, value = argument.partition("=")
-        if name.startswith("--config.") and equals:
-            overrides[name.removeprefix("--config.")] = value
-        elif flags.mode == "sample" and name.startswith("--") and equals:
-            flags.options[name[2:]] = value
-        else:
-            known = [f"--{name}" for name in vars(flags) if name != "options"]
-            raise ConfigError(
-                f"{argument!r} is not understood. Nearest: {configs.nearest(name, known)}, or "
-                "--config.KEY=VALUE."
-            )
-    return flags, overrides
 
 
 def resolve(flags: argparse.Namespace, overrides: dict[str, str]) -> tuple[ConfigDict, Path]:
@@ -132,8 +83,9 @@ def train(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
             if jax.process_index() == 0:
                 if dataset.decoded:
                     first_stage.keep(config, folder)
+                tokenizer = prompts.keep_tokenizer(folder, dataset.tokenizer)
                 digest = data_digest(dataset) if run.method.codec else ""
-                workdir.write_config(folder, config, run.spec, sys.argv, digest)
+                workdir.write_config(folder, config, run.spec, sys.argv, digest, tokenizer)
             return state
 
         return loop.train(run, dataset, folder, start)
@@ -215,6 +167,7 @@ def evaluate(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int
     run, state = restored(config, folder, flags)
     _, dataset = prepare(config, folder)
     workdir.check_same_data(folder, dataset.spec, flags.allow_config_change)
+    prompts.check_tokenizer(folder, dataset.tokenizer)
     stored = workdir.read_config(folder)
     own = configs.to_json(stored) == configs.to_json(config)
     own = own and int(state.step) == Checkpoints(folder).latest()
@@ -268,22 +221,61 @@ def statistics(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> i
 
 
 def sample(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
-    """Draws samples from a checkpoint into a PNG grid and an .npz."""
+    """Draws samples from a checkpoint into files; texts are printed too."""
     num = 64 if flags.num is None else flags.num
     seed = flags.seed or 0
     if num < 1:
         raise ConfigError(f"--num={num}: expected at least 1.")
     run, state = restored(config, folder, flags)
     options = parse_options(run.method, flags.options)
+    tokenizer = prompts.read_tokenizer(folder, run.spec)
+    text = prompts.read_prompt(flags.prompt, flags.prompt_file)
+    if tokenizer is None and (text is not None or flags.stream):
+        raise ConfigError(f"--prompt and --stream are for text; {run.spec.name} is none.")
+    if tokenizer is not None:
+        options = prompts.encode_options(options, tokenizer)
+        if text is not None:
+            begun = prompts.begins_documents(config.dataset, tokenizer)
+            options["condition"] = prompts.encode_prompts([text], tokenizer, begun)
     params = ema.evaluation_params(config, state.params, state.ema)
+    if flags.stream:
+        require(num == 1 or flags.num is None, "--num", num, "1 with --stream")
+        key = stream(jax.random.key(seed), "sample")
+        with jax.set_mesh(run.mesh):
+            print(text or "", end="", flush=True)
+            prompt = options.pop("condition", None)
+            told = {"decode": tokenizer.decode, **options}
+            for piece in run.method.sample(params, state.mutable, key, 1, prompt, **told):
+                print(piece, end="", flush=True)
+        print()
+        return 0
     draw = make_draw(run, num, options)
     samples = draw(params, state.mutable, jax.random.key(seed))
     if jax.process_index() == 0:
         names = "".join(f"_{name}_{value}" for name, value in sorted(flags.options.items()))
+        names = re.sub(r"[^\w.,()-]", "", names)
         base = folder / "generated" / f"step_{int(state.step):08d}_seed_{seed}{names}"
-        save_png(Path(f"{base}.png"), grid(samples))
-        np.savez_compressed(f"{base}.npz", samples=samples)
-        print(f"wrote {base}.png and {base}.npz")
+        written = artifacts.save(base, samples, run.spec, tokenizer)
+        if tokenizer is not None:
+            print(artifacts.text(samples, run.spec, tokenizer))
+        print(f"wrote {' and '.join(map(str, written))}")
+    return 0
+
+
+def export(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
+    """Writes a checkpoint's model as another library has it, by default into the run's folder.
+
+    Raises:
+      ConfigError: the format does not know such a model, or the target is there already.
+    """
+    target = Path(flags.output or folder / flags.format)
+    if target.exists() and any(target.iterdir()):
+        raise ConfigError(f"{target} is not empty: give another --output, or delete it.")
+    run, state = restored(config, folder, flags)
+    tokenizer = prompts.read_tokenizer(folder, run.spec)
+    params = ema.evaluation_params(config, state.params, state.ema)
+    write(flags.format, target, config, run.spec, params, tokenizer)
+    print(f"wrote {target}")
     return 0
 
 
@@ -313,6 +305,7 @@ MODES = {
     "sample": sample,
     "inspect": inspect,
     "statistics": statistics,
+    "export": export,
 }
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
@@ -331,7 +324,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        flags, overrides = parse(sys.argv[1:] if argv is None else argv)
+        flags, overrides = parse(sys.argv[1:] if argv is None else argv, MODES)
         distributed.initialize()
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))

@@ -1,15 +1,17 @@
 """Every config and every preset is assembled, and its step traced, without data or devices."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from genjax import config as configs
 from genjax import main, method
-from genjax.data import catalogue
+from genjax.data import catalogue, rolls
 from genjax.training import first_stage, optim
 from genjax.training.assemble import assemble
 
@@ -36,11 +38,36 @@ def no_data(tmp_path, monkeypatch):
     monkeypatch.setenv("GENJAX_DATA", str(tmp_path / "nothing"))
 
 
-def prepared(location):
+def text_spec(config):
+    """What a config's text or rolls look like, which only the data tell; None of images."""
+    if config.method != "lm":
+        return None
+    text, sizes = config.dataset.text, {"train": 1000}
+    row = jax.ShapeDtypeStruct((text.length + 1,), np.int32)
+    if config.dataset.name in rolls.NAMES:
+        frame = jax.ShapeDtypeStruct((text.length + 1, 88), np.uint8)
+        return method.DataSpec("rolls", "roll", {"frame": frame, "segment": row}, sizes)
+    features = {"token": row, "bytes": jax.ShapeDtypeStruct((), np.float32)}
+    if text.documents != "stream":
+        features["segment"] = row
+    special = {"start": 0, "eos": 1}
+    values = text.vocabulary_size or 100
+    return method.DataSpec("text", "text", features, sizes, 0, values, special)
+
+
+def gpt2(folder):
+    """A folder of Hugging Face that says what a model is."""
+    keys = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 50257, "n_positions": 32}
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", **keys}))
+    return str(folder)
+
+
+def prepared(location, folder):
     """(the run of a config, what its samples look like); on the default VQ-VAE if on any."""
-    config = configs.load(location)
+    given = {"weights": gpt2(folder)} if Path(location).stem == "import_lm" else {}
+    config = configs.load(location, given)
     if "first_stage" not in config:
-        run = assemble(config)
+        run = assemble(config, text_spec(config), devices=jax.devices()[:4])
         return run, next(iter(run.spec.features.values())).shape
     first = configs.load(f"{FOLDER / 'vqvae.py'}")
     spec = catalogue.spec(first.dataset)
@@ -50,15 +77,15 @@ def prepared(location):
 
 
 @pytest.mark.parametrize("location", ALL, ids=lambda text: Path(text).name)
-def test_init_step_evaluation_and_samples_have_shapes(location):
-    run, shape = prepared(location)
-    assert run.total_steps > 0
+def test_init_step_evaluation_and_samples_have_shapes(location, tmp_path):
+    run, shape = prepared(location, tmp_path)
+    assert run.total_steps > 0 or run.config.get("weights")
     state, output = jax.eval_shape(run.step, run.state, run.batch)
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, run.state)
     assert all(jax.tree.leaves(same))
     assert all(value.shape == (2,) for value in output.metrics.values())
     values = jax.eval_shape(run.method.evaluate, state.params, state.mutable, run.batch, state.key)
-    assert all(v.shape == (run.examples_per_step,) for v in values.values())
+    assert all(v.shape == (run.examples_per_step,) for v in jax.tree.leaves(values))
 
     def draw(params, mutable, key):
         return run.method.sample(params, mutable, key, 3, None)
@@ -90,7 +117,7 @@ def test_no_two_sections_of_a_config_are_one_object():
 
     for path in FOLDER.glob("*.py"):
         seen = {}
-        for name, section in sections(configs.load(str(path))):
+        for name, section in sections(configs.read_module(path).get_config()):
             assert seen.setdefault(id(section), name) == name, path
 
 

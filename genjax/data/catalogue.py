@@ -1,7 +1,9 @@
 """Names of data sets -> what they look like (`spec`) and their examples (`load`).
 
-A name is one of `packaged.NAMES`, any TFDS data set of images ("cifar10", "name/config"), "npz" or
-"folder" (with `dataset.path`). `spec` of most names needs none of their data.
+Images are one of `packaged.NAMES`, any TFDS data set of images ("cifar10", "name/config"), "npz" or
+"folder" (with `dataset.path`). Text is one of `corpora.NAMES`, "text" with `dataset.path`, or
+"tokenizer", which has no text; piano rolls are one of `rolls.NAMES`. `spec` of most images needs
+none of their data.
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import logging
-import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -20,8 +21,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError, nearest, parse_duration
-from genjax.data import folders, packaged, packages, records, sources
+from genjax.config import ConfigError, nearest
+from genjax.data import corpora, folders, packaged, packages, records, rolls, sources, splits, text
+from genjax.data.alphabets import Tokenizer
 from genjax.data.sources import Raw
 from genjax.method import DataSpec
 
@@ -42,13 +44,19 @@ class Dataset(NamedTuple):
       splits: "train" and, where there are any, "validation" and "test" -> random-access source.
       route: where it came from.
       decoded: of codes: the data set that they are the codes of, which samples are like.
+      tokenizer: of text; None for all else.
     """
 
     spec: DataSpec
     splits: dict[str, Any]
     route: str
     decoded: Dataset | None = None
+    tokenizer: Tokenizer | None = None
 
+
+TOKENIZER = "tokenizer"  # no text at all
+# Text and music.
+SEQUENCES = (*corpora.TEXTS, *rolls.NAMES, TOKENIZER)
 
 # Split sizes of TFDS data sets, which TFDS itself knows only once they are prepared.
 SIZES = {
@@ -65,15 +73,15 @@ SIZES = {
 def spec(dataset: ConfigDict) -> DataSpec:
     """What the examples of `config.dataset` look like after its transforms.
 
-    Reads the data itself, as `load` does, only for "npz", "folder" and a TFDS name that is neither
-    prepared nor in `SIZES`.
+    Reads the data itself, as `load` does, only for text, piano rolls, "npz", "folder" and a TFDS
+    name that is neither prepared nor in `SIZES`.
 
     Raises:
       ConfigError: as for `load`.
     """
     _check(dataset)
     name = dataset.name
-    if name in ("npz", "folder"):
+    if name in (*SEQUENCES, "npz", "folder"):
         return load(dataset).spec
     if entry := packaged.find(name, dataset.image_size):
         native, num_classes, sizes = entry.shape, len(entry.classes), {"train": entry.count}
@@ -84,7 +92,7 @@ def spec(dataset: ConfigDict) -> DataSpec:
         if not sizes:
             return load(dataset).spec
     shape = records.final_shape(name, native, dataset.channels, dataset.image_size)
-    sizes = {split: count for split, (count, _) in _carve(sizes, dataset).items()}
+    sizes = {split: count for split, (count, _) in splits.carve(sizes, dataset).items()}
     return _spec(dataset, shape, num_classes, sizes)
 
 
@@ -93,28 +101,37 @@ def load(dataset: ConfigDict) -> Dataset:
 
     Official splits are used as they are. A validation or test split that the data set lacks and
     `dataset.validation` / `dataset.test` ask for ("10_percent", "5000_examples") is taken out of
-    train by a permutation that is the same in every run; splits never share an example.
+    train by a permutation that is the same in every run, or of one long text from its end; splits
+    never share an example.
 
     Raises:
       ConfigError: an unknown name (with the nearest ones); an impossible size or split;
         unreachable data (with every route tried and what it said); bad files.
     """
     _check(dataset)
+    if dataset.name in corpora.TEXTS:
+        found = text.load(dataset)
+        return Dataset(found.spec, found.splits, found.route, tokenizer=found.tokenizer)
+    if dataset.name == TOKENIZER:
+        found = text.without(dataset)
+        return Dataset(found.spec, found.splits, found.route, tokenizer=found.tokenizer)
+    if dataset.name in rolls.NAMES:
+        return Dataset(*rolls.load(dataset))
     if dataset.name == "npz":
         raw = sources.npz(dataset.path, dataset.channels, dataset.image_size)
     elif dataset.name == "folder":
         raw = folders.read(dataset.path, dataset.channels, dataset.image_size, dataset.on_corrupt)
     else:
         raw = _resolve(dataset)
-    carved = _carve({split: len(source) for split, source in raw.splits.items()}, dataset)
-    splits = {
+    carved = splits.carve({split: len(source) for split, source in raw.splits.items()}, dataset)
+    found = {
         split: raw.splits[split]
         if indices is None
         else sources.Subset(raw.splits["train"], indices)
         for split, (_, indices) in carved.items()
     }
-    sizes = {split: len(source) for split, source in splits.items()}
-    return Dataset(_spec(dataset, raw.shape, raw.num_classes, sizes), splits, raw.route)
+    sizes = {split: len(source) for split, source in found.items()}
+    return Dataset(_spec(dataset, raw.shape, raw.num_classes, sizes), found, raw.route)
 
 
 def _check(dataset: ConfigDict) -> None:
@@ -128,10 +145,17 @@ def _check(dataset: ConfigDict) -> None:
         if dataset[key] < 0:
             raise ConfigError(f"config.dataset.{key}={dataset[key]}: expected at least 0.")
     if not dataset.name:
+        own = ", ".join((*packaged.NAMES, *SEQUENCES))
         raise ConfigError(
-            f"config.dataset.name is empty: expected {', '.join(packaged.NAMES)}, a TFDS name "
-            "such as 'fashion_mnist', 'npz' or 'folder'."
+            f"config.dataset.name is empty: expected {own}, a TFDS name such as 'fashion_mnist', "
+            "'npz' or 'folder'."
         )
+    for key in ("image_size", "channels", "flip", "crop_padding", "dequantize"):
+        if dataset.name in SEQUENCES and dataset[key]:
+            raise ConfigError(
+                f"config.dataset.{key}={dataset[key]!r} is for images; {dataset.name} is text or "
+                "music. Leave it out."
+            )
 
 
 def _spec(
@@ -144,42 +168,6 @@ def _spec(
     return DataSpec(dataset.name, "image", features, sizes, num_classes)
 
 
-# ---- splits --------------------------------------------------------------------------------------
-
-
-def _carve(sizes: dict[str, int], dataset: ConfigDict) -> dict[str, tuple[int, np.ndarray | None]]:
-    """Split -> (size, indices into the official train split; None if it is used whole)."""
-    total = sizes["train"]
-    order, taken = sources.order(total), 0
-    splits: dict[str, tuple[int, np.ndarray | None]] = {}
-    # Test first: its examples do not move when the validation split is resized.
-    for split in ("test", "validation"):
-        if split in sizes:
-            splits[split] = (sizes[split], None)
-        elif count := _amount(dataset[split], f"config.dataset.{split}", total):
-            splits[split] = (count, np.sort(order[taken : taken + count]))
-            taken += count
-    if taken >= total:
-        raise ConfigError(
-            f"config.dataset.validation={dataset.validation!r} and "
-            f"config.dataset.test={dataset.test!r} take all of the {total} training examples. "
-            "Ask for less."
-        )
-    train = (total - taken, np.sort(order[taken:]) if taken else None)
-    return {"train": train, **dict(reversed(splits.items()))}
-
-
-def _amount(text: str, key: str, total: int) -> int:
-    if not text:
-        return 0
-    amount, unit = parse_duration(text, key)
-    if unit == "examples":
-        return int(amount)
-    if unit == "percent":
-        return math.floor(amount / 100 * total + 0.5)
-    raise ConfigError(f"{key}={text!r}: expected a unit of examples or percent.")
-
-
 # ---- routes --------------------------------------------------------------------------------------
 
 
@@ -190,10 +178,11 @@ def _known(name: str, path: str) -> Any:
     try:
         return records.builder(name)
     except LookupError:
-        near = nearest(name, [*packaged.NAMES, *records.names(), "npz", "folder"])
+        own = [*packaged.NAMES, *SEQUENCES, "npz", "folder"]
+        near = nearest(name, dict.fromkeys([*own, *records.names()]))
         raise ConfigError(
             f"config.dataset.name={name!r}: no such data set. Nearest: {near}. For files of your "
-            "own use 'folder' or 'npz' with dataset.path."
+            "own use 'folder' or 'npz' (images), 'text' or 'rolls', with dataset.path."
         ) from None
 
 
@@ -221,8 +210,8 @@ def _resolve(dataset: ConfigDict) -> Raw:
         route = "prepared" + (f" before from {origin.read_text()}" if origin.is_file() else "")
     route = f"{route} ({built.data_dir})"
     log.info("data set %s: %s", name, route)
-    splits, shape, num_classes = records.read(built, dataset.channels, dataset.image_size)
-    return Raw(splits, shape, num_classes, route)
+    found, shape, num_classes = records.read(built, dataset.channels, dataset.image_size)
+    return Raw(found, shape, num_classes, route)
 
 
 def _prepare(name: str, routes: Routes, data_dirs: list[Path]) -> tuple[Any, str]:

@@ -15,6 +15,8 @@ from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
+from genjax.data.corpora import TEXTS
+
 Example = Mapping[str, Any]
 Transform = Callable[[Example, np.random.Generator], Example]
 
@@ -101,13 +103,20 @@ def dequantize(example: Example, rng: np.random.Generator) -> Example:
     return {**example, "image": (image.astype(np.float32) + noise) * np.float32(2**-8)}
 
 
+def shift(example: Example, rng: np.random.Generator) -> Example:
+    """A window of a stream (`windows.Window`) 0 ... T - 1 tokens later, each as likely."""
+    return example.shifted(int(rng.integers(example.steps)))
+
+
 def build(dataset: ConfigDict, train: bool) -> Transform | None:
     """The seeded transforms that `config.dataset` asks for, composed; None if there are none.
 
-    Crop and flip are for training only. Dequantisation is part of what the data is (it makes
-    `image` float32), so evaluation has it too.
+    Crop and flip, and the shift of a stream of text, are for training only. Dequantisation is part
+    of what the data is (it makes `image` float32), so evaluation has it too.
     """
     steps: list[Transform] = []
+    if train and dataset.name in TEXTS and dataset.text.documents == "stream":
+        steps.append(shift)
     if train and dataset.crop_padding:
         steps.append(crop(dataset.crop_padding))
     if train and dataset.flip:

@@ -15,9 +15,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from genjax.config import ConfigError, flatten
 from genjax.data import loader, transforms
 from genjax.data.catalogue import Dataset
+from genjax.evals import text
 from genjax.evals.comparison import Comparison, metrics_of
 from genjax.evals.evaluate import evaluate, make_evaluate
 from genjax.parallel.mesh import batch_part, global_batch
+from genjax.sampling import artifacts
 from genjax.sampling.draw import make_draw
 from genjax.train_state import TrainState, stream
 from genjax.training import ema, report
@@ -25,7 +27,7 @@ from genjax.training.alarms import ringing
 from genjax.training.assemble import Assembly
 from genjax.training.checkpoint import best_metric, digest, digests
 from genjax.training.metrics import Writers
-from genjax.training.pictures import grid, save_png
+from genjax.training.pictures import grid, save_png, write_atomic
 
 Tree = Any
 logger = logging.getLogger("genjax")
@@ -52,8 +54,8 @@ class Evaluation:
             )
         self.sums = make_evaluate(run.method, run.mesh)
         judged = self.evals.generated if self.evals.features else 0
-        pictured = dataset.decoded or dataset
-        self.comparison = Comparison(run.config, pictured, run.mesh) if judged else None
+        self.like = dataset.decoded or dataset  # what samples are like
+        self.comparison = Comparison(run.config, self.like, run.mesh) if judged else None
         num = max(self.evals.samples, judged)
         self.draw = make_draw(run, num, {}) if num else None
         self.shown = self._pictures()
@@ -86,6 +88,15 @@ class Evaluation:
             save_png(self.workdir / "samples" / f"{file}_{step:08d}.png", picture)
             self.writers.images(step, name, picture)
 
+    def _show(self, step: int, samples: np.ndarray) -> None:
+        spec, tokenizer = self.like.spec, self.like.tokenizer
+        if (picture := artifacts.picture(samples, spec)) is not None:
+            self._picture(step, "samples", picture)
+        read = artifacts.text(samples, spec, tokenizer)
+        if read is not None and jax.process_index() == 0:
+            write_atomic(self.workdir / "samples" / f"step_{step:08d}.txt", read.encode())
+            self.writers.text(step, "samples", read)
+
     def _check_metrics(self) -> None:
         c = self.run.config
         if not best_metric(c)[0]:
@@ -95,6 +106,9 @@ class Evaluation:
             self.run.method.evaluate, state.params, state.mutable, self.run.batch, state.key
         )
         names = [f"{name}{end}" for name in found for end in ("", "_se")] + metrics_of(c)
+        names += (
+            self.run.method.derived(dict.fromkeys(found, 0.0)) if self.run.method.derived else ()
+        )
         known = [f"eval/{name}" for name in names]
         for key in ("early_stop.metric", "checkpoint.best"):
             name = flatten(c)[key]
@@ -128,11 +142,16 @@ class Evaluation:
         start = time.perf_counter()
         key = stream(state.key, "eval")
         found = evaluate(self.sums, params, state.mutable, batches, key, mesh)
+        if self.run.method.derived:
+            found |= self.run.method.derived(found)
         if self.draw and (pictures or self.comparison):
             # The same noise every time, so that the grids of a run can be compared.
             samples = self.draw(params, state.mutable, state.key)
             if pictures and self.evals.samples:
-                self._picture(step, "samples", grid(samples[: self.evals.samples]))
+                self._show(step, samples[: self.evals.samples])
+            if self.like.spec.modality == "text":
+                texts = [self.like.tokenizer.decode(row) for row in samples]
+                found |= text.diversity(text.units(texts))
             if self.comparison:
                 found |= self.comparison(samples[: self.evals.generated])
         if self.shown and pictures:

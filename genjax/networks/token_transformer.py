@@ -88,12 +88,9 @@ class Network(nnx.Module):
             x = x + self.positions[...].astype(self.dtype)
             h, _ = self.body(x, key=key, train=train)
             return self._logits(h, jnp.arange(self.S) % self.Q), None
-        if cache is None:
-            x, cache = first, self.body.cache(len(index), self.S)
-        else:
-            x = self.token(index + self.K * ((position - 1) % self.Q))
+        x = first if cache is None else self.token(index + self.K * ((position - 1) % self.Q))
         x = x + self.positions[...].astype(self.dtype)[position]
-        h, cache = self.body(x[:, None], cache=cache, position=position)
+        h, cache = self.body(x[:, None], cache=cache, capacity=0 if cache else self.S)
         return self._logits(h, jnp.array([position % self.Q]))[:, 0], cache
 
     def _logits(self, h: Float[Array, "B T D"], q: Int[Array, "T"]) -> Float[Array, "B T K"]:

@@ -1,21 +1,24 @@
-"""The transformer on vectors (Vaswani et al. 2017): causal self-attention, depth scanned.
+"""The transformer on vectors (Vaswani et al. 2017): self-attention, depth scanned.
 
-What its vectors are, where they stand and what is read off at the end belongs to the network around
-it, such as `token_transformer`.
+What its vectors are and what is read off at the end belongs to the network around it, such as
+`decoder`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
-from genjax.config import require
-from genjax.nn.layers import LayerNorm, Linear, attention, dropout
+from genjax.config import one_of, require
+from genjax.networks.sequence import one_segment, places
+from genjax.nn.layers import LayerNorm, Linear, RMSNorm, attention, dropout
+from genjax.nn.positions import Rotation, frequencies, rotate, rotation
 from genjax.parallel.rules import Rules, fsdp, replicate
 
 # Stacked over depth, a kernel is [L, in, out].
@@ -23,135 +26,360 @@ RULES: Rules = ((r"(kernel|embedding)$", fsdp), (r"(scale|bias|positions)$", rep
 
 normal = jax.nn.initializers.normal
 
+NORMS = {"layer": LayerNorm, "rms": RMSNorm}
+ACTIVATIONS = {
+    "gelu": jax.nn.gelu,  # by its tanh formula
+    "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+GATED = {"swiglu": jax.nn.silu, "geglu": jax.nn.gelu}  # Shazeer 2020
+REMAT = {
+    "none": lambda layer: layer,
+    "full": lambda layer: jax.checkpoint(layer, prevent_cse=False),
+    "dots": lambda layer: jax.checkpoint(
+        layer,
+        prevent_cse=False,
+        policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    ),
+}
+
+
+class Options(NamedTuple):
+    """What a transformer is made of.
+
+    Attributes:
+      width: of the vectors, D.
+      depth: blocks, L.
+      heads: of queries, N.
+      kv_heads: of keys and values, K, which divides N (Ainslie et al. 2023); N if 0.
+      head_size: H; D / N if 0.
+      hidden: width inside a block; 4 D if 0.
+      activation: of ACTIVATIONS, or of GATED.
+      norm: "layer" or "rms".
+      norm_eps: what the norms add to the variance or the mean square.
+      norm_first: norms ahead of what they feed and one at the end (Radford et al. 2019); else one
+        behind each sum, and none at the end (Vaswani et al. 2017).
+      rotary: whether queries and keys are turned by their places.
+      rope_base: see `positions.frequencies`.
+      rope_scaling: see there.
+      bias: of all linear layers.
+      qkv_bias: of queries, keys and values; as `bias` if None.
+      rate: of dropout, of what each block adds.
+      attention_rate: of dropout, of the attention's weights.
+      causal: whether a position sees itself and those before it alone.
+      remat: what the backward pass computes again: "none"; "full", all inside a block; "dots", all
+        but the products with parameters.
+      dtype: compute type.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    kv_heads: int = 0
+    head_size: int = 0
+    hidden: int = 0
+    activation: str = "gelu"
+    norm: str = "layer"
+    norm_eps: float = 1e-5
+    norm_first: bool = True
+    rotary: bool = False
+    rope_base: float = 10_000.0
+    rope_scaling: tuple = ()
+    bias: bool = True
+    qkv_bias: bool | None = None
+    rate: float = 0.0
+    attention_rate: float = 0.0
+    causal: bool = True
+    remat: str = "none"
+    dtype: Any = jnp.float32
+
+    def filled(self) -> Options:
+        """With a number in the place of each 0 that stands for another option's.
+
+        Raises:
+          ConfigError: an option that cannot be, or not with the others.
+        """
+        require(self.depth > 0, "depth", self.depth, "at least 1")
+        if not self.head_size:
+            fits = self.heads > 0 and self.width % self.heads == 0
+            require(fits, "heads", self.heads, f"a divisor of width={self.width}")
+        kv_heads = self.kv_heads or self.heads
+        fits = kv_heads > 0 and self.heads % kv_heads == 0
+        require(fits, "kv_heads", kv_heads, f"a divisor of heads={self.heads}")
+        one_of("activation", self.activation, (*ACTIVATIONS, *GATED))
+        one_of("norm", self.norm, tuple(NORMS))
+        one_of("remat", self.remat, tuple(REMAT))
+        return self._replace(
+            kv_heads=kv_heads,
+            head_size=self.head_size or self.width // self.heads,
+            hidden=self.hidden or 4 * self.width,
+            qkv_bias=self.bias if self.qkv_bias is None else self.qkv_bias,
+            rope_scaling=tuple(self.rope_scaling),
+        )
+
 
 class Cache(NamedTuple):
-    """Keys and values of the positions so far, of every block; the rest of the S is zero."""
+    """What a transformer keeps of the positions so far; the rest of the S is zero.
 
-    key: Float[Array, "L B S N D"]
-    value: Float[Array, "L B S N D"]
+    Attributes:
+      key: of every block, one after the other; of unstacked parameters a tuple, block by block.
+      value: likewise.
+      segment: of each position.
+      place: of the next position in its segment.
+      length: positions held.
+    """
+
+    key: Float[Array, "LK B S H"] | tuple[Float[Array, "K B S H"], ...]
+    value: Float[Array, "LK B S H"] | tuple[Float[Array, "K B S H"], ...]
+    segment: Int[Array, "1 B S"]
+    place: Int[Array, "1 B"]
+    length: Int[Array, ""]
 
 
 class Block(nnx.Module):
-    """Self-attention and a two-layer network, each on the normalised sum so far (pre-norm)."""
+    """Self-attention and a two-layer network, each added to the sum so far."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        hidden: int,
-        depth: int,
-        rate: float,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, o: Options, rngs: nnx.Rngs):
         """Initial weights as Radford et al. 2019, section 2.3: N(0, 0.02), into the sum less."""
-        inner = {"init": normal(0.02), "dtype": dtype, "rngs": rngs}
-        back = {**inner, "init": normal(0.02 / math.sqrt(2 * depth))}
-        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
-        self.qkv = Linear(width, 3 * width, **inner)
-        self.merge = Linear(width, width, **back)
-        self.up = Linear(width, hidden, **inner)
-        self.down = Linear(hidden, width, **back)
-        self.heads, self.rate = heads, rate
+        inner = {"init": normal(0.02), "dtype": o.dtype, "rngs": rngs}
+        back = {**inner, "init": normal(0.02 / math.sqrt(2 * o.depth)), "use_bias": o.bias}
+        self.norm1, self.norm2 = (NORMS[o.norm](o.width, eps=o.norm_eps) for _ in range(2))
+        features = (o.heads + 2 * o.kv_heads) * o.head_size
+        self.qkv = Linear(o.width, features, use_bias=o.qkv_bias, **inner)
+        self.merge = Linear(o.heads * o.head_size, o.width, **back)
+        self.up = Linear(o.width, o.hidden, use_bias=o.bias, **inner)
+        gated = o.activation in GATED
+        self.gate = Linear(o.width, o.hidden, use_bias=o.bias, **inner) if gated else None
+        self.down = Linear(o.hidden, o.width, **back)
+        self.options = o
 
-    def __call__(
+    def look(
+        self, x: Float[Array, "B T D"], turn: Rotation | None
+    ) -> tuple[Float[Array, "B T N H"], tuple[Array, Array]]:
+        """Queries, and keys and values [K, B, T, H]."""
+        o, (B, T, _) = self.options, x.shape
+        heads = self.qkv(self.norm1(x) if o.norm_first else x).reshape(B, T, -1, o.head_size)
+        turned, value = heads[:, :, : -o.kv_heads], heads[:, :, -o.kv_heads :]
+        if turn is not None:
+            turned = rotate(turned, turn)
+        query, key = turned[:, :, : o.heads], turned[:, :, o.heads :]
+        return query, (key.transpose(2, 0, 1, 3), value.transpose(2, 0, 1, 3))
+
+    def add(
         self,
         x: Float[Array, "B T D"],
-        cache: tuple[Array, Array] | None,
-        position: Int[Array, ""] | int,
+        query: Float[Array, "B T N H"],
+        seen: tuple[Float[Array, "K B S H"], Float[Array, "K B S H"]],
+        mask: Bool[Array, "B 1 T S"] | None,
         key: Array | None,
         train: bool,
-    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-        """The new vectors, and keys and values [B, S, N, D]: the cache's with these, or these.
+    ) -> Float[Array, "B T D"]:
+        """The new vectors, given what there is to be seen."""
+        o, (B, T, _) = self.options, x.shape
+        keys = [None] * 3 if key is None else jax.random.split(key, 3)
+        seen = [array.transpose(1, 2, 0, 3) for array in seen]
+        h = attention(
+            query, *seen, mask, rate=o.attention_rate, draws=keys[0], train=train
+        ).reshape(B, T, -1)
+        x = x + dropout(self.merge(h), o.rate, keys[1], train)
+        x = x if o.norm_first else self.norm1(x)
+        h = self._inside(self.norm2(x) if o.norm_first else x)
+        x = x + dropout(self.down(h), o.rate, keys[2], train)
+        return x if o.norm_first else self.norm2(x)
 
-        `x` stands at `position` and after.
-        """
-        B, T, width = x.shape
-        keys = [None] * 2 if key is None else jax.random.split(key)
-        qkv = self.qkv(self.norm1(x)).reshape(B, T, 3, self.heads, width // self.heads)
-        query, *seen = (qkv[:, :, i] for i in range(3))
-        if cache is not None:
-            at = (0, position, 0, 0)
-            seen = [
-                jax.lax.dynamic_update_slice(old, new, at)
-                for old, new in zip(cache, seen, strict=True)
-            ]
-        allowed = jnp.arange(seen[0].shape[1]) <= position + jnp.arange(T)[:, None]
-        h = self.merge(attention(query, *seen, allowed).reshape(B, T, width))
-        x = x + dropout(h, self.rate, keys[0], train)
-        h = self.down(jax.nn.gelu(self.up(self.norm2(x))))
-        return x + dropout(h, self.rate, keys[1], train), tuple(seen)
+    def _inside(self, x: Float[Array, "B T D"]) -> Float[Array, "B T F"]:
+        if self.gate is None:
+            return ACTIVATIONS[self.options.activation](self.up(x))
+        return GATED[self.options.activation](self.gate(x)) * self.up(x)
 
 
 class Transformer(nnx.Module):
-    """A stack of blocks, and a norm."""
+    """A stack of blocks, and a norm where they have theirs first."""
 
-    def __init__(
-        self,
-        *,
-        width: int,
-        depth: int,
-        heads: int,
-        hidden: int = 0,
-        rate: float = 0.0,
-        dtype: jnp.dtype = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, *, rngs: nnx.Rngs, **options: Any):
         """Builds the network.
 
         Args:
-          width: of the vectors, D.
-          depth: blocks.
-          heads: of the attention; divide the width.
-          hidden: width inside a block; 4 D if 0.
-          rate: of dropout, of what each block adds.
-          dtype: compute type.
           rngs: for the initial parameters.
+          **options: see `Options`.
 
         Raises:
-          ConfigError: heads do not divide the width.
+          ConfigError: an option that cannot be, or not with the others.
         """
-        require(heads > 0 and width % heads == 0, "heads", heads, f"a divisor of width={width}")
-        require(depth > 0, "depth", depth, "at least 1")
+        o = Options(**options).filled()
 
-        @nnx.split_rngs(splits=depth)
+        @nnx.split_rngs(splits=o.depth)
         @nnx.vmap(in_axes=0, out_axes=0)
         def blocks(rngs: nnx.Rngs) -> Block:
-            return Block(width, heads, hidden or 4 * width, depth, rate, dtype, rngs)
+            return Block(o, rngs)
 
         self.blocks = blocks(rngs)
-        self.norm = LayerNorm(width)
-        self.shape = (depth, heads, width // heads)
-        self.dtype = dtype
-
-    def cache(self, batch: int, length: int) -> Cache:
-        """An empty cache of `length` positions."""
-        depth, heads, size = self.shape
-        zeros = jnp.zeros((depth, batch, length, heads, size), self.dtype)
-        return Cache(zeros, zeros)
+        self.norm = NORMS[o.norm](o.width, eps=o.norm_eps) if o.norm_first else None
+        self.options = o
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
         *,
+        segment: Int[Array, "B T"] | None = None,
         cache: Cache | None = None,
-        position: Int[Array, ""] | int = 0,
+        capacity: int = 0,
         key: Array | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """What each position knows of itself and those before it.
+        """What each position knows of those of its segment; `sequence` says what the options mean.
 
-        With a cache, `x` stands at `position` and after, what came before it is in the cache, and
-        the cache comes back with `x` in it.
+        With parameters from `unstacked` the blocks are gone through one by one instead of scanned,
+        and the cache is one of tuples.
+
+        Raises:
+          ConfigError: more positions than the capacity.
+          ValueError: a segment as well as a cache.
         """
-        graph, stacked = nnx.split(self.blocks)
-        keys = None if key is None else jax.random.split(key, self.shape[0])
+        o, (B, T, _) = self.options, x.shape
+        one_segment(segment, cache)
+        require(not capacity or capacity >= T, "capacity", capacity, f"at least {T}, the positions")
+        place, turn = placed(T, segment, cache), None
+        if o.rotary:
+            turn = rotation(place, frequencies(o.head_size, o.rope_base, o.rope_scaling))
+        segments = held_segments(B, T, segment, cache, capacity)
+        if cache is None:
+            held = self._empty(B, capacity) if capacity else None
+            look = _Look(turn, visible(T, o.causal, segment), 0, False)
+        else:
+            held = (cache.key, cache.value)
+            look = _Look(turn, visible_of(segments, T, cache.length), cache.length, True)
+        keys = None if key is None else jax.random.split(key, o.depth)
+        x, held = self._run(x.astype(o.dtype), look, held, keys, train)
+        x = x if self.norm is None else self.norm(x)
+        if held is None:
+            return x, None
+        following = jnp.broadcast_to(place[:, -1] + 1, (1, B))
+        return x, Cache(*held, segments, following, look.at + jnp.int32(T))
 
-        def block(x: Array, given: tuple) -> tuple[Array, tuple | None]:
-            state, key, held = given
-            x, seen = nnx.merge(graph, state)(x, held, position, key, train)
-            return x, None if cache is None else seen
+    def _layers(self) -> tuple[Any, Any, list | None]:
+        """How a block is made of its parameters; these, stacked; or a list of each block's own."""
+        graph, params = nnx.split(self.blocks)
+        leaves, tree = jax.tree.flatten(params, is_leaf=lambda leaf: isinstance(leaf, tuple))
+        if not isinstance(leaves[0], tuple):
+            return graph, params, None
+        return graph, None, [tree.unflatten(own) for own in zip(*leaves, strict=True)]
 
-        held = None if cache is None else tuple(cache)
-        x, seen = jax.lax.scan(block, x.astype(self.dtype), (stacked, keys, held))
-        return self.norm(x), None if seen is None else Cache(*seen)
+    def _empty(self, batch: int, capacity: int) -> tuple:
+        o = self.options
+        stacked = self._layers()[2] is None
+        shape = (o.kv_heads * (o.depth if stacked else 1), batch, capacity, o.head_size)
+        zeros = jnp.zeros(shape, o.dtype)
+        return (zeros, zeros) if stacked else ((zeros,) * o.depth,) * 2
+
+    def _run(
+        self, x: Array, look: _Look, held: tuple | None, keys: Array | None, train: bool
+    ) -> tuple[Float[Array, "B T D"], tuple | None]:
+        """The blocks one after the other, and keys and values with those of `x` in them.
+
+        They are carried from block to block, where XLA writes into them in place: as what a scan
+        goes over they would be copied once a step.
+        """
+        graph, params, own = self._layers()
+
+        def block(carry: tuple, given: tuple) -> tuple[tuple, None]:
+            (x, held), (params, key, layer) = carry, given
+            net = nnx.merge(graph, params)
+            query, seen = net.look(x, look.turn)
+            if held is not None:
+                held = tuple(write(h, n, layer, look.at) for h, n in zip(held, seen, strict=True))
+            if look.back:
+                seen = (
+                    held
+                    if layer is None
+                    else tuple(lax.dynamic_index_in_dim(h, layer, keepdims=False) for h in held)
+                )
+            return (net.add(x, query, seen, look.mask, key, train), held), None
+
+        depth, K = self.options.depth, self.options.kv_heads
+        if own is None:
+            block = REMAT[self.options.remat](block)
+            if held is not None:
+                held = tuple(h.reshape(depth, K, *h.shape[1:]) for h in held)
+            (x, held), _ = lax.scan(block, (x, held), (params, keys, jnp.arange(depth)))
+            return x, None if held is None else tuple(h.reshape(-1, *h.shape[2:]) for h in held)
+        each = [None] * depth if held is None else list(zip(*held, strict=True))
+        for i in range(depth):
+            key = None if keys is None else keys[i]
+            (x, each[i]), _ = block((x, each[i]), (own[i], key, None))
+        return x, None if held is None else tuple(zip(*each, strict=True))
+
+
+def write(held: Array, new: Float[Array, "K B T H"], layer: Array | None, at: Array | int) -> Array:
+    """Keys or values [L, K, B, S, H] with new ones at `at` of a layer; or [K, B, S, H], of one."""
+    if layer is None:
+        return lax.dynamic_update_slice_in_dim(held, new, at, axis=2)
+    return lax.dynamic_update_slice(held, new[None], (layer, 0, 0, at, 0))
+
+
+class _Look(NamedTuple):
+    """What all blocks know of the positions: rotation, mask, the first one's index in the cache."""
+
+    turn: Rotation | None
+    mask: Bool[Array, "B 1 T S"] | None
+    at: Int[Array, ""] | int
+    back: bool  # whether there is something to be seen in the cache
+
+
+def placed(
+    T: int, segment: Int[Array, "B T"] | None, cache: Cache | None
+) -> Int[Array, "B T"] | Int[Array, "1 T"]:
+    """The places of T new positions in their segments."""
+    if cache is not None:
+        return cache.place[0][:, None] + jnp.arange(T)
+    return jnp.arange(T)[None] if segment is None else places(segment)
+
+
+def visible(
+    T: int, causal: bool, segment: Int[Array, "B T"] | None
+) -> Bool[Array, "B 1 T T"] | Bool[Array, "1 1 T T"] | None:
+    """Which positions see which: of the same segment, and not what comes after them if causal.
+
+    Padding sees padding, as its segment is one like the others; so each sees itself at least.
+    """
+    mask = jnp.tril(jnp.ones((1, 1, T, T), bool)) if causal else None
+    if segment is None:
+        return mask
+    same = (segment[:, :, None] == segment[:, None, :])[:, None]
+    return same if mask is None else same & mask
+
+
+def visible_of(segments: Int[Array, "1 B S"], T: int, at: Int[Array, ""]) -> Bool[Array, "B 1 T S"]:
+    """Which positions of a cache T new ones see that begin at `at`; one segment, causal."""
+    last = lax.dynamic_slice_in_dim(segments[0], at, 1, axis=1)
+    before = jnp.arange(segments.shape[2]) <= at + jnp.arange(T)[:, None]
+    return ((segments[0] == last)[:, None] & before)[:, None]
+
+
+def held_segments(
+    B: int, T: int, segment: Int[Array, "B T"] | None, cache: Cache | None, capacity: int
+) -> Int[Array, "1 B S"] | None:
+    """The segments of a cache's positions once T new ones are in it."""
+    if cache is not None:
+        last = lax.dynamic_slice_in_dim(cache.segment, cache.length - 1, 1, axis=2)
+        new = jnp.broadcast_to(last, (1, B, T))
+        return lax.dynamic_update_slice_in_dim(cache.segment, new, cache.length, axis=2)
+    own = jnp.ones((B, T), jnp.int32) if segment is None else segment
+    return jnp.pad(own, ((0, 0), (0, capacity - T)))[None] if capacity else None
+
+
+def unstacked(params: Any) -> Any:
+    """Parameters (nested dicts) with a tuple of L arrays for each array stacked over L blocks.
+
+    A network takes either. A step of one token uses every weight once, and the CPU copies a block's
+    weights out of the stack before it multiplies with them: twice the time. Unstack them once,
+    outside of the loop over tokens. Networks without stacked blocks come back as they are.
+    """
+
+    def of(tree: Any, stacked: bool) -> Any:
+        if isinstance(tree, dict):
+            return {name: of(own, stacked or name == "blocks") for name, own in tree.items()}
+        return tuple(tree[i] for i in range(len(tree))) if stacked else tree
+
+    return of(params, False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -211,6 +212,24 @@ class LayerNorm(nnx.Module):
         return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
+class RMSNorm(nnx.Module):
+    """Division by the root mean square over the last axis (Zhang & Sennrich 2019, eq. 4).
+
+    The mean square is float32.
+    """
+
+    def __init__(self, features: int, *, eps: float = 1e-5):
+        """Makes `scale` [D]."""
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Normalises each vector."""
+        y = x.astype(jnp.float32)
+        y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return (y * self.scale[...]).astype(x.dtype)
+
+
 class Embed(nnx.Module):
     """A table of vectors, looked up by index."""
 
@@ -232,24 +251,61 @@ class Embed(nnx.Module):
         return self.embedding[...].astype(self.dtype)[index]
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def contract(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`jnp.einsum(spec, x, y)`, accumulated and returned in float32 (float64 of float64).
+
+    For products with batch axes or a float32 result. The backward pass casts the cotangent to the
+    operands' dtype, for the same reason as `product`; every index of an operand must be one of the
+    other operand or of the result.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.einsum(spec, x, y, preferred_element_type=wide)
+
+
+def _contract_forward(spec: str, x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
+    return contract(spec, x, y), (x, y)
+
+
+def _contract_backward(spec: str, residual: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    (x, y), (operands, out) = residual, spec.split("->")
+    a, b = operands.split(",")
+    dx = contract(f"{out},{b}->{a}", g.astype(y.dtype), y).astype(x.dtype)
+    return dx, contract(f"{out},{a}->{b}", g.astype(x.dtype), x).astype(y.dtype)
+
+
+contract.defvjp(_contract_forward, _contract_backward)
+
+
 def attention(
     query: Float[Array, "B T N D"],
-    key: Float[Array, "B S N D"],
-    value: Float[Array, "B S N D"],
-    mask: Bool[Array, "T S"] | None = None,
+    key: Float[Array, "B S K D"],
+    value: Float[Array, "B S K D"],
+    mask: Bool[Array, "..."] | None = None,
+    *,
+    rate: float = 0.0,
+    draws: jax.Array | None = None,
+    train: bool = False,
 ) -> Float[Array, "B T N D"]:
     """`softmax(q k^T / sqrt(D)) v` per head (Vaswani et al. 2017, eq. 1), float32 softmax.
 
-    `mask` is true where a query may look; each must see one key at least.
+    With fewer keys' heads than queries', K that divides N, each serves N / K queries' heads in turn
+    (Ainslie et al. 2023). `mask` is true where a query may look, [T, S] or [B or 1, N or 1, T, S];
+    each must see one key at least. `rate` is of the dropout of the weights, whose key is `draws`.
     """
-    scores = jnp.einsum("btnd,bsnd->bnts", query, key, preferred_element_type=jnp.float32)
-    scores = scores / math.sqrt(query.shape[-1])
+    B, T, N, D = query.shape
+    K = key.shape[2]
+    grouped = query.reshape(B, T, K, N // K, D).transpose(2, 0, 1, 3, 4)
+    key, value = (x.transpose(2, 0, 1, 3) for x in (key, value))
+    scores = contract("kbtgd,kbsd->kbtgs", grouped, key) / math.sqrt(D)
     if mask is not None:
+        rows, heads, _, S = (1,) * (4 - mask.ndim) + mask.shape
+        groups = (1, 1) if heads == 1 else (K, N // K)
+        mask = mask.reshape(rows, *groups, T, S).transpose(1, 0, 3, 2, 4)
         scores = jnp.where(mask, scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bnts,bsnd->btnd", weights, value, preferred_element_type=jnp.float32).astype(
-        value.dtype
-    )
+    weights = dropout(jax.nn.softmax(scores, axis=-1), rate, draws, train).astype(value.dtype)
+    mixed = contract("kbtgs,kbsd->kbtgd", weights, value).astype(value.dtype)
+    return mixed.transpose(1, 2, 0, 3, 4).reshape(B, T, N, D)
 
 
 def dropout(

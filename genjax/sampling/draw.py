@@ -23,13 +23,16 @@ BATCH = 64  # samples drawn at a time
 def parse_options(method: Method, given: Mapping[str, str]) -> dict[str, Any]:
     """The keyword options of `method.sample` that the command line gives, as Python values.
 
+    Options that are functions cannot be given there.
+
     `condition` is one value for all samples, or a tuple that is repeated in turn.
 
     Raises:
       ConfigError: an option that the method does not have.
     """
     parameters = inspect.signature(method.sample).parameters.values()
-    known = ["condition", *(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)]
+    plain = [p for p in parameters if "Callable" not in str(p.annotation)]
+    known = ["condition", *(p.name for p in plain if p.kind is p.KEYWORD_ONLY)]
     options = {}
     for name, text in given.items():
         if name not in known:
@@ -56,7 +59,7 @@ def make_draw(
       run: what to draw from.
       num: how many samples.
       options: keywords of `method.sample`; `condition` is one value for all samples, or a tuple
-        that is repeated in turn.
+        or an array of several that are taken in turn.
 
     Raises:
       ConfigError: a condition that is no class; at the first call, an option has a value that
@@ -67,14 +70,15 @@ def make_draw(
     size = min(num, BATCH)
     batches = -(-num // size)
     if condition is not None:
-        values = condition if isinstance(condition, tuple) else (condition,)
+        values = condition if isinstance(condition, tuple | np.ndarray) else (condition,)
         classes = run.spec.num_classes
         if classes and not all(isinstance(v, int) and 0 <= v < classes for v in values):
             raise ConfigError(
                 f"--condition={condition!r}: expected classes from 0 to {classes - 1}, one or a "
                 "tuple."
             )
-        condition = np.resize(np.asarray(values), (batches, size))
+        in_turn = np.asarray(values)[np.arange(batches * size) % len(values)]
+        condition = in_turn.reshape(batches, size, *in_turn.shape[1:])
 
     def batch(params: Tree, mutable: Tree, key: jax.Array, condition: jax.Array | None):
         return run.method.sample(params, mutable, key, size, condition, **options)

@@ -97,6 +97,9 @@ def train(
         writers = make_writers(run, workdir, first)
         stack.callback(writers.close)
         if first >= run.total_steps or exhausted(config, workdir / "metrics.jsonl"):
+            if checkpoints.latest() is None:  # a run of no steps, such as an import
+                checkpoints.save(state, first, {})
+                checkpoints.wait()
             logger.info("nothing to do: the run is finished at step %d", first)
             return 0
         evaluate = Evaluation(run, dataset, workdir, writers)

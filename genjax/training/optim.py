@@ -101,7 +101,7 @@ def learning_rate(
         section(config, network).learning_rate,
         config.schedule.final,
     )
-    if warmup_steps >= total_steps:
+    if warmup_steps and warmup_steps >= total_steps:
         raise ConfigError(
             f"config.schedule.warmup is {warmup_steps} steps, as long as the run of {total_steps}. "
             "Make it shorter, or the duration longer."

@@ -67,9 +67,12 @@ def read_spec(workdir: Path) -> DataSpec | None:
     return None if stored is None else stored[1]
 
 
-def read_digest(workdir: Path) -> str:
-    """The digest of the data that the run in `workdir` was trained on; "" if it was not kept."""
-    return json.loads((workdir / "config.json").read_text()).get("digest", "")
+def read_digest(workdir: Path, name: str = "digest") -> str:
+    """The digest of the data that the run in `workdir` was trained on; "" if it was not kept.
+
+    With "tokenizer" for a `name`, that of its tokenizer.
+    """
+    return json.loads((workdir / "config.json").read_text()).get(name, "")
 
 
 def _read(workdir: Path) -> tuple[ConfigDict, DataSpec] | None:
@@ -94,17 +97,24 @@ def _read(workdir: Path) -> tuple[ConfigDict, DataSpec] | None:
 
 
 def write_config(
-    workdir: Path, config: ConfigDict, spec: DataSpec, command: Sequence[str], digest: str = ""
+    workdir: Path,
+    config: ConfigDict,
+    spec: DataSpec,
+    command: Sequence[str],
+    digest: str = "",
+    tokenizer: str = "",
 ) -> None:
     """Writes `config.json`: the config, what the data look like, the command and the time.
 
-    `digest` is of the data, for runs that a second stage may be trained on.
+    `digest` is of the data, for runs that a second stage may be trained on; `tokenizer` of that of
+    text.
     """
     features = {name: (s.shape, str(s.dtype)) for name, s in spec.features.items()}
     content = {
         "config": configs.to_json(config),
         "data": spec._replace(features=features)._asdict(),
         "digest": digest,
+        "tokenizer": tokenizer,
         "command": list(command),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

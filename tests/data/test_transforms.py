@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import scipy.stats
-from ml_collections import ConfigDict
+from datasets import dataset
 from PIL import Image
 
 from genjax.data import transforms
@@ -56,9 +56,7 @@ def test_crop_draws_every_shift_of_the_padded_image_equally_often():
 def test_inputs_are_not_written_to():
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     image.flags.writeable = False
-    apply = transforms.build(
-        ConfigDict({"flip": True, "crop_padding": 2, "dequantize": True}), train=True
-    )
+    apply = transforms.build(dataset(flip=True, crop_padding=2, dequantize=True), train=True)
     out = apply({"image": image, "label": np.int32(1)}, np.random.default_rng(0))
     assert out["image"].shape == (8, 8, 3)
 
@@ -66,9 +64,8 @@ def test_inputs_are_not_written_to():
 def test_build_augments_in_training_only_and_dequantizes_always():
     image = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     rng = np.random.default_rng(0)
-    off = ConfigDict({"flip": False, "crop_padding": 0, "dequantize": False})
-    assert transforms.build(off, train=True) is None
-    on = ConfigDict({"flip": True, "crop_padding": 2, "dequantize": True})
+    assert transforms.build(dataset(), train=True) is None
+    on = dataset(flip=True, crop_padding=2, dequantize=True)
     evaluate, train = transforms.build(on, train=False), transforms.build(on, train=True)
     for _ in range(8):
         out = evaluate({"image": image}, rng)["image"]

@@ -1,0 +1,32 @@
+"""A language model of Python's standard library.
+
+Default: the library of the Python that runs it, without its tests; 4,096 byte-pair tokens.
+  command    launch/local.sh --config=configs/code.py
+             launch/local.sh --workdir=runs/code --mode=sample --prompt="def read(self" --stream
+  hardware   2 CPU cores
+  time       not measured yet
+  score      not measured yet
+
+Presets, as in --config=configs/code.py:tiny:
+  tiny       a very small model of its bytes, a test of the installation in about a minute
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from genjax import config as base
+
+GPT = base.read_module(Path(__file__).with_name("gpt.py"))
+
+
+def get_config() -> ConfigDict:
+    """The standard library, for two CPU cores."""
+    config = GPT.get_config()
+    config.dataset.name = "python"
+    config.dataset.text.length = 256
+    config.batch_size = 16
+    return config
+
+
+PRESETS = {"tiny": GPT.PRESETS["tiny"]}

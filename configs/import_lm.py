@@ -1,0 +1,67 @@
+"""A GPT-2 or Llama model out of a folder of Hugging Face, as a run of genjax.
+
+Default: the weights become a run of no steps, to be sampled from, exported, or trained on.
+  command    launch/local.sh --config=configs/import_lm.py --config.weights=DIR --workdir=runs/mine
+             launch/local.sh --workdir=runs/mine --mode=sample --prompt="Once"
+             launch/local.sh --workdir=runs/mine --mode=export
+  hardware   one CPU core
+  time       seconds
+  score      logits equal to those of transformers to 1e-4
+
+To train on, give data and a duration too: --config.dataset.name=text --config.dataset.path=...
+--config.dataset.text.length=256 --config.duration=1000_steps.
+
+Presets, as in --config=configs/import_lm.py:tiny:
+  tiny       the same, for small models
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from genjax import config as base
+from genjax.config import ConfigError
+from genjax.interop import huggingface
+
+CHAR = base.read_module(Path(__file__).with_name("gpt_char.py"))
+
+
+def get_config() -> ConfigDict:
+    """The network's options are filled in by `resolve`."""
+    config = CHAR.get_config()
+    config.dataset.name = "tokenizer"
+    config.dataset.text.tokenizer = ""
+    config.dataset.text.length = 0
+    config.batch_size = 8
+    config.duration = "0_steps"
+    config.optimizer.learning_rate = 1e-4
+    config.schedule.name, config.schedule.warmup = "constant", ""
+    with config.unlocked():
+        config.weights = ""  # folder
+        config.model.lm = ConfigDict({"rate": 0.0, "attention_rate": 0.0, "remat": "none"})
+    return config
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """Takes network, length and tokenizer from the folder, unless they are given.
+
+    Raises:
+      ConfigError: no folder, or one that cannot be read.
+    """
+    if not config.weights:
+        raise ConfigError(
+            "config.weights is empty: give --config.weights=DIR, a folder with a "
+            "config.json and safetensors of Hugging Face."
+        )
+    found = huggingface.describe(config.weights)
+    text = config.dataset.text
+    text.length = text.length or found.length
+    known = "gpt2" if found.vocabulary_size == 50257 else ""
+    text.tokenizer = text.tokenizer or found.tokenizer or known
+    with config.unlocked():
+        config.model.lm = ConfigDict(found.options | config.model.lm.to_dict())
+        config.model.length, config.model.vocabulary_size = found.length, found.vocabulary_size
+    return config
+
+
+PRESETS = {"tiny": {"evals.samples": 2, "evals.limit": 64}}

@@ -1,0 +1,40 @@
+"""A recurrent network, LSTM (Hochreiter & Schmidhuber 1997), on the characters of Moby-Dick.
+
+Default: 2 layers of width 256.
+  command    launch/local.sh --config=configs/lstm.py
+  hardware   2 CPU cores
+  time       not measured yet
+  score      not measured yet
+
+Presets, as in --config=configs/lstm.py:tiny:
+  tiny       a very small model of Python's standard library, byte by byte: a test of the
+             installation in about a minute
+  jsb        piano rolls of Bach's chorales, as Bai et al. 2018, table 1; published: 8.45 nats a
+             frame
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from genjax import config as base
+
+CHAR = base.read_module(Path(__file__).with_name("gpt_char.py"))
+MUSIC = base.read_module(Path(__file__).with_name("tcn_music.py"))
+
+
+def get_config() -> ConfigDict:
+    """moby_dick, for two CPU cores."""
+    config = CHAR.get_config()
+    config.dataset.name = "moby_dick"
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.weight_decay = 0.0
+    config.model.network = "recurrent"
+    config.model.lm = ConfigDict({"cell": "lstm", "width": 256, "depth": 2, "rate": 0.1})
+    return config
+
+
+PRESETS = {
+    "tiny": CHAR.TINY | {"model.lm.width": 32},
+    "jsb": MUSIC.ROLLS | {"model.lm.width": 200, "model.lm.depth": 1, "model.lm.rate": 0.5},
+}

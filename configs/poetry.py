@@ -1,0 +1,34 @@
+"""Tang poems, character by character (Quan Tangshi: 57,607 poems).
+
+Default: 6 layers of width 256, poems of up to 127 characters, each a text of its own.
+  command    launch/local.sh --config=configs/poetry.py
+             launch/local.sh --workdir=runs/poetry --mode=sample --prompt="床前明月光"
+  hardware   2 CPU cores
+  time       not measured yet
+  score      not measured yet
+
+Presets, as in --config=configs/poetry.py:tiny:
+  tiny       a very small model of Python's standard library, byte by byte: a test of the
+             installation in about a minute
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from genjax import config as base
+
+CHAR = base.read_module(Path(__file__).with_name("gpt_char.py"))
+
+
+def get_config() -> ConfigDict:
+    """tang_poems, for two CPU cores."""
+    config = CHAR.get_config()
+    config.dataset.name = "tang_poems"
+    config.dataset.validation = "5_percent"
+    config.dataset.text.documents = "packed"
+    config.evals.samples = 8
+    return config
+
+
+PRESETS = {"tiny": CHAR.PRESETS["tiny"] | {"dataset.text.documents": "packed"}}

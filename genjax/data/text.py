@@ -1,0 +1,235 @@
+"""Text as a data set: documents, tokenised once into memory-mapped arrays, and sources of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError
+from genjax.data import corpora, documents, packages, splits, tokenizers, windows
+from genjax.data.alphabets import Tokenizer, utf8
+from genjax.data.documents import Corpus, Documents
+from genjax.method import DataSpec
+
+log = logging.getLogger(__name__)
+
+# Of what is kept in the cache. A change of what it means, or of how a corpus is read, needs a new
+# number.
+FORMAT = 1
+
+
+class Text(NamedTuple):
+    """A text data set.
+
+    Attributes:
+      spec: what its examples look like.
+      splits: split -> source.
+      route: where it came from.
+      tokenizer: of its tokens.
+    """
+
+    spec: DataSpec
+    splits: dict[str, Any]
+    route: str
+    tokenizer: Tokenizer
+
+
+def load(dataset: ConfigDict) -> Text:
+    """The text of `config.dataset`: `dataset.name` is "text" (with `dataset.path`) or a corpus.
+
+    `dataset.text.documents` says what an example of T = `dataset.text.length` targets is: "stream",
+    a window of all documents joined, each followed by the end token if there are several;
+    "packed", whole documents side by side; "padded", one document. The last two begin each
+    document with the start token (bos, or the end token); their rows have segments.
+
+    A split that the data lack and `dataset.validation` / `dataset.test` ask for is taken out of
+    train: of several documents some, by a permutation that is the same in every run; of a single
+    one the end, in one piece (`splits.cut`). Tokens are kept in the cache, by what they were made
+    from.
+
+    Raises:
+      ConfigError: an unknown tokenizer; data that cannot be had or read, or are empty or too short.
+    """
+    options = dataset.text
+    tokenizers.check(options.tokenizer, options.vocabulary_size)
+    own = dataset.name == "text"
+    corpus = documents.corpus(dataset) if own else corpora.find(dataset.name, dataset.path)
+    ended = options.documents != "stream" or not corpus.single
+    folder = _tokenised(corpus, dataset, ended)
+    tokenizer = tokenizers.from_json((folder / "tokenizer.json").read_text("utf-8"))
+    about = json.loads((folder / "about.json").read_text())
+    special = tokenizers.special_tokens(tokenizer, ended)
+    found = {
+        split: _source(_tokens(folder, split, tokenizer, kept), split, special, dataset)
+        for split, kept in about.items()
+    }
+    spec = DataSpec(
+        dataset.name,
+        "text",
+        _features(found["train"]),
+        {split: len(source) for split, source in found.items()},
+        vocabulary_size=tokenizer.vocabulary_size,
+        special_tokens=special,
+    )
+    counts = "; ".join(
+        f"{split} {kept['documents']:,} documents, {kept['tokens']:,} tokens"
+        for split, kept in about.items()
+    )
+    log.info("%s in %d kinds of tokens: %s", dataset.name, tokenizer.vocabulary_size, counts)
+    return Text(spec, found, f"{corpus.route} ({folder})", tokenizer)
+
+
+def without(dataset: ConfigDict) -> Text:
+    """No text at all, only the tokenizer: for a run that is sampled from and not trained.
+
+    Raises:
+      ConfigError: a tokenizer that is made of text.
+    """
+    options = dataset.text
+    tokenizers.check(options.tokenizer, options.vocabulary_size)
+    if options.tokenizer in (*tokenizers.TRAINED, "characters"):
+        raise ConfigError(
+            f"config.dataset.text.tokenizer={options.tokenizer!r} is made of text, and there is "
+            "none: give the path of a tokenizer.json, gpt2 or bytes."
+        )
+    tokenizer = tokenizers.make(options.tokenizer, (), 0, 0, end=False)
+    special = tokenizers.special_tokens(tokenizer)
+    features = {
+        "token": jax.ShapeDtypeStruct((options.length + 1,), np.int32),
+        "bytes": jax.ShapeDtypeStruct((), np.float32),
+    }
+    sizes, values = {"train": 0}, tokenizer.vocabulary_size
+    spec = DataSpec(dataset.name, "text", features, sizes, 0, values, special)
+    return Text(spec, {"train": ()}, "no text", tokenizer)
+
+
+def _features(source: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    example = source[0]
+    return {k: jax.ShapeDtypeStruct(np.shape(v), np.asarray(v).dtype) for k, v in example.items()}
+
+
+def _source(
+    tokens: windows.Tokens, split: str, special: Mapping[str, int], dataset: ConfigDict
+) -> windows.Stream | windows.Rows:
+    length, how = dataset.text.length, dataset.text.documents
+    if how != "stream":
+        filler = special.get("pad", special["eos"])
+        return windows.Rows(tokens, length, special["start"], filler, how == "packed")
+    if len(tokens.ids) <= length:
+        raise ConfigError(
+            f"the split {split} of {dataset.name} has {len(tokens.ids)} tokens; an example takes "
+            f"dataset.text.length + 1 = {length + 1}. Give more text, or less length."
+        )
+    return windows.Stream(tokens, length)
+
+
+# ---- tokens in the cache -------------------------------------------------------------------------
+
+
+def _tokens(
+    folder: Path, split: str, tokenizer: Tokenizer, kept: Mapping[str, Any]
+) -> windows.Tokens:
+    """What `_write` wrote of a split, memory-mapped."""
+    arrays = {
+        name: np.asarray(np.load(path, mmap_mode="r")) if path.is_file() else None
+        for name in ("ids", "ends", "counted")
+        if (path := folder / f"{split}_{name}.npy")
+    }
+    # Tokens that lose something of the text, such as spaces, are weighted to make up for it.
+    weights = tokenizer.token_bytes.astype(np.float32) * np.float32(kept["bytes_per_byte"])
+    return windows.Tokens(**arrays, weights=weights)
+
+
+def _tokenised(corpus: Corpus, dataset: ConfigDict, ended: bool) -> Path:
+    """The folder in the cache with the corpus's tokens; makes it if there is none."""
+    options = dataset.text
+    size = options.vocabulary_size if options.tokenizer in tokenizers.TRAINED else 0
+    identity = tokenizers.identity(options.tokenizer)
+    key = [FORMAT, corpus.digest, identity, size, ended, dataset.validation, dataset.test]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    place = packages.cache_root() / "text" / f"{dataset.name}-{digest[:24]}"
+    if not place.exists():
+        with packages.lock(f"text-{place.name}"):
+            if not place.exists():  # another process may have made it while this one waited
+                log.info("tokenising %s, from %s", dataset.name, corpus.route)
+                _make(place, corpus, dataset, ended)
+    return place
+
+
+def _make(place: Path, corpus: Corpus, dataset: ConfigDict, ended: bool) -> None:
+    """Reads, splits and tokenises the corpus into the folder `place`, whole or not at all."""
+    official = corpus.read()
+    for split, found in official.items():
+        if not any(found.texts):
+            raise ConfigError(
+                f"{corpus.route}: no text in the split {split}. Expected at least one character."
+            )
+    parts = _split(official, corpus.single, dataset)
+    texts = [text for split in parts.values() for both in split for text in both]
+    first = sum(map(len, parts["train"]))
+    name, size = dataset.text.tokenizer, dataset.text.vocabulary_size
+    tokenizer = tokenizers.make(name, texts, first, size, ended)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    try:
+        kept = {split: _write(partial, split, tokenizer, d, ended) for split, d in parts.items()}
+        (partial / "tokenizer.json").write_text(tokenizer.to_json(), "utf-8")
+        (partial / "about.json").write_text(json.dumps(kept))
+        os.replace(partial, place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _split(
+    official: Mapping[str, Documents], single: bool, dataset: ConfigDict
+) -> dict[str, Documents]:
+    """The official splits, and those that are asked for out of train."""
+    train = official["train"]
+    if single:
+        (text,) = train.texts
+        cut = splits.cut(len(text), official, dataset)
+        return official | {split: Documents([text[part]], []) for split, part in cut.items()}
+    carved = splits.carve({s: len(d.texts) for s, d in official.items()}, dataset)
+    return {
+        split: official[split] if indices is None else train.at(indices)
+        for split, (_, indices) in carved.items()
+    }
+
+
+def _write(
+    folder: Path, split: str, tokenizer: Tokenizer, found: Documents, ended: bool
+) -> dict[str, Any]:
+    """Writes `{split}_ids.npy`, `_ends` and, if there are prompts, `_counted`; returns counts."""
+    end = np.full(int(ended), tokenizer.special.get("eos", 0), np.int32)
+    texts = tokenizer.encode_all(found.texts)
+    prompts = tokenizer.encode_all(found.prompts) or [end[:0]] * len(texts)
+    parts = [
+        part for prompt, text in zip(prompts, texts, strict=True) for part in (prompt, text, end)
+    ]
+    small = tokenizer.vocabulary_size <= 2**16
+    ids = np.concatenate(parts).astype(np.uint16 if small else np.uint32)
+    lengths = np.array([len(part) for part in parts], np.int64).reshape(-1, 3)
+    np.save(folder / f"{split}_ids.npy", ids)
+    np.save(folder / f"{split}_ends.npy", np.cumsum(lengths.sum(1)))
+    if found.prompts:
+        counted = np.repeat(np.tile(np.array([0, 1, 1], np.uint8), len(texts)), lengths.ravel())
+        np.save(folder / f"{split}_counted.npy", counted)
+    true = sum(len(utf8(text)) for both in found for text in both)
+    stood_for = int(tokenizer.token_bytes[ids].sum(dtype=np.int64))
+    return {
+        "documents": len(texts),
+        "characters": sum(map(len, found.texts)) + sum(map(len, found.prompts)),
+        "tokens": len(ids),
+        "bytes_per_byte": true / stood_for if stood_for else 1.0,
+    }

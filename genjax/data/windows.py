@@ -1,0 +1,214 @@
+"""Random-access sources of token ids for training and evaluation.
+
+An example has `token` int32 [T + 1], where positions 1 ... T are the targets; `bytes` float32 [],
+the UTF-8 bytes of the targets that count; `counted` bool [T + 1] if some tokens are prompts; and,
+where rows are of whole documents, `segment` int32 [T + 1]: 1, 2, ... by document, 0 for padding.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int
+
+from genjax.data import sources
+from genjax.data.transforms import Example
+
+
+class Tokens(NamedTuple):
+    """The token ids of the documents of one split, one after the other; may be memory-mapped.
+
+    Attributes:
+      ids: uint16 or uint32 [N].
+      ends: int64 [D], where each document ends.
+      counted: uint8 [N], whether a token counts; None if all do.
+      weights: float32 [V], the bytes that each token stands for.
+    """
+
+    ids: np.ndarray
+    ends: np.ndarray
+    counted: np.ndarray | None
+    weights: Float32[np.ndarray, " V"]
+
+
+class Window(Mapping):
+    """An example out of a stream, made when it is looked at, or at a place a little later on."""
+
+    def __init__(self, stream: Stream, start: int):
+        """The example from token `start` on."""
+        self._stream, self._start = stream, start
+
+    @functools.cached_property
+    def _fields(self) -> Example:
+        return self._stream.at(self._start)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """A field of the example."""
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the fields."""
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        """The number of fields."""
+        return len(self._fields)
+
+    @property
+    def steps(self) -> int:
+        """T, the distance to the next window."""
+        return self._stream.length
+
+    def shifted(self, by: int) -> Example:
+        """The window `by` tokens later, or the last one of the stream if that is earlier."""
+        return self._stream.at(min(self._start + by, self._stream.last))
+
+
+class Stream:
+    """Windows of T + 1 tokens, one every T: each token after the first is a target once.
+
+    What is left at the end, less than T tokens, is in no window.
+    """
+
+    def __init__(self, tokens: Tokens, length: int):
+        """`length` is T; there must be more than T tokens."""
+        self._tokens, self.length = tokens, length
+        self.last = len(tokens.ids) - length - 1
+
+    def __len__(self) -> int:
+        """The number of windows."""
+        return self.last // self.length + 1
+
+    def __getitem__(self, index: int) -> Window:
+        """Window `index`."""
+        return Window(self, index * self.length)
+
+    def take(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
+        """The windows at `indices`, stacked."""
+        starts = np.asarray(indices)[:, None] * self.length
+        return self._read(starts + np.arange(self.length + 1))
+
+    def at(self, start: int) -> Example:
+        """The window from token `start` on."""
+        return self._read(slice(start, start + self.length + 1))
+
+    def _read(self, where: Any) -> dict[str, np.ndarray]:
+        token = self._tokens.ids[where].astype(np.int32)
+        counted, weights = self._tokens.counted, self._tokens.weights[token[..., 1:]]
+        if counted is None:
+            return {"token": token, "bytes": weights.sum(-1)}
+        counted = counted[where].astype(bool)
+        found = (weights * counted[..., 1:]).sum(-1)
+        return {"token": token, "counted": counted, "bytes": found}
+
+
+class Pieces(NamedTuple):
+    """Parts of sequences that fit into rows of T + 1.
+
+    Attributes:
+      owner: the sequence of each.
+      start: where in it each begins.
+      size: how many elements each has, 2 ... T + 1.
+    """
+
+    owner: np.ndarray
+    start: np.ndarray
+    size: np.ndarray
+
+
+def pieces(targets: Int[np.ndarray, " D"], length: int) -> Pieces:
+    """Cuts sequences of 1 + `targets` elements into pieces of up to 1 + `length`.
+
+    A piece begins with the last element of the one before, so that every element but a sequence's
+    first is a target once.
+    """
+    counts = -(-targets // length)
+    owner = np.repeat(np.arange(len(targets)), counts)
+    within = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    start = within * length
+    return Pieces(owner, start, np.minimum(length, targets[owner] - start) + 1)
+
+
+def pack(sizes: Int[np.ndarray, " P"], room: int) -> tuple[np.ndarray, np.ndarray]:
+    """Puts pieces into rows of `room` elements, the largest first, each where least is left over.
+
+    Best-fit decreasing, as in Ding et al. 2024, "Fewer truncations improve language modeling".
+    Equal sizes keep their order, so the result is always the same.
+
+    Returns:
+      (the pieces [P] row by row, where in them each row ends [R]).
+    """
+    rows: list[list[int]] = []
+    with_room: list[list[int]] = [[] for _ in range(room + 1)]  # rows by what is left in them
+    levels = np.zeros(room + 1, bool)  # which of these are not empty
+    for piece in np.argsort(-sizes, kind="stable"):
+        size = int(sizes[piece])
+        left = size + int(np.argmax(levels[size:])) if levels[size:].any() else -1
+        if left < 0:
+            rows.append([])
+            left, row = room, len(rows) - 1
+        else:
+            row = with_room[left].pop()
+            levels[left] = bool(with_room[left])
+        rows[row].append(int(piece))
+        with_room[left - size].append(row)
+        levels[left - size] = True
+    order = np.array([piece for row in rows for piece in row], np.int64)
+    return order, np.cumsum([len(row) for row in rows])
+
+
+class Rows:
+    """Rows of whole documents: each `start` and its tokens, the last of which is its end.
+
+    A document that does not fit is cut into pieces, which do not see each other.
+    """
+
+    def __init__(self, tokens: Tokens, length: int, start: int, filler: int, packed: bool):
+        """Several documents a row if `packed`, else one; the rest of a row is `filler`."""
+        self._tokens, self._room = tokens, length + 1
+        self._start, self._filler = start, filler
+        self._first = np.concatenate([[0], tokens.ends[:-1]])
+        self._pieces = pieces(np.asarray(tokens.ends) - self._first, length)
+        count = len(self._pieces.size)
+        self._order, self._ends = np.arange(count), np.arange(1, count + 1)
+        if packed:
+            self._order, self._ends = pack(self._pieces.size, self._room)
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Example:
+        """Row `index`."""
+        token = np.full(self._room, self._filler, np.int32)
+        segment = np.zeros(self._room, np.int32)
+        counted = np.zeros(self._room, bool)
+        begin, at = self._ends[index - 1] if index else 0, 0
+        for number, piece in enumerate(self._order[begin : self._ends[index]], 1):
+            owner, start, size = (int(column[piece]) for column in self._pieces)
+            first = int(self._first[owner]) + start - 1  # of the tokens; start stands before them
+            inside = slice(at + (start == 0), at + size)
+            found = slice(first + (start == 0), first + size)
+            token[at] = self._start
+            token[inside] = self._tokens.ids[found]
+            counted[inside] = True if self._tokens.counted is None else self._tokens.counted[found]
+            segment[at : at + size] = number
+            at += size
+        example: dict[str, Any] = {"token": token, "segment": segment}
+        targets = counted[1:] & targets_of(segment)
+        if self._tokens.counted is not None:
+            example["counted"] = counted
+        example["bytes"] = np.float32(self._tokens.weights[token[1:][targets]].sum())
+        return example
+
+    def take(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
+        """The rows at `indices`, stacked."""
+        return sources.stack([self[int(i)] for i in indices])
+
+
+def targets_of(segment: Int[np.ndarray, " S"]) -> Bool[np.ndarray, " T"]:
+    """Whether each position after the first is of the same segment as the one before it."""
+    return (segment[1:] == segment[:-1]) & (segment[1:] > 0)

@@ -1,0 +1,68 @@
+"""The flags of the command line, and what of the config they change."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+
+from genjax import config as configs
+from genjax.config import ConfigError
+from genjax.interop.export import FORMATS
+
+
+def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Splits the command line into flags and config overrides.
+
+    With --mode=sample any other `--name=value` is an option of the method's sampler, and ends up
+    in `flags.options`.
+
+    Raises:
+      ConfigError: an argument that is none of these.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m genjax.main",
+        description="Train, evaluate, sample or inspect a generative model.",
+        epilog="Any key of the config is set by --config.KEY=VALUE, such as "
+        "--config.optimizer.learning_rate=3e-4. With --mode=sample, the options of the method are "
+        "given in the same way: --sampler=ddim --steps=50 --guidance=3 --condition=7.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--config", default="", help="FILE.py[:preset]; the workdir's own if not given")
+    add("--workdir", default="", help="folder of the run; runs/<config>[_preset] if not given")
+    add("--mode", default="train", choices=tuple(modes))
+    add("--allow_config_change", action="store_true", help="go on with another config")
+    add("--checkpoint", default="", help="step to eval, sample or inspect, or best; the newest")
+    add("--samples", default="", help="eval: an .npz of images to judge, or a split of the data")
+    add("--num", type=int, default=None, help="sample: how many; 64")
+    add("--seed", type=int, default=None, help="sample: decides which; 0")
+    add("--prompt", default=None, help="sample: a text to go on from")
+    add("--prompt_file", default="", help="sample: the same, out of a file")
+    add("--stream", action="store_true", help="sample: print one text as it comes")
+    add("--format", default="huggingface", choices=FORMATS, help="export: the other library")
+    add("--output", default="", help="export: a new folder; <workdir>/<format>")
+    flags, rest = parser.parse_known_args(argv)
+    own = ("num", "seed", "prompt", "prompt_file", "stream")
+    if flags.mode != "sample" and any(getattr(flags, f) != parser.get_default(f) for f in own):
+        raise ConfigError(
+            f"--{', --'.join(own)} belong to --mode=sample, not to --mode={flags.mode}. The seed "
+            "of a run is --config.seed."
+        )
+    if flags.samples and flags.mode != "eval":
+        raise ConfigError(f"--samples belongs to --mode=eval, not to --mode={flags.mode}.")
+    if flags.samples and flags.checkpoint:
+        raise ConfigError("--samples are judged without a run: leave --checkpoint out.")
+    overrides, flags.options = {}, {}
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name.startswith("--config.") and equals:
+            overrides[name.removeprefix("--config.")] = value
+        elif flags.mode == "sample" and name.startswith("--") and equals:
+            flags.options[name[2:]] = value
+        else:
+            known = [f"--{name}" for name in vars(flags) if name != "options"]
+            raise ConfigError(
+                f"{argument!r} is not understood. Nearest: {configs.nearest(name, known)}, or "
+                "--config.KEY=VALUE."
+            )
+    return flags, overrides

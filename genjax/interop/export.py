@@ -1,0 +1,61 @@
+"""Models of genjax as other libraries have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError, one_of
+from genjax.data.alphabets import Tokenizer
+from genjax.interop import huggingface
+from genjax.method import DataSpec
+
+Tree = Any
+
+FORMATS = ("huggingface",)
+
+
+def write(
+    kind: str,
+    folder: Path,
+    config: ConfigDict,
+    spec: DataSpec,
+    params: dict[str, Tree],
+    tokenizer: Tokenizer | None,
+) -> None:
+    """Writes a model into `folder`, in a format of FORMATS.
+
+    "huggingface": a GPT-2 or Llama of method lm, for `from_pretrained` of transformers.
+
+    Args:
+      kind: the format.
+      folder: made if missing.
+      config: of the run.
+      spec: of its data.
+      params: by network.
+      tokenizer: of the run.
+
+    Raises:
+      ConfigError: the format does not know such a model, or several processes hold it.
+    """
+    one_of("--format", kind, FORMATS)
+    network = config.model.get("network")
+    if (config.method, spec.modality, network) != ("lm", "text", "decoder"):
+        raise ConfigError(
+            f"--format={kind} knows language models with model.network='decoder'; this run is "
+            f"method {config.method!r} with {network!r} on {spec.name}."
+        )
+    if jax.process_count() > 1:
+        raise ConfigError("--mode=export runs in one process: start it alone.")
+    huggingface.write(
+        folder,
+        config.model.lm.to_dict(),
+        config.model.vocabulary_size or spec.vocabulary_size,
+        config.model.length or spec.features["token"].shape[0] - 1,
+        jax.device_get(params["lm"]),
+        None if tokenizer is None else tokenizer.to_json(),
+        spec.special_tokens,
+    )

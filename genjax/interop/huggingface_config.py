@@ -1,0 +1,314 @@
+"""config.json of GPT-2 and Llama models, as options of `networks.decoder`, and back.
+
+Keys, defaults of absent keys and meanings are those of `GPT2Config` and `LlamaConfig` in
+https://github.com/huggingface/transformers. What the decoder does not compute is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any, NamedTuple, TypeVar
+
+from genjax.config import ConfigError, one_of, require
+from genjax.networks import decoder
+
+T = TypeVar("T", bool, int, float, str)
+Options = dict[str, Any]
+
+# What they call the activations; of several names the first is written.
+_ACTIVATIONS = {
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "gelu_fast": "gelu",
+    "gelu_accurate": "gelu",
+    "gelu_python_tanh": "gelu",
+    "gelu": "gelu_exact",
+    "gelu_python": "gelu_exact",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+_GATED = {"silu": "swiglu", "gelu": "geglu"}
+_SPECIAL = {"start": "bos_token_id", "eos": "eos_token_id", "pad": "pad_token_id"}
+_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_ROPE = {"default": (), "linear": ("factor",), "llama3": _LLAMA3}
+
+
+class Description(NamedTuple):
+    """What a config.json says.
+
+    Attributes:
+      family: "gpt2" or "llama".
+      options: of `networks.decoder.Network`.
+      vocabulary_size: V.
+      length: the most positions.
+      special_tokens: the ids "start", "eos" and "pad", as far as it names some.
+      bare: the modules of a block without biases of their own, though `options["bias"]`.
+    """
+
+    family: str
+    options: Options
+    vocabulary_size: int
+    length: int
+    special_tokens: dict[str, int]
+    bare: tuple[str, ...] = ()
+
+
+class _Settings(NamedTuple):
+    """An object of a config.json, and where it stands."""
+
+    path: str
+    values: Mapping[str, Any]
+
+    def take(self, key: str, default: T) -> T:
+        """A value of the default's type; integers are at least 1. Null is the default."""
+        value = self.values.get(key)
+        if value is None:
+            return default
+        number = type(value) in (int, float)
+        ok, expected = {
+            bool: (type(value) is bool, "true or false"),
+            int: (type(value) is int and 0 < value < 2**31, "a positive integer"),
+            float: (number and 0 <= value < 1e30, "a number from 0 on"),
+            str: (isinstance(value, str), "a string"),
+        }[type(default)]
+        require(ok, f"{self.path}: {key}", value, expected)
+        return type(default)(value)
+
+    def divisor(self, key: str, default: int, whole: int, name: str) -> int:
+        """A value that divides `whole`, which is called `name`."""
+        value = self.take(key, default)
+        require(whole % value == 0, f"{self.path}: {key}", value, f"a divisor of {name}={whole}")
+        return value
+
+    def only(self, key: str, wanted: bool | float) -> None:
+        """Raises ConfigError if a value is another than our network computes with."""
+        found = self.take(key, wanted)
+        require(found == wanted, f"{self.path}: {key}", found, f"{wanted}, as in the decoder")
+
+    def activation(self, key: str, default: str, known: Mapping[str, str]) -> str:
+        """What we call the activation, which has to be among `known`."""
+        value = self.take(key, default)
+        theirs = [name for name, ours in _ACTIVATIONS.items() if ours in known]
+        one_of(f"{self.path}: {key}", value, theirs)
+        return known[_ACTIVATIONS[value]]
+
+
+def _gpt2(given: _Settings) -> Description:
+    given.only("scale_attn_weights", True)
+    given.only("scale_attn_by_inverse_layer_idx", False)
+    given.only("add_cross_attention", False)
+    width = given.take("n_embd", 768)
+    heads = given.divisor("n_head", 12, width, "n_embd")
+    options = {
+        "width": width,
+        "depth": given.take("n_layer", 12),
+        "heads": heads,
+        "kv_heads": heads,
+        "head_size": width // heads,
+        "hidden": given.take("n_inner", 4 * width),
+        "activation": given.activation(
+            "activation_function", "gelu_new", {name: name for name in _ACTIVATIONS.values()}
+        ),
+        "norm": "layer",
+        "norm_eps": given.take("layer_norm_epsilon", 1e-5),
+        "positions": "learned",
+        "bias": True,
+        "tied": given.take("tie_word_embeddings", True),
+        "rate": given.take("resid_pdrop", 0.1),
+        "attention_rate": given.take("attn_pdrop", 0.1),
+    }
+    vocabulary_size = given.take("vocab_size", 50257)
+    special = _special(given, vocabulary_size, {"start": 50256, "eos": 50256})
+    return Description("gpt2", options, vocabulary_size, given.take("n_positions", 1024), special)
+
+
+def _rope(given: _Settings, length: int) -> Options:
+    """Rotary positions: `rope_theta` and `rope_scaling`, or `rope_parameters` as in version 5."""
+    values = given.values.get("rope_scaling") or given.values.get("rope_parameters") or {}
+    path = f"{given.path}: rope"
+    nested = not isinstance(values, dict) or any(isinstance(v, dict) for v in values.values())
+    require(not nested, path, values, "an object of numbers and a rope_type")
+    rope = _Settings(path, values)
+    given.only("partial_rotary_factor", 1.0)
+    rope.only("partial_rotary_factor", 1.0)
+    base = rope.take("rope_theta", given.take("rope_theta", 10000.0))
+    kind = rope.take("rope_type", rope.take("type", "default"))
+    one_of(f"{path}: rope_type", kind, tuple(_ROPE))
+    numbers = [rope.take(name, float(length) * (name == _LLAMA3[-1])) for name in _ROPE[kind]]
+    rising = kind != "llama3" or numbers[1] < numbers[2]
+    names = ", ".join(("rope_theta", *_ROPE[kind]))
+    expected = f"numbers above 0 for {names}, and the low factor below the high one"
+    require(min([base, *numbers]) > 0 and rising, path, values, expected)
+    return {"rope_base": base, "rope_scaling": (kind, *numbers) if numbers else ()}
+
+
+def _llama(given: _Settings) -> Description:
+    width, heads = given.take("hidden_size", 4096), given.take("num_attention_heads", 32)
+    length = given.take("max_position_embeddings", 2048)
+    of_attention, of_mlp = given.take("attention_bias", False), given.take("mlp_bias", False)
+    options = {
+        "width": width,
+        "depth": given.take("num_hidden_layers", 32),
+        "heads": heads,
+        "kv_heads": given.divisor("num_key_value_heads", heads, heads, "num_attention_heads"),
+        "head_size": given.take("head_dim", width // heads),
+        "hidden": given.take("intermediate_size", 11008),
+        "activation": given.activation("hidden_act", "silu", _GATED),
+        "norm": "rms",
+        "norm_eps": given.take("rms_norm_eps", 1e-6),
+        "positions": "rotary",
+        **_rope(given, length),
+        "bias": of_attention or of_mlp,
+        "tied": given.take("tie_word_embeddings", False),
+        "rate": 0.0,
+        "attention_rate": given.take("attention_dropout", 0.0),
+    }
+    bare = () if of_attention else ("qkv", "merge")
+    bare = bare if of_mlp else (*bare, "up", "gate", "down")
+    vocabulary_size = given.take("vocab_size", 32000)
+    special = _special(given, vocabulary_size, {"start": 1, "eos": 2})
+    return Description("llama", options, vocabulary_size, length, special, bare)
+
+
+def _special(given: _Settings, vocabulary_size: int, default: dict[str, int]) -> dict[str, int]:
+    """The special tokens: of several ends the first, and none outside the vocabulary."""
+    special = {}
+    for name, key in _SPECIAL.items():
+        found = given.values.get(key, default.get(name))
+        found = found[0] if isinstance(found, list) and found else found
+        if type(found) is int and 0 <= found < vocabulary_size:
+            special[name] = found
+    return {"start": special["eos"], **special} if "eos" in special else special
+
+
+def read(path: str, values: Mapping[str, Any]) -> Description:
+    """What a config.json, found at `path`, says.
+
+    Dropout of GPT-2 is `resid_pdrop`; dropout of Llama is 0.
+
+    Raises:
+      ConfigError: a model of another type, a value of the wrong type, or one that the decoder does
+        not compute with.
+    """
+    given = _Settings(path, values)
+    families = {"gpt2": _gpt2, "llama": _llama}
+    kind = given.take("model_type", "none")
+    one_of(f"{path}: model_type", kind, tuple(families))
+    quantised = values.get("quantization_config")
+    require(quantised is None, f"{path}: quantization_config", quantised, "float weights, and null")
+    return families[kind](given)
+
+
+def complete(options: Mapping[str, Any]) -> Options:
+    """Options of the decoder with the defaults of those that are absent or 0.
+
+    Raises:
+      ConfigError: one that the decoder has not.
+    """
+    parameters = signature(decoder.Network.__init__).parameters.values()
+    whole = {p.name: p.default for p in parameters if p.default is not p.empty}
+    for key in options:
+        one_of("option of networks.decoder", key, tuple(whole))
+    whole |= options
+    width, heads = whole["width"], whole["heads"]
+    whole["kv_heads"] = whole["kv_heads"] or heads
+    whole["head_size"] = whole["head_size"] or width // heads
+    whole["hidden"] = whole["hidden"] or 4 * width
+    return whole
+
+
+def _obstacles(o: Options, values: Mapping[str, tuple]) -> str:
+    return ", ".join(
+        f"{key}={' or '.join(map(repr, wanted))} (it is {o[key]!r})"
+        for key, wanted in values.items()
+        if o[key] not in wanted
+    )
+
+
+def family(o: Options) -> str:
+    """The family that a decoder with complete options belongs to.
+
+    Raises:
+      ConfigError: neither computes what it does.
+    """
+    both = {"norm_first": (True,), "head_bias": (False,), "frames": (False,)}
+    both["qkv_bias"] = (None, o["bias"])
+    both["width"] = (o["width"] // o["heads"] * o["heads"],)
+    needed = {
+        "gpt2": {
+            **both,
+            "norm": ("layer",),
+            "positions": ("learned",),
+            "bias": (True,),
+            "activation": tuple(dict.fromkeys(_ACTIVATIONS.values())),
+            "kv_heads": (o["heads"],),
+            "head_size": (o["width"] // o["heads"],),
+        },
+        "llama": {
+            **both,
+            "norm": ("rms",),
+            "positions": ("rotary",),
+            "activation": tuple(_GATED.values()),
+        },
+    }
+    lacks = {name: _obstacles(o, values) for name, values in needed.items()}
+    for name, lack in lacks.items():
+        if not lack:
+            return name
+    listed = "; ".join(f"{name} needs {lack}" for name, lack in lacks.items())
+    raise ConfigError(f"this network is none that Hugging Face's formats describe: {listed}.")
+
+
+def write(found: Description, dtype: str) -> dict[str, Any]:
+    """The config.json of a model with complete options and parameters of `dtype`."""
+    o = found.options
+    ids = {key: found.special_tokens.get(name) for name, key in _SPECIAL.items()}
+    common = {
+        "vocab_size": found.vocabulary_size,
+        "tie_word_embeddings": o["tied"],
+        **ids,
+        "dtype": dtype,
+    }
+    theirs = {ours: name for name, ours in reversed(_ACTIVATIONS.items())}
+    if found.family == "gpt2":
+        return {
+            "model_type": "gpt2",
+            "architectures": ["GPT2LMHeadModel"],
+            "n_positions": found.length,
+            "n_embd": o["width"],
+            "n_layer": o["depth"],
+            "n_head": o["heads"],
+            "n_inner": o["hidden"],
+            "activation_function": theirs[o["activation"]],
+            "layer_norm_epsilon": o["norm_eps"],
+            "resid_pdrop": o["rate"],
+            "embd_pdrop": o["rate"],
+            "attn_pdrop": o["attention_rate"],
+            **common,
+        }
+    kind, *numbers = o["rope_scaling"] or ("default",)
+    scaling = {"rope_type": kind, **dict(zip(_ROPE[kind], numbers, strict=True))}
+    if kind == "llama3":
+        scaling[_LLAMA3[-1]] = int(scaling[_LLAMA3[-1]])
+    plain = {gated: name for name, gated in _GATED.items()}
+    return {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "max_position_embeddings": found.length,
+        "hidden_size": o["width"],
+        "intermediate_size": o["hidden"],
+        "num_hidden_layers": o["depth"],
+        "num_attention_heads": o["heads"],
+        "num_key_value_heads": o["kv_heads"],
+        "head_dim": o["head_size"],
+        "hidden_act": theirs[plain[o["activation"]]],
+        "rms_norm_eps": o["norm_eps"],
+        "rope_theta": o["rope_base"],
+        "rope_scaling": scaling if numbers else None,
+        "attention_bias": o["bias"],
+        "attention_dropout": o["attention_rate"],
+        "mlp_bias": o["bias"],
+        **common,
+    }

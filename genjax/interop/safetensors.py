@@ -1,0 +1,276 @@
+"""Reads and writes safetensors files: a length of 8 bytes, a JSON header, the tensors' bytes.
+
+A file comes from strangers, so the header is checked completely before anything is made of it, and
+then nothing is copied: the arrays are views of the mapped file, and the system reads the pages that
+are looked at. The format is that of https://github.com/huggingface/safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import reprlib
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from genjax.config import ConfigError
+
+LENGTH = 8  # bytes that say how long the header is
+LONGEST = 100_000_000  # bytes of a header, as in the official library
+METADATA = "__metadata__"  # the one key of a header that is no tensor
+
+# From the loosest alignment to the strictest, the order of the official library, which sorts by it.
+_DTYPES = {
+    "BOOL": np.dtype("?"),
+    "U8": np.dtype("u1"),
+    "I8": np.dtype("i1"),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "I16": np.dtype("<i2"),
+    "U16": np.dtype("<u2"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I32": np.dtype("<i4"),
+    "U32": np.dtype("<u4"),
+    "F32": np.dtype("<f4"),
+    "C64": np.dtype("<c8"),
+    "F64": np.dtype("<f8"),
+    "I64": np.dtype("<i8"),
+    "U64": np.dtype("<u8"),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_ORDER = list(_DTYPES)
+
+
+class _Entry(NamedTuple):
+    begin: int  # bytes from the end of the header
+    end: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+
+def _shown(value: Any) -> str:
+    """A value of the file for a message, cut where it is long or deep."""
+    short = reprlib.Repr()
+    short.maxstring = 120
+    return short.repr(value)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which no key comes twice: readers would differ in which one counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {_shown(twice)} comes twice")
+    return found
+
+
+def _parse(content: bytes) -> dict[str, Any]:
+    """A JSON object in UTF-8.
+
+    Raises:
+      ValueError: it is something else, is nested too deeply, or has a key twice.
+    """
+    try:
+        found = json.loads(content.decode(), object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"the JSON is {_shown(found)}, not an object")
+    return found
+
+
+def _strings(found: Any, name: str) -> dict[str, str]:
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise ValueError(f"{name} is {_shown(found)}: expected an object of strings")
+    return found
+
+
+def _numbers(found: Any, name: str) -> list[int]:
+    """A list as long as a shape may be, of integers that 63 bits hold."""
+    is_list = isinstance(found, list) and len(found) <= 64
+    if not is_list or any(type(n) is not int or not 0 <= n < 2**63 for n in found):
+        raise ValueError(f"{name} is {_shown(found)}: expected integers from 0 on")
+    return found
+
+
+def _entry(name: str, info: Any) -> _Entry:
+    """What the header says of a tensor; its bytes are as many as its shape needs."""
+    name.encode()  # which half of a surrogate pair would break
+    tensor = f"tensor {_shown(name)}"
+    fields = ("dtype", "shape", "data_offsets")
+    if not isinstance(info, dict) or any(field not in info for field in fields):
+        raise ValueError(f"{tensor} is {_shown(info)}: expected {', '.join(fields)}")
+    dtype, shape, offsets = (info[field] for field in fields)
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        known = ", ".join(_DTYPES)
+        raise ValueError(f"{tensor} is of dtype {_shown(dtype)}: expected {known}")
+    shape = tuple(_numbers(shape, f"the shape of {tensor}"))
+    offsets = _numbers(offsets, f"data_offsets of {tensor}")
+    if len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise ValueError(f"data_offsets of {tensor} are {offsets}: expected [begin, end]")
+    size = _DTYPES[dtype].itemsize
+    if math.prod(n for n in shape if n) * size >= 2**63:  # numpy has no such shape, even if empty
+        raise ValueError(f"{tensor} of shape {_shown(list(shape))} is too large")
+    if (taken := offsets[1] - offsets[0]) != (needed := math.prod(shape) * size):
+        raise ValueError(
+            f"{tensor}, {dtype} of shape {list(shape)}, has {taken} bytes: expected {needed}"
+        )
+    return _Entry(*offsets, _DTYPES[dtype], shape)
+
+
+def _header(content: np.ndarray) -> tuple[int, dict[str, _Entry]]:
+    """Where the tensors' bytes begin, and what the tensors are, which tile these bytes."""
+    if content.size < LENGTH:
+        raise ValueError(f"it has {content.size} bytes, and the length of the header takes 8")
+    length = int.from_bytes(content[:LENGTH].tobytes(), "little")
+    start = LENGTH + length
+    if length > LONGEST or start > content.size:
+        raise ValueError(
+            f"its header of {length} bytes is too long: the file has {content.size} bytes, and a "
+            f"header at most {LONGEST}"
+        )
+    text = content[LENGTH:start].tobytes()
+    if not text.startswith(b"{"):
+        raise ValueError(f"its header begins with {text[:16]!r}, not with '{{'")
+    found = _parse(text)
+    _strings(found.pop(METADATA, {}), METADATA)
+    entries = {name: _entry(name, info) for name, info in found.items()}
+    at = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1][:2]):
+        if entry.begin != at:
+            what = "overlaps the one before it" if entry.begin < at else "leaves a hole before it"
+            raise ValueError(f"tensor {_shown(name)} begins at {entry.begin}, not {at}: it {what}")
+        at = entry.end
+    if at != content.size - start:
+        raise ValueError(f"its tensors take {at} bytes, and it has {content.size - start} for them")
+    return start, entries
+
+
+def _damaged(path: Path, error: Exception, form: str = "as safetensors") -> ConfigError:
+    reason = " ".join(str(error).split())
+    return ConfigError(f"{path} cannot be read {form}: {reason}. Fetch it again.")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+      ConfigError: no such file, or it holds something else, or an object that has a key twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}: expected a JSON object.")
+    try:
+        if (size := path.stat().st_size) > LONGEST:
+            raise ValueError(f"it has {size} bytes: expected at most {LONGEST}")
+        return _parse(path.read_bytes())
+    except (ValueError, OSError) as error:
+        raise _damaged(path, error, "as JSON") from error
+
+
+def _read_index(path: Path) -> dict[str, np.ndarray]:
+    """The tensors that an index names, each out of the file in the same folder that it names."""
+    found = read_json(path)
+    try:
+        files = _strings(found.get("weight_map"), "weight_map")
+        for file in set(files.values()):
+            if file != Path(file).name or not file.endswith(".safetensors"):
+                raise ValueError(f"it names {_shown(file)}: expected a .safetensors of its folder")
+        shards = {file: read(path.with_name(file)) for file in sorted(set(files.values()))}
+        for name, file in files.items():
+            if name not in shards[file]:
+                raise ValueError(f"tensor {_shown(name)} is not in {file}, where it says")
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    return {name: shards[file][name] for name, file in files.items()}
+
+
+def read(path: str | Path) -> dict[str, np.ndarray]:
+    """The tensors of a file, by name, as views of the mapped file that cannot be written.
+
+    Args:
+      path: a file .safetensors, or the index .safetensors.index.json of several.
+
+    Raises:
+      ConfigError: no such file, or one that is cut short, contradicts itself or has a dtype that
+        NumPy and ml_dtypes have not (the packed ones of 4 and 6 bits).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}: expected safetensors.")
+    if path.suffix == ".json":
+        return _read_index(path)
+    try:
+        content = np.asarray(np.memmap(path, np.uint8, "r"))
+        start, entries = _header(content)
+    except (ValueError, OSError) as error:
+        raise _damaged(path, error) from error
+    return {
+        name: content[start + entry.begin : start + entry.end]
+        .view(entry.dtype)
+        .reshape(entry.shape)
+        for name, entry in entries.items()
+    }
+
+
+def write(
+    path: str | Path,
+    arrays: Mapping[str, np.ndarray | jax.Array],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a file, whole or not at all, as the official library would, byte for byte.
+
+    Args:
+      path: the file; its folder exists.
+      arrays: by name; of one after the other a copy is made, if at all.
+      metadata: strings that go along.
+
+    Raises:
+      ConfigError: a dtype that the format has not.
+      OSError: the disk is full or the folder cannot be written; the old file is untouched.
+    """
+    names = {}
+    for name, array in arrays.items():
+        names[name] = _NAMES.get(np.dtype(array.dtype).newbyteorder("<"))
+        if names[name] is None or name == METADATA:
+            known = ", ".join(str(dtype) for dtype in _NAMES)
+            raise ConfigError(
+                f"tensor {_shown(name)} of dtype {array.dtype} cannot be written as safetensors: "
+                f"expected a name other than {METADATA}, and one of {known}."
+            )
+    header: dict[str, Any] = {} if metadata is None else {METADATA: dict(metadata)}
+    at = 0
+    ordered = sorted(names, key=lambda name: (-_ORDER.index(names[name]), name))
+    for name in ordered:
+        shape = [int(n) for n in arrays[name].shape]
+        end = at + math.prod(shape) * _DTYPES[names[name]].itemsize
+        header[name] = {"dtype": names[name], "shape": shape, "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % LENGTH)
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(len(text).to_bytes(LENGTH, "little") + text)
+            for name in ordered:
+                flat = np.ascontiguousarray(arrays[name], _DTYPES[names[name]]).reshape(-1)
+                file.write(flat.view(np.uint8))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,155 @@
+"""A decoder-only transformer over tokens or frames (Radford et al. 2019; Touvron et al. 2023)."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from genjax.config import one_of, require
+from genjax.networks import transformer
+from genjax.networks.sequence import Head, embedding, small
+from genjax.networks.transformer import Cache, Transformer, placed
+from genjax.nn.layers import dropout
+from genjax.nn.positions import sinusoidal
+
+RULES = transformer.RULES
+
+POSITIONS = ("learned", "sinusoidal", "rotary", "none")
+
+
+class Network(nnx.Module):
+    """The logits of what comes next, given what came so far; see `sequence` for how it is called.
+
+    GPT-2 is the default; Llama has norm "rms", activation "swiglu", positions "rotary", bias=False
+    and mostly tied=False.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        length: int,
+        *,
+        frames: bool = False,
+        width: int = 128,
+        depth: int = 4,
+        heads: int = 4,
+        kv_heads: int = 0,
+        head_size: int = 0,
+        hidden: int = 0,
+        activation: str = "gelu",
+        norm: str = "layer",
+        norm_eps: float = 1e-5,
+        norm_first: bool = True,
+        positions: str = "learned",
+        rope_base: float = 10_000.0,
+        rope_scaling: tuple = (),
+        bias: bool = True,
+        qkv_bias: bool | None = None,
+        tied: bool = True,
+        head_bias: bool = False,
+        rate: float = 0.0,
+        attention_rate: float = 0.0,
+        remat: str = "none",
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network.
+
+        Args:
+          vocabulary_size: values of a token, or keys of a frame, V.
+          length: the most positions of learned ones; others know no limit.
+          frames: whether it goes over frames [B, T, V] of zeros and ones.
+          width: see `transformer.Options`; so with all that are not named here.
+          depth: there.
+          heads: there.
+          kv_heads: there.
+          head_size: there.
+          hidden: there.
+          activation: there.
+          norm: there.
+          norm_eps: there.
+          norm_first: there.
+          positions: "learned", a vector for each place; "sinusoidal", and embedded input times
+            sqrt(D) (Vaswani et al. 2017, sections 3.4 and 3.5); "rotary"; or "none".
+          rope_base: there.
+          rope_scaling: there.
+          bias: there.
+          qkv_bias: there.
+          tied: whether the head has the embedding's weights.
+          head_bias: whether the head has a bias.
+          rate: of dropout, of the embedded input and of what each block adds.
+          attention_rate: there.
+          remat: there.
+          dtype: compute type.
+          rngs: for the initial parameters.
+
+        Raises:
+          ConfigError: an option that cannot be, or not with the others.
+        """
+        one_of("positions", positions, POSITIONS)
+        made = {"dtype": dtype, "rngs": rngs}
+        self.embed = embedding(vocabulary_size, width, frames, **made)
+        table = positions == "learned"
+        self.positions = (
+            nnx.Param(small(rngs.params(), (length, width), jnp.float32)) if table else None
+        )
+        self.body = Transformer(
+            width=width,
+            depth=depth,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_size=head_size,
+            hidden=hidden,
+            activation=activation,
+            norm=norm,
+            norm_eps=norm_eps,
+            norm_first=norm_first,
+            rotary=positions == "rotary",
+            rope_base=rope_base,
+            rope_scaling=rope_scaling,
+            bias=bias,
+            qkv_bias=qkv_bias,
+            rate=rate,
+            attention_rate=attention_rate,
+            remat=remat,
+            **made,
+        )
+        self.head = Head(width, vocabulary_size, tied=tied, use_bias=head_bias, rngs=rngs)
+        self.kind, self.rate, self.width = positions, rate, width
+
+    def __call__(
+        self,
+        x: Int[Array, "B T"] | Float[Array, "B T V"],
+        *,
+        segment: Int[Array, "B T"] | None = None,
+        cache: Cache | None = None,
+        capacity: int = 0,
+        key: Array | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, "B T V"], Cache | None]:
+        """Logits in float32, and the cache.
+
+        Raises:
+          ConfigError: more positions than there are learned ones, or than the capacity.
+          ValueError: a segment as well as a cache.
+        """
+        keys = [None] * 2 if key is None else jax.random.split(key)
+        h = self._placed(self.embed(x), placed(x.shape[1], segment, cache))
+        h = dropout(h, self.rate, keys[0], train)
+        given = {"segment": segment, "cache": cache, "capacity": capacity}
+        h, cache = self.body(h, **given, key=keys[1], train=train)
+        return self.head(h, self.embed), cache
+
+    def _placed(self, h: Float[Array, "B T D"], place: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        if self.kind == "learned":
+            table, T = self.positions[...], h.shape[1]
+            known = len(table)
+            require(known >= T, "positions", T, f"at most {known}, as many as the network learned")
+            return h + table.astype(h.dtype)[place]
+        if self.kind == "sinusoidal":
+            return (h * math.sqrt(self.width) + sinusoidal(place, self.width)).astype(h.dtype)
+        return h

@@ -1,0 +1,248 @@
+"""Recurrent networks over tokens or frames: Elman's, LSTM and GRU, in layers, scanned over time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from genjax.config import one_of, require
+from genjax.networks.sequence import Head, begins, embedding, one_segment
+from genjax.nn.layers import Linear, contract, dropout
+from genjax.parallel.rules import Rules, fsdp, replicate
+
+RULES: Rules = ((r"(kernel|embedding)$", fsdp), (r"bias$", replicate))
+
+State = tuple[Float[Array, "B H"], ...]  # the first is what a layer puts out
+
+sigmoid = jax.nn.sigmoid
+
+
+def rnn(x: Float[Array, "B H"], h: Float[Array, "B H"], state: State) -> State:
+    """Elman 1990: tanh of what comes from the input `x` and from the state `h`."""
+    return (jnp.tanh(x + h),)
+
+
+def lstm(x: Float[Array, "B 4*H"], h: Float[Array, "B 4*H"], state: State) -> State:
+    """Gers et al. 2000: input, forget and output gates; in PyTorch's order, the cell third."""
+    i, f, g, o = jnp.split(x + h, 4, axis=-1)
+    cell = sigmoid(f) * state[1] + sigmoid(i) * jnp.tanh(g)
+    return sigmoid(o) * jnp.tanh(cell), cell
+
+
+def gru(x: Float[Array, "B 3*H"], h: Float[Array, "B 3*H"], state: State) -> State:
+    """Cho et al. 2014 as PyTorch has it: reset, update, new; the reset gate after the product."""
+    (xr, xz, xn), (hr, hz, hn) = (jnp.split(a, 3, axis=-1) for a in (x, h))
+    r, z = sigmoid(xr + hr), sigmoid(xz + hz)
+    return ((1 - z) * jnp.tanh(xn + r * hn) + z * state[0],)
+
+
+class Kind(NamedTuple):
+    """A cell: its function, its products, its arrays of state, whether h has a bias of its own."""
+
+    cell: Callable[[Array, Array, State], State]
+    gates: int
+    states: int
+    state_bias: bool
+
+
+KINDS = {
+    "rnn": Kind(rnn, 1, 1, False),
+    "lstm": Kind(lstm, 4, 2, False),
+    "gru": Kind(gru, 3, 1, True),
+}
+
+
+def _scan(cell, x, taps, kernel, new, state) -> tuple[Float[Array, "T B H"], State]:
+    """A layer over time; `taps` is added to what comes from the state."""
+
+    def step(state: State, given: tuple) -> tuple[State, Array]:
+        x, tap, new = given
+        if new is not None:
+            state = tuple(jnp.where(new[:, None], 0, s) for s in state)
+        h = contract("bh,hf->bf", state[0].astype(kernel.dtype), kernel)
+        state = cell(x, h if tap is None else h + tap, state)
+        return state, state[0]
+
+    state, out = lax.scan(step, state, (x, taps, new))
+    return out, state
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def unroll(
+    cell: Callable,
+    x: Float[Array, "T B F"],
+    kernel: Float[Array, "H F"],
+    bias: Float[Array, "F"] | None,
+    new: Bool[Array, "T B"] | None,
+    state: State,
+) -> tuple[Float[Array, "T B H"], State]:
+    """A layer over time, float32 but for the products with `kernel`, which are in its dtype.
+
+    The gradient of `kernel` is one product over all steps at the end, not a sum of one a step.
+
+    Args:
+      cell: (from the input, from the state, state) -> state.
+      x: what comes from the input.
+      kernel: of what comes from the state.
+      bias: of that; None for none.
+      new: where the state begins anew, from zero; None for nowhere.
+      state: ahead of the first step.
+
+    Returns:
+      The first array of the state after each step, and the state after the last.
+    """
+    taps = None if bias is None else jnp.broadcast_to(bias, x.shape)
+    return _scan(cell, x, taps, kernel, new, state)
+
+
+def _unroll_forward(cell, x, kernel, bias, new, state):
+    taps = None if bias is None else jnp.broadcast_to(bias, x.shape)
+    (out, last), pull = jax.vjp(
+        lambda x, taps, state: _scan(cell, x, taps, kernel, new, state), x, taps, state
+    )
+    before = jnp.concatenate([state[0][None], out[:-1]])
+    if new is not None:
+        before = jnp.where(new[..., None], 0, before)
+    return (out, last), (pull, before.astype(kernel.dtype))
+
+
+def _unroll_backward(cell, residual, g):
+    pull, before = residual
+    dx, taps, state = pull(g)
+    slope = dx if taps is None else taps  # of what comes from the state, at each step
+    kernel = contract("tbh,tbf->hf", before, slope.astype(before.dtype)).astype(before.dtype)
+    return dx, kernel, None if taps is None else taps.sum((0, 1)), None, state
+
+
+unroll.defvjp(_unroll_forward, _unroll_backward)
+
+
+class Layer(nnx.Module):
+    """One layer: the products with all inputs at once, then the scan over time."""
+
+    def __init__(self, features: int, width: int, kind: Kind, dtype: jnp.dtype, rngs: nnx.Rngs):
+        """Kernels U(-1 / sqrt(H), 1 / sqrt(H)), biases 0, but 1 of a forget gate.
+
+        The latter as Jozefowicz et al. 2015 have it.
+        """
+        bound = 1 / math.sqrt(width)
+
+        def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        made = {"init": init, "dtype": dtype, "rngs": rngs}
+        self.input = Linear(features, kind.gates * width, **made)
+        self.state = Linear(width, kind.gates * width, use_bias=kind.state_bias, **made)
+        if kind.cell is lstm:
+            self.input.bias[...] = self.input.bias[...].at[width : 2 * width].set(1.0)
+        self.cell, self.dtype = kind.cell, dtype
+
+    def __call__(
+        self, x: Float[Array, "T B D"], new: Bool[Array, "T B"] | None, state: State
+    ) -> tuple[Float[Array, "T B H"], State]:
+        """What it puts out, in its compute type, and the last state, float32."""
+        bias = None if self.state.bias is None else self.state.bias[...]
+        kernel = self.state.kernel[...].astype(self.dtype)
+        given = self.input(x).astype(jnp.float32)
+        out, state = unroll(self.cell, given, kernel, bias, new, state)
+        return out.astype(self.dtype), state
+
+
+class Network(nnx.Module):
+    """The logits of what comes next, given what came so far; see `sequence` for how it is called.
+
+    Its cache is the state of each layer, one array [L, B, H] or, of an LSTM, two: it has no
+    positions, and nothing limits their number.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        length: int,
+        *,
+        frames: bool = False,
+        cell: str = "lstm",
+        width: int = 256,
+        depth: int = 1,
+        tied: bool = False,
+        rate: float = 0.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network.
+
+        Args:
+          vocabulary_size: values of a token, or keys of a frame, V.
+          length: of no matter here.
+          frames: whether it goes over frames [B, T, V] of zeros and ones, as they are.
+          cell: "rnn", "lstm" or "gru".
+          width: of the state, and of the vectors that stand for tokens, H.
+          depth: layers.
+          tied: whether the head has the weights of the tokens' vectors.
+          rate: of dropout, of the tokens' vectors and of what each layer puts out (Zaremba et al.
+            2014).
+          dtype: compute type.
+          rngs: for the initial parameters.
+
+        Raises:
+          ConfigError: no such cell, no layers, or a tied head without tokens.
+        """
+        del length
+        one_of("cell", cell, tuple(KINDS))
+        require(depth > 0, "depth", depth, "at least 1")
+        require(not (tied and frames), "tied", tied, "False with frames, which have no vectors")
+        made = {"dtype": dtype, "rngs": rngs}
+        self.embed = None if frames else embedding(vocabulary_size, width, False, **made)
+        self.layers = nnx.Dict(
+            {
+                str(i): Layer(
+                    vocabulary_size if frames and i == 0 else width, width, KINDS[cell], **made
+                )
+                for i in range(depth)
+            }
+        )
+        self.head = Head(width, vocabulary_size, tied=tied, use_bias=True, rngs=rngs)
+        self.shape, self.states = (depth, width), KINDS[cell].states
+        self.rate, self.dtype = rate, dtype
+
+    def __call__(
+        self,
+        x: Int[Array, "B T"] | Float[Array, "B T V"],
+        *,
+        segment: Int[Array, "B T"] | None = None,
+        cache: tuple[Float[Array, "L B H"], ...] | None = None,
+        capacity: int = 0,
+        key: Array | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, "B T V"], tuple[Float[Array, "L B H"], ...] | None]:
+        """Logits in float32, and the cache.
+
+        Raises:
+          ValueError: a segment as well as a cache.
+        """
+        one_segment(segment, cache)
+        (depth, width), B = self.shape, len(x)
+        keys = [None] * (depth + 1) if key is None else jax.random.split(key, depth + 1)
+        h = x.astype(self.dtype)
+        if self.embed is not None:
+            h = dropout(self.embed(x), self.rate, keys[-1], train)
+        h = h.swapaxes(0, 1)
+        new = None if segment is None else begins(segment).T
+        before = cache or (jnp.zeros((depth, B, width), jnp.float32),) * self.states
+        after = []
+        for i in range(depth):
+            h, state = self.layers[str(i)](h, new, tuple(array[i] for array in before))
+            h = dropout(h, self.rate, keys[i], train)
+            after.append(state)
+        logits = self.head(h.swapaxes(0, 1), self.embed)
+        if cache is None and not capacity:
+            return logits, None
+        return logits, tuple(jnp.stack(arrays) for arrays in zip(*after, strict=True))

@@ -1,0 +1,328 @@
+"""Autoregressive decoding: the prompt all at once, then one token after the other.
+
+It runs any network of the form `apply(x [B, T], *, segment=None, cache=None, capacity=0) ->
+(logits [B, T, V], cache)` (networks/decoder.py), with its parameters bound by
+`jax.tree_util.Partial(apply, params)`: so bound they are arguments of the compiled program,
+while those that a closure holds are constants within it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float, Int
+
+from genjax.config import ConfigError, require
+from genjax.sampling.logits import Processor, newest
+
+Tree = Any
+Apply = Callable[..., tuple[Float[Array, "B T V"], Tree]]
+
+
+class Plan(NamedTuple):
+    """What is known when the program is compiled.
+
+    Attributes:
+      prompt: columns of the prompt, P.
+      total: columns of prompt and new tokens, S.
+      context: the most positions that the network takes.
+      padded: whether the prompt may be padded.
+      eos: tokens that end a text.
+      stop: sequences of new tokens that end a text.
+      processors: of the logits.
+    """
+
+    prompt: int
+    total: int
+    context: int
+    padded: bool
+    eos: tuple[int, ...]
+    stop: tuple[tuple[int, ...], ...]
+    processors: tuple[Processor, ...]
+
+    @property
+    def capacity(self) -> int:
+        """Positions of the cache; the last token is never fed."""
+        return min(self.total - 1, self.context)
+
+    @property
+    def kept(self) -> int:
+        """Tokens that stay when the window slides."""
+        return max(self.context // 2, 1)
+
+
+class State(NamedTuple):
+    """How far decoding is.
+
+    Attributes:
+      tokens: prompt and new tokens, -1 where nothing is.
+      done: whose text has ended.
+      length: columns of `tokens` that have come, the same in all rows.
+      cache: the network's, with all of its window but the newest token.
+    """
+
+    tokens: Int[Array, "B S"]
+    done: Bool[Array, "B"]
+    length: Int[Array, ""]
+    cache: Tree
+
+
+def generate(
+    apply: Apply,
+    prompt: Int[Array, "B P"],
+    key: Array | None = None,
+    *,
+    max_new_tokens: int,
+    context: int,
+    eos: int | Sequence[int] = (),
+    stop: Sequence[Sequence[int]] = (),
+    processors: Sequence[Processor] = (),
+) -> Int[Array, "B S"]:
+    """Continues each prompt; S = P + max_new_tokens.
+
+    Tokens are drawn as the processed logits have them, or, without a key, the most probable one is
+    taken. A text ends with the first of `eos`, or with one of `stop`, both of which are kept. Past
+    `context` positions the window slides: the newest context // 2 tokens are all that the
+    network still knows, and it goes on from them until it is full again.
+
+    It is compiled here, once for its shapes, options and `apply`, and stops when all texts have
+    ended. Within another jitted function the values of the prompt cannot be checked.
+
+    Args:
+      apply: the network; see above.
+      prompt: tokens, with -1 on the left where a prompt is shorter.
+      key: draws, the n-th new token with the key folded with n; None is greedy.
+      max_new_tokens: to add to each prompt, at most.
+      context: the most positions that the network takes.
+      eos: tokens that end a text.
+      stop: sequences of tokens that end a text; the prompt's last tokens are no part of one.
+      processors: of the logits, in order (`logits.chain`).
+
+    Returns:
+      The prompts and what follows, -1 where nothing does.
+
+    Raises:
+      ConfigError: a prompt that is empty, longer than `context`, padded elsewhere than on the left,
+        or with a token outside the vocabulary; nothing to add.
+    """
+    apply, plan = make_plan(apply, prompt, max_new_tokens, context, eos, stop, processors)
+    return _generate(apply, plan, jnp.asarray(prompt, jnp.int32), key)
+
+
+def stream(
+    apply: Apply,
+    prompt: Int[Array, "P"],
+    key: Array | None = None,
+    *,
+    decode: Callable[[Sequence[int]], str],
+    max_new_tokens: int,
+    context: int,
+    eos: int | Sequence[int] = (),
+    stop: Sequence[Sequence[int]] = (),
+    processors: Sequence[Processor] = (),
+) -> Iterator[str]:
+    """Yields what `generate` adds to one prompt, as text, as it comes.
+
+    Text is held back while it ends in U+FFFD, which is what half a character decodes to. The token
+    of `eos` is left out.
+
+    Args:
+      apply: as for `generate`, like all that is not named here.
+      prompt: tokens.
+      key: draws.
+      decode: tokens -> text; need not know what is half a character.
+      max_new_tokens: at most.
+      context: the most positions that the network takes.
+      eos: tokens that end the text.
+      stop: sequences of tokens that end it.
+      processors: of the logits.
+
+    Raises:
+      ConfigError: as `generate`.
+    """
+    prompt = np.asarray(prompt, np.int32)[None]
+    apply, plan = make_plan(apply, prompt, max_new_tokens, context, eos, stop, processors)
+    text = _Text(decode, prompt[0].tolist())
+    state, room = _begin(plan, jnp.asarray(prompt)), 0
+    for column in range(plan.prompt, plan.total):
+        if room:
+            state, room = _jitted_step(apply, plan, key, state), room - 1
+        else:
+            width = plan.prompt if column == plan.prompt else plan.kept
+            state = _jitted_fill(apply, plan, key, state._replace(cache=None), width)
+            room = plan.capacity - width
+        token = int(state.tokens[0, column])
+        if token in plan.eos:
+            break
+        yield from text.add(token)
+        if state.done[0]:
+            break
+    yield from text.rest()
+
+
+class _Text:
+    """The text of tokens that come one by one: what each adds to the text of those before it."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], tokens: list[int]):
+        self.decode, self.tokens = decode, tokens
+        # A tokenizer may treat the start of a text specially, so the new is decoded after the old.
+        self.start, self.told = 0, len(tokens)
+
+    def rest(self) -> Iterator[str]:
+        """All that is not told yet."""
+        old = self.decode(self.tokens[self.start : self.told])
+        new = self.decode(self.tokens[self.start :])[len(old) :]
+        self.start, self.told = self.told, len(self.tokens)
+        if new:
+            yield new
+
+    def add(self, token: int) -> Iterator[str]:
+        """Takes a token, and tells the text so far unless it ends within a character."""
+        self.tokens.append(token)
+        if not self.decode(self.tokens[self.start :]).endswith("\ufffd"):
+            yield from self.rest()
+
+
+def make_plan(
+    apply: Apply,
+    prompt: Int[Array, "B P"],
+    max_new_tokens: int,
+    context: int,
+    eos: int | Sequence[int],
+    stop: Sequence[Sequence[int]],
+    processors: Sequence[Processor],
+) -> tuple[Apply, Plan]:
+    """`apply` as an argument of a jitted function, and the plan; for the arguments see `generate`.
+
+    Raises:
+      ConfigError: they do not fit each other.
+    """
+    if not isinstance(apply, Partial):
+        apply = Partial(apply)
+    rows, length = np.shape(prompt)
+    whole = isinstance(max_new_tokens, int) and max_new_tokens > 0
+    require(whole, "max_new_tokens", max_new_tokens, "a whole number above 0")
+    require(rows > 0 and length > 0, "prompt", np.shape(prompt), "at least one row, and one token")
+    if length > context:
+        raise ConfigError(
+            f"The prompt has {length} tokens, but the model takes {context} positions: shorten the "
+            "prompt, or keep its end only."
+        )
+    padded = True
+    if not isinstance(prompt, jax.core.Tracer):
+        logits = _logits.eval_shape(apply, jax.ShapeDtypeStruct((rows, length), jnp.int32))
+        padded = _check_tokens(np.asarray(prompt), logits.shape[-1])
+    eos = tuple(np.atleast_1d(np.asarray(eos, np.int64)).tolist())
+    stop = tuple(tuple(int(token) for token in sequence) for sequence in stop)
+    require(all(stop), "stop", stop, "sequences of at least one token")
+    total = length + max_new_tokens
+    return apply, Plan(length, total, context, padded, eos, stop, tuple(processors))
+
+
+def _check_tokens(prompt: Int[np.ndarray, "B P"], values: int) -> bool:
+    """Whether there is padding; raises ConfigError at anything but left padding and tokens."""
+    outside = prompt[(prompt < -1) | (prompt >= values)]
+    if outside.size:
+        raise ConfigError(
+            f"The prompt has the token {outside[0]}, but the model knows the tokens 0 to "
+            f"{values - 1}: use the tokenizer that it was trained with."
+        )
+    padding = prompt < 0
+    if padding[:, -1].any() or (padding[:, 1:] & ~padding[:, :-1]).any():
+        raise ConfigError(
+            "The prompt has a -1 after a token, or no token in a row: pad on the left, and give "
+            "each row at least one token."
+        )
+    return bool(padding.any())
+
+
+@jax.jit
+def _logits(apply: Apply, x: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+    return apply(x)[0]
+
+
+@partial(jax.jit, static_argnames="plan")
+def _generate(
+    apply: Apply, plan: Plan, prompt: Int[Array, "B P"], key: Array | None
+) -> Int[Array, "B S"]:
+    step = partial(_step, apply, plan, key)
+
+    def window(state: State, width: int) -> State:
+        """Goes on from the newest `width` tokens until the cache is full."""
+        full = state.length + 1 + plan.capacity - width
+        state = _fill(apply, plan, key, state, width)
+        end = jnp.minimum(full, plan.total)
+        state = jax.lax.while_loop(lambda s: (s.length < end) & ~s.done.all(), step, state)
+        return state._replace(cache=None)
+
+    state = window(_begin(plan, prompt), plan.prompt)
+    if plan.total > plan.context + 1:
+        state = jax.lax.while_loop(
+            lambda s: (s.length < plan.total) & ~s.done.all(),
+            lambda s: window(s, plan.kept),
+            state,
+        )
+    return state.tokens
+
+
+def _begin(plan: Plan, prompt: Int[Array, "B P"]) -> State:
+    tokens = jnp.pad(prompt, ((0, 0), (0, plan.total - plan.prompt)), constant_values=-1)
+    return State(tokens, jnp.zeros(len(tokens), bool), jnp.int32(plan.prompt), None)
+
+
+def prefill(
+    apply: Apply, plan: Plan, tokens: Int[Array, "B S"], length: Int[Array, ""] | int, width: int
+) -> tuple[Float[Array, "B V"], Tree]:
+    """The logits of column `length`, and a cache of the `width` columns before it."""
+    window = jax.lax.dynamic_slice_in_dim(tokens, length - width, width, 1)
+    segment = (window >= 0).astype(jnp.int32) if plan.padded else None
+    logits, cache = apply(jnp.maximum(window, 0), segment=segment, capacity=plan.capacity)
+    return logits[:, -1], cache
+
+
+def advance(
+    apply: Apply, tokens: Int[Array, "B S"], length: Int[Array, ""], cache: Tree
+) -> tuple[Float[Array, "B V"], Tree]:
+    """The logits of column `length`, and the cache with the newest token in it."""
+    token = jax.lax.dynamic_slice_in_dim(tokens, length - 1, 1, 1)
+    logits, cache = apply(jnp.maximum(token, 0), cache=cache)
+    return logits[:, -1], cache
+
+
+def _fill(apply: Apply, plan: Plan, key: Array | None, state: State, width: int) -> State:
+    logits, cache = prefill(apply, plan, state.tokens, state.length, width)
+    return _choose(plan, key, logits, state._replace(cache=cache))
+
+
+def _step(apply: Apply, plan: Plan, key: Array | None, state: State) -> State:
+    logits, cache = advance(apply, state.tokens, state.length, state.cache)
+    return _choose(plan, key, logits, state._replace(cache=cache))
+
+
+def _choose(plan: Plan, key: Array | None, logits: Float[Array, "B V"], state: State) -> State:
+    """Adds one token to each text that has not ended."""
+    tokens, done, length, cache = state
+    for process in plan.processors:
+        logits = process(logits, tokens)
+    if key is None:
+        token = jnp.argmax(logits, -1)
+    else:
+        token = jax.random.categorical(jax.random.fold_in(key, length - plan.prompt), logits)
+    token = jnp.where(done, -1, token).astype(jnp.int32)
+    tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], length, 1)
+    if plan.eos:
+        done |= jnp.isin(token, jnp.array(plan.eos))
+    for sequence in plan.stop:
+        last = newest(tokens[:, plan.prompt :], length + 1 - plan.prompt, len(sequence))
+        done |= (last == jnp.array(sequence)).all(-1)
+    return State(tokens, done, length + 1, cache)
+
+
+_jitted_fill = jax.jit(_fill, static_argnames=("plan", "width"))
+_jitted_step = jax.jit(_step, static_argnames="plan", donate_argnames="state")

@@ -1,0 +1,281 @@
+"""What is done to the logits of the next token before one is chosen.
+
+A processor is a pure function `(logits [B, V], history [B, S]) -> logits [B, V]`. The history is
+the prompt, padded on the left, and what followed it; columns to come are -1, and so is padding.
+Its rows are equally far: the newest token of each stands in the last column that is not -1
+everywhere. A processor made for beam search sees log-probabilities instead of logits.
+
+Each function here but `chain` makes one processor, and `chain` those of a set of options in the
+order of transformers' GenerationMixin. A processor that is off is not in the chain at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from genjax.config import require
+
+Processor = Callable[[Float[Array, "B V"], Int[Array, "B S"]], Float[Array, "B V"]]
+
+
+class Options(NamedTuple):
+    """What to make a chain of; the defaults leave the logits as they are.
+
+    Attributes:
+      temperature: divides the logits; 0 stands for the most probable token, and then top_k, top_p
+        and min_p, which would not change it, are left out.
+      top_k: keep this many of the most probable tokens; 0 keeps all.
+      top_p: keep the most probable tokens that together have this probability; 1 keeps all.
+      min_p: keep the tokens at least this share as probable as the most probable one.
+      repetition_penalty: above 1, tokens that occurred become less probable.
+      no_repeat_ngram: no n-gram of this length occurs twice; 0 allows it.
+      allowed: the only tokens to choose from; empty for all.
+      banned: sequences of tokens that must not come.
+      min_new_tokens: so many tokens before the end may come.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+    allowed: Sequence[int] = ()
+    banned: Sequence[Sequence[int]] = ()
+    min_new_tokens: int = 0
+
+
+def chain(options: Options, *, eos: Sequence[int] = (), prompt: int = 0) -> tuple[Processor, ...]:
+    """The processors that `options` ask for, in order.
+
+    Args:
+      options: see there.
+      eos: tokens that end a text, for `min_new_tokens`.
+      prompt: columns of the prompt P, for `min_new_tokens`.
+
+    Raises:
+      ConfigError: an option is out of range.
+    """
+    o = options
+    made = []
+    if o.repetition_penalty != 1:
+        made.append(repetition_penalty(o.repetition_penalty))
+    if o.no_repeat_ngram:
+        made.append(no_repeat_ngram(o.no_repeat_ngram))
+    if o.banned:
+        made.append(banned(o.banned))
+    if o.min_new_tokens and eos:
+        made.append(minimum_new_tokens(o.min_new_tokens, eos, prompt))
+    if o.allowed:
+        made.append(allowed(o.allowed))
+    if o.temperature == 0:
+        return tuple(made)
+    if o.temperature != 1:
+        made.append(temperature(o.temperature))
+    if o.top_k:
+        made.append(top_k(o.top_k))
+    if o.top_p != 1:
+        made.append(top_p(o.top_p))
+    if o.min_p:
+        made.append(min_p(o.min_p))
+    return tuple(made)
+
+
+def temperature(value: float) -> Processor:
+    """Divides by `value`: below 1 sharpens the distribution, above 1 flattens it.
+
+    Raises:
+      ConfigError: not above 0.
+    """
+    _require_number("temperature", value, above=0)
+    return lambda logits, history: logits / value
+
+
+def top_k(count: int) -> Processor:
+    """Keeps the `count` most probable tokens, and ties of the last (Fan et al. 2018).
+
+    Raises:
+      ConfigError: not a whole number above 0.
+    """
+    require(isinstance(count, int) and count > 0, "top_k", count, "a whole number above 0")
+
+    def process(logits: Array, history: Array) -> Array:
+        least = jax.lax.top_k(logits, min(count, logits.shape[-1]))[0][:, -1:]
+        return jnp.where(logits < least, -jnp.inf, logits)
+
+    return process
+
+
+def top_p(mass: float) -> Processor:
+    """Keeps the fewest tokens with `mass` of the probability (Holtzman et al. 2020, eq. 2).
+
+    Nothing is sorted: the least probability that is kept is found bit by bit, from the highest on,
+    as the bits of floats above 0 are in the floats' own order.
+
+    Raises:
+      ConfigError: not above 0 and at most 1.
+    """
+    _require_number("top_p", mass, above=0, most=1)
+
+    def process(logits: Array, history: Array) -> Array:
+        probability = jax.nn.softmax(logits.astype(jnp.float32))
+        bits = jax.lax.bitcast_convert_type(probability, jnp.int32)
+
+        def settle(i: Array, least: Int[Array, "B 1"]) -> Int[Array, "B 1"]:
+            higher = least | (1 << (29 - i))  # those of 1.0 need 30 bits
+            kept = jnp.where(bits >= higher, probability, 0).sum(-1, keepdims=True)
+            return jnp.where(kept >= mass, higher, least)
+
+        least = jax.lax.fori_loop(0, 30, settle, jnp.zeros((len(logits), 1), jnp.int32))
+        return jnp.where(bits < least, -jnp.inf, logits)
+
+    return process
+
+
+def min_p(share: float) -> Processor:
+    """Keeps tokens of at least `share` of the highest probability (Nguyen et al. 2024).
+
+    Raises:
+      ConfigError: not above 0 and at most 1.
+    """
+    _require_number("min_p", share, above=0, most=1)
+    below = math.log(share)
+
+    def process(logits: Array, history: Array) -> Array:
+        return jnp.where(logits < logits.max(-1, keepdims=True) + below, -jnp.inf, logits)
+
+    return process
+
+
+def repetition_penalty(penalty: float) -> Processor:
+    """Divides what is above 0 by `penalty`, and multiplies the rest, of each token of the history.
+
+    Keskar et al. 2019, section 4.1, with the sign minded.
+
+    Raises:
+      ConfigError: not above 0.
+    """
+    _require_number("repetition_penalty", penalty, above=0)
+
+    def process(logits: Array, history: Array) -> Array:
+        changed = jnp.where(logits < 0, logits * penalty, logits / penalty)
+        return jnp.where(_mark(history, logits), changed, logits)
+
+    return process
+
+
+def no_repeat_ngram(size: int) -> Processor:
+    """Takes away each token that would complete an n-gram of `size` that the history has already.
+
+    Paulus et al. 2018, section 2.5.
+
+    Raises:
+      ConfigError: not a whole number above 0.
+    """
+    require(isinstance(size, int) and size > 0, "no_repeat_ngram", size, "a whole number above 0")
+
+    def process(logits: Array, history: Array) -> Array:
+        starts = history.shape[1] - size + 1
+        if starts < 1:
+            return logits
+        begun = newest(history, columns(history), size - 1)
+        repeated = jnp.ones((len(history), starts), bool)
+        for i in range(size - 1):
+            repeated &= history[:, i : i + starts] == begun[:, i : i + 1]
+        completed = jnp.where(repeated, history[:, size - 1 :], -1)
+        return jnp.where(_mark(completed, logits), -jnp.inf, logits)
+
+    return process
+
+
+def allowed(tokens: Sequence[int]) -> Processor:
+    """Takes away all but these tokens.
+
+    Raises:
+      ConfigError: no token, or, at the first call, one outside the vocabulary.
+    """
+    require(len(tokens) > 0, "allowed", tokens, "at least one token")
+
+    def process(logits: Array, history: Array) -> Array:
+        return jnp.where(_vocabulary_mask("allowed", tokens, logits), logits, -jnp.inf)
+
+    return process
+
+
+def banned(sequences: Sequence[Sequence[int]]) -> Processor:
+    """Takes away each token that would complete one of these sequences.
+
+    Raises:
+      ConfigError: an empty sequence, or, at the first call, a token outside the vocabulary.
+    """
+    require(all(len(s) for s in sequences), "banned", sequences, "sequences of at least one token")
+
+    def process(logits: Array, history: Array) -> Array:
+        for sequence in sequences:
+            last = _vocabulary_mask("banned", sequence[-1:], logits)
+            _vocabulary_mask("banned", sequence[:-1], logits)
+            begun = newest(history, columns(history), len(sequence) - 1)
+            begun = (begun == jnp.asarray(sequence[:-1], jnp.int32)).all(-1, keepdims=True)
+            logits = jnp.where(begun & last, -jnp.inf, logits)
+        return logits
+
+    return process
+
+
+def minimum_new_tokens(count: int, eos: Sequence[int], prompt: int) -> Processor:
+    """Takes away the tokens `eos` until `count` tokens follow a prompt of `prompt` columns.
+
+    Raises:
+      ConfigError: a number below 0, or, at the first call, a token outside the vocabulary.
+    """
+    whole = isinstance(count, int) and count >= 0
+    require(whole, "min_new_tokens", count, "a whole number, 0 or more")
+
+    def process(logits: Array, history: Array) -> Array:
+        early = columns(history) - prompt < count
+        return jnp.where(early & _vocabulary_mask("eos", eos, logits), -jnp.inf, logits)
+
+    return process
+
+
+def columns(history: Int[Array, "B S"]) -> Int[Array, ""]:
+    """Columns of the history that have come: up to the last that is not -1 in every row."""
+    held = (history >= 0).any(0)
+    return jnp.max(jnp.where(held, jnp.arange(1, len(held) + 1), 0))
+
+
+def newest(
+    history: Int[Array, "B S"], length: Int[Array, ""] | int, count: int
+) -> Int[Array, "B N"]:
+    """The `count` columns of the history that end at column `length`, -1 where there are none."""
+    padded = jnp.pad(history, ((0, 0), (count, 0)), constant_values=-1)
+    return jax.lax.dynamic_slice_in_dim(padded, length, count, 1)
+
+
+def _require_number(name: str, value: object, *, above: float, most: float = math.inf) -> None:
+    fit = isinstance(value, int | float) and above < value <= most
+    limit = "" if most == math.inf else f" and at most {most}"
+    require(fit, name, value, f"a number above {above}{limit}")
+
+
+def _mark(tokens: Int[Array, "B N"], logits: Float[Array, "B V"]) -> Bool[Array, "B V"]:
+    """Which tokens of the vocabulary occur in each row; -1 is none."""
+    rows = jnp.arange(len(tokens))[:, None]
+    column = jnp.where(tokens < 0, logits.shape[-1], tokens)
+    return jnp.zeros(logits.shape, bool).at[rows, column].set(True, mode="drop")
+
+
+def _vocabulary_mask(name: str, tokens: Sequence[int], logits: Array) -> Bool[np.ndarray, "V"]:
+    """Which tokens of the vocabulary these are, the same for all rows."""
+    values = logits.shape[-1]
+    ids = np.asarray(tokens, np.int64)
+    fit = bool(((ids >= 0) & (ids < values)).all())
+    require(fit, name, tuple(ids.tolist()), f"tokens from 0 to {values - 1}")
+    return np.isin(np.arange(values), ids)

@@ -1,0 +1,142 @@
+"""What the command line says in words, as the tokens of a run's tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError
+from genjax.data import tokenizers
+from genjax.data.tokenizers import Tokenizer
+from genjax.method import DataSpec
+from genjax.training import workdir
+from genjax.training.pictures import write_atomic
+
+FILE = "tokenizer.json"  # in a workdir
+
+
+def read_tokenizer(folder: Path, spec: DataSpec) -> Tokenizer | None:
+    """The tokenizer that the run in `folder` was trained with; None if its data are no text.
+
+    Raises:
+      ConfigError: it is missing or damaged, or it is another one.
+    """
+    if spec.modality != "text":
+        return None
+    path = folder / FILE
+    if not path.is_file():
+        raise ConfigError(f"{path} is missing: put the run's tokenizer back from a copy.")
+    content = path.read_text(encoding="utf-8")
+    if digest(content) != workdir.read_digest(folder, "tokenizer"):
+        raise ConfigError(
+            f"{path} is not the tokenizer that the run was trained with: its tokens mean something "
+            "else. Put the run's own back from a copy."
+        )
+    return tokenizers.from_json(content)
+
+
+def keep_tokenizer(folder: Path, tokenizer: Tokenizer | None) -> str:
+    """Writes the tokenizer of the data into a run's folder, and returns its digest ("" of None).
+
+    Raises:
+      ConfigError: the run goes on from a checkpoint that was trained with another one.
+    """
+    if tokenizer is None:
+        return ""
+    check_tokenizer(folder, tokenizer)
+    content = tokenizer.to_json()
+    write_atomic(folder / FILE, content.encode())
+    return digest(content)
+
+
+def check_tokenizer(folder: Path, tokenizer: Tokenizer | None) -> None:
+    """Raises ConfigError if a run that has begun has another tokenizer than its data now."""
+    if tokenizer is None or not workdir.has_checkpoint(folder):
+        return
+    if workdir.read_digest(folder, "tokenizer") != digest(tokenizer.to_json()):
+        raise ConfigError(
+            f"the data's tokenizer is another than that which the run in {folder} was trained "
+            "with: its tokens would mean something else. Put the data back, or give another "
+            "--workdir."
+        )
+
+
+def digest(content: str) -> str:
+    """The sha256 of a tokenizer's file."""
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def read_prompt(prompt: str | None, file: str) -> str | None:
+    """The text of `--prompt` or of `--prompt_file`; None if neither is given.
+
+    Raises:
+      ConfigError: both are given, or the file cannot be read as UTF-8.
+    """
+    if not file:
+        return prompt
+    if prompt is not None:
+        raise ConfigError("--prompt and --prompt_file are both given: leave one out.")
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"--prompt_file={file}: not UTF-8 at byte {error.start}. Save it as UTF-8."
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"--prompt_file={file}: {error.strerror}.") from error
+
+
+def encode_prompts(
+    prompts: Sequence[str], tokenizer: Tokenizer, begun: bool
+) -> Int[np.ndarray, "B P"]:
+    """Prompts as tokens, with -1 on the left of shorter ones.
+
+    Args:
+      prompts: the texts.
+      tokenizer: of the run.
+      begun: whether a prompt begins a document, in data whose documents have a token for that.
+
+    Raises:
+      ConfigError: one is empty, or has a character that the tokenizer does not know.
+    """
+    rows = [tokenizer.encode(text) for text in prompts]
+    if any(not len(row) for row in rows):
+        raise ConfigError(
+            '--prompt="": expected at least one character; leave it out to begin new.'
+        )
+    if begun:
+        start = tokenizers.special_tokens(tokenizer)["start"]
+        rows = [np.concatenate([[start], row]) for row in rows]
+    width = max(map(len, rows))
+    padded = [np.pad(row, (width - len(row), 0), constant_values=-1) for row in rows]
+    return np.stack(padded).astype(np.int32)
+
+
+def begins_documents(dataset: ConfigDict, tokenizer: Tokenizer) -> bool:
+    """Whether a prompt is preceded by the token that begins documents.
+
+    So it is where each example of the data begins with it, or the tokenizer has one for nothing
+    else. In a stream of documents a text may as well go on from their middle.
+    """
+    bos, eos = (tokenizer.special.get(role) for role in ("bos", "eos"))
+    return dataset.text.documents != "stream" or (bos is not None and bos != eos)
+
+
+def encode_options(options: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Sampling options, with the words of `stop`, `banned` and `allowed` as tokens.
+
+    Each is one text or a tuple of texts. A text that a tokenizer may write in several ways is
+    meant in the way in which it stands by itself.
+    """
+    found = dict(options)
+    for name in {"stop", "banned", "allowed"} & found.keys():
+        texts = found[name] if isinstance(found[name], tuple | list) else (found[name],)
+        tokens = tuple(tuple(tokenizer.encode(str(text)).tolist()) for text in texts)
+        found[name] = tuple(sorted(set(sum(tokens, ())))) if name == "allowed" else tokens
+    return found

@@ -1,0 +1,81 @@
+"""Weights of others from the command line: into a run, sampled from, trained on, and back."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from command_line import ROOT
+
+from genjax.data.alphabets import Bytes
+from genjax.interop import huggingface
+from genjax.main import main
+from genjax.networks import decoder
+from genjax.nn.functional import functional
+
+IMPORT = f"--config={ROOT / 'configs' / 'import_lm.py'}"
+OPTIONS = {"width": 16, "depth": 1, "heads": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of Hugging Face with a very small GPT-2 over bytes; to be read only."""
+    folder = tmp_path_factory.mktemp("weights")
+    net = functional(lambda rngs: decoder.Network(257, 32, **OPTIONS, rngs=rngs))
+    params, _ = net.init(jax.random.key(0))
+    ids = {"start": 256, "eos": 256}
+    huggingface.write(folder, OPTIONS, 257, 32, params, Bytes({"eos": 256}).to_json(), ids)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    """The workdir of the import; to be read only."""
+    workdir = tmp_path_factory.mktemp("imported") / "run"
+    assert main([IMPORT, f"--config.weights={folder}", f"--workdir={workdir}"]) == 0
+    return workdir
+
+
+def test_an_import_comes_out_as_it_went_in(folder, run, tmp_path, capsys):
+    target = tmp_path / "back"
+    assert main([f"--workdir={run}", "--mode=export", f"--output={target}"]) == 0
+    before, after = huggingface.read(folder), huggingface.read(target)
+    assert (before.vocabulary_size, before.length) == (after.vocabulary_size, after.length)
+    jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
+    assert json.loads((target / "tokenizer.json").read_text())["kind"] == "bytes"
+    assert main([f"--workdir={run}", "--mode=export", f"--output={target}"]) == 1
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_an_import_is_sampled_from_and_trained_on(folder, run, tmp_path, capsys):
+    prompt = ("--mode=sample", "--prompt=ab", "--num=1", "--max_new_tokens=4")
+    assert main([f"--workdir={run}", *prompt]) == 0
+    assert "ab" in capsys.readouterr().out
+    (tmp_path / "words.txt").write_text("the quick brown fox. " * 50)
+    arguments = [
+        *(IMPORT, f"--config.weights={folder}", f"--workdir={tmp_path / 'tuned'}"),
+        *("--config.dataset.name=text", f"--config.dataset.path={tmp_path / 'words.txt'}"),
+        *("--config.dataset.text.length=16", "--config.duration=2_steps"),
+        *("--config.dataset.validation=20_percent", "--config.evals.samples=0"),
+    ]
+    assert main(arguments) == 0
+    assert "finished at step 2 of 2" in capsys.readouterr().err
+    stored = json.loads((tmp_path / "tuned" / "config.json").read_text())["config"]
+    assert stored["model"]["length"] == 32  # all positions are kept, though trained on 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "config.weights is empty"),
+        (["--config.weights=nowhere"], "nowhere"),
+    ],
+)
+def test_no_weights(arguments, expected, tmp_path, capsys):
+    assert main([IMPORT, *arguments, f"--workdir={tmp_path / 'run'}"]) == 1
+    assert expected in capsys.readouterr().err
+
+
+def test_an_image_model_is_not_exported(finished_run, tmp_path, capsys):
+    assert main([f"--workdir={finished_run}", "--mode=export", f"--output={tmp_path}"]) == 1
+    assert "language models" in capsys.readouterr().err

@@ -1,0 +1,129 @@
+"""A language model from the command line: training, prompts, what it leaves, and wrong input."""
+
+import re
+from pathlib import Path
+
+import pytest
+from command_line import ROOT, Cli, metrics
+
+from genjax.main import main
+
+WORDS = "the quick brown fox jumps over the lazy dog. " * 200
+SMALL = [
+    f"--config={ROOT / 'configs' / 'gpt_char.py'}:tiny",
+    "--config.dataset.name=text",
+    "--config.dataset.text.tokenizer=characters",
+    "--config.dataset.text.length=16",
+    "--config.dataset.validation=10_percent",
+    "--config.duration=60_steps",
+    "--config.schedule.warmup=5_steps",
+    "--config.optimizer.learning_rate=3e-3",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The workdir of a whole run on a file of one's own; to be read only."""
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "words.txt").write_text(WORDS)
+    Cli(folder).run(
+        *SMALL, f"--config.dataset.path={folder / 'words.txt'}", f"--workdir={folder / 'run'}"
+    )
+    return folder / "run"
+
+
+@pytest.fixture
+def said(run, capsys):
+    """Runs a command on the run in this process: what it prints, of an error the message."""
+
+    def command(*arguments, code=0):
+        assert main([f"--workdir={run}", *arguments]) == code
+        captured = capsys.readouterr()
+        return captured.out if code == 0 else captured.err
+
+    return command
+
+
+def test_a_run_leaves_its_tokenizer_and_texts_to_read(run):
+    assert (run / "tokenizer.json").is_file()
+    texts = sorted((run / "samples").iterdir())
+    assert [p.name for p in texts] == ["step_00000030.txt", "step_00000060.txt"]
+    assert texts[1].read_text().startswith("===== sample 1 of 2: 17 tokens =====\n")
+    assert texts[1].read_text().split("\n")[1][:6] in (run / "report.html").read_text()
+    last = [line for line in metrics(run) if "eval/loss" in line][-1]
+    assert {"eval/perplexity", "eval/bits_per_byte", "eval/distinct_2", "eval/loss_se"} <= set(last)
+    assert last["eval/bits_per_byte"] == pytest.approx(last["eval/loss"] / 0.6931472, rel=1e-4)
+
+
+def test_texts_go_on_from_a_prompt(said):
+    options = ("--mode=sample", "--prompt=the quick ", "--num=2", "--max_new_tokens=12")
+    out = said(*options)
+    texts = re.findall(r"=====\n(.*)\n", out)
+    assert [text[:10] for text in texts] == ["the quick "] * 2
+    assert [len(text) for text in texts] == [22, 22]
+    path = re.search(r"wrote (\S+\.txt) and", out)[1]
+    assert texts[0] in Path(path).read_text(encoding="utf-8")
+    assert said(*options) == out
+    greedy = re.findall(r"=====\n(.*)\n", said(*options, "--temperature=0"))
+    assert greedy[0] == greedy[1]
+    ended = said(*options, "--temperature=0", f"--stop={greedy[0][12:14]}")
+    assert re.findall(r"=====\n(.*)\n", ended)[0] == greedy[0][:14]
+    banned = said(*options, "--banned=o", "--allowed=fox ")
+    assert set("".join(text[10:] for text in re.findall(r"=====\n(.*)\n", banned))) <= set("fx ")
+
+
+def test_a_text_is_told_as_it_comes(said):
+    whole = said(
+        "--mode=sample", "--prompt=the ", "--num=1", "--max_new_tokens=30", "--temperature=0"
+    )
+    told = said(
+        "--mode=sample", "--prompt=the ", "--stream", "--max_new_tokens=30", "--temperature=0"
+    )
+    assert re.findall(r"=====\n(.*)\n", whole) == [told.rstrip("\n")]
+
+
+def test_eval_repeats_the_evaluation_of_training(run, said):
+    last = [line for line in metrics(run) if "eval/loss" in line][-1]
+    assert f"eval/bits_per_byte {last['eval/bits_per_byte']:.6g}\n" in said("--mode=eval")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--prompt="], ["--prompt", "at least one character"]),
+        (["--prompt=the Q"], ["'Q'", "offset 4"]),
+        (["--prompt=a", "--prompt_file=b"], ["both"]),
+        (["--prompt_file=nowhere.txt"], ["nowhere.txt", "No such file"]),
+        (["--prompt=" + "the " * 9], ["36 tokens", "16 positions"]),
+        (["--top_p=2"], ["top_p", "2"]),
+        (["--beams=0"], ["beams"]),
+        (["--tempature=1"], ["--tempature", "temperature"]),
+        (["--decode=f"], ["--decode", "no such"]),
+    ],
+)
+def test_wrong_prompts_and_options(said, arguments, expected):
+    message = said("--mode=sample", "--num=1", *arguments, code=1)
+    assert message.startswith("error: ")
+    assert all(word in message for word in expected), message
+
+
+def test_a_prompt_that_is_no_utf8(said, tmp_path):
+    (tmp_path / "prompt.txt").write_bytes(b"the \xff")
+    message = said("--mode=sample", f"--prompt_file={tmp_path / 'prompt.txt'}", code=1)
+    assert "not UTF-8 at byte 4" in message
+
+
+def test_another_tokenizer_is_refused(run, said, tmp_path):
+    own = (run / "tokenizer.json").read_text()
+    try:
+        (run / "tokenizer.json").write_text(own.replace("abc", "abd"))
+        assert "not the tokenizer" in said("--mode=sample", "--num=1", code=1)
+        (run / "tokenizer.json").unlink()
+        assert "is missing" in said("--mode=sample", "--num=1", code=1)
+    finally:
+        (run / "tokenizer.json").write_text(own)
+
+
+def test_a_prompt_is_for_text(finished_run, capsys):
+    assert main([f"--workdir={finished_run}", "--mode=sample", "--prompt=a"]) == 1
+    assert "--prompt and --stream are for text" in capsys.readouterr().err
