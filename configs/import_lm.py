@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
     config.dataset.text.tokenizer = ""
     config.dataset.text.length = 0
     config.batch_size = 8
+    config.evals.batch_size = 8
     config.duration = "0_steps"
     config.optimizer.learning_rate = 1e-4
     config.schedule.name, config.schedule.warmup = "constant", ""
@@ -60,7 +61,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
     text.tokenizer = text.tokenizer or found.tokenizer or known
     with config.unlocked():
         config.model.lm = ConfigDict(found.options | config.model.lm.to_dict())
-        config.model.length, config.model.vocabulary_size = found.length, found.vocabulary_size
+        config.model.length = config.model.length or found.length
+        config.model.vocabulary_size = config.model.vocabulary_size or found.vocabulary_size
     return config
 
 

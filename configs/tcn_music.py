@@ -66,7 +66,7 @@ PRESETS = {
     },
     "nottingham": {
         "dataset.name": "nottingham",
-        "dataset.text.length": 512,
+        "dataset.text.length": 1792,  # the longest has 1,793 frames
         "model.lm.depth": 4,
         "model.lm.kernel_size": 6,
         "model.lm.rate": 0.2,

@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import hashlib
+import itertools
 import logging
 import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,6 +26,7 @@ from genjax import config as configs
 from genjax import method as methods
 from genjax.config import ConfigError, require
 from genjax.data import catalogue, sources
+from genjax.data.alphabets import Tokenizer
 from genjax.data.packages import cache_root
 from genjax.evals.comparison import Comparison, read_samples
 from genjax.evals.evaluation import Evaluation
@@ -190,6 +194,8 @@ def evaluate_samples(config: ConfigDict, samples: str) -> int:
     """Judges images that are there already, and prints the metrics; needs no run."""
     dataset = catalogue.load(config.dataset)
     mesh = make_mesh(config)
+    if dataset.spec.modality != "image":
+        raise ConfigError(f"--samples judges images; {dataset.spec.name} has none.")
     if samples.endswith(".npz"):
         images = read_samples(samples, config.evals.generated)
     elif source := dataset.splits.get(samples):
@@ -222,10 +228,8 @@ def statistics(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> i
 
 def sample(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
     """Draws samples from a checkpoint into files; texts are printed too."""
-    num = 64 if flags.num is None else flags.num
     seed = flags.seed or 0
-    if num < 1:
-        raise ConfigError(f"--num={num}: expected at least 1.")
+    require(flags.num is None or flags.num > 0, "--num", flags.num, "at least 1")
     run, state = restored(config, folder, flags)
     options = parse_options(run.method, flags.options)
     tokenizer = prompts.read_tokenizer(folder, run.spec)
@@ -233,32 +237,49 @@ def sample(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
     if tokenizer is None and (text is not None or flags.stream):
         raise ConfigError(f"--prompt and --stream are for text; {run.spec.name} is none.")
     if tokenizer is not None:
-        options = prompts.encode_options(options, tokenizer)
+        options |= prompts.encode_texts(flags.options, tokenizer)
         if text is not None:
-            begun = prompts.begins_documents(config.dataset, tokenizer)
-            options["condition"] = prompts.encode_prompts([text], tokenizer, begun)
+            start = prompts.start_token(config.dataset, run.spec, tokenizer)
+            options["condition"] = prompts.encode_prompts([text], tokenizer, start)
     params = ema.evaluation_params(config, state.params, state.ema)
     if flags.stream:
-        require(num == 1 or flags.num is None, "--num", num, "1 with --stream")
-        key = stream(jax.random.key(seed), "sample")
-        with jax.set_mesh(run.mesh):
-            print(text or "", end="", flush=True)
-            prompt = options.pop("condition", None)
-            told = {"decode": tokenizer.decode, **options}
-            for piece in run.method.sample(params, state.mutable, key, 1, prompt, **told):
-                print(piece, end="", flush=True)
-        print()
-        return 0
-    draw = make_draw(run, num, options)
-    samples = draw(params, state.mutable, jax.random.key(seed))
+        return tell(run, params, state, tokenizer, options, text or "", flags)
+    num = flags.num or (64 if tokenizer is None else 1)
+    samples = make_draw(run, num, options)(params, state.mutable, jax.random.key(seed))
     if jax.process_index() == 0:
-        names = "".join(f"_{name}_{value}" for name, value in sorted(flags.options.items()))
-        names = re.sub(r"[^\w.,()-]", "", names)
+        given = "".join(f"_{name}_{value}" for name, value in sorted(flags.options.items()))
+        names = re.sub(r"[^\w.,()-]", "", given)[:100]
+        if tokenizer is not None:  # texts differ by more than fits into a name
+            names += "_" + hashlib.sha256(f"{text}{given}".encode()).hexdigest()[:8]
         base = folder / "generated" / f"step_{int(state.step):08d}_seed_{seed}{names}"
         written = artifacts.save(base, samples, run.spec, tokenizer)
         if tokenizer is not None:
             print(artifacts.text(samples, run.spec, tokenizer))
         print(f"wrote {' and '.join(map(str, written))}")
+    return 0
+
+
+def tell(
+    run: Assembly,
+    params: dict,
+    state: TrainState,
+    tokenizer: Tokenizer,
+    options: dict[str, Any],
+    prompt: str,
+    flags: argparse.Namespace,
+) -> int:
+    """Prints one text as it comes: that which `sample` draws with the same seed."""
+    require(flags.num in (None, 1), "--num", flags.num, "1 with --stream")
+    require(jax.process_count() == 1, "--stream", True, "one process")
+    key = jax.random.fold_in(stream(jax.random.key(flags.seed or 0), "sample"), 0)
+    condition = options.pop("condition", None)
+    with jax.set_mesh(run.mesh):
+        pieces = run.method.sample(
+            params, state.mutable, key, 1, condition, decode=tokenizer.decode, **options
+        )
+        for piece in itertools.chain([prompt], pieces):
+            print(piece.translate(artifacts.VISIBLE), end="", flush=True)
+    print()
     return 0
 
 

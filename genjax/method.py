@@ -123,8 +123,8 @@ class Method(NamedTuple):
         is evaluated. "samples" and "step" are names of the grid of samples.
       codec: how a second stage can be trained on this one's codes.
       alarms: signs of failure, to be warned of in the log and the report.
-      pretrained: () -> (params, mutable) of networks that no phase trains and that come from
-        elsewhere; they take the place of what `init` made when a run begins.
+      pretrained: () -> (params, mutable) of networks that come from elsewhere; they take the place
+        of what `init` made when a run begins.
       derived: means of what `evaluate` gives, by name -> figures made of them, such as perplexity.
     """
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from genjax import config as configs
 from genjax import main, method
 from genjax.data import catalogue, rolls
+from genjax.methods.lm import NEW
 from genjax.training import first_stage, optim
 from genjax.training.assemble import assemble
 
@@ -95,6 +96,8 @@ def test_init_step_evaluation_and_samples_have_shapes(location, tmp_path):
             jax.eval_shape(draw, state.params, state.mutable, state.key)
         return
     samples = jax.eval_shape(draw, state.params, state.mutable, state.key)
+    if run.spec.modality == "text":
+        shape = (1 + NEW,)
     assert samples.shape == (3, *shape)
 
 

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 # Of what is kept in the cache. A change of what it means, or of how a corpus is read, needs a new
 # number.
-FORMAT = 1
+FORMAT = 2
 
 
 class Text(NamedTuple):
@@ -211,19 +211,24 @@ def _write(
     folder: Path, split: str, tokenizer: Tokenizer, found: Documents, ended: bool
 ) -> dict[str, Any]:
     """Writes `{split}_ids.npy`, `_ends` and, if there are prompts, `_counted`; returns counts."""
-    end = np.full(int(ended), tokenizer.special.get("eos", 0), np.int32)
+    eos, bos = tokenizer.special.get("eos", 0), tokenizer.special.get("bos")
+    own = ended and bos is not None and bos != eos  # the end of one text may begin the next
+    begin = np.full(int(own), bos if own else 0, np.int32)
+    end = np.full(int(ended), eos, np.int32)
     texts = tokenizer.encode_all(found.texts)
     prompts = tokenizer.encode_all(found.prompts) or [end[:0]] * len(texts)
     parts = [
-        part for prompt, text in zip(prompts, texts, strict=True) for part in (prompt, text, end)
+        part
+        for prompt, text in zip(prompts, texts, strict=True)
+        for part in (begin, prompt, text, end)
     ]
     small = tokenizer.vocabulary_size <= 2**16
     ids = np.concatenate(parts).astype(np.uint16 if small else np.uint32)
-    lengths = np.array([len(part) for part in parts], np.int64).reshape(-1, 3)
+    lengths = np.array([len(part) for part in parts], np.int64).reshape(-1, 4)
     np.save(folder / f"{split}_ids.npy", ids)
     np.save(folder / f"{split}_ends.npy", np.cumsum(lengths.sum(1)))
     if found.prompts:
-        counted = np.repeat(np.tile(np.array([0, 1, 1], np.uint8), len(texts)), lengths.ravel())
+        counted = np.repeat(np.tile(np.array([0, 0, 1, 1], np.uint8), len(texts)), lengths.ravel())
         np.save(folder / f"{split}_counted.npy", counted)
     true = sum(len(utf8(text)) for both in found for text in both)
     stood_for = int(tokenizer.token_bytes[ids].sum(dtype=np.int64))

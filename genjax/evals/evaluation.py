@@ -106,9 +106,10 @@ class Evaluation:
             self.run.method.evaluate, state.params, state.mutable, self.run.batch, state.key
         )
         names = [f"{name}{end}" for name in found for end in ("", "_se")] + metrics_of(c)
-        names += (
-            self.run.method.derived(dict.fromkeys(found, 0.0)) if self.run.method.derived else ()
-        )
+        if derived := self.run.method.derived:
+            names += derived(dict.fromkeys(found, 0.0))
+        if self.like.spec.modality == "text" and self.draw:
+            names += text.diversity([["a"], ["b"]])
         known = [f"eval/{name}" for name in names]
         for key in ("early_stop.metric", "checkpoint.best"):
             name = flatten(c)[key]

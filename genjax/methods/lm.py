@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, construct, read_options, require
+from genjax.data.rolls import KEYS
 from genjax.interop import huggingface
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Ratio, Rules, Tree, find_module
 from genjax.networks.transformer import unstacked
@@ -27,7 +28,8 @@ from genjax.sampling import logits as processors
 from genjax.sampling.beam import beam_search
 from genjax.sampling.decode import generate, stream
 
-KEYS = 88  # of a piano
+NEW = 256  # tokens that a sample has, unless more or fewer are asked for
+ENDLESS = 2**30  # positions of a network that knows no limit
 
 
 class Options(NamedTuple):
@@ -169,7 +171,7 @@ def evaluate(
 
 def derived(means: Mapping[str, float]) -> dict[str, float]:
     """`perplexity`, the exponential of the mean loss of a token."""
-    return {"perplexity": math.exp(min(means["loss"], 700.0))}
+    return {"perplexity": math.exp(min(means["loss"], 700.0))} if "loss" in means else {}
 
 
 def sample(
@@ -206,7 +208,8 @@ def sample(
       num: samples.
       condition: prompts, -1 on the left of shorter ones; None begins new texts.
       decode: the tokenizer's; with it the only prompt's continuation comes as an iterator of texts.
-      max_new_tokens: to add to each prompt, at most; 0 stands for the length trained on.
+      max_new_tokens: to add to each prompt, at most; 0 stands for 256, or with beams for as many of
+        these as the network's positions leave.
       temperature: divides the logits; 0 takes the most probable token.
       top_k: see `logits.Options`, like all up to `min_new_tokens`.
       top_p: see there.
@@ -229,8 +232,11 @@ def sample(
     """
     if condition is None:
         condition = jnp.full((num, 1), model.spec.special_tokens["start"], jnp.int32)
-    require(max_new_tokens >= 0, "--max_new_tokens", max_new_tokens, "at least 0")
-    new = max_new_tokens or model.context
+    require(jnp.ndim(condition) == 2, "--condition", condition, "nothing: give --prompt")
+    whole = isinstance(max_new_tokens, int) and max_new_tokens >= 0
+    require(whole, "--max_new_tokens", max_new_tokens, "a whole number, at least 0")
+    room = max(model.context + 1 - condition.shape[1], 1)
+    new = max_new_tokens or (min(room, NEW) if beams != 1 else NEW)
     eos = tuple(v for k, v in model.spec.special_tokens.items() if k == "eos")
     chosen = processors.Options(
         *(temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram),
@@ -249,8 +255,8 @@ def sample(
         if decode is None:
             return generate(apply, condition, key, stop=stop, **common)
         return stream(apply, condition[0], key, decode=decode, stop=stop, **common)
-    for name, given in (("stop", stop), ("decode", decode)):
-        require(not given, f"--{name}", given, "nothing with --beams: it does not go with it")
+    require(not stop, "--stop", stop, "nothing with --beams: it does not go with it")
+    require(decode is None, "--stream", True, "nothing with --beams: it does not go with it")
     tokens, _ = beam_search(
         *(apply, condition),
         beams=beams,
@@ -288,9 +294,11 @@ def sample_frames(
       ConfigError: a condition, or an option out of range.
     """
     require(condition is None, "--condition", condition, "nothing: a roll is drawn from its start")
-    require(0 <= frames <= model.context, "--frames", frames, f"0 to {model.context}")
-    require(temperature > 0, "--temperature", temperature, "a number above 0")
-    length = frames or model.context
+    whole = isinstance(frames, int) and 0 <= frames <= model.context
+    require(whole, "--frames", frames, f"0 to {model.context}")
+    number = isinstance(temperature, int | float) and temperature > 0
+    require(number, "--temperature", temperature, "a number above 0")
+    length = frames or model.spec.features["frame"].shape[0]
     apply = model.bound(params, mutable)
 
     def draw(logits: Array, position: Array | int) -> Array:
@@ -334,8 +342,9 @@ def from_network(
 def build(config: ConfigDict, spec: DataSpec) -> Method:
     """The model with the network of `config.model` on the sequences of `spec`.
 
-    `config.model.network` names a module of `genjax.networks` (or a dotted path) with `Network` and
-    `RULES`, such as `decoder`, `recurrent` or `tcn`; `config.model.lm` are its options. It has the
+    `config.model.network` names a module of `genjax.networks` (or a dotted path) with `Network`,
+    `RULES` and, if its cache knows no limit, `ENDLESS = True`, such as `decoder`, `recurrent` or
+    `tcn`; `config.model.lm` are its options. It has the
     data's length and vocabulary unless `config.model.length` and `.vocabulary_size` say more. With
     `config.weights`, a folder of Hugging Face, a new run begins with what is in there.
 
@@ -371,7 +380,8 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
             rngs=rngs,
         )
 
-    made = from_network(functional(network), options, spec, sizes["length"], module.RULES)
+    context = ENDLESS if getattr(module, "ENDLESS", False) else sizes["length"]
+    made = from_network(functional(network), options, spec, context, module.RULES)
     if not config.get("weights"):
         return made
     return made._replace(pretrained=lambda: ({"lm": huggingface.read(config.weights).params}, {}))

@@ -19,6 +19,7 @@ from genjax.nn.layers import Linear, contract, dropout
 from genjax.parallel.rules import Rules, fsdp, replicate
 
 RULES: Rules = ((r"(kernel|embedding)$", fsdp), (r"bias$", replicate))
+ENDLESS = True  # nothing limits the number of positions
 
 State = tuple[Float[Array, "B H"], ...]  # the first is what a layer puts out
 

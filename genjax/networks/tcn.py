@@ -13,6 +13,7 @@ from genjax.nn.layers import Linear, dropout, product
 from genjax.parallel.rules import Rules, fsdp, replicate
 
 RULES: Rules = ((r"(kernel|embedding)$", fsdp), (r"(scale|bias)$", replicate))
+ENDLESS = True  # nothing limits the number of positions
 
 Held = Float[Array, "1 B R C"]  # the last R = (k - 1) dilation inputs of a convolution
 

@@ -7,6 +7,7 @@ What its vectors are and what is read off at the end belongs to the network arou
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,10 +20,15 @@ from genjax.config import one_of, require
 from genjax.networks.sequence import one_segment, places
 from genjax.nn.layers import LayerNorm, Linear, RMSNorm, attention, dropout
 from genjax.nn.positions import Rotation, frequencies, rotate, rotation
-from genjax.parallel.rules import Rules, fsdp, replicate
+from genjax.parallel.rules import Rules, fsdp, replicate, tensor
 
 # Stacked over depth, a kernel is [L, in, out].
-RULES: Rules = ((r"(kernel|embedding)$", fsdp), (r"(scale|bias|positions)$", replicate))
+RULES: Rules = (
+    (r"blocks/(qkv|up|gate)/kernel$", tensor(-1)),
+    (r"blocks/(merge|down)/kernel$", tensor(-2)),
+    (r"(kernel|embedding)$", fsdp),
+    (r"(scale|bias|positions)$", replicate),
+)
 
 normal = jax.nn.initializers.normal
 
@@ -34,6 +40,9 @@ ACTIVATIONS = {
     "silu": jax.nn.silu,
 }
 GATED = {"swiglu": jax.nn.silu, "geglu": jax.nn.gelu}  # Shazeer 2020
+
+# What costs more to keep for the backward pass than to compute again from its inputs.
+cheap = partial(jax.checkpoint, prevent_cse=False)
 REMAT = {
     "none": lambda layer: layer,
     "full": lambda layer: jax.checkpoint(layer, prevent_cse=False),
@@ -159,7 +168,8 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B T N H"], tuple[Array, Array]]:
         """Queries, and keys and values [K, B, T, H]."""
         o, (B, T, _) = self.options, x.shape
-        heads = self.qkv(self.norm1(x) if o.norm_first else x).reshape(B, T, -1, o.head_size)
+        heads = self.qkv(cheap(self.norm1)(x) if o.norm_first else x)
+        heads = heads.reshape(B, T, -1, o.head_size)
         turned, value = heads[:, :, : -o.kv_heads], heads[:, :, -o.kv_heads :]
         if turn is not None:
             turned = rotate(turned, turn)
@@ -179,19 +189,25 @@ class Block(nnx.Module):
         o, (B, T, _) = self.options, x.shape
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
         seen = [array.transpose(1, 2, 0, 3) for array in seen]
-        h = attention(
-            query, *seen, mask, rate=o.attention_rate, draws=keys[0], train=train
-        ).reshape(B, T, -1)
+        mix = partial(attention, rate=o.attention_rate, train=train)
+        h = cheap(mix)(query, *seen, mask, draws=keys[0]).reshape(B, T, -1)
         x = x + dropout(self.merge(h), o.rate, keys[1], train)
-        x = x if o.norm_first else self.norm1(x)
-        h = self._inside(self.norm2(x) if o.norm_first else x)
+        x = x if o.norm_first else cheap(self.norm1)(x)
+        h = self._inside(cheap(self.norm2)(x) if o.norm_first else x)
         x = x + dropout(self.down(h), o.rate, keys[2], train)
-        return x if o.norm_first else self.norm2(x)
+        return x if o.norm_first else cheap(self.norm2)(x)
 
     def _inside(self, x: Float[Array, "B T D"]) -> Float[Array, "B T F"]:
-        if self.gate is None:
-            return ACTIVATIONS[self.options.activation](self.up(x))
-        return GATED[self.options.activation](self.gate(x)) * self.up(x)
+        """The activation in float32: rounded after each of its steps to bfloat16 it is slower."""
+
+        def activate(*layers: Array) -> Array:
+            first, *rest = (h.astype(jnp.float32) for h in layers)
+            if not rest:
+                return ACTIVATIONS[self.options.activation](first).astype(x.dtype)
+            return (GATED[self.options.activation](first) * rest[0]).astype(x.dtype)
+
+        layers = (self.up,) if self.gate is None else (self.gate, self.up)
+        return cheap(activate)(*(layer(x) for layer in layers))
 
 
 class Transformer(nnx.Module):

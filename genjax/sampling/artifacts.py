@@ -16,10 +16,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw
 
+from genjax.data.rolls import KEYS
 from genjax.method import DataSpec
 from genjax.training.pictures import GAP, GAP_COLOUR, grid, png, write_atomic
 
-LOWEST, KEYS = 21, 88  # the MIDI number of a piano's lowest key, and how many there are
+LOWEST = 21  # the MIDI number of a piano's lowest key
 FRAME_SECONDS = 0.4
 REST = 4  # silent frames between two rolls
 PLAYED = 8  # rolls that are shown and played; all are in the .npz

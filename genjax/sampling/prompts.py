@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError
+from genjax.config import ConfigError, require
 from genjax.data import tokenizers
 from genjax.data.tokenizers import Tokenizer
 from genjax.method import DataSpec
@@ -93,14 +95,14 @@ def read_prompt(prompt: str | None, file: str) -> str | None:
 
 
 def encode_prompts(
-    prompts: Sequence[str], tokenizer: Tokenizer, begun: bool
+    prompts: Sequence[str], tokenizer: Tokenizer, start: int | None
 ) -> Int[np.ndarray, "B P"]:
     """Prompts as tokens, with -1 on the left of shorter ones.
 
     Args:
       prompts: the texts.
       tokenizer: of the run.
-      begun: whether a prompt begins a document, in data whose documents have a token for that.
+      start: the token that stands before each, if there is one.
 
     Raises:
       ConfigError: one is empty, or has a character that the tokenizer does not know.
@@ -110,33 +112,58 @@ def encode_prompts(
         raise ConfigError(
             '--prompt="": expected at least one character; leave it out to begin new.'
         )
-    if begun:
-        start = tokenizers.special_tokens(tokenizer)["start"]
+    if start is not None:
         rows = [np.concatenate([[start], row]) for row in rows]
     width = max(map(len, rows))
     padded = [np.pad(row, (width - len(row), 0), constant_values=-1) for row in rows]
     return np.stack(padded).astype(np.int32)
 
 
-def begins_documents(dataset: ConfigDict, tokenizer: Tokenizer) -> bool:
-    """Whether a prompt is preceded by the token that begins documents.
+def start_token(dataset: ConfigDict, spec: DataSpec, tokenizer: Tokenizer) -> int | None:
+    """The token that stands before a prompt; None if there is none.
 
-    So it is where each example of the data begins with it, or the tokenizer has one for nothing
-    else. In a stream of documents a text may as well go on from their middle.
+    It is the one that documents begin with, if it is for nothing else or each example of the data
+    begins with it. In a stream of documents a text may as well go on from their middle.
     """
-    bos, eos = (tokenizer.special.get(role) for role in ("bos", "eos"))
-    return dataset.text.documents != "stream" or (bos is not None and bos != eos)
+    start, special = spec.special_tokens["start"], tokenizer.special
+    own = start == special.get("bos") and start != special.get("eos")
+    return start if own or dataset.text.documents != "stream" else None
 
 
-def encode_options(options: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Sampling options, with the words of `stop`, `banned` and `allowed` as tokens.
+def encode_texts(given: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The options `stop`, `banned` and `allowed` of the command line as tokens.
 
-    Each is one text or a tuple of texts. A text that a tokenizer may write in several ways is
-    meant in the way in which it stands by itself.
+    Each is one text, or a Python tuple of texts, or one in quotes. Stops and bans are meant both
+    as they stand and after a space, for tokenizers to which these are different. The end of a text
+    is always allowed.
     """
-    found = dict(options)
-    for name in {"stop", "banned", "allowed"} & found.keys():
-        texts = found[name] if isinstance(found[name], tuple | list) else (found[name],)
-        tokens = tuple(tuple(tokenizer.encode(str(text)).tolist()) for text in texts)
-        found[name] = tuple(sorted(set(sum(tokens, ())))) if name == "allowed" else tokens
+    found = {}
+    for name in {"stop", "banned", "allowed"} & given.keys():
+        texts = _texts(given[name])
+        if name != "allowed":
+            texts = [form for text in texts for form in (text, f" {text}")]
+        tokens = [
+            tuple(tokenizer.encode(text).tolist()) for text in texts if _known(text, tokenizer)
+        ]
+        require(tokens, f"--{name}", given[name], "text that the tokenizer knows")
+        ends = [v for k, v in tokenizer.special.items() if k == "eos"]
+        single = sorted({token for sequence in tokens for token in sequence} | set(ends))
+        found[name] = tuple(single) if name == "allowed" else tuple(dict.fromkeys(tokens))
     return found
+
+
+def _texts(text: str) -> list[str]:
+    if text[:1] in ("(", "[", "'", '"'):
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(text)
+            values = [value] if isinstance(value, str) else list(value)
+            if values and all(isinstance(v, str) for v in values):
+                return values
+    return [text]
+
+
+def _known(text: str, tokenizer: Tokenizer) -> bool:
+    try:
+        return len(tokenizer.encode(text)) > 0
+    except ConfigError:
+        return False

@@ -66,4 +66,5 @@ def gradient(
         (mutable, sums), _ = jax.lax.scan(accumulate, (mutable, sums), jnp.arange(1, accumulation))
     grads, metrics = sums
     weight = metrics["loss"][1]
-    return jax.tree.map(lambda g: g / weight, grads), metrics, mutable
+    # A batch in which nothing counts, such as padding alone, has no slope.
+    return jax.tree.map(lambda g: g / jnp.where(weight > 0, weight, 1), grads), metrics, mutable

@@ -130,7 +130,10 @@ def assemble(
 
 
 def put_pretrained(state: TrainState, method: Method) -> TrainState:
-    """`state` with the networks that `method.pretrained` brings, sharded as those it has."""
+    """`state` with the networks that `method.pretrained` brings, sharded as those it has.
+
+    Averages begin anew with them.
+    """
     if method.pretrained is None:
         return state
 
@@ -139,7 +142,12 @@ def put_pretrained(state: TrainState, method: Method) -> TrainState:
         return {**old, **jax.device_put(new, shardings)}
 
     params, mutable = method.pretrained()
-    return state.replace(params=place(state.params, params), mutable=place(state.mutable, mutable))
+    params, mutable = place(state.params, params), place(state.mutable, mutable)
+    averages = {
+        profile: {name: jax.tree.map(jnp.copy, params[name]) for name in averaged}
+        for profile, averaged in state.ema.items()
+    }
+    return state.replace(params=params, mutable=mutable, ema=averages)
 
 
 def _make_init(

@@ -64,6 +64,14 @@ def test_an_import_is_sampled_from_and_trained_on(folder, run, tmp_path, capsys)
     assert stored["model"]["length"] == 32  # all positions are kept, though trained on 16
 
 
+def test_averages_begin_with_the_weights(folder, tmp_path):
+    averaged = f"--workdir={tmp_path / 'run'}"
+    assert main([IMPORT, f"--config.weights={folder}", "--config.ema.decay=0.9", averaged]) == 0
+    assert main([averaged, "--mode=export", f"--output={tmp_path / 'back'}"]) == 0
+    found, given = (huggingface.read(place).params for place in (tmp_path / "back", folder))
+    jax.tree.map(np.testing.assert_array_equal, found, given)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

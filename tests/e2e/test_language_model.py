@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from command_line import ROOT, Cli, metrics
 
+from genjax.interop import huggingface
 from genjax.main import main
 
 WORDS = "the quick brown fox jumps over the lazy dog. " * 200
@@ -48,7 +49,7 @@ def test_a_run_leaves_its_tokenizer_and_texts_to_read(run):
     assert (run / "tokenizer.json").is_file()
     texts = sorted((run / "samples").iterdir())
     assert [p.name for p in texts] == ["step_00000030.txt", "step_00000060.txt"]
-    assert texts[1].read_text().startswith("===== sample 1 of 2: 17 tokens =====\n")
+    assert texts[1].read_text().startswith("===== sample 1 of 2: 257 tokens =====\n")
     assert texts[1].read_text().split("\n")[1][:6] in (run / "report.html").read_text()
     last = [line for line in metrics(run) if "eval/loss" in line][-1]
     assert {"eval/perplexity", "eval/bits_per_byte", "eval/distinct_2", "eval/loss_se"} <= set(last)
@@ -82,6 +83,30 @@ def test_a_text_is_told_as_it_comes(said):
     assert re.findall(r"=====\n(.*)\n", whole) == [told.rstrip("\n")]
 
 
+def test_beams_go_on_from_a_prompt_as_far_as_there_is_room(said):
+    (text,) = re.findall(
+        r"=====\n(.*)\n", said("--mode=sample", "--prompt=the quick ", "--beams=2")
+    )
+    assert text.startswith("the quick ")
+    assert len(text) == 17  # 16 positions, and one more
+
+
+def test_a_drawn_text_is_told_as_it_is_drawn(said):
+    options = ("--mode=sample", "--prompt=the ", "--max_new_tokens=20", "--seed=3")
+    (whole,) = re.findall(r"=====\n(.*)\n", said(*options))
+    assert said(*options, "--stream").rstrip("\n") == whole
+
+
+def test_what_was_trained_can_be_exported(run, said, tmp_path):
+    said("--mode=export", f"--output={tmp_path / 'out'}")
+    found = huggingface.read(tmp_path / "out")
+    assert (found.vocabulary_size, found.length) == (28, 16)
+
+
+def test_texts_are_no_images_to_judge(said):
+    assert "judges images" in said("--mode=eval", "--samples=validation", code=1)
+
+
 def test_eval_repeats_the_evaluation_of_training(run, said):
     last = [line for line in metrics(run) if "eval/loss" in line][-1]
     assert f"eval/bits_per_byte {last['eval/bits_per_byte']:.6g}\n" in said("--mode=eval")
@@ -97,12 +122,18 @@ def test_eval_repeats_the_evaluation_of_training(run, said):
         (["--prompt=" + "the " * 9], ["36 tokens", "16 positions"]),
         (["--top_p=2"], ["top_p", "2"]),
         (["--beams=0"], ["beams"]),
+        (["--beams=2", "--stream"], ["--stream", "--beams"]),
+        (["--max_new_tokens=few"], ["max_new_tokens='few'", "a whole number"]),
+        (["--condition=7"], ["--condition", "--prompt"]),
+        (["--stop=Q"], ["--stop='Q'", "the tokenizer knows"]),
         (["--tempature=1"], ["--tempature", "temperature"]),
         (["--decode=f"], ["--decode", "no such"]),
+        (["--prompt=a", "--mode=eval"], ["--prompt", "--mode=sample"]),
     ],
 )
 def test_wrong_prompts_and_options(said, arguments, expected):
-    message = said("--mode=sample", "--num=1", *arguments, code=1)
+    mode = () if "--mode=eval" in arguments else ("--mode=sample", "--num=1")
+    message = said(*mode, *arguments, code=1)
     assert message.startswith("error: ")
     assert all(word in message for word in expected), message
 

@@ -181,7 +181,8 @@ def test_texts_begin_with_the_start_and_end_with_the_end():
     rows[[0, 1, 2, 3], [1, 2, 3, 4]] = 0.0  # 0 1 2 3 and the end
     model = made(rows=rows)
     found = lm.sample(model, *arrays(model), jax.random.key(0), 2)
-    np.testing.assert_array_equal(found, [[0, 1, 2, 3, 4, -1, -1]] * 2)
+    np.testing.assert_array_equal(found[:, :7], [[0, 1, 2, 3, 4, -1, -1]] * 2)
+    assert found.shape == (2, 1 + lm.NEW)
     prompt = jnp.asarray([[-1, 2], [1, 2]])
     for options in ({"beams": 2, "max_new_tokens": 4}, {"temperature": 0}):
         found = lm.sample(model, *arrays(model), jax.random.key(0), 2, prompt, **options)
