@@ -1,0 +1,103 @@
+"""What every network over sequences promises: see `networks/sequence.py`."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax.networks import decoder, recurrent, tcn
+from genjax.nn.functional import functional
+
+V, T = 11, 12
+LLAMA = {
+    "kv_heads": 2,
+    "head_size": 6,
+    "activation": "swiglu",
+    "norm": "rms",
+    "positions": "rotary",
+    "bias": False,
+    "tied": False,
+}
+NETWORKS = {
+    "gpt": (decoder, {"width": 16, "depth": 2, "heads": 4}),
+    "llama": (decoder, {"width": 16, "depth": 2, "heads": 4, **LLAMA}),
+    "vaswani": (
+        decoder,
+        {"width": 16, "depth": 2, "heads": 2, "norm_first": False, "positions": "sinusoidal"},
+    ),
+    "rnn": (recurrent, {"width": 16, "depth": 2, "cell": "rnn"}),
+    "gru": (recurrent, {"width": 16, "depth": 1, "cell": "gru"}),
+    "lstm": (recurrent, {"width": 16, "depth": 2, "cell": "lstm"}),
+    "tcn": (tcn, {"width": 16, "depth": 2, "kernel_size": 2}),
+}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def networks(request):
+    """(apply over tokens, apply over frames): jitted, with random parameters."""
+    module, options = NETWORKS[request.param]
+
+    def bound(frames):
+        given = {**options, "tied": False} if frames and module is decoder else options
+        net = functional(lambda rngs: module.Network(V, T, frames=frames, **given, rngs=rngs))
+        params, mutable = net.init(jax.random.key(0))
+        noise = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
+        params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(next(noise), p.shape), params)
+
+        def apply(x, segment=None, cache=None, capacity=0):
+            return net.apply(params, mutable, x, segment=segment, cache=cache, capacity=capacity)[0]
+
+        return jax.jit(apply, static_argnames="capacity")
+
+    return bound(False), bound(True)
+
+
+def test_step_by_step_equals_all_at_once(networks):
+    """Also of a row that is padded on the left, and of several positions a step."""
+    apply, _ = networks
+    x = jax.random.randint(jax.random.key(2), (2, T), 0, V)
+    segment = jnp.ones((2, T), jnp.int32).at[0, :3].set(0)
+    whole, _ = apply(x, segment)
+    alone, _ = apply(x[:1, 3:])
+    chex.assert_trees_all_close(whole[:1, 3:], alone, atol=1e-5, rtol=1e-5)
+    logits, cache = apply(x[:, :5], segment[:, :5], capacity=T)
+    parts = [logits]
+    for start, stop in ((5, 6), (6, 7), (7, 10), (10, T)):
+        logits, cache = apply(x[:, start:stop], cache=cache)
+        parts.append(logits)
+    found = jnp.concatenate(parts, axis=1)
+    chex.assert_trees_all_close(found[0, 3:], whole[0, 3:], atol=1e-5, rtol=1e-5)
+    chex.assert_trees_all_close(found[1], whole[1], atol=1e-5, rtol=1e-5)
+    assert bool(jnp.isfinite(whole).all())
+
+
+def test_a_cache_is_reordered_by_its_second_axis(networks):
+    apply, _ = networks
+    x = jax.random.randint(jax.random.key(3), (2, 6), 0, V)
+    _, cache = apply(x[:, :5], capacity=T)
+    swapped = jax.tree.map(lambda leaf: leaf[:, ::-1] if leaf.ndim > 1 else leaf, cache)
+    expected, _ = apply(x[:, 5:], cache=cache)
+    found, _ = apply(x[::-1, 5:], cache=swapped)
+    chex.assert_trees_all_close(found[::-1], expected, atol=1e-6)
+
+
+def test_documents_side_by_side_equal_documents_alone(networks):
+    apply, _ = networks
+    x = jax.random.randint(jax.random.key(4), (1, T), 0, V)
+    parts = ((0, 3), (3, 4), (4, T))
+    segment = jnp.asarray([[1] * 3 + [2] + [3] * (T - 4)])
+    found, _ = apply(x, segment)
+    for start, stop in parts:
+        alone, _ = apply(x[:, start:stop])
+        chex.assert_trees_all_close(found[:, start:stop], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_no_position_sees_what_comes_after_it(networks):
+    _, apply = networks
+    x = jax.random.uniform(jax.random.key(5), (1, T, V))
+    slopes = jax.jacrev(lambda x: apply(x)[0][0].sum(-1))(x)[:, 0]  # [T, T, V]
+    size = np.abs(np.asarray(slopes)).sum(-1)
+    assert not np.triu(size, 1).any()
+    assert (np.diag(size) > 0).all()
+    assert (np.diag(size, -1) > 0).all()
