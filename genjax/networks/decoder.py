@@ -63,27 +63,12 @@ class Network(nnx.Module):
           vocabulary_size: values of a token, or keys of a frame, V.
           length: the most positions of learned ones; others know no limit.
           frames: whether it goes over frames [B, T, V] of zeros and ones.
-          width: see `transformer.Options`; so with all that are not named here.
-          depth: there.
-          heads: there.
-          kv_heads: there.
-          head_size: there.
-          hidden: there.
-          activation: there.
-          norm: there.
-          norm_eps: there.
-          norm_first: there.
+          width: as those not named here, see `transformer.Options`.
           positions: "learned", a vector for each place; "sinusoidal", and embedded input times
             sqrt(D) (Vaswani et al. 2017, sections 3.4 and 3.5); "rotary"; or "none".
-          rope_base: there.
-          rope_scaling: there.
-          bias: there.
-          qkv_bias: there.
           tied: whether the head has the embedding's weights.
           head_bias: whether the head has a bias.
           rate: of dropout, of the embedded input and of what each block adds.
-          attention_rate: there.
-          remat: there.
           dtype: compute type.
           rngs: for the initial parameters.
 

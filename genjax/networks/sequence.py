@@ -87,3 +87,24 @@ def places(segment: Int[Array, "B T"]) -> Int[Array, "B T"]:
     """The place of each position in its segment, from 0 on."""
     index = jnp.arange(segment.shape[1])
     return index - lax.cummax(jnp.where(begins(segment), index, 0), axis=1)
+
+
+def visible(
+    T: int, causal: bool, segment: Int[Array, "B T"] | None
+) -> Bool[Array, "B 1 T T"] | Bool[Array, "1 1 T T"] | None:
+    """Which positions see which: of the same segment, and not what comes after them if causal.
+
+    Padding sees padding, as its segment is one like the others; so each sees itself at least.
+    """
+    mask = jnp.tril(jnp.ones((1, 1, T, T), bool)) if causal else None
+    if segment is None:
+        return mask
+    same = (segment[:, :, None] == segment[:, None, :])[:, None]
+    return same if mask is None else same & mask
+
+
+def visible_of(segments: Int[Array, "1 B S"], T: int, at: Int[Array, ""]) -> Bool[Array, "B 1 T S"]:
+    """Which positions of a cache T new ones see that begin at `at`; one segment, causal."""
+    last = lax.dynamic_slice_in_dim(segments[0], at, 1, axis=1)
+    before = jnp.arange(segments.shape[2]) <= at + jnp.arange(T)[:, None]
+    return ((segments[0] == last)[:, None] & before)[:, None]

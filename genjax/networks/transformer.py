@@ -7,6 +7,7 @@ What its vectors are and what is read off at the end belongs to the network arou
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,10 +15,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from genjax.config import one_of, require
-from genjax.networks.sequence import one_segment, places
+from genjax.networks.sequence import one_segment, places, visible, visible_of
 from genjax.nn.layers import LayerNorm, Linear, RMSNorm, attention, dropout
 from genjax.nn.positions import Rotation, frequencies, rotate, rotation
 from genjax.parallel.rules import Rules, fsdp, replicate, tensor
@@ -41,16 +43,20 @@ ACTIVATIONS = {
 }
 GATED = {"swiglu": jax.nn.silu, "geglu": jax.nn.gelu}  # Shazeer 2020
 
-# What costs more to keep for the backward pass than to compute again from its inputs.
-cheap = partial(jax.checkpoint, prevent_cse=False)
+
+def _kept(function: Callable) -> Callable:
+    return function
+
+
+_again = partial(jax.checkpoint, prevent_cse=False)
+_named = partial(checkpoint_name, name="product")  # of a block's input and its parameters
+_products = jax.checkpoint_policies.save_only_these_names("product")
+# How the backward pass comes by what is inside a block, and inside a part of one: a norm and its
+# product, the attention, an activation and its product.
 REMAT = {
-    "none": lambda layer: layer,
-    "full": lambda layer: jax.checkpoint(layer, prevent_cse=False),
-    "dots": lambda layer: jax.checkpoint(
-        layer,
-        prevent_cse=False,
-        policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    ),
+    "none": (_kept, _again),
+    "dots": (partial(_again, policy=_products), _kept),
+    "full": (_again, _kept),
 }
 
 
@@ -77,8 +83,9 @@ class Options(NamedTuple):
       rate: of dropout, of what each block adds.
       attention_rate: of dropout, of the attention's weights.
       causal: whether a position sees itself and those before it alone.
-      remat: what the backward pass computes again: "none"; "full", all inside a block; "dots", all
-        but the products with parameters.
+      remat: what the backward pass computes again: "none", nothing but norms, activations and the
+        attention's weights, which cost more to keep; "dots", all but the products with parameters;
+        "full", all inside a block.
       dtype: compute type.
     """
 
@@ -119,9 +126,12 @@ class Options(NamedTuple):
         one_of("activation", self.activation, (*ACTIVATIONS, *GATED))
         one_of("norm", self.norm, tuple(NORMS))
         one_of("remat", self.remat, tuple(REMAT))
+        head_size = self.head_size or self.width // self.heads
+        if self.rotary:
+            frequencies(head_size, self.rope_base, self.rope_scaling)
         return self._replace(
             kv_heads=kv_heads,
-            head_size=self.head_size or self.width // self.heads,
+            head_size=head_size,
             hidden=self.hidden or 4 * self.width,
             qkv_bias=self.bias if self.qkv_bias is None else self.qkv_bias,
             rope_scaling=tuple(self.rope_scaling),
@@ -168,8 +178,9 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B T N H"], tuple[Array, Array]]:
         """Queries, and keys and values [K, B, T, H]."""
         o, (B, T, _) = self.options, x.shape
-        heads = self.qkv(cheap(self.norm1)(x) if o.norm_first else x)
-        heads = heads.reshape(B, T, -1, o.head_size)
+        part = REMAT[o.remat][1]
+        heads = part(lambda x: self.qkv(self.norm1(x) if o.norm_first else x))(x)
+        heads = _named(heads).reshape(B, T, -1, o.head_size)
         turned, value = heads[:, :, : -o.kv_heads], heads[:, :, -o.kv_heads :]
         if turn is not None:
             turned = rotate(turned, turn)
@@ -189,25 +200,24 @@ class Block(nnx.Module):
         o, (B, T, _) = self.options, x.shape
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
         seen = [array.transpose(1, 2, 0, 3) for array in seen]
-        mix = partial(attention, rate=o.attention_rate, train=train)
-        h = cheap(mix)(query, *seen, mask, draws=keys[0]).reshape(B, T, -1)
-        x = x + dropout(self.merge(h), o.rate, keys[1], train)
-        x = x if o.norm_first else cheap(self.norm1)(x)
-        h = self._inside(cheap(self.norm2)(x) if o.norm_first else x)
-        x = x + dropout(self.down(h), o.rate, keys[2], train)
-        return x if o.norm_first else cheap(self.norm2)(x)
+        part, mix = REMAT[o.remat][1], partial(attention, rate=o.attention_rate, train=train)
+        h = part(mix)(query, *seen, mask, draws=keys[0]).reshape(B, T, -1)
+        x = x + dropout(_named(self.merge(h)), o.rate, keys[1], train)
+        x = x if o.norm_first else part(self.norm1)(x)
+        h = part(self._narrow)(*map(_named, part(self._widen)(x)))
+        x = x + dropout(h, o.rate, keys[2], train)
+        return x if o.norm_first else part(self.norm2)(x)
 
-    def _inside(self, x: Float[Array, "B T D"]) -> Float[Array, "B T F"]:
-        """The activation in float32: rounded after each of its steps to bfloat16 it is slower."""
+    def _widen(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T F"], ...]:
+        h = self.norm2(x) if self.options.norm_first else x
+        return (self.up(h),) if self.gate is None else (self.up(h), self.gate(h))
 
-        def activate(*layers: Array) -> Array:
-            first, *rest = (h.astype(jnp.float32) for h in layers)
-            if not rest:
-                return ACTIVATIONS[self.options.activation](first).astype(x.dtype)
-            return (GATED[self.options.activation](first) * rest[0]).astype(x.dtype)
-
-        layers = (self.up,) if self.gate is None else (self.gate, self.up)
-        return cheap(activate)(*(layer(x) for layer in layers))
+    def _narrow(self, up: Array, gate: Array | None = None) -> Float[Array, "B T D"]:
+        """In float32 up to the product: rounded to bfloat16 after each step it takes longer."""
+        up, name = up.astype(jnp.float32), self.options.activation
+        if gate is None:
+            return self.down(ACTIVATIONS[name](up))
+        return self.down(GATED[name](gate.astype(jnp.float32)) * up)
 
 
 class Transformer(nnx.Module):
@@ -315,7 +325,7 @@ class Transformer(nnx.Module):
 
         depth, K = self.options.depth, self.options.kv_heads
         if own is None:
-            block = REMAT[self.options.remat](block)
+            block = REMAT[self.options.remat][0](block)
             if held is not None:
                 held = tuple(h.reshape(depth, K, *h.shape[1:]) for h in held)
             (x, held), _ = lax.scan(block, (x, held), (params, keys, jnp.arange(depth)))
@@ -350,27 +360,6 @@ def placed(
     if cache is not None:
         return cache.place[0][:, None] + jnp.arange(T)
     return jnp.arange(T)[None] if segment is None else places(segment)
-
-
-def visible(
-    T: int, causal: bool, segment: Int[Array, "B T"] | None
-) -> Bool[Array, "B 1 T T"] | Bool[Array, "1 1 T T"] | None:
-    """Which positions see which: of the same segment, and not what comes after them if causal.
-
-    Padding sees padding, as its segment is one like the others; so each sees itself at least.
-    """
-    mask = jnp.tril(jnp.ones((1, 1, T, T), bool)) if causal else None
-    if segment is None:
-        return mask
-    same = (segment[:, :, None] == segment[:, None, :])[:, None]
-    return same if mask is None else same & mask
-
-
-def visible_of(segments: Int[Array, "1 B S"], T: int, at: Int[Array, ""]) -> Bool[Array, "B 1 T S"]:
-    """Which positions of a cache T new ones see that begin at `at`; one segment, causal."""
-    last = lax.dynamic_slice_in_dim(segments[0], at, 1, axis=1)
-    before = jnp.arange(segments.shape[2]) <= at + jnp.arange(T)[:, None]
-    return ((segments[0] == last)[:, None] & before)[:, None]
 
 
 def held_segments(
