@@ -177,7 +177,10 @@ def test_every_tiny_preset_trains_as_it_stands(path, cli, tmp_path):
     given = []
     if path.stem == "tcn_music":  # whose data are a download
         chorales(tmp_path / "chorales.mat")
-        given = [f"--config.dataset.path={tmp_path / 'chorales.mat'}"]
+        given = [
+            "--config.dataset.name=rolls",
+            f"--config.dataset.path={tmp_path / 'chorales.mat'}",
+        ]
     if "first_stage" in configs.load(str(path)):
         cli.run(f"--config={path.with_name('vqvae.py')}:tiny", f"--workdir={tmp_path / 'first'}")
         given = [f"--config.first_stage={tmp_path / 'first'}"]
