@@ -40,7 +40,7 @@ def test_the_likelihood_of_a_markov_chain_is_learned(network):
     """x_1 is uniform; x_s of label y is x_(s-1) + 1 with probability 0.9 - 0.6 y, else x_(s-1)."""
     S, K = 6, 3
     c = config(network, conditional=True)
-    run = assemble(c, spec((2, 3, 1), K, 2))
+    run = assemble(c, spec((2, 3, 1), K, 2), devices=jax.devices()[:1])
 
     def draw(key):
         first, move, label = (jax.random.fold_in(key, i) for i in range(3))
