@@ -21,32 +21,23 @@ def get_config() -> ConfigDict:
     """jsb_chorales, for two CPU cores."""
     config = base.base()
     config.method = "lm"
-    config.dataset.name = "jsb_chorales"
-    config.dataset.text.length = 160  # the longest
-    config.batch_size = 8
-    config.duration = "100_epochs"
-    config.optimizer.name = "adam"
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.clip_norm = 0.4
     config.schedule.name = "cosine"
     config.ema.decay = ()
-    config.checkpoint.best = "eval/loss"
     config.evals.split = "validation"
-    config.evals.samples = 8
     config.log.every = "50_steps"
     with config.unlocked():
         config.lm = ConfigDict(Options()._asdict())
         network = {"width": 150, "depth": 2, "kernel_size": 3, "rate": 0.5}
         sizes = {"length": 0, "vocabulary_size": 0}  # those of the data
         config.model = ConfigDict({"network": "tcn", **sizes, "lm": network})
-    return config
+    return base.override(config, ROLLS)
 
 
-# What the piano rolls of this file need of a config that is made for text.
+# What piano rolls need of any config, also of one that is made for text.
 ROLLS = {
     "dataset.name": "jsb_chorales",
     "dataset.validation": "",
-    "dataset.text.length": 160,
+    "dataset.text.length": 160,  # the longest
     "batch_size": 8,
     "duration": "100_epochs",
     "optimizer.name": "adam",

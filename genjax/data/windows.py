@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Array, Bool, Float32, Int
 
 from genjax.data import sources
 from genjax.data.transforms import Example
@@ -209,6 +209,6 @@ class Rows:
         return sources.stack([self[int(i)] for i in indices])
 
 
-def targets_of(segment: Int[np.ndarray, " S"]) -> Bool[np.ndarray, " T"]:
+def targets_of(segment: Int[Array, "*B S"]) -> Bool[Array, "*B T"]:
     """Whether each position after the first is of the same segment as the one before it."""
-    return (segment[1:] == segment[:-1]) & (segment[1:] > 0)
+    return (segment[..., 1:] == segment[..., :-1]) & (segment[..., 1:] > 0)

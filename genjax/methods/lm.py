@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, construct, read_options, require
 from genjax.data.rolls import KEYS
+from genjax.data.windows import targets_of
 from genjax.interop import huggingface
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Ratio, Rules, Tree, find_module
 from genjax.networks.transformer import unstacked
@@ -93,13 +94,6 @@ def _apply(
     return logits, cache
 
 
-def same_document(segment: Int[Array, "B S"] | None) -> Float[Array, "B T"] | float:
-    """1 where a position and the one before it are of one document, from the second on."""
-    if segment is None:
-        return 1.0
-    return ((segment[:, 1:] == segment[:, :-1]) & (segment[:, 1:] > 0)).astype(jnp.float32)
-
-
 def tokens(
     model: Language, params: Tree, mutable: Tree, batch: Batch, **training
 ) -> tuple[Terms, Tree]:
@@ -118,7 +112,9 @@ def tokens(
         loss = (1 - smoothing) * nll + smoothing * (normaliser - logits.mean(-1))
     if z_loss:
         loss = loss + z_loss * jnp.square(normaliser)
-    weight = jnp.broadcast_to(same_document(segment), target.shape)
+    weight = jnp.ones(target.shape)
+    if segment is not None:
+        weight = targets_of(segment).astype(jnp.float32)
     if "counted" in batch:
         weight = weight * batch["counted"][:, 1:]
     correct = (logits.argmax(-1) == target).astype(jnp.float32)
