@@ -20,23 +20,21 @@ core with `taskset -c 0` where other work would disturb the threads: all process
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from racing import FOLDER, fastest, measured, race, started
 
 from genjax import config as configs
 from genjax.data import sources
 from genjax.method import DataSpec
 from genjax.training.assemble import assemble
 
-HERE = Path(__file__).resolve()
 BATCH = 100
 ADAMS = ("default", "foreach", "fused")
 
@@ -50,14 +48,14 @@ def assembled(samples, count):
         "vae.samples": samples,
         "mesh.data": 1,
     }
-    config = configs.load(str(HERE.parent.parent / "configs" / "iwae.py"), overrides)
+    config = configs.load(str(FOLDER.parent / "configs" / "iwae.py"), overrides)
     image = jax.ShapeDtypeStruct((28, 28, 1), np.uint8)
     spec = DataSpec("mnist", "image", {"image": image}, {"train": count})
     return assemble(config, spec, devices=jax.devices()[:1])
 
 
 def timed(images, samples, dispatch, seconds):
-    """Steps a second and CPU time a step, after a warm-up of a fifth of `seconds`."""
+    """Steps a second and CPU time a step."""
     run = assembled(samples, len(images))
     rng = np.random.default_rng(0)
     epoch = len(images) // BATCH
@@ -76,21 +74,15 @@ def timed(images, samples, dispatch, seconds):
     def several(state, images, rows):
         return jax.lax.scan(lambda s, r: run.step(s, {"image": images[r]}), state, rows)
 
-    chosen = rows()
+    chosen, images = rows(), jnp.asarray(images.reshape(-1, 28, 28, 1))
     with jax.set_mesh(run.mesh):
-        state, images = run.init(), jnp.asarray(images.reshape(-1, 28, 28, 1))
+        state = run.init()
 
-        def go(state, seconds):
-            start, cpu, steps = time.perf_counter(), time.process_time(), 0
-            while not steps or time.perf_counter() - start < seconds:
-                state = jax.block_until_ready(several(state, images, next(chosen))[0])
-                steps += dispatch
-            passed, cpu = time.perf_counter() - start, time.process_time() - cpu
-            return state, {"steps_per_second": steps / passed, "cpu_ms": 1000 * cpu / steps}
+        def go():
+            nonlocal state
+            state = jax.block_until_ready(several(state, images, next(chosen))[0])
 
-        state, _ = go(state, 0)
-        state, _ = go(state, seconds / 5)
-        return go(state, seconds)[1]
+        return measured(go, seconds, each=dispatch)
 
 
 def golden(samples, path):
@@ -123,15 +115,6 @@ def golden(samples, path):
     return {"loss": float(value), "norms": norms}
 
 
-def started(python, script, *arguments):
-    """The JSON that a process prints last."""
-    command = [python, str(HERE.with_name(script)), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"error: {' '.join(command)}\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def compare(torch_python, samples, folder):
     """Stops unless torch finds our loss and gradients."""
     path = Path(folder) / "golden.npz"
@@ -143,48 +126,19 @@ def compare(torch_python, samples, folder):
         sys.exit(f"error: the two sides differ: {ours} and {theirs}")
 
 
-def race(options, samples, images):
+def raced(options, samples, images):
     common = [f"--samples={samples}", f"--seconds={options.seconds}", f"--images={images}"]
 
-    def torch(compiled, adam):
-        flags = ["--compile"] if compiled else []
-        return started(options.torch_python, "torch_iwae.py", *common, *flags, f"--adam={adam}")
+    def torch(adam, *flags):
+        given = (*common, *flags, f"--adam={adam}")
+        return partial(started, options.torch_python, "torch_iwae.py", *given)
 
-    def ours():
-        count = f"--steps_per_dispatch={options.steps_per_dispatch}"
-        return started(sys.executable, HERE.name, *common, count)
-
-    best = {}
-    for compiled in (False, True):
-        rates = {adam: torch(compiled, adam)["steps_per_second"] for adam in ADAMS}
-        best[compiled] = max(rates, key=rates.get)
-        shown = ", ".join(f"{adam} {rate:.1f}" for adam, rate in rates.items())
-        print(f"  torch {'compiled' if compiled else 'eager'}: {shown} steps/s", flush=True)
-    sides = {
-        "genjax": ours,
-        f"torch, eager, {best[False]} Adam": lambda: torch(False, best[False]),
-        f"torch, compiled, {best[True]} Adam": lambda: torch(True, best[True]),
-    }
-    found = {name: [] for name in sides}
-    for i in range(options.rounds):
-        for name, side in sides.items():
-            found[name].append(side())
-        rates = ", ".join(f"{r[-1]['steps_per_second']:.1f}" for r in found.values())
-        print(f"  round {i + 1}: {rates} steps/s", flush=True)
-    rates = {n: np.array([r["steps_per_second"] for r in runs]) for n, runs in found.items()}
-    for name, rate in rates.items():
-        cpu = np.median([r["cpu_ms"] for r in found[name]])
-        print(
-            f"  {name:32} {np.median(rate):8.1f} steps/s ({rate.min():.1f} to {rate.max():.1f}), "
-            f"{1000 / np.median(rate):.2f} ms, {cpu:.2f} ms of CPU"
-        )
-    mine, *torches = rates.values()
-    ratios = mine / max(torches, key=np.median)
-    print(
-        f"k={samples}: genjax / torch's best = {np.median(ratios):.2f}, median of "
-        f"{options.rounds} rounds ({ratios.min():.2f} to {ratios.max():.2f})",
-        flush=True,
-    )
+    count = f"--steps_per_dispatch={options.steps_per_dispatch}"
+    sides = {"genjax": partial(started, sys.executable, Path(__file__).name, *common, count)}
+    for name, flags in (("eager", ()), ("compiled", ("--compile",))):
+        best = fastest(f"torch, {name}", {adam: torch(adam, *flags) for adam in ADAMS})
+        sides[f"torch, {name}, {best} Adam"] = torch(best, *flags)
+    race(f"k={samples}", "steps/s", sides, ("genjax",), options.rounds)
 
 
 def main():
@@ -212,7 +166,7 @@ def main():
         np.save(path, images.reshape(len(images), -1))
         for samples in map(int, options.samples.split(",")):
             compare(options.torch_python, samples, folder)
-            race(options, samples, path)
+            raced(options, samples, path)
     print(f"load {os.getloadavg()[0]:.1f} after the race")
 
 

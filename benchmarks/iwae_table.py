@@ -17,20 +17,17 @@ test image, or of --test_limit of them, and is kept in DIR/<model>/nll.json.
 """
 
 import argparse
-import contextlib
-import io
 import json
-import sys
 import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
+import runs
 
 from genjax import config as configs
 from genjax.flags import parse
 from genjax.main import MODES
-from genjax.main import main as genjax
 from genjax.training import workdir
 from genjax.training.metrics import read_metrics
 
@@ -67,19 +64,12 @@ def keys(model, options):
     }
 
 
-def run(folder, overrides, *arguments):
-    """One command of genjax.main; leaves with its code if that is not 0."""
-    changed = [f"--config.{key}={value}" for key, value in overrides.items()]
-    if code := genjax([f"--workdir={folder}", *changed, *arguments]):
-        sys.exit(code)
-
-
 def fitting(model, options):
     """Steps that fit into the minutes, evaluations included, by the rate of a short run."""
     steps = MODELS[model][-1]
     trial = {"duration": f"{steps}_steps", "log.every": f"{steps // 4}_steps"}
     with tempfile.TemporaryDirectory() as folder:
-        run(
+        runs.command(
             folder,
             keys(model, options) | trial | {"evals.every": "50_percent"},
             f"--config={CONFIG}",
@@ -102,7 +92,7 @@ def trained(model, options):
     else:
         duration = f"{options.steps or fitting(model, options)}_steps"
     length = {"duration": duration, "log.every": f"{LOGS}_percent"}
-    run(folder, keys(model, options) | length, f"--config={CONFIG}")
+    runs.command(folder, keys(model, options) | length, f"--config={CONFIG}")
     return folder
 
 
@@ -114,14 +104,10 @@ def likelihood(folder, options):
     stored = json.loads(kept.read_text()) if kept.exists() else {}
     if asked.items() <= stored.items():
         return stored
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        overrides = {"vae.eval_samples": SAMPLES, "evals.limit": options.test_limit}
-        run(folder, overrides | {"evals.samples": 0}, "--mode=eval")
-    found = dict(line.split() for line in printed.getvalue().splitlines() if " " in line)
-    asked["nll"] = -float(found["eval/log_likelihood"])
-    asked["standard_error"] = float(found["eval/log_likelihood_se"])
-    asked["seconds"] = float(found["eval/seconds"])
+    found = runs.evaluated(folder, {"vae.eval_samples": SAMPLES, "evals.limit": options.test_limit})
+    asked["nll"] = -found["eval/log_likelihood"]
+    asked["standard_error"] = found["eval/log_likelihood_se"]
+    asked["seconds"] = found["eval/seconds"]
     kept.write_text(json.dumps(asked))
     return asked
 

@@ -7,8 +7,11 @@ discriminator three maxout layers of 200 x 5, weights N(0, 0.02); Adam 1e-4 with
 of 100 packs out of 100,000 points, 400 epochs. A mode is covered if one of 2,500 samples is within
 three standard deviations of it, and nearest to it.
 
-  python benchmarks/mode_coverage.py --data=ring --packing=2 [--trials=3] [--seed=0]
+  python benchmarks/mode_coverage.py --workdir=DIR --data=ring --packing=2 [--trials=3] [--seed=0]
       [--epochs=400]
+
+Each trial is kept in DIR after every epoch: the same command goes on after a stop, and one with
+more --epochs goes on from there.
 
 Published, mean and standard error of 10 trials: ring 6.3 +- .5 (1) and 7.9 +- .1 (2); grid
 17.3 +- .8 (1), 23.8 +- .7 (2) and 24.8 +- .2 (4).
@@ -16,6 +19,7 @@ Published, mean and standard error of 10 trials: ring 6.3 +- .5 (1) and 7.9 +- .
 
 import argparse
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +29,7 @@ from ml_collections import ConfigDict
 from genjax import config as configs
 from genjax.method import DataSpec
 from genjax.training.assemble import assemble
+from genjax.training.checkpoint import Checkpoints
 
 POINTS, BATCH, SAMPLES = 100_000, 100, 2500
 ANGLES = np.arange(8) * np.pi / 4
@@ -82,31 +87,36 @@ def coverage(samples, means, deviation):
     return len(set(distance.argmin(1)[good].tolist())), float(good.mean())
 
 
-def trial(data, packing, seed, epochs):
+def trial(folder, data, packing, seed, epochs):
     means, deviation = MODES[data]
     rng = np.random.default_rng(seed)
     points = means[rng.integers(len(means), size=POINTS)]
     points += deviation * rng.normal(size=points.shape)
     points = jnp.asarray(points[:, None, None], jnp.float32)
     run = assembled(packing, seed, epochs)
+    checkpoints = Checkpoints(folder / f"{data}-{packing}-{seed}", run.config)
     with jax.set_mesh(run.mesh):
-        state, epoch = run.init(), make_epoch(run, points, packing)
+        begun, epoch = checkpoints.latest() or 0, make_epoch(run, points, packing)
+        state = checkpoints.restore(run.state) if begun else run.init()
         sample = jax.jit(lambda s, key: run.method.sample(s.params, s.mutable, key, SAMPLES, None))
 
         def draw(state):
             return np.asarray(sample(state, jax.random.key(1))).reshape(-1, 2)
 
-        for i in range(epochs):
+        for i in range(begun, epochs):
             state, metrics = epoch(state, jax.random.fold_in(jax.random.key(seed), i))
+            checkpoints.save(state, i + 1, {})
             if (i + 1) % max(epochs // 20, 1) == 0:
                 samples = draw(state)
                 shown = {k: round(float(v), 3) for k, v in metrics.items() if k.endswith("loss")}
                 print(f"  epoch {i + 1}: {coverage(samples, means, deviation)} {shown}", flush=True)
+    checkpoints.wait()
     return coverage(draw(state), means, deviation)
 
 
 def main():
     parser = argparse.ArgumentParser()
+    parser.add_argument("--workdir", required=True)
     parser.add_argument("--data", choices=MODES, required=True)
     parser.add_argument("--packing", type=int, default=1)
     parser.add_argument("--trials", type=int, default=3)
@@ -116,7 +126,8 @@ def main():
     found = []
     for seed in range(options.seed, options.seed + options.trials):
         start = time.perf_counter()
-        found.append(trial(options.data, options.packing, seed, options.epochs))
+        chosen = (options.data, options.packing, seed, options.epochs)
+        found.append(trial(Path(options.workdir), *chosen))
         print(f"trial {seed}: {found[-1]} in {time.perf_counter() - start:.0f} s", flush=True)
     modes, good = np.array(found).T
     error = modes.std(ddof=1) / np.sqrt(len(modes)) if len(modes) > 1 else float("nan")

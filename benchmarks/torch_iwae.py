@@ -11,9 +11,9 @@ nothing of genjax:
 import argparse
 import json
 import sys
-import time
 
 import numpy as np
+from racing import measured
 
 try:
     import torch
@@ -69,25 +69,19 @@ def batches(images):
 
 
 def timed(images, samples, compiled, adam, seconds):
-    """Steps a second and CPU time a step, after a warm-up of a fifth of `seconds`."""
+    """Steps a second and CPU time a step."""
     model = Autoencoder()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, eps=1e-4, **ADAM[adam])
     loss = torch.compile(model) if compiled else model
 
-    def run(seconds, least):
-        start, cpu, steps = time.perf_counter(), time.process_time(), 0
-        while steps < least or time.perf_counter() - start < seconds:
-            optimizer.zero_grad()
-            loss(images[next(rows)], samples).backward()
-            optimizer.step()
-            steps += 1
-        passed, cpu = time.perf_counter() - start, time.process_time() - cpu
-        return {"steps_per_second": steps / passed, "cpu_ms": 1000 * cpu / steps}
-
     rows = batches(images)
-    run(0, 5)
-    run(seconds / 5, 1)
-    return run(seconds, 1)
+
+    def step():
+        optimizer.zero_grad()
+        loss(images[next(rows)], samples).backward()
+        optimizer.step()
+
+    return measured(step, seconds)
 
 
 def check(path):

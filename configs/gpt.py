@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     config.dataset.validation = "5_percent"
     config.dataset.text.tokenizer = "bpe"
     config.dataset.text.vocabulary_size = 4096
-    config.model.lm.rate = 0.0
+    config.model.lm.dropout = 0.0
     return config
 
 

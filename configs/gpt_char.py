@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     config.log.every = "50_steps"
     with config.unlocked():
         config.lm = ConfigDict(Options()._asdict())
-        network = {"width": 192, "depth": 6, "heads": 6, "bias": True, "rate": 0.1}
+        network = {"width": 192, "depth": 6, "heads": 6, "bias": True, "dropout": 0.1}
         sizes = {"length": 0, "vocabulary_size": 0}  # those of the data
         config.model = ConfigDict({"network": "decoder", **sizes, "lm": network})
     return config
@@ -72,6 +72,6 @@ PRESETS = {
         "model.lm.depth": 4,
         "model.lm.heads": 4,
         "model.lm.bias": False,
-        "model.lm.rate": 0.0,
+        "model.lm.dropout": 0.0,
     },
 }

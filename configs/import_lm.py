@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     config.schedule.name, config.schedule.warmup = "constant", ""
     with config.unlocked():
         config.weights = ""  # folder
-        config.model.lm = ConfigDict({"rate": 0.0, "attention_rate": 0.0, "remat": "none"})
+        config.model.lm = ConfigDict({"dropout": 0.0, "attention_dropout": 0.0, "remat": "none"})
     return config
 
 

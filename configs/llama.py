@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
             "rope_scaling": (),
             "bias": False,
             "tied": True,
-            "rate": 0.1,
+            "dropout": 0.1,
             "remat": "none",
         }
     )
@@ -72,7 +72,7 @@ def published(length: int, width: int, depth: int, heads: int, kv_heads: int, hi
         "model.lm.heads": heads,
         "model.lm.kv_heads": kv_heads,
         "model.lm.hidden": hidden,
-        "model.lm.rate": 0.0,
+        "model.lm.dropout": 0.0,
         "model.lm.remat": "dots",
     }
 

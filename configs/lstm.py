@@ -11,6 +11,7 @@ Presets, as in --config=configs/lstm.py:tiny:
              installation in about a minute
   jsb        piano rolls of Bach's chorales, as Bai et al. 2018, table 1; published: 8.45 nats a
              frame
+  nottingham piano rolls of folk tunes, likewise; published: 3.29
 """
 
 from pathlib import Path
@@ -30,11 +31,13 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 2e-3
     config.optimizer.weight_decay = 0.0
     config.model.network = "recurrent"
-    config.model.lm = ConfigDict({"cell": "lstm", "width": 256, "depth": 2, "rate": 0.1})
+    config.model.lm = ConfigDict({"cell": "lstm", "width": 256, "depth": 2, "dropout": 0.1})
     return config
 
 
+JSB = MUSIC.ROLLS | {"model.lm.width": 200, "model.lm.depth": 1, "model.lm.dropout": 0.5}
 PRESETS = {
     "tiny": CHAR.TINY | {"model.lm.width": 32},
-    "jsb": MUSIC.ROLLS | {"model.lm.width": 200, "model.lm.depth": 1, "model.lm.rate": 0.5},
+    "jsb": JSB,
+    "nottingham": JSB | MUSIC.NOTTINGHAM,
 }

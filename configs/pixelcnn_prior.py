@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     """Convolutions in place of attention."""
     config = TRANSFORMER.get_config()
     with config.unlocked():
-        network = {"width": 64, "depth": 8, "kernel_size": 3, "rate": 0.1}
+        network = {"width": 64, "depth": 8, "kernel_size": 3, "dropout": 0.1}
         config.model = ConfigDict({"network": "pixelcnn", "prior": network})
     return config
 

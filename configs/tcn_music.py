@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.log.every = "50_steps"
     with config.unlocked():
         config.lm = ConfigDict(Options()._asdict())
-        network = {"width": 150, "depth": 2, "kernel_size": 3, "rate": 0.5}
+        network = {"width": 150, "depth": 2, "kernel_size": 3, "dropout": 0.5}
         sizes = {"length": 0, "vocabulary_size": 0}  # those of the data
         config.model = ConfigDict({"network": "tcn", **sizes, "lm": network})
     return base.override(config, ROLLS)
@@ -46,6 +46,10 @@ ROLLS = {
     "checkpoint.best": "eval/loss",
     "evals.samples": 8,
 }
+NOTTINGHAM = {
+    "dataset.name": "nottingham",
+    "dataset.text.length": 1792,  # the longest has 1,793 frames
+}
 PRESETS = {
     "tiny": {
         "duration": "100_steps",
@@ -56,10 +60,9 @@ PRESETS = {
         "model.lm.width": 16,
     },
     "nottingham": {
-        "dataset.name": "nottingham",
-        "dataset.text.length": 1792,  # the longest has 1,793 frames
+        **NOTTINGHAM,
         "model.lm.depth": 4,
         "model.lm.kernel_size": 6,
-        "model.lm.rate": 0.2,
+        "model.lm.dropout": 0.2,
     },
 }

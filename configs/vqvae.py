@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.method = "vqvae"
     config.dataset.name = "fashion_mnist"
     config.batch_size = 128
-    config.duration = "10_epochs"
+    config.duration = "5_epochs"
     config.optimizer.name = "adam"
     config.optimizer.learning_rate = 1e-3
     config.schedule.name = "cosine"

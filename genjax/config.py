@@ -406,6 +406,28 @@ def steps(text: str, *, batch_size: int, examples: int, total: int = 0) -> int:
     return max(1, math.ceil(amount / per_step[unit] - 1e-9)) if amount else 0
 
 
+def steps_within(config: ConfigDict, examples: int, key: str, text: str) -> int:
+    """Steps of a stretch of the run, such as a warm-up.
+
+    Args:
+      config: of the run.
+      examples: in one epoch.
+      key: of the config, that has the stretch.
+      text: the duration; 0 for an empty one.
+
+    Raises:
+      ConfigError: it is no duration, or longer than the run.
+    """
+    size = {"batch_size": config.batch_size, "examples": examples}
+    total = steps(config.duration, **size)
+    try:
+        found = steps(text, **size, total=total)
+    except ConfigError as error:
+        raise ConfigError(f"config.{key}={text!r}: {error}") from error
+    require(found <= max(total, 0), f"config.{key}", text, f"at most the run's {total} steps")
+    return found
+
+
 def to_json(config: ConfigDict) -> dict[str, Any]:
     """The config as plain JSON data."""
     return json.loads(json.dumps(config.to_dict()))

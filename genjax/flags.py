@@ -9,6 +9,13 @@ from genjax import config as configs
 from genjax.config import ConfigError
 from genjax.interop.export import FORMATS
 
+# Flags that one mode alone has.
+OWN = {
+    "sample": ("num", "seed", "prompt", "prompt_file", "stream"),
+    "eval": ("samples",),
+    "export": ("format", "output"),
+}
+
 
 def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """Splits the command line into flags and config overrides.
@@ -42,14 +49,13 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
     add("--format", default="huggingface", choices=FORMATS, help="export: the other library")
     add("--output", default="", help="export: a new folder; <workdir>/<format>")
     flags, rest = parser.parse_known_args(argv)
-    own = ("num", "seed", "prompt", "prompt_file", "stream")
-    if flags.mode != "sample" and any(getattr(flags, f) != parser.get_default(f) for f in own):
-        raise ConfigError(
-            f"--{', --'.join(own)} belong to --mode=sample, not to --mode={flags.mode}. The seed "
-            "of a run is --config.seed."
-        )
-    if flags.samples and flags.mode != "eval":
-        raise ConfigError(f"--samples belongs to --mode=eval, not to --mode={flags.mode}.")
+    for mode, names in OWN.items():
+        given = [name for name in names if getattr(flags, name) != parser.get_default(name)]
+        if given and flags.mode != mode:
+            raise ConfigError(
+                f"--{given[0]} belongs to --mode={mode}, not to --mode={flags.mode}."
+                + " The seed of a run is --config.seed." * (given[0] == "seed")
+            )
     if flags.samples and flags.checkpoint:
         raise ConfigError("--samples are judged without a run: leave --checkpoint out.")
     overrides, flags.options = {}, {}

@@ -49,7 +49,8 @@ class Phase(NamedTuple):
     Attributes:
       trains: name of the network in `params` that this phase updates.
       loss: the pure loss; gradients are taken with respect to `params[trains]` only.
-      repeat: updates per training step; each sees its own slice of the step's batch.
+      repeat: updates per training step; each sees its own slice of the step's batch. A phase that
+        is not repeated sees the first slice, also beside one that is.
       every: run the phase only in steps divisible by this (lazy regularisers).
       start: the first step of the phase; before it nothing of its network moves.
     """
@@ -81,7 +82,7 @@ class Alarm(NamedTuple):
     """A sign that a run goes wrong: a metric below a bound for some evaluations in a row.
 
     Attributes:
-      metric: its name, such as "eval/perplexity".
+      metric: its name, such as "eval/lowest_code_perplexity".
       below: the bound.
       evaluations: how many in a row.
       advice: what it means and what to change.

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 # Of what is kept in the cache. A change of what it means, or of how a corpus is read, needs a new
 # number.
-FORMAT = 2
+FORMAT = 3
 
 
 class Text(NamedTuple):
@@ -143,7 +143,7 @@ def _tokens(
     """What `_write` wrote of a split, memory-mapped."""
     arrays = {
         name: np.asarray(np.load(path, mmap_mode="r")) if path.is_file() else None
-        for name in ("ids", "ends", "counted")
+        for name in ("ids", "ends", "loss_mask")
         if (path := folder / f"{split}_{name}.npy")
     }
     # Tokens that lose something of the text, such as spaces, are weighted to make up for it.
@@ -210,7 +210,7 @@ def _split(
 def _write(
     folder: Path, split: str, tokenizer: Tokenizer, found: Documents, ended: bool
 ) -> dict[str, Any]:
-    """Writes `{split}_ids.npy`, `_ends` and, if there are prompts, `_counted`; returns counts."""
+    """Writes `{split}_ids.npy`, `_ends` and, if there are prompts, `_loss_mask`; returns counts."""
     eos, bos = tokenizer.special.get("eos", 0), tokenizer.special.get("bos")
     own = ended and bos is not None and bos != eos  # the end of one text may begin the next
     begin = np.full(int(own), bos if own else 0, np.int32)
@@ -228,8 +228,8 @@ def _write(
     np.save(folder / f"{split}_ids.npy", ids)
     np.save(folder / f"{split}_ends.npy", np.cumsum(lengths.sum(1)))
     if found.prompts:
-        counted = np.repeat(np.tile(np.array([0, 0, 1, 1], np.uint8), len(texts)), lengths.ravel())
-        np.save(folder / f"{split}_counted.npy", counted)
+        mask = np.repeat(np.tile(np.array([0, 0, 1, 1], np.uint8), len(texts)), lengths.ravel())
+        np.save(folder / f"{split}_loss_mask.npy", mask)
     true = sum(len(utf8(text)) for both in found for text in both)
     stood_for = int(tokenizer.token_bytes[ids].sum(dtype=np.int64))
     return {

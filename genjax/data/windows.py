@@ -1,7 +1,7 @@
 """Random-access sources of token ids for training and evaluation.
 
 An example has `token` int32 [T + 1], where positions 1 ... T are the targets; `bytes` float32 [],
-the UTF-8 bytes of the targets that count; `counted` bool [T + 1] if some tokens are prompts; and,
+the UTF-8 bytes of the targets that count; `loss_mask` bool [T + 1] if some tokens are prompts; and,
 where rows are of whole documents, `segment` int32 [T + 1]: 1, 2, ... by document, 0 for padding.
 """
 
@@ -24,13 +24,13 @@ class Tokens(NamedTuple):
     Attributes:
       ids: uint16 or uint32 [N].
       ends: int64 [D], where each document ends.
-      counted: uint8 [N], whether a token counts; None if all do.
+      loss_mask: uint8 [N], whether a token counts; None if all do.
       weights: float32 [V], the bytes that each token stands for.
     """
 
     ids: np.ndarray
     ends: np.ndarray
-    counted: np.ndarray | None
+    loss_mask: np.ndarray | None
     weights: Float32[np.ndarray, " V"]
 
 
@@ -97,12 +97,12 @@ class Stream:
 
     def _read(self, where: Any) -> dict[str, np.ndarray]:
         token = self._tokens.ids[where].astype(np.int32)
-        counted, weights = self._tokens.counted, self._tokens.weights[token[..., 1:]]
-        if counted is None:
+        loss_mask, weights = self._tokens.loss_mask, self._tokens.weights[token[..., 1:]]
+        if loss_mask is None:
             return {"token": token, "bytes": weights.sum(-1)}
-        counted = counted[where].astype(bool)
-        found = (weights * counted[..., 1:]).sum(-1)
-        return {"token": token, "counted": counted, "bytes": found}
+        mask = loss_mask[where].astype(bool)
+        found = (weights * mask[..., 1:]).sum(-1)
+        return {"token": token, "loss_mask": mask, "bytes": found}
 
 
 class Pieces(NamedTuple):
@@ -185,7 +185,7 @@ class Rows:
         """Row `index`."""
         token = np.full(self._room, self._filler, np.int32)
         segment = np.zeros(self._room, np.int32)
-        counted = np.zeros(self._room, bool)
+        mask = np.zeros(self._room, bool)
         begin, at = self._ends[index - 1] if index else 0, 0
         for number, piece in enumerate(self._order[begin : self._ends[index]], 1):
             owner, start, size = (int(column[piece]) for column in self._pieces)
@@ -194,13 +194,13 @@ class Rows:
             found = slice(first + (start == 0), first + size)
             token[at] = self._start
             token[inside] = self._tokens.ids[found]
-            counted[inside] = True if self._tokens.counted is None else self._tokens.counted[found]
+            mask[inside] = True if self._tokens.loss_mask is None else self._tokens.loss_mask[found]
             segment[at : at + size] = number
             at += size
         example: dict[str, Any] = {"token": token, "segment": segment}
-        targets = counted[1:] & targets_of(segment)
-        if self._tokens.counted is not None:
-            example["counted"] = counted
+        targets = mask[1:] & targets_of(segment)
+        if self._tokens.loss_mask is not None:
+            example["loss_mask"] = mask
         example["bytes"] = np.float32(self._tokens.weights[token[1:][targets]].sum())
         return example
 

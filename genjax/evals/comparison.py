@@ -22,7 +22,8 @@ from genjax.config import ConfigError
 from genjax.data import loader, packages, sources
 from genjax.data.catalogue import Dataset
 from genjax.evals import distances, features, statistics
-from genjax.evals.features import Features, metric_name
+from genjax.evals.features import Features
+from genjax.evals.metric_names import METRICS, metric_name
 from genjax.evals.statistics import Reference
 from genjax.parallel.distributed import largest
 from genjax.parallel.mesh import batch_part, global_batch
@@ -36,11 +37,8 @@ NEIGHBOURS = 5  # k of precision, recall, density and coverage
 
 def metrics_of(config: ConfigDict) -> list[str]:
     """The names of the metrics that `config.evals.features` asks for, without `eval/`."""
-    names = []
-    for extractor in config.evals.features:
-        found = {m: metric_name(m, extractor) for m in features.METRICS}
-        names += [*found.values(), f"{found['kid']}_se", f"{found['score']}_std"]
-    return names
+    metrics = (*METRICS, "kid_se", "score_std")
+    return [metric_name(m, extractor) for extractor in config.evals.features for m in metrics]
 
 
 class Comparison:
@@ -106,7 +104,9 @@ class Comparison:
             rows = zip(*self._run(apply, mine), strict=True)
             made, logits = (np.concatenate(r)[: len(images)] for r in rows)
             values = _compare(made, logits, reference())
-            found |= {_name(metric, extractor.name): value for metric, value in values.items()}
+            found |= {
+                metric_name(metric, extractor.name): value for metric, value in values.items()
+            }
         return found
 
     def references(self) -> list[tuple[str, Path, int]]:
@@ -231,11 +231,6 @@ def _padded(images: np.ndarray, size: int) -> Iterable[np.ndarray]:
     for start in range(0, len(images), size):
         rows = images[start : start + size]
         yield np.pad(rows, ((0, size - len(rows)), *((0, 0),) * (images.ndim - 1)))
-
-
-def _name(metric: str, extractor: str) -> str:
-    base, _, suffix = metric.partition("_")
-    return metric_name(base, extractor) + (f"_{suffix}" if suffix else "")
 
 
 def _compare(

@@ -56,10 +56,6 @@ DOWNLOAD_SECONDS = 60  # without a word from the host
 
 DIGEST_EXAMPLES = 2048  # that the digest of a data set looks at
 
-METRICS = ("fd", "kid", "score", "precision", "recall", "density", "coverage", "diversity")
-# What metrics on the features of Inception have always been called.
-_INCEPTION_NAMES = {"fd": "fid", "kid": "kid", "score": "inception_score"}
-
 
 class Features(NamedTuple):
     """A feature extractor.
@@ -78,22 +74,6 @@ class Features(NamedTuple):
     params: Tree
     apply: Callable[[Tree, Array], tuple[Array, Array]]
     digest: str
-
-
-def metric_name(metric: str, features: str) -> str:
-    """What a metric of `METRICS` on these features is called.
-
-    `fid`, `kid` and `inception_score` are those on Inception and no others; everything else says
-    what it is computed on: `fd_classifier`, `kid_efficientnet`, `precision_inception`.
-
-    Raises:
-      ValueError: there is no such metric.
-    """
-    if metric not in METRICS:
-        raise ValueError(f"metric {metric!r}: expected one of {', '.join(METRICS)}")
-    if features == "inception" and metric in _INCEPTION_NAMES:
-        return _INCEPTION_NAMES[metric]
-    return f"{metric}_{features.partition('_')[0]}"
 
 
 def build(name: str, dataset: Dataset, *, inception_path: str = "") -> Features:
@@ -268,7 +248,7 @@ def classifier(dataset: Dataset) -> Features:
     if not dataset.spec.num_classes:
         raise ConfigError(
             f"features 'classifier' need labels, and {dataset.spec.name} has none. Choose "
-            "'efficientnet_lite0' or 'inception'."
+            "'efficientnet_lite0' or 'inception', or --config.evals.features= for none."
         )
     net, params = trained.classifier(dataset, data_digest(dataset))
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from genjax import config as configs
@@ -149,11 +150,4 @@ def _read(path: Path) -> tuple[Tree, float]:
             f"{path} cannot be read ({error}). Delete it: it is made anew from the last "
             "checkpoint beside it."
         ) from error
-    params: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *parents, leaf = name.split("/")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = array
-    return params, accuracy
+    return unflatten_dict(arrays, sep="/"), accuracy

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from genjax.config import ConfigError, require
 from genjax.interop import huggingface_config, safetensors
@@ -266,14 +267,8 @@ def read(folder: str | Path) -> Pretrained:
     leaves = list(_leaves(model))
     expected = dict(pair for leaf in leaves for pair in leaf.expected(depth))
     _match(f"the tensors in {folder} do not fit its {CONFIG}", expected, found)
-    params: Tree = {}
-    for leaf in leaves:
-        *above, last = leaf.path.split("/")
-        place = params
-        for key in above:
-            place = place.setdefault(key, {})
-        place[last] = leaf.join(found, depth)
-    return describe(folder)._replace(params=params)
+    params = {leaf.path: leaf.join(found, depth) for leaf in leaves}
+    return describe(folder)._replace(params=unflatten_dict(params, sep="/"))
 
 
 def _tokenizer_files(model: Description, text: str) -> dict[str, Any]:

@@ -116,8 +116,8 @@ def _gpt2(given: _Settings) -> Description:
         "positions": "learned",
         "bias": True,
         "tied": given.take("tie_word_embeddings", True),
-        "rate": given.take("resid_pdrop", 0.1),
-        "attention_rate": given.take("attn_pdrop", 0.1),
+        "dropout": given.take("resid_pdrop", 0.1),
+        "attention_dropout": given.take("attn_pdrop", 0.1),
     }
     vocabulary_size = given.take("vocab_size", 50257)
     special = _special(given, vocabulary_size, {"start": 50256, "eos": 50256})
@@ -162,8 +162,8 @@ def _llama(given: _Settings) -> Description:
         **_rope(given, length),
         "bias": of_attention or of_mlp,
         "tied": given.take("tie_word_embeddings", False),
-        "rate": 0.0,
-        "attention_rate": given.take("attention_dropout", 0.0),
+        "dropout": 0.0,
+        "attention_dropout": given.take("attention_dropout", 0.0),
     }
     bare = () if of_attention else ("qkv", "merge")
     bare = bare if of_mlp else (*bare, "up", "gate", "down")
@@ -283,9 +283,9 @@ def write(found: Description, dtype: str) -> dict[str, Any]:
             "n_inner": o["hidden"],
             "activation_function": theirs[o["activation"]],
             "layer_norm_epsilon": o["norm_eps"],
-            "resid_pdrop": o["rate"],
-            "embd_pdrop": o["rate"],
-            "attn_pdrop": o["attention_rate"],
+            "resid_pdrop": o["dropout"],
+            "embd_pdrop": o["dropout"],
+            "attn_pdrop": o["attention_dropout"],
             **common,
         }
     kind, *numbers = o["rope_scaling"] or ("default",)
@@ -308,7 +308,7 @@ def write(found: Description, dtype: str) -> dict[str, Any]:
         "rope_theta": o["rope_base"],
         "rope_scaling": scaling if numbers else None,
         "attention_bias": o["bias"],
-        "attention_dropout": o["attention_rate"],
+        "attention_dropout": o["attention_dropout"],
         "mlp_bias": o["bias"],
         **common,
     }

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError, construct, one_of, read_options, require, steps
+from genjax.config import ConfigError, construct, one_of, read_options, require, steps_within
 from genjax.data import packages
 from genjax.evals import latents
 from genjax.evals.features import EFFICIENTNET_LITE0
@@ -424,14 +424,8 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
             lambda rngs: construct(cls, model[name], f"model.{name}", rngs=rngs, **shared, **given)
         )
 
-    size = {"batch_size": config.batch_size, "examples": spec.sizes.get("train", 0)}
-    try:
-        total = steps(config.duration, **size)
-        start = steps(o.adversarial_start, **size, total=total)
-    except ConfigError as error:
-        raise ConfigError(
-            f"config.autoencoder_kl.adversarial_start={o.adversarial_start!r}: {error}"
-        ) from error
+    key = "autoencoder_kl.adversarial_start"
+    start = steps_within(config, spec.sizes.get("train", 0), key, o.adversarial_start)
     judge = o.adversarial_weight > 0
     nets = (
         network(module.Encoder, "encoder", features=2 * o.latent_channels),

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, construct, one_of, read_options, require
-from genjax.evals.features import metric_name
+from genjax.evals.metric_names import metric_name
 from genjax.method import (
     Alarm,
     Aux,
@@ -24,6 +24,7 @@ from genjax.method import (
     DataSpec,
     Method,
     Phase,
+    Ratio,
     Rules,
     Tree,
     find_module,
@@ -39,7 +40,7 @@ from genjax.nn.adversarial import (
 )
 from genjax.nn.functional import Functional, functional
 from genjax.nn.pixels import to_float, to_uint8
-from genjax.parallel.rules import replicate
+from genjax.parallel.rules import path_name, replicate
 from genjax.sampling.conditions import labels_if
 
 AUGMENTATIONS = {"none": (), "diffaugment": augment.DIFFAUGMENT, "ada": augment.ADA}
@@ -111,6 +112,12 @@ def options_from_config(config: ConfigDict, spec: DataSpec) -> Options:
         require(getattr(o, name) >= 1, f"gan.{name}", getattr(o, name), "at least 1")
     for name in ("gradient_penalty", "r1", "r2", "auxiliary_weight"):
         require(getattr(o, name) >= 0, f"gan.{name}", getattr(o, name), "at least 0")
+    require(-1 < o.ada_target < 1, "gan.ada_target", o.ada_target, "between -1 and 1")
+    if o.penalty_every > 1 and not _penalised(o):
+        raise ConfigError(
+            f"gan.penalty_every={o.penalty_every}, but there is no penalty. Set gan.r1, gan.r2 or "
+            "gan.gradient_penalty, or penalty_every=1."
+        )
     if o.conditioning != "none" and not spec.num_classes:
         raise ConfigError(
             f"gan.conditioning={o.conditioning!r}, but {spec.name} has no labels. Set it to 'none' "
@@ -134,6 +141,10 @@ def options_from_config(config: ConfigDict, spec: DataSpec) -> Options:
     for name, size in sizes.items():
         require(size % o.packing == 0, name, size, f"a multiple of gan.packing={o.packing}")
     return o
+
+
+def _penalised(o: Options) -> bool:
+    return any((o.gradient_penalty, o.r1, o.r2))
 
 
 class Game(NamedTuple):
@@ -300,17 +311,20 @@ def generator_loss(
     return loss, Aux(metrics, changed, float(x.shape[0]))
 
 
-def evaluate(
-    game: Game, params: dict, mutable: dict, batch: Batch, key: Array
-) -> dict[str, Float[Array, "B"]]:
-    """The logit of each example and of as many samples; packs give theirs to each member."""
+def evaluate(game: Game, params: dict, mutable: dict, batch: Batch, key: Array) -> dict[str, Ratio]:
+    """The logit of each example and of as many samples; that of a pack counts once."""
     x, label = game.data(batch)
     key_z, key_judge = (jax.random.fold_in(key, i) for i in range(2))
     fake, _ = game.generate(params, mutable, key_z, x.shape[0], label)
     real_logit, _, _ = game.judge(params, mutable, x, label, key_judge)
     fake_logit, _, _ = game.judge(params, mutable, fake, label, key_judge)
-    each = {"real_logit": real_logit, "fake_logit": fake_logit}
-    return {name: jnp.repeat(logit, game.options.packing) for name, logit in each.items()}
+    packing = game.options.packing
+    first = (jnp.arange(len(x)) % packing == 0).astype(jnp.float32)
+
+    def once(logit: Float[Array, "N"]) -> Ratio:
+        return Ratio(first * jnp.repeat(logit, packing), first)
+
+    return {"real_logit": once(real_logit), "fake_logit": once(fake_logit)}
 
 
 def sample(
@@ -350,7 +364,6 @@ def from_networks(
 ) -> Method:
     """The game of any two networks with the call signatures that `Game` names."""
     game = Game(generator, discriminator, options, spec)
-    lazy = options.penalty_every > 1 and (options.gradient_penalty or options.r1 or options.r2)
 
     def init(key: Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:
         params, mutable = {}, {}
@@ -362,8 +375,7 @@ def from_networks(
         return params, mutable
 
     phases = [Phase("discriminator", partial(discriminator_loss, game), options.critic_steps)]
-    if lazy:
-        every = options.penalty_every
+    if (every := options.penalty_every) > 1:
         phases.append(Phase("discriminator", partial(penalty_loss, game), every=every))
     phases.append(Phase("generator", partial(generator_loss, game)))
     return Method(
@@ -398,12 +410,6 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
         raise ConfigError("method gan scales 8-bit images itself: set dataset.dequantize=False.")
     options, model = options_from_config(config, spec), config.model
     module = find_module("model.network", model.network, "genjax.networks")
-    penalised = options.gradient_penalty or options.r1 or options.r2
-    if penalised and model.discriminator.get("norm") == "batch":
-        raise ConfigError(
-            "gan.gradient_penalty, gan.r1 and gan.r2 need a discriminator that judges each example "
-            "by itself: set model.discriminator.norm to 'layer' or 'none'."
-        )
     classes = spec.num_classes if options.conditioning != "none" else 0
     shape, dtype = spec.features["image"].shape, jnp.dtype(config.precision)
 
@@ -438,9 +444,17 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
             rngs=rngs,
         )
 
-    method = from_networks(
-        functional(generator), functional(discriminator), options, spec, module.RULES
-    )
+    judge = functional(discriminator)
+    if _penalised(options):
+        _, mutable = jax.eval_shape(judge.init, jax.random.key(0))
+        paths = (path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(mutable))
+        if any(path.endswith("/mean") for path in paths):
+            raise ConfigError(
+                "gan.gradient_penalty, gan.r1 and gan.r2 need a discriminator that judges each "
+                "example by itself, and this one has batch norm: set model.discriminator.norm to "
+                "'layer' or 'none'."
+            )
+    method = from_networks(functional(generator), judge, options, spec, module.RULES)
     collapse = (
         "the samples are nearly all alike. Lower the generator's learning rate, add gan.r1 or "
         "gan.gradient_penalty, or judge several samples together with gan.packing=2."

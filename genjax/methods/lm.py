@@ -115,8 +115,8 @@ def tokens(
     weight = jnp.ones(target.shape)
     if segment is not None:
         weight = targets_of(segment).astype(jnp.float32)
-    if "counted" in batch:
-        weight = weight * batch["counted"][:, 1:]
+    if "loss_mask" in batch:
+        weight = weight * batch["loss_mask"][:, 1:]
     correct = (logits.argmax(-1) == target).astype(jnp.float32)
     return Terms(nll, loss, correct, weight), mutable
 

@@ -18,12 +18,12 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError, construct, one_of, read_options, require, steps
+from genjax.config import ConfigError, construct, one_of, read_options, require, steps_within
 from genjax.evals import latents
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree, find_module
 from genjax.nn import likelihoods
 from genjax.nn.functional import Functional, functional
-from genjax.nn.pixels import to_float, to_uint8
+from genjax.nn.pixels import psnr, to_float, to_uint8
 from genjax.parallel.rules import replicate
 from genjax.sampling.conditions import labels_if
 
@@ -79,7 +79,8 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
     for name in ("latent_dim", "samples", "eval_samples", "eval_chunk"):
         require(getattr(o, name) >= 1, f"vae.{name}", getattr(o, name), "at least 1")
     for name in ("beta", "free_bits"):
-        require(getattr(o, name) >= 0, f"vae.{name}", getattr(o, name), "at least 0")
+        value = getattr(o, name)
+        require(0 <= value < math.inf, f"vae.{name}", value, "at least 0, and finite")
     if o.bound != "elbo" and (o.beta != 1 or o.kl_warmup or o.free_bits):
         raise ConfigError(
             f"vae.bound={o.bound!r} has no KL of its own to weigh: leave beta=1, kl_warmup='' and "
@@ -98,7 +99,7 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
     if o.likelihood != "gaussian" and spec.features["image"].dtype != jnp.uint8:
         raise ConfigError(
             f"vae.likelihood={o.likelihood!r} is one of 8-bit images, and these are "
-            f"{spec.features['image'].dtype}: set dataset.dequantize=False, or use 'gaussian'."
+            f"{spec.features['image'].dtype}: set dataset.dequantize=False."
         )
     return o
 
@@ -288,7 +289,8 @@ def evaluate(
 
     log p(x) takes `eval_samples` samples of z, decoded `eval_chunk` at a time (Burda et al. 2016,
     section 5). Where the likelihood is one of discrete data, minus log p(x), or the ELBO if
-    `eval_samples` is 1, in bits per dimension.
+    `eval_samples` is 1, in bits per dimension. Of 8-bit images also the squared error in [-1, 1]
+    and the PSNR in dB of what the mean of q(z | x) is decoded to.
     """
     o, params, mutable = model.options, params["vae"], mutable["vae"]
     key_x, key_z = (jax.random.fold_in(key, i) for i in range(2))
@@ -313,6 +315,10 @@ def evaluate(
         nats = found["log_likelihood"] = weight - math.log(o.eval_samples)
     if o.likelihood != "gaussian":
         found["bits_per_dim"] = -nats / (math.log(2) * x[0].size)
+    if batch["image"].dtype == jnp.uint8:
+        made, image = model.centre(params, mutable, mean, label), to_float(batch["image"])
+        found["psnr"] = psnr(to_float(made), image)
+        found["mse"] = jnp.square(to_float(made) - image).reshape(len(x), -1).mean(1)
     return found
 
 
@@ -437,12 +443,8 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
             module.Decoder, model.decoder, "model.decoder", shape=outputs, rngs=rngs, **shared
         )
 
-    size = {"batch_size": config.batch_size, "examples": spec.sizes.get("train", 0)}
-    try:
-        total = steps(config.duration, **size)
-        warmup = steps(options.kl_warmup, **size, total=total)
-    except ConfigError as error:
-        raise ConfigError(f"config.vae.kl_warmup={options.kl_warmup!r}: {error}") from error
+    examples = spec.sizes.get("train", 0)
+    warmup = steps_within(config, examples, "vae.kl_warmup", options.kl_warmup)
     return from_networks(
         functional(encoder), functional(decoder), options, spec, module.RULES, warmup
     )

@@ -47,7 +47,7 @@ class Options(NamedTuple):
       codes: K, vectors in a codebook.
       code_dim: their length.
       depth: codebooks, each of what the ones before leave over (residual VQ, Zeghidour et al.
-        2021, algorithm 1).
+        2021, algorithm 1); with "loss" each is drawn to that.
       levels: of "fsq": values of each dimension.
       gradient: through the nearest code: "straight_through" or "rotation" (Fifty et al. 2024).
       learn: how codebooks follow the encoder: "ema" (van den Oord et al. 2017, appendix A.1) or
@@ -57,6 +57,7 @@ class Options(NamedTuple):
       restart_below: average count under which a code begins anew on a vector of the batch; 0: off.
         With "ema".
       kmeans: iterations of k-means by which the first batch makes the codebook; 0: random vectors.
+        With "ema".
       collapse_below: perplexity of the codes, as a share of their number, under which a run is
         warned of collapse.
       collapse_after: evaluations in a row under it before the warning.
@@ -95,7 +96,13 @@ def options_from_config(section: ConfigDict) -> Options:
     require(0 <= share < 1, "vqvae.collapse_below", share, "at least 0 and less than 1")
     require(after >= 1, "vqvae.collapse_after", after, "at least 1")
     require(0 < o.decay < 1, "vqvae.decay", o.decay, "between 0 and 1")
-    require(min(o.levels) >= 2, "vqvae.levels", o.levels, "at least 2 each")
+    fits = o.levels and min(o.levels) >= 2 and math.prod(o.levels) < 2**31
+    require(fits, "vqvae.levels", o.levels, "at least 2 each, and fewer than 2^31 codes together")
+    if o.quantizer == "fsq" and o.depth > 1:
+        raise ConfigError(
+            f"vqvae.depth={o.depth} with vqvae.quantizer='fsq', which has no codebooks: give more "
+            "vqvae.levels, or depth=1."
+        )
     return o
 
 
@@ -153,7 +160,7 @@ class Autoencoder(NamedTuple):
         rest, books = jax.lax.stop_gradient(x), mutable.get("books", {})
         if train and books and o.kmeans:
             books = jax.lax.cond(mutable["ready"], lambda x, k: books, self._first_books, rest, key)
-        total, index, moved = jnp.zeros_like(x), [], {}
+        total, index, moved, learned = jnp.zeros_like(x), [], {}, zero
         for q in range(o.depth):
             name = str(q)
             codes = books[name]["codes"] if books else params["codes"][q]
@@ -161,15 +168,15 @@ class Autoencoder(NamedTuple):
             if books:
                 moved[name] = quantize.ema_update(books[name], rest, chosen, o.decay)
                 if o.restart_below:
-                    key_q = jax.random.fold_in(key, q)
+                    key_q = jax.random.fold_in(key, o.depth + q)
                     moved[name] = quantize.restart(moved[name], rest, key_q, o.restart_below)
+            else:
+                learned += jnp.square(rest - codes[chosen]).mean()
             total = total + codes[chosen]
             rest = rest - jax.lax.stop_gradient(codes[chosen])
             index.append(chosen)
         fixed = jax.lax.stop_gradient(total)
-        loss = o.commitment * jnp.square(x - fixed).mean()
-        if not books:
-            loss += jnp.square(jax.lax.stop_gradient(x) - total).mean()
+        loss = o.commitment * jnp.square(x - fixed).mean() + learned
         index = jnp.stack(index, -1).reshape(*z.shape[:-1], o.depth)
         shares, mutable = self._counted(mutable, index, train)
         if train and books:
@@ -198,6 +205,11 @@ class Autoencoder(NamedTuple):
             return found, mutable
         decay = self.options.decay
         return found, {**mutable, "shares": decay * mutable["shares"] + (1 - decay) * found}
+
+    def shares(self, mutable: Tree) -> Float[Array, "Q K"]:
+        """The share of each code in what was trained on lately; of nothing all are 0."""
+        total = mutable["shares"].sum(-1, keepdims=True)
+        return mutable["shares"] / jnp.maximum(total, 1e-20)
 
     def look_up(
         self, params: Tree, mutable: Tree, index: Int[Array, "B h w Q"]
@@ -231,8 +243,8 @@ def loss(
     error = jnp.square(made - x).mean()
     metrics = {
         "mse": error,
-        "perplexity": jax.vmap(quantize.perplexity)(found.shares).mean(),
-        "usage": (found.shares > 0).mean(),
+        "code_perplexity": jax.vmap(quantize.perplexity)(found.shares).mean(),
+        "code_usage": (found.shares > 0).mean(),
     }
     changed = {**found.mutable, "encoder": encoder, "decoder": decoder}
     return error + found.loss, Aux(metrics, {"autoencoder": changed}, float(len(x)))
@@ -249,20 +261,21 @@ def evaluate(
 ) -> dict[str, Float[Array, "B"]]:
     """Squared error in [-1, 1] and PSNR of each example, in dB of the 8-bit image.
 
-    `perplexity` and `usage` are of the codes' running shares in training, the same for all: means
-    over codebooks, and the lowest perplexity of one.
+    `code_perplexity` and `code_usage` are of the codes' running shares in training, the same for
+    all: means over codebooks, and the lowest perplexity of one. A code counts as used with a
+    hundredth of an equal share.
     """
     params, mutable = params["autoencoder"], mutable["autoencoder"]
     x = to_float(batch["image"])
     made = _reconstruct(model, params, mutable, x)
-    shares = mutable["shares"]
+    shares = model.shares(mutable)
     perplexity = jax.vmap(quantize.perplexity)(shares)
     return {
         "mse": jnp.square(made - x).mean((1, 2, 3)),
         "psnr": psnr(made, x),
-        "perplexity": jnp.full(len(x), perplexity.mean()),
-        "lowest_perplexity": jnp.full(len(x), perplexity.min()),
-        "usage": jnp.full(len(x), (shares > 1e-6).mean()),
+        "code_perplexity": jnp.full(len(x), perplexity.mean()),
+        "lowest_code_perplexity": jnp.full(len(x), perplexity.min()),
+        "code_usage": jnp.full(len(x), (shares > 0.01 / shares.shape[-1]).mean()),
     }
 
 
@@ -295,7 +308,7 @@ def sample(
       ConfigError: conditions, which this model does not know.
     """
     labels_if("", False, model.spec, num, condition, key)
-    shares = mutable["autoencoder"]["shares"]
+    shares = model.shares(mutable["autoencoder"])
     logits = jnp.log(jnp.maximum(shares, 1e-20))
     side = output_shape(model.encoder, _one(model.spec))[1:3]
     index = jax.random.categorical(key, logits, shape=(num, *side, len(shares)))
@@ -314,7 +327,7 @@ def pictures(
     made = to_uint8(_reconstruct(model, *own, to_float(batch["image"])))
     return {
         "reconstructions": latents.reconstructions(batch["image"], made),
-        "code_usage": latents.bars(own[1]["shares"]),
+        "code_usage": latents.bars(model.shares(own[1])),
     }
 
 
@@ -326,7 +339,7 @@ def from_networks(
     depth, size = model.sizes
 
     def init(key: Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:
-        params, mutable = {}, {"shares": jnp.full((depth, size), 1 / size)}
+        params, mutable = {}, {"shares": jnp.zeros((depth, size))}
         for i, name in enumerate(("encoder", "decoder")):
             net = getattr(model, name)
             params[name], mutable[name] = net.init(jax.random.fold_in(key, i))
@@ -358,7 +371,7 @@ def _collapse(o: Options, size: int) -> Alarm:
         "vqvae.codes, or use vqvae.quantizer='fsq', which has no codebook.",
     }[o.quantizer]
     text = f"few of the {size} codes are in use. To keep more alive {advice}"
-    return Alarm("eval/lowest_perplexity", o.collapse_below * size, o.collapse_after, text)
+    return Alarm("eval/lowest_code_perplexity", o.collapse_below * size, o.collapse_after, text)
 
 
 def build(config: ConfigDict, spec: DataSpec) -> Method:

@@ -51,8 +51,8 @@ class Network(nnx.Module):
         qkv_bias: bool | None = None,
         tied: bool = True,
         head_bias: bool = False,
-        rate: float = 0.0,
-        attention_rate: float = 0.0,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -68,7 +68,7 @@ class Network(nnx.Module):
             sqrt(D) (Vaswani et al. 2017, sections 3.4 and 3.5); "rotary"; or "none".
           tied: whether the head has the embedding's weights.
           head_bias: whether the head has a bias.
-          rate: of dropout, of the embedded input and of what each block adds.
+          dropout: probability, of the embedded input and of what each block adds.
           dtype: compute type.
           rngs: for the initial parameters.
 
@@ -98,13 +98,13 @@ class Network(nnx.Module):
             rope_scaling=rope_scaling,
             bias=bias,
             qkv_bias=qkv_bias,
-            rate=rate,
-            attention_rate=attention_rate,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
             remat=remat,
             **made,
         )
         self.head = Head(width, vocabulary_size, tied=tied, use_bias=head_bias, rngs=rngs)
-        self.kind, self.rate, self.width = positions, rate, width
+        self.kind, self.dropout, self.width = positions, dropout, width
 
     def __call__(
         self,
@@ -124,10 +124,10 @@ class Network(nnx.Module):
         """
         keys = [None] * 2 if key is None else jax.random.split(key)
         h = self._placed(self.embed(x), placed(x.shape[1], segment, cache))
-        h = dropout(h, self.rate, keys[0], train)
+        h = dropout(h, self.dropout, keys[0], train)
         given = {"segment": segment, "cache": cache, "capacity": capacity}
         h, cache = self.body(h, **given, key=keys[1], train=train)
-        return self.head(h, self.embed), cache
+        return self.head(h[:, -1:] if capacity else h, self.embed), cache
 
     def _placed(self, h: Float[Array, "B T D"], place: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         if self.kind == "learned":

@@ -106,7 +106,7 @@ class Network(nnx.Module):
         width: int = 64,
         depth: int = 8,
         kernel_size: int = 3,
-        rate: float = 0.0,
+        dropout: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -119,7 +119,7 @@ class Network(nnx.Module):
           width: channels.
           depth: gated layers.
           kernel_size: of their convolutions before half of it is left out; odd.
-          rate: of dropout, of what each layer adds.
+          dropout: probability, of what each layer adds.
           dtype: compute type.
           rngs: for the initial parameters.
 
@@ -131,7 +131,7 @@ class Network(nnx.Module):
         )
         require(depth > 1, "depth", depth, "at least 2")
         self.shape, self.K = shape, vocabulary_size
-        Q, given = shape[-1], (rate, dtype)
+        Q, given = shape[-1], (dropout, dtype)
         self.token = Embed(Q * self.K, width, dtype=dtype, rngs=rngs)
         self.label = Embed(max(num_classes, 1), width, dtype=dtype, rngs=rngs)
         self.first = Layer(width, kernel_size, True, *given, rngs)

@@ -174,7 +174,7 @@ class Network(nnx.Module):
         width: int = 256,
         depth: int = 1,
         tied: bool = False,
-        rate: float = 0.0,
+        dropout: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -188,7 +188,7 @@ class Network(nnx.Module):
           width: of the state, and of the vectors that stand for tokens, H.
           depth: layers.
           tied: whether the head has the weights of the tokens' vectors.
-          rate: of dropout, of the tokens' vectors and of what each layer puts out (Zaremba et al.
+          dropout: probability, of the tokens' vectors and of what layers put out (Zaremba et al.
             2014).
           dtype: compute type.
           rngs: for the initial parameters.
@@ -212,7 +212,7 @@ class Network(nnx.Module):
         )
         self.head = Head(width, vocabulary_size, tied=tied, use_bias=True, rngs=rngs)
         self.shape, self.states = (depth, width), KINDS[cell].states
-        self.rate, self.dtype = rate, dtype
+        self.dropout, self.dtype = dropout, dtype
 
     def __call__(
         self,
@@ -234,16 +234,16 @@ class Network(nnx.Module):
         keys = [None] * (depth + 1) if key is None else jax.random.split(key, depth + 1)
         h = x.astype(self.dtype)
         if self.embed is not None:
-            h = dropout(self.embed(x), self.rate, keys[-1], train)
+            h = dropout(self.embed(x), self.dropout, keys[-1], train)
         h = h.swapaxes(0, 1)
         new = None if segment is None else begins(segment).T
         before = cache or (jnp.zeros((depth, B, width), jnp.float32),) * self.states
         after = []
         for i in range(depth):
             h, state = self.layers[str(i)](h, new, tuple(array[i] for array in before))
-            h = dropout(h, self.rate, keys[i], train)
+            h = dropout(h, self.dropout, keys[i], train)
             after.append(state)
-        logits = self.head(h.swapaxes(0, 1), self.embed)
+        logits = self.head((h[-1:] if capacity else h).swapaxes(0, 1), self.embed)
         if cache is None and not capacity:
             return logits, None
         return logits, tuple(jnp.stack(arrays) for arrays in zip(*after, strict=True))

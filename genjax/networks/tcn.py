@@ -120,7 +120,7 @@ class Network(nnx.Module):
         depth: int = 4,
         kernel_size: int = 5,
         tied: bool = False,
-        rate: float = 0.0,
+        dropout: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -134,7 +134,7 @@ class Network(nnx.Module):
           depth: levels, L, of two convolutions each; dilation 2^i at level i.
           kernel_size: taps of a convolution, k.
           tied: whether the head has the weights of the tokens' vectors.
-          rate: of dropout, of the tokens' vectors and behind each convolution.
+          dropout: probability, of the tokens' vectors and behind each convolution.
           dtype: compute type.
           rngs: for the initial parameters.
 
@@ -154,14 +154,14 @@ class Network(nnx.Module):
                     width,
                     kernel_size,
                     2**i,
-                    rate,
+                    dropout,
                     **made,
                 )
                 for i in range(depth)
             }
         )
         self.head = Head(width, vocabulary_size, tied=tied, use_bias=True, rngs=rngs)
-        self.depth, self.rate, self.dtype = depth, rate, dtype
+        self.depth, self.dropout, self.dtype = depth, dropout, dtype
 
     def __call__(
         self,
@@ -182,10 +182,11 @@ class Network(nnx.Module):
         keys = [None] * (self.depth + 1) if key is None else jax.random.split(key, self.depth + 1)
         h = x.astype(self.dtype)
         if self.embed is not None:
-            h = dropout(self.embed(x), self.rate, keys[-1], train)
+            h = dropout(self.embed(x), self.dropout, keys[-1], train)
         held = []
         for i in range(self.depth):
             own = None if cache is None else cache[i]
             h, kept = self.levels[str(i)](h, segment, own, keys[i], train)
             held.append(kept)
-        return self.head(h, self.embed), tuple(held) if cache or capacity else None
+        logits = self.head(h[:, -1:] if capacity else h, self.embed)
+        return logits, tuple(held) if cache or capacity else None

@@ -31,7 +31,7 @@ class Network(nnx.Module):
         width: int = 128,
         depth: int = 4,
         heads: int = 4,
-        rate: float = 0.0,
+        dropout: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -44,7 +44,7 @@ class Network(nnx.Module):
           width: of the vectors.
           depth: blocks.
           heads: of the attention.
-          rate: of dropout.
+          dropout: probability.
           dtype: compute type.
           rngs: for the initial parameters.
         """
@@ -54,7 +54,7 @@ class Network(nnx.Module):
         self.start = Embed(max(num_classes, 1), width, **small)
         self.positions = nnx.Param(normal(0.02)(rngs.params(), (self.S, width), jnp.float32))
         self.body = Transformer(
-            width=width, depth=depth, heads=heads, rate=rate, dtype=dtype, rngs=rngs
+            width=width, depth=depth, heads=heads, dropout=dropout, dtype=dtype, rngs=rngs
         )
         kernel = normal(0.02)(rngs.params(), (self.Q, width, self.K), jnp.float32)
         self.kernel = nnx.Param(kernel)

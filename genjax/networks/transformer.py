@@ -80,8 +80,8 @@ class Options(NamedTuple):
       rope_scaling: see there.
       bias: of all linear layers.
       qkv_bias: of queries, keys and values; as `bias` if None.
-      rate: of dropout, of what each block adds.
-      attention_rate: of dropout, of the attention's weights.
+      dropout: probability, of what each block adds.
+      attention_dropout: probability, of the attention's weights.
       causal: whether a position sees itself and those before it alone.
       remat: what the backward pass computes again: "none", nothing but norms, activations and the
         attention's weights, which cost more to keep; "dots", all but the products with parameters;
@@ -104,8 +104,8 @@ class Options(NamedTuple):
     rope_scaling: tuple = ()
     bias: bool = True
     qkv_bias: bool | None = None
-    rate: float = 0.0
-    attention_rate: float = 0.0
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
     causal: bool = True
     remat: str = "none"
     dtype: Any = jnp.float32
@@ -200,12 +200,12 @@ class Block(nnx.Module):
         o, (B, T, _) = self.options, x.shape
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
         seen = [array.transpose(1, 2, 0, 3) for array in seen]
-        part, mix = REMAT[o.remat][1], partial(attention, rate=o.attention_rate, train=train)
+        part, mix = REMAT[o.remat][1], partial(attention, rate=o.attention_dropout, train=train)
         h = part(mix)(query, *seen, mask, draws=keys[0]).reshape(B, T, -1)
-        x = x + dropout(_named(self.merge(h)), o.rate, keys[1], train)
+        x = x + dropout(_named(self.merge(h)), o.dropout, keys[1], train)
         x = x if o.norm_first else part(self.norm1)(x)
         h = part(self._narrow)(*map(_named, part(self._widen)(x)))
-        x = x + dropout(h, o.rate, keys[2], train)
+        x = x + dropout(h, o.dropout, keys[2], train)
         return x if o.norm_first else part(self.norm2)(x)
 
     def _widen(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T F"], ...]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from genjax.config import require
 from genjax.networks.dcgan import halvings
 from genjax.networks.vae_mlp import with_label
 from genjax.nn.layers import Conv, ConvTranspose, GroupNorm, Linear
@@ -45,8 +46,10 @@ class Encoder(nnx.Module):
           rngs: for the initial parameters.
 
         Raises:
-          ConfigError: see `dcgan.halvings`.
+          ConfigError: a width below 1; see also `dcgan.halvings`.
         """
+        require(channels > 0, "channels", channels, "at least 1")
+        require(hidden > 0, "hidden", hidden, "at least 1")
         levels, width = halvings(shape), shape[-1]
         convs, norms = {}, {}
         for level in range(levels):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from genjax.config import one_of
+from genjax.config import one_of, require
 from genjax.nn.layers import Linear
 from genjax.parallel.rules import Rules, fsdp, replicate
 
@@ -46,6 +46,7 @@ class Layers(nnx.Module):
     ):
         """`features` is the width of the last layer."""
         one_of("model: activation", activation, tuple(ACTIVATIONS))
+        require(all(width > 0 for width in widths), "widths", widths, "at least 1 each")
         layers, width = {}, features_in
         for i, features in enumerate(widths):
             layers[str(i)] = Linear(width, features, dtype=dtype, rngs=rngs)
@@ -85,7 +86,7 @@ class Encoder(nnx.Module):
           rngs: for the initial parameters.
 
         Raises:
-          ConfigError: an activation that does not exist.
+          ConfigError: an activation that does not exist, or a width below 1.
         """
         features = math.prod(shape) + num_classes
         self.body = Layers(features, widths, activation, dtype, rngs)

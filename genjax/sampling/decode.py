@@ -1,7 +1,7 @@
 """Autoregressive decoding: the prompt all at once, then one token after the other.
 
 It runs any network of the form `apply(x [B, T], *, segment=None, cache=None, capacity=0) ->
-(logits [B, T, V], cache)` (networks/decoder.py), with its parameters bound by
+(logits [B, T, V], cache)` (networks/sequence.py), with its parameters bound by
 `jax.tree_util.Partial(apply, params)`: so bound they are arguments of the compiled program,
 while those that a closure holds are constants within it.
 """

@@ -47,7 +47,7 @@ class Averages:
     @staticmethod
     def loss(taken: Mapping[str, float]) -> float:
         """The loss to show on the progress bar: that of the first phase."""
-        return next((v for name, v in taken.items() if name.endswith("loss")), math.nan)
+        return next((v for n, v in taken.items() if n.rsplit("/", 1)[-1] == "loss"), math.nan)
 
     def take(self) -> dict[str, float]:
         """The means since the last call, and the number of skipped updates."""

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
@@ -149,13 +150,11 @@ class Checkpoints:
           wanted: saved path -> an array, or a `ShapeDtypeStruct`, of the shape that is saved,
             which gives type and sharding.
         """
-        nested: dict[str, Any] = {}
-        for path, leaf in wanted.items():
-            *parents, last = path.split("/")
-            node = nested
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[last] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        shapes = {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+            for path, leaf in wanted.items()
+        }
+        nested = unflatten_dict(shapes, sep="/")
         with _disk(self.folder / str(step)):
             loaded = ocp.PyTreeCheckpointer().restore(
                 self.folder / str(step) / "state",

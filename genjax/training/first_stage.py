@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from genjax import method as methods
-from genjax.config import ConfigError, to_json
+from genjax.config import ConfigError, steps, to_json
 from genjax.data import loader, packages, sources
 from genjax.data.catalogue import Dataset
 from genjax.evals.features import data_digest
@@ -103,6 +103,7 @@ def read(stage: Stage, config: ConfigDict, folder: Path, mesh: Mesh) -> Arrays:
     """
     source = Path(config.first_stage)
     if not workdir.has_checkpoint(folder):
+        _warn_if_unfinished(stage, source)
         return _read(stage, Checkpoints(source), mesh)
     found = _read(stage, Checkpoints(folder), mesh, averaged=False)
     stored = workdir.read_config(folder)
@@ -116,6 +117,16 @@ def read(stage: Stage, config: ConfigDict, folder: Path, mesh: Mesh) -> Arrays:
                 "something else. Give a new --workdir."
             )
     return found
+
+
+def _warn_if_unfinished(stage: Stage, source: Path) -> None:
+    then, examples = stage.config, stage.spec.sizes["train"]
+    total = steps(then.duration, batch_size=then.batch_size, examples=examples)
+    step = Checkpoints(source).latest()
+    if step is not None and step < total:
+        logger.warning(
+            "config.first_stage=%s has been trained for %d of its %d steps", source, step, total
+        )
 
 
 def _digest(arrays: Arrays) -> str:

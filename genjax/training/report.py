@@ -43,11 +43,14 @@ Curve = dict[int, float | None]
 
 # Which end of a metric is the good one, by the words of its name.
 LOWER = re.compile(
-    r"loss|nll|bits|bpd|perplexity|ppl|fid|kid|err|mse|mae|rmse|wer|cer|lpips|distance"
+    r"loss|nll|bits|bpd|perplexity|ppl|^fd_|fid|kid|err|mse|mae|rmse|wer|cer|lpips|distance"
 )
 HIGHER = re.compile(
-    r"accuracy|acc|psnr|ssim|inception|precision|recall|f1|bleu|rouge|auc|elbo|likelihood"
+    r"accuracy|acc|psnr|ssim|inception_score|precision|recall|density|coverage|f1|bleu|rouge|auc"
+    r"|elbo|likelihood|code_perplexity|code_usage"
 )
+# Of a spread there is no good end, nor of how well one player of a game tells things apart.
+NEITHER = re.compile(r"_(se|std)$|^(real|fake|pair)_accuracy|^self_bleu")
 
 
 def _commit() -> str | None:
@@ -114,6 +117,7 @@ def _extremes(name: str, curve: Curve) -> tuple[int | None, int | None, str]:
         return None, None, ""
     last = name.rsplit("/", 1)[-1].lower()
     best = "high" if HIGHER.search(last) else "low" if LOWER.search(last) else ""
+    best = "" if NEITHER.search(last) else best
     return min(finite, key=curve.__getitem__), max(finite, key=curve.__getitem__), best
 
 

@@ -198,19 +198,19 @@ def test_prompts_do_not_count(tmp_path, documents):
     wanted = dataset(path, length=30, documents=documents, field="a", prompt_field="q")
     loaded = catalogue.load(wanted)
     rows = all_of(loaded.splits["train"])
-    assert rows["counted"].dtype == bool
+    assert rows["loss_mask"].dtype == bool
     answers = b"".join(a.encode() for _, a in pairs)
-    counted = rows["token"][:, 1:][rows["counted"][:, 1:]]
+    counted = rows["token"][:, 1:][rows["loss_mask"][:, 1:]]
     if documents == "stream":  # the end of the stream is in no window
         assert answers.startswith(bytes(counted[counted < 256].astype(np.uint8)))
         np.testing.assert_array_equal(
-            rows["bytes"], ((rows["token"] < 256) & rows["counted"])[:, 1:].sum(1)
+            rows["bytes"], ((rows["token"] < 256) & rows["loss_mask"])[:, 1:].sum(1)
         )
     else:
         assert sorted(counted[counted < 256]) == sorted(answers)
         assert (counted == 256).sum() == len(pairs)
         assert rows["bytes"].sum() == len(answers)
-        assert not rows["counted"][:, 0].any()
+        assert not rows["loss_mask"][:, 0].any()
     check_spec(loaded, wanted)
 
 

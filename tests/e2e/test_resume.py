@@ -8,7 +8,16 @@ import signal
 import jax
 import numpy as np
 import pytest
-from command_line import DDPM, FAST, Cli, metrics, reported_digest, steps_logged, wait_for_step
+from command_line import (
+    DDPM,
+    FAST,
+    ROOT,
+    Cli,
+    metrics,
+    reported_digest,
+    steps_logged,
+    wait_for_step,
+)
 
 from genjax.training.assemble import assemble
 from genjax.training.checkpoint import Checkpoints
@@ -66,6 +75,30 @@ def test_stopped_between_dispatches_and_resumed_is_bitwise_the_same(cli, tmp_pat
     assert 8 <= stopped < 600
     assert stopped % 8 == 0 or 296 < stopped < 304
     cli.train(tmp_path / "run", *several)
+    assert reported_digest(tmp_path / "run") == reported_digest(tmp_path / "whole")
+    assert train_metrics(tmp_path / "run") == train_metrics(tmp_path / "whole")
+
+
+def test_a_game_stopped_and_resumed_is_bitwise_the_same(cli, tmp_path):
+    """Two batches a step, so that the loader goes on in the middle of an epoch."""
+    arguments = [
+        f"--config={ROOT / 'configs' / 'dcgan.py'}:tiny",
+        *("--config.gan.critic_steps=2", "--config.batch_size=16", "--config.duration=150_steps"),
+        *(
+            "--config.evals.every=75_steps",
+            "--config.evals.features=",
+            "--config.log.every=1_steps",
+        ),
+        *("--config.model.generator.channels=4", "--config.model.discriminator.channels=4"),
+    ]
+    cli.run(*arguments, f"--workdir={tmp_path / 'whole'}")
+    process = cli.start(*arguments, f"--workdir={tmp_path / 'run'}")
+    wait_for_step(process, tmp_path / "run", 20)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert 20 <= Checkpoints(tmp_path / "run").latest() < 150
+    cli.run(*arguments, f"--workdir={tmp_path / 'run'}")
     assert reported_digest(tmp_path / "run") == reported_digest(tmp_path / "whole")
     assert train_metrics(tmp_path / "run") == train_metrics(tmp_path / "whole")
 

@@ -16,6 +16,7 @@ import pytest
 
 from genjax import config as configs
 from genjax.config import ConfigError
+from genjax.data import sources
 from genjax.data.catalogue import Dataset
 from genjax.data.sources import Arrays
 from genjax.evals import comparison, distances, features
@@ -73,8 +74,13 @@ def test_metrics_are_those_of_the_features():
     assert found["fd_classifier"] == pytest.approx(distances.frechet_distance(m1, c1, m2, c2), 1e-4)
     assert found["diversity_classifier"] == pytest.approx(np.trace(c1) / np.trace(c2), rel=1e-4)
     assert found["score_classifier"] == pytest.approx(distances.inception_score(logits)[0], 1e-4)
-    expected = [f"{m}_classifier" for m in ("precision", "recall", "density", "coverage")]
-    assert all(0 <= found[name] <= 2 for name in expected)
+    real = real[sources.order(len(real))]  # as many of them as there are samples
+    near = distances.prdc(real[: len(fake)], fake, comparison.NEIGHBOURS)
+    for name, value in near.items():
+        assert found[f"{name}_classifier"] == pytest.approx(value), name
+    kid, error = distances.kid(fake, real, subset_size=len(fake))
+    assert found["kid_classifier"] == pytest.approx(kid, rel=1e-3)
+    assert found["kid_classifier_se"] == pytest.approx(error, rel=1e-3)
     config = configs.base()
     config.evals.features = ("classifier",)
     assert set(found) == set(comparison.metrics_of(config))

@@ -20,7 +20,7 @@ from genjax import config as configs
 from genjax.config import ConfigError
 from genjax.data.catalogue import Dataset
 from genjax.data.sources import Arrays
-from genjax.evals import features, trained
+from genjax.evals import features, metric_names, trained
 from genjax.method import DataSpec
 from genjax.parallel.mesh import make_mesh
 from genjax.training import loop
@@ -220,17 +220,18 @@ def test_metrics_are_named_after_their_features():
         ("fd", "classifier"): "fd_classifier",
         ("score", "classifier"): "score_classifier",
         ("kid", "efficientnet_lite0"): "kid_efficientnet",
+        ("kid_se", "classifier"): "kid_classifier_se",
     }
     for (metric, extractor), name in named.items():
-        assert features.metric_name(metric, extractor) == name
+        assert metric_names.metric_name(metric, extractor) == name
     everything = [
-        features.metric_name(metric, extractor)
-        for metric in features.METRICS
+        metric_names.metric_name(metric, extractor)
+        for metric in metric_names.METRICS
         for extractor in ("classifier", "efficientnet_lite0", "inception")
     ]
     assert len(set(everything)) == len(everything)
     with pytest.raises(ValueError, match="expected one of fd, kid"):
-        features.metric_name("fid", "inception")
+        metric_names.metric_name("fid", "inception")
 
 
 # ---- published weights ---------------------------------------------------------------------------

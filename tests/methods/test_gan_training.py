@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from genjax import config as configs
+from genjax.parallel import rules
 from genjax.parallel.mesh import global_batch
 from genjax.parallel.rules import path_name
 from genjax.training.assemble import assemble
@@ -21,7 +22,7 @@ EVERYTHING = {
     "gan.r1": 0.1,
     "gan.penalty_every": 2,
     "gan.augment": "ada",
-    "gan.ada_target": -1.5,
+    "gan.ada_target": -0.99,
     "gan.ada_images": 1000,
     "gan.conditioning": "projection",
     "model.discriminator.spectral_norm": True,
@@ -103,20 +104,33 @@ def test_both_players_move_and_the_generator_alone_is_averaged(run):
     assert rates == pytest.approx({"generator": 1e-3, "discriminator": 4e-4})
 
 
-def test_eight_devices_play_the_game_of_one():
+PLAIN = {
+    "gan.augment": "none",
+    "gan.loss": "non_saturating",
+    "gan.r1": 0.0,
+    "gan.critic_steps": 1,
+    "gan.penalty_every": 1,
+    "model.discriminator.norm": "batch",
+    "model.discriminator.spectral_norm": False,
+}
+PENALISED = {  # gradients of gradients, a phase under a condition, power iteration, packs
+    "gan.augment": "none",
+    "gan.r1": 1.0,
+    "gan.packing": 2,
+    "gan.conditioning": "concatenation",
+}
+
+
+@pytest.mark.parametrize("overrides", [PLAIN, PENALISED], ids=["batch norm", "penalties"])
+def test_eight_devices_play_the_game_of_one(overrides, monkeypatch):
     """Batch norm's statistics are those of the whole batch, wherever its rows are."""
+    monkeypatch.setattr(rules, "MIN_SHARDED_SIZE", 1)  # so that small arrays are split as well
     overrides = {
+        **overrides,
         "optimizer.name": "sgd",
         "optimizer.momentum": 0.0,
         "optimizer.learning_rate": 0.1,
         "optimizer.networks.discriminator.learning_rate": 0.1,
-        "gan.critic_steps": 1,
-        "gan.penalty_every": 1,
-        "gan.augment": "none",
-        "gan.loss": "non_saturating",
-        "gan.r1": 0.0,
-        "model.discriminator.norm": "batch",
-        "model.discriminator.spectral_norm": False,
     }
     states = []
     for devices, layout in (
@@ -124,6 +138,8 @@ def test_eight_devices_play_the_game_of_one():
         (jax.devices(), {"mesh.data": 2, "mesh.fsdp": 4}),
     ):
         one = make(devices, **overrides, **layout)
+        leaves = jax.tree.leaves(one.state.params["discriminator"])
+        assert any(not leaf.sharding.is_fully_replicated for leaf in leaves) == bool(layout)
         state, _ = play(one, one.init(), 0, 1)
         states.append(jax.tree.map(np.asarray, state.replace(key=0)))
     for (path, a), b in zip(
@@ -152,7 +168,8 @@ def test_samples_have_the_labels_asked_for_and_packs_judge_together(run):
     state, outputs = play(packed, packed.init(), 0, 1)
     assert np.isfinite(outputs[0].metrics["discriminator/loss"]).all()
     judged = jax.jit(packed.method.evaluate)
-    found = judged(state.params, state.mutable, batch(packed, 0), jax.random.key(0))["real_logit"]
-    assert found.shape == (32,)
-    groups = np.asarray(found).reshape(-1, 4)
-    np.testing.assert_array_equal(groups, groups[:, :1] + 0 * groups)
+    total, weight = judged(state.params, state.mutable, batch(packed, 0), jax.random.key(0))[
+        "real_logit"
+    ]
+    np.testing.assert_array_equal(weight, [1, 0, 0, 0] * 8)  # eight packs, eight logits
+    assert (np.asarray(total) != 0).sum() == 8

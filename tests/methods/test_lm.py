@@ -56,12 +56,12 @@ def batch():
         [[1] * 7, [1, 1, 1, 2, 2, 2, 2], [1, 1, 1, 1, 0, 0, 0], [1, 2, 3, 3, 3, 3, 0]]
     )
     counted = jnp.asarray(rng.integers(0, 2, (4, T + 1)), jnp.uint8)
-    return {"token": token, "segment": segment, "counted": counted}
+    return {"token": token, "segment": segment, "loss_mask": counted}
 
 
 def pairs(batch):
     """(token, next token) of every target that counts, by a plain loop."""
-    token, segment, counted = (np.asarray(batch[k]) for k in ("token", "segment", "counted"))
+    token, segment, counted = (np.asarray(batch[k]) for k in ("token", "segment", "loss_mask"))
     for row in range(len(token)):
         for t in range(T):
             one = segment[row, t] == segment[row, t + 1] > 0

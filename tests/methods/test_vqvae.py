@@ -46,8 +46,8 @@ def test_the_loss_is_reconstruction_and_commitment(learn):
     assert float(aux.metrics["mse"]) == pytest.approx(error, rel=1e-5)
     shares = np.bincount(index.reshape(-1), minlength=5) / index.size
     entropy = -sum(s * np.log(s) for s in shares if s)
-    assert float(aux.metrics["perplexity"]) == pytest.approx(np.exp(entropy), rel=1e-5)
-    assert float(aux.metrics["usage"]) == pytest.approx((shares > 0).mean())
+    assert float(aux.metrics["code_perplexity"]) == pytest.approx(np.exp(entropy), rel=1e-5)
+    assert float(aux.metrics["code_usage"]) == pytest.approx((shares > 0).mean())
     # Straight through: d/dw of the decoder's w q and, with the same gradient, of q = w x.
     gap = 2 * (codes[index] - X)
     through, committed = (gap * X).mean(), 0.3 * (2 * (X - codes[index]) * X).mean()
@@ -148,11 +148,11 @@ def test_networks_that_do_not_fit_are_refused(keys, size, says):
         vqvae.build(config, DataSpec("toy", "image", {"image": image}, {"train": 64}))
 
 
-def test_the_lowest_perplexity_is_of_the_worst_codebook():
+def test_the_lowest_code_perplexity_is_of_the_worst_codebook():
     method, params, mutable = toy(depth=2, codes=4)
     shares = jnp.array([[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]])
     mutable["autoencoder"]["shares"] = shares
     found = method.evaluate(params, mutable, {"image": IMAGES}, KEY)
-    np.testing.assert_allclose(found["perplexity"], 2.5, rtol=1e-5)
-    np.testing.assert_allclose(found["lowest_perplexity"], 1.0, rtol=1e-5)
-    assert method.alarms[0].metric == "eval/lowest_perplexity"
+    np.testing.assert_allclose(found["code_perplexity"], 2.5, rtol=1e-5)
+    np.testing.assert_allclose(found["lowest_code_perplexity"], 1.0, rtol=1e-5)
+    assert method.alarms[0].metric == "eval/lowest_code_perplexity"

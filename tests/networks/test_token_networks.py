@@ -152,7 +152,9 @@ def test_the_probabilities_of_all_images_add_up_to_one(name):
 
 def test_dropout_is_drawn_for_each_layer_and_only_in_training():
     net = functional(
-        lambda rngs: token_transformer.Network((2, 2, 1), 4, width=16, depth=2, rate=0.5, rngs=rngs)
+        lambda rngs: token_transformer.Network(
+            (2, 2, 1), 4, width=16, depth=2, dropout=0.5, rngs=rngs
+        )
     )
     params, mutable = jax.jit(net.init)(KEY)
     params = jax.tree.map(lambda p: p + 0.1, params)

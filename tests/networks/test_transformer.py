@@ -94,7 +94,7 @@ def test_what_is_not_kept_for_the_backward_pass_is_computed_again():
     x = jax.random.normal(KEY, (2, 8, 16))
     kept, slopes = {}, {}
     for remat in ("none", "dots", "full"):
-        net, params = make(depth=2, heads=2, remat=remat, rate=0.3)
+        net, params = make(depth=2, heads=2, remat=remat, dropout=0.3)
 
         def out(params, net=net):
             return net.apply(params, {}, x, key=KEY, train=True)[0][0]

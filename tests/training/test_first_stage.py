@@ -223,7 +223,8 @@ def test_what_is_refused(vq, prior, tmp_path, capsys):
     other = tmp_path / "other"
     values = SHORT | SMALL | {"seed": 1}
     assert main.main([*arguments("vqvae", values), f"--workdir={other}"]) == 0
-    assert "first_stage" in attempt({"first_stage": other, "duration": "12_steps"}, prior)
+    message = attempt({"first_stage": other, "duration": "12_steps"}, prior)
+    assert f"first_stage: {str(vq)!r} -> {str(other)!r}" in message
     message = attempt(
         {"first_stage": other, "duration": "12_steps"}, prior, "--allow_config_change"
     )

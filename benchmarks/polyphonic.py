@@ -1,0 +1,76 @@
+"""Negative log-likelihood per frame of polyphonic music (Bai et al. 2018, table 1).
+
+Four networks on the piano rolls of Bach's chorales (JSB) and of Nottingham's folk tunes; those of
+configs/tcn_music.py and configs/lstm.py with the paper's splits. Each is a run of genjax.main in
+DIR/<row>, so that the same command resumes after a stop; the checkpoint that is best on the
+validation split is judged on the test split.
+
+  python benchmarks/polyphonic.py --workdir=DIR [--data=FOLDER] [--rows=jsb_tcn,jsb_lstm,...]
+      [--config.KEY=VALUE ...]
+
+--data is a folder with JSB_Chorales.mat and Nottingham.mat; without it they are downloaded. Config
+keys given count for all rows chosen.
+"""
+
+import argparse
+from pathlib import Path
+
+import runs
+
+from genjax import config as configs
+from genjax.flags import parse
+from genjax.main import MODES
+from genjax.training.metrics import read_metrics
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+# Row -> config, changes to it, the published figure, what is to be reached here.
+ROWS = {
+    "jsb_tcn": ("tcn_music.py", {}, 8.10, 8.15),
+    "jsb_lstm": ("lstm.py:jsb", {}, 8.45, 8.50),
+    "jsb_gru": ("lstm.py:jsb", {"model.lm.cell": "gru"}, 8.43, None),
+    "jsb_rnn": ("lstm.py:jsb", {"model.lm.cell": "rnn"}, 8.91, None),
+    "nottingham_tcn": ("tcn_music.py:nottingham", {}, 3.07, 3.15),
+    "nottingham_lstm": ("lstm.py:nottingham", {}, 3.29, None),
+}
+FILES = {"jsb": "JSB_Chorales.mat", "nottingham": "Nottingham.mat"}
+
+
+def judged(row, options):
+    """Trains, or resumes; (test loss, its standard error, best step, validation loss there)."""
+    config, changes, *_ = ROWS[row]
+    folder = Path(options.workdir) / row
+    if options.data:
+        path = Path(options.data).resolve() / FILES[row.split("_")[0]]
+        changes = changes | {"dataset.path": path}
+    runs.command(folder, changes | options.overrides, f"--config={CONFIGS / config}")
+    found = runs.evaluated(folder, {"evals.split": "test"}, "--checkpoint=best")
+    losses = read_metrics(folder / "metrics.jsonl")["eval/loss"]
+    best = min(losses, key=losses.get)
+    return found["eval/loss"], found["eval/loss_se"], best, losses[best]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--data", default="")
+    parser.add_argument("--rows", default=",".join(ROWS))
+    options, rest = parser.parse_known_args()
+    _, options.overrides = parse(rest, MODES)
+    rows = options.rows.split(",")
+    for row in rows:
+        configs.one_of("--rows", row, tuple(ROWS))
+    found = {row: judged(row, options) for row in rows}
+    print(
+        f"{'':16} {'test':>6} {'+-':>5} {'target':>7} {'paper':>6} {'validation':>11} {'step':>7}"
+    )
+    for row, (loss, error, step, validation) in found.items():
+        _, _, published, target = ROWS[row]
+        aim = f"{target:.2f}" if target else ""
+        print(
+            f"{row:16} {loss:6.3f} {error:5.3f} {aim:>7} {published:6.2f} "
+            f"{validation:11.3f} {step:7,}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Races between programs: each side is a process of its own, and the sides take turns.
+
+So whatever else the machine does meets all of them. A side prints its result as one line of JSON
+with the keys `rate`, in whatever is counted a second, and `cpu_ms`, milliseconds of CPU time for
+one of these.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def measured(step, seconds, each=1):
+    """The result of a side: calls `step` for so many seconds, after a fifth of them to warm up.
+
+    What a call begins it has to finish; it counts as `each` in the rate.
+    """
+
+    def go(seconds):
+        start, cpu, calls = time.perf_counter(), time.process_time(), 0
+        while not calls or time.perf_counter() - start < seconds:
+            step()
+            calls += 1
+        passed, cpu = time.perf_counter() - start, time.process_time() - cpu
+        return {"rate": each * calls / passed, "cpu_ms": 1000 * cpu / (each * calls)}
+
+    step()
+    go(seconds / 5)
+    return go(seconds)
+
+
+def started(python, script, *arguments):
+    """The JSON that a process prints last; leaves if it fails."""
+    command = [python, str(FOLDER / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"error: {' '.join(command)}\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def fastest(title, sides):
+    """The name of the fastest of several variants of one side, each run once."""
+    rates = {name: side()["rate"] for name, side in sides.items()}
+    print(f"  {title}: " + ", ".join(f"{n} {rate:.2f}" for n, rate in rates.items()), flush=True)
+    return max(rates, key=rates.get)
+
+
+def race(title, unit, sides, ours, rounds):
+    """Runs all sides so many times in turn, and prints rates and ratios.
+
+    Args:
+      title: of the last line.
+      unit: of the rates, as in "steps/s".
+      sides: name -> function that runs the side and returns its result.
+      ours: the names of our sides; their best is set against the best of the others.
+      rounds: how often.
+    """
+    found = {name: [] for name in sides}
+    for i in range(rounds):
+        for name, side in sides.items():
+            found[name].append(side())
+        rates = ", ".join(f"{results[-1]['rate']:.2f}" for results in found.values())
+        print(f"  round {i + 1}: {rates} {unit}", flush=True)
+    rates = {n: np.array([r["rate"] for r in results]) for n, results in found.items()}
+    for name, rate in rates.items():
+        cpu = np.median([r["cpu_ms"] for r in found[name]])
+        print(
+            f"  {name:32} {np.median(rate):8.2f} {unit} ({rate.min():.2f} to {rate.max():.2f}), "
+            f"{1000 / np.median(rate):.2f} ms, {cpu:.2f} ms of CPU"
+        )
+    mine, theirs = (
+        max((rate for name, rate in rates.items() if (name in ours) == own), key=np.median)
+        for own in (True, False)
+    )
+    ratios = mine / theirs
+    print(
+        f"{title}: genjax / the others' best = {np.median(ratios):.2f}, median of {rounds} rounds "
+        f"({ratios.min():.2f} to {ratios.max():.2f})",
+        flush=True,
+    )
