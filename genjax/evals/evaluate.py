@@ -22,13 +22,15 @@ def make_evaluate(method: Method, mesh: jax.sharding.Mesh) -> Callable[..., dict
     """The jitted (params, mutable, batch, valid, key) -> {name: sums over the valid examples}.
 
     The sums are of x, w, x^2, x w, w^2 and 1, with x the totals and w the weights of a `Ratio`,
-    which are 1 for a plain quantity.
+    which are 1 for a plain quantity; of a scalar, which has no spread over examples, of x and 1.
     """
 
     def sums(
         params: Tree, mutable: Tree, batch: Batch, valid: Bool[Array, "B"], key: jax.Array
     ) -> dict[str, Array]:
         def reduced(value: Array | Ratio) -> Array:
+            if jnp.ndim(value) == 0 and not isinstance(value, Ratio):
+                return jnp.stack([value, 1.0]) * valid.sum()
             x, w = value if isinstance(value, Ratio) else (value, jnp.ones_like(value))
             x, w = (jnp.where(valid, v.astype(jnp.float32), 0.0) for v in (x, w))
             return jnp.stack([x, w, x * x, x * w, w * w, valid.astype(jnp.float32)]).sum(-1)
@@ -50,8 +52,8 @@ def evaluate(
     """The mean of each quantity over all examples, and its standard error as `<name>_se`.
 
     The mean of a `Ratio` is the ratio of the sums, its standard error that of the ratio estimator
-    (Cochran 1977, eq. 6.13, of a large population). A quantity of which there is nothing is left
-    out.
+    (Cochran 1977, eq. 6.13, of a large population); a scalar has none. A quantity of which there is
+    nothing is left out.
 
     Args:
       sums: of `make_evaluate`.
@@ -69,11 +71,14 @@ def evaluate(
         for name, value in jax.device_get(found).items():
             totals[name] = totals.get(name, 0.0) + value.astype(np.float64)
     results = {}
-    for name, (x, w, xx, xw, ww, count) in totals.items():
+    for name, (x, w, *rest) in totals.items():
         if not w:
             continue
         mean = x / w
-        squares = max(xx - 2 * mean * xw + mean**2 * ww, 0.0)
         results[name] = float(mean)
+        if not rest:
+            continue
+        xx, xw, ww, count = rest
+        squares = max(xx - 2 * mean * xw + mean**2 * ww, 0.0)
         results[f"{name}_se"] = math.sqrt(squares * count / max(count - 1, 1)) / w
     return results

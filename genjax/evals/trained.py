@@ -76,9 +76,7 @@ def classifier(dataset: Dataset, data_digest: str) -> tuple[Functional, Tree]:
     eight_bit = {**dataset.spec.features, "image": jax.ShapeDtypeStruct(image.shape, np.uint8)}
     dataset = dataset._replace(spec=dataset.spec._replace(features=eight_bit))
     config = _config_for(dataset)
-    decisive = {k: v for k, v in configs.to_json(config).items() if k not in INDIFFERENT}
-    config_digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-    name = "-".join((dataset.spec.name.replace("/", "_"), data_digest[:16], config_digest[:16]))
+    name = "-".join((dataset.spec.name.replace("/", "_"), data_digest[:16], _digest(config)[:16]))
     path = packages.cache_root() / "classifiers" / name / "parameters.npz"
     first = jax.process_index() == 0
     with packages.lock(f"classifier-{name}") if first else contextlib.nullcontext():
@@ -92,6 +90,17 @@ def classifier(dataset: Dataset, data_digest: str) -> tuple[Functional, Tree]:
         *(dataset.spec.name, 100 * accuracy, config.evals.split, path),
     )
     return method.network(config, dataset.spec), params
+
+
+def _digest(config: ConfigDict) -> str:
+    """Of what the config sets and decides; a key that all configs get later changes nothing."""
+    usual = configs.flatten(configs.base())
+    decisive = {
+        key: value
+        for key, value in configs.flatten(config).items()
+        if key.partition(".")[0] not in INDIFFERENT and (key not in usual or usual[key] != value)
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def _config_for(dataset: Dataset) -> ConfigDict:

@@ -258,12 +258,12 @@ def _reconstruct(model: Autoencoder, params: Tree, mutable: Tree, x: Array) -> A
 
 def evaluate(
     model: Autoencoder, params: dict, mutable: dict, batch: Batch, key: Array
-) -> dict[str, Float[Array, "B"]]:
+) -> dict[str, Array]:
     """Squared error in [-1, 1] and PSNR of each example, in dB of the 8-bit image.
 
-    `code_perplexity` and `code_usage` are of the codes' running shares in training, the same for
-    all: means over codebooks, and the lowest perplexity of one. A code counts as used with a
-    hundredth of an equal share.
+    `code_perplexity` and `code_usage` are of the codes' running shares in training: means over
+    codebooks, and the lowest perplexity of one. A code counts as used with a hundredth of an equal
+    share.
     """
     params, mutable = params["autoencoder"], mutable["autoencoder"]
     x = to_float(batch["image"])
@@ -273,9 +273,9 @@ def evaluate(
     return {
         "mse": jnp.square(made - x).mean((1, 2, 3)),
         "psnr": psnr(made, x),
-        "code_perplexity": jnp.full(len(x), perplexity.mean()),
-        "lowest_code_perplexity": jnp.full(len(x), perplexity.min()),
-        "code_usage": jnp.full(len(x), (shares > 0.01 / shares.shape[-1]).mean()),
+        "code_perplexity": perplexity.mean(),
+        "lowest_code_perplexity": perplexity.min(),
+        "code_usage": (shares > 0.01 / shares.shape[-1]).mean(),
     }
 
 

@@ -21,6 +21,7 @@ def sums(mesh):
         return {
             "plain": batch["total"],
             "ratio": Ratio(batch["total"], batch["weight"]),
+            "state": params["x"] + batch["total"][0] * 0,
             "nothing": Ratio(batch["total"], 0 * batch["weight"]),
         }
 
@@ -39,7 +40,7 @@ def run(sums, mesh, total, weight):
         ({k: v[i : i + 4] for k, v in padded.items()}, valid[i : i + 4]) for i in range(0, rows, 4)
     ]
     with jax.set_mesh(mesh):
-        return evaluate(sums, {}, {}, batches, jax.random.key(0), mesh)
+        return evaluate(sums, {"x": 0.3}, {}, batches, jax.random.key(0), mesh)
 
 
 def test_means_are_of_all_examples_and_ratios_of_the_sums(sums, mesh):
@@ -48,6 +49,8 @@ def test_means_are_of_all_examples_and_ratios_of_the_sums(sums, mesh):
     total = rng.normal(size=10) + 3 * weight
     found = run(sums, mesh, total, weight)
     assert found["plain"] == pytest.approx(total.mean(), rel=1e-6)
+    assert found["state"] == pytest.approx(0.3, rel=1e-6)
+    assert "state_se" not in found
     assert found["plain_se"] == pytest.approx(total.std(ddof=1) / np.sqrt(10), rel=1e-5)
     assert found["ratio"] == pytest.approx(total.sum() / weight.sum(), rel=1e-6)
     assert "nothing" not in found

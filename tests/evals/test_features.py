@@ -187,6 +187,21 @@ def test_another_data_set_or_config_has_a_classifier_of_its_own(short, monkeypat
     assert len(set(seen)) == 4
 
 
+def test_a_key_that_all_configs_get_later_leaves_the_classifier_as_it_is(monkeypatch):
+    config, base = trained.classifier_config(), configs.base
+
+    def later():
+        with (made := base()).unlocked():
+            made.dataset.novelty = 1
+        return made
+
+    before = trained._digest(config)
+    monkeypatch.setattr(configs, "base", later)
+    assert trained._digest(trained.classifier_config()) == before
+    config.optimizer.learning_rate = 1e-3
+    assert trained._digest(config) != before
+
+
 def test_the_data_digest_sees_pixels_labels_sizes_and_names():
     base = features.data_digest(sides(200, 0))
     assert features.data_digest(sides(200, 0)) == base
