@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.method = "token_prior"
     config.dataset.name = "fashion_mnist"
     config.batch_size = 64
-    config.duration = "3_epochs"
+    config.duration = "2_epochs"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.b2 = 0.95
     config.optimizer.weight_decay = 0.1
@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     with config.unlocked():
         config.first_stage = ""  # workdir of the VQ-VAE
         config.token_prior = ConfigDict(Options()._asdict())
-        network = {"width": 192, "depth": 4, "heads": 4, "dropout": 0.1}
+        network = {"width": 192, "depth": 4, "heads": 4}
         config.model = ConfigDict({"network": "token_transformer", "prior": network})
     return config
 
