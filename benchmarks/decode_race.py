@@ -1,9 +1,10 @@
 """Tokens a second of GPT-2 124M with random weights, raced against transformers.
 
-A prompt of 32 tokens and 128 more, one text or eight, greedy and with four beams; float32 and, on
-either side, everything in bfloat16. Ours is the method's `sample`, jitted, as --mode=sample runs
-it; theirs is `generate`. transformers makes the weights, and before the race both sides have to
-choose the same tokens in float32. Needs transformers and PyTorch in the other Python.
+A prompt of 32 tokens and 128 more, one text or eight, greedy and with four beams; float32 and
+bfloat16, which with ours is the compute type of float32 parameters, with theirs all. Ours is the
+method's `sample`, jitted, as --mode=sample runs it; theirs is `generate`. transformers makes the
+weights (N(0, 0.1), so that the choices are clear), and before the race both sides have to choose
+the same tokens in float32. Needs transformers and PyTorch in the other Python.
 
   python benchmarks/decode_race.py --torch_python=PATH [--settings=1x1,8x1,1x4,8x4] [--rounds=3]
       [--seconds=20] [--precisions=float32,bfloat16]
@@ -41,8 +42,7 @@ def decoder(weights, precision, texts, beams):
     token = jax.ShapeDtypeStruct((PROMPT + NEW + 1,), np.int32)
     spec = DataSpec("made", "text", {"token": token}, {"train": 1}, 0, VALUES, {"start": 0})
     method = methods.build(config, spec)
-    params, _ = method.pretrained()
-    params = jax.tree.map(lambda p: jnp.asarray(p, precision), params)
+    params = jax.tree.map(jnp.asarray, method.pretrained()[0])
     _, mutable = jax.eval_shape(method.init, jax.random.key(0), None)
     draw = partial(method.sample, max_new_tokens=NEW, temperature=0, beams=beams)
     jitted = jax.jit(lambda p, prompt: draw(p, mutable, jax.random.key(0), texts, prompt))
@@ -52,8 +52,9 @@ def decoder(weights, precision, texts, beams):
 
 def compare(options, folder, texts, beams):
     """Stops unless both sides choose the same tokens."""
-    np.save(folder / "prompt.npy", prompts(texts))
-    asked = (f"--weights={folder}", f"--prompt={folder / 'prompt.npy'}", f"--beams={beams}")
+    path = folder / f"prompt{texts}.npy"
+    np.save(path, prompts(texts))
+    asked = (f"--weights={folder}", f"--prompt={path}", f"--beams={beams}")
     started(options.torch_python, "torch_decode.py", *asked, f"--output={folder / 'tokens.npy'}")
     theirs = np.load(folder / "tokens.npy")
     ours = np.asarray(decoder(folder, "float32", texts, beams)())
@@ -65,7 +66,7 @@ def compare(options, folder, texts, beams):
 
 def raced(options, folder, texts, beams):
     common = (f"--weights={folder}", f"--beams={beams}", f"--seconds={options.seconds}")
-    prompt = f"--prompt={folder / 'prompt.npy'}"
+    prompt = f"--prompt={folder / f'prompt{texts}.npy'}"
     sides = {}
     for precision in options.precisions.split(","):
         given = (*common, f"--precision={precision}")
@@ -101,9 +102,10 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         started(options.torch_python, "torch_decode.py", f"--make={folder}")
-        for setting in options.settings.split(","):
-            texts, beams = map(int, setting.split("x"))
+        settings = [tuple(map(int, s.split("x"))) for s in options.settings.split(",")]
+        for texts, beams in settings:
             compare(options, folder, texts, beams)
+        for texts, beams in settings:
             raced(options, folder, texts, beams)
     print(f"load {os.getloadavg()[0]:.1f} after the race")
 

@@ -42,9 +42,11 @@ def judged(row, options):
     if options.data:
         path = Path(options.data).resolve() / FILES[row.split("_")[0]]
         changes = changes | {"dataset.path": path}
-    runs.command(folder, changes | options.overrides, f"--config={CONFIGS / config}")
+    keys = {"evals.every": "2_epochs", "evals.samples": 0} | changes | options.overrides
+    runs.command(folder, keys, f"--config={CONFIGS / config}")
     found = runs.evaluated(folder, {"evals.split": "test"}, "--checkpoint=best")
     losses = read_metrics(folder / "metrics.jsonl")["eval/loss"]
+    losses = {step: loss for step, loss in losses.items() if loss is not None}
     best = min(losses, key=losses.get)
     return found["eval/loss"], found["eval/loss_se"], best, losses[best]
 

@@ -48,7 +48,7 @@ def main():
     options = parser.parse_args()
     torch.manual_seed(0)
     if options.make:
-        GPT2LMHeadModel(GPT2Config()).save_pretrained(options.make)
+        GPT2LMHeadModel(GPT2Config(initializer_range=0.1)).save_pretrained(options.make)
         print(json.dumps({"made": options.make}))
         return
     run = decoder(options)

@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     config.schedule.final = 0.1
     config.ema.decay = ()
     config.evals.split = "validation"
-    config.evals.samples = 4
+    config.evals.samples = 16
     config.log.every = "50_steps"
     with config.unlocked():
         config.lm = ConfigDict(Options()._asdict())

@@ -59,6 +59,12 @@ def resolve(config: ConfigDict) -> ConfigDict:
     text.length = text.length or found.length
     known = "gpt2" if found.vocabulary_size == 50257 else ""
     text.tokenizer = text.tokenizer or found.tokenizer or known
+    if not text.tokenizer:
+        raise ConfigError(
+            f"config.weights={config.weights!r} has no tokenizer.json: give one as "
+            "--config.dataset.text.tokenizer=FILE (transformers' save_pretrained of a fast "
+            "tokenizer writes it), or bytes."
+        )
     with config.unlocked():
         config.model.lm = ConfigDict(found.options | config.model.lm.to_dict())
         config.model.length = config.model.length or found.length

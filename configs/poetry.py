@@ -1,4 +1,4 @@
-"""Tang poems, character by character (Quan Tangshi: 57,607 poems).
+"""Tang poems, character by character (Quan Tangshi).
 
 Default: 6 layers of width 192, poems of up to 127 characters, each a text of its own.
   command    launch/local.sh --config=configs/poetry.py

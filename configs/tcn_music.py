@@ -38,8 +38,11 @@ ROLLS = {
     "dataset.name": "jsb_chorales",
     "dataset.validation": "",
     "dataset.text.length": 160,  # the longest
-    "batch_size": 8,
-    "duration": "100_epochs",
+    "dataset.text.documents": "packed",  # several tunes in a row, the shorter ones
+    "batch_size": 4,
+    "evals.batch_size": 8,
+    "evals.every": "5_epochs",
+    "duration": "150_epochs",
     "optimizer.name": "adam",
     "optimizer.learning_rate": 1e-3,
     "optimizer.clip_norm": 0.4,
@@ -49,6 +52,8 @@ ROLLS = {
 NOTTINGHAM = {
     "dataset.name": "nottingham",
     "dataset.text.length": 1792,  # the longest has 1,793 frames
+    "batch_size": 2,
+    "duration": "60_epochs",
 }
 PRESETS = {
     "tiny": {

@@ -101,7 +101,7 @@ def prepare(config: ConfigDict, folder: Path) -> tuple[Assembly, catalogue.Datas
     Raises:
       ConfigError: config, data, first stage and devices do not go together.
     """
-    dataset = catalogue.load(config.dataset)
+    dataset = catalogue.load(prompts.with_own_tokenizer(config.dataset, folder))
     stage = first_stage.find(config, folder)
     if stage is None:
         return assemble(config, dataset.spec), dataset
@@ -245,6 +245,8 @@ def sample(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
     if flags.stream:
         return tell(run, params, state, tokenizer, options, text or "", flags)
     num = flags.num or (64 if tokenizer is None else 1)
+    if tokenizer is not None:
+        prompts.check_number(num, options)
     samples = make_draw(run, num, options)(params, state.mutable, jax.random.key(seed))
     if jax.process_index() == 0:
         given = "".join(f"_{name}_{value}" for name, value in sorted(flags.options.items()))

@@ -115,7 +115,8 @@ class Method(NamedTuple):
       init: (key, batch) -> (params, mutable), both dicts with one entry per network; `batch`
         gives shapes and dtypes.
       phases: the moves of one training step, in order.
-      evaluate: (params, mutable, batch, key) -> dict of per-example arrays [B], or `Ratio`s.
+      evaluate: (params, mutable, batch, key) -> dict of per-example arrays [B], `Ratio`s, or
+        scalars that are of the state and of no example.
       sample: (params, mutable, key, num, condition, **options) -> samples in the data's own
         format; `condition` is an array of `num` conditions, or None.
       rules: how its leaves shard: `[(regex over the path, tactic)]`, first match wins.
@@ -151,7 +152,8 @@ class DataSpec(NamedTuple):
       sizes: examples in each split ("train", "validation", "test").
       num_classes: number of labels, 0 if there are none.
       vocabulary_size: number of tokens, 0 for continuous data.
-      special_tokens: of text: "start", with which a text begins, and "eos" and "pad" if there are.
+      special_tokens: of text: "start", with which a text begins, and "eos" and "pad" if there are;
+        a text ends with "eos_2" and so on too.
     """
 
     name: str

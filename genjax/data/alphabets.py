@@ -18,7 +18,7 @@ class Tokenizer(Protocol):
     Attributes:
       vocabulary_size: V; ids are 0 ... V - 1.
       special: the ids of tokens that no text has, by role: "bos", "eos", "pad", as far as it has
-        them.
+        them; "eos_2", "eos_3", ... are others that end a text.
       token_bytes: how many bytes of UTF-8 each token stands for, 0 for special ones.
     """
 
@@ -44,6 +44,11 @@ class Tokenizer(Protocol):
 
     def to_json(self) -> str:
         """All that it is, for `from_json`."""
+
+
+def ends(special: Mapping[str, int]) -> tuple[int, ...]:
+    """The ids among special tokens that end a text."""
+    return tuple(number for role, number in special.items() if role.partition("_")[0] == "eos")
 
 
 def utf8(text: str) -> bytes:

@@ -39,35 +39,40 @@ VARIABLES = {"train": "traindata", "validation": "validdata", "test": "testdata"
 
 
 class Rolls:
-    """Tunes as rows of T + 1 frames; a longer one is cut into pieces (`windows.pieces`).
+    """Tunes in rows of T + 1 frames; a longer one is cut into pieces (`windows.pieces`).
 
-    An example has `frame` uint8 [T + 1, 88], 0 or 1, and `segment` int32 [T + 1], 1 or, for
-    padding, 0. The first frame is given, the others are to be predicted.
+    An example has `frame` uint8 [T + 1, 88], 0 or 1, and `segment` int32 [T + 1]: 1, 2, ... by
+    tune, 0 for padding. A tune's first frame is given, the others are to be predicted.
     """
 
-    def __init__(self, tunes: Sequence[UInt8[np.ndarray, "frames 88"]], length: int):
-        """`length` is T."""
+    def __init__(self, tunes: Sequence[UInt8[np.ndarray, "frames 88"]], length: int, packed: bool):
+        """`length` is T; with several tunes a row if `packed`, else one."""
         self._tunes, self._length = tunes, length
         targets = np.array([len(tune) - 1 for tune in tunes])
         self._pieces = windows.pieces(targets, length)
+        self._order, self._ends = windows.layout(self._pieces.size, length + 1, packed)
 
     def __len__(self) -> int:
-        """The number of pieces."""
-        return len(self._pieces.size)
+        """The number of rows."""
+        return len(self._ends)
 
     def __getitem__(self, index: int) -> Example:
-        """Piece `index`."""
+        """Row `index`."""
         batch = self.take(np.array([index]))
         return {name: rows[0] for name, rows in batch.items()}
 
     def take(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
-        """The pieces at `indices`, stacked."""
+        """The rows at `indices`, stacked."""
         frame = np.zeros((len(indices), self._length + 1, KEYS), np.uint8)
-        owners, starts, sizes = (column[indices] for column in self._pieces)
-        for row, (owner, start, size) in enumerate(zip(owners, starts, sizes, strict=True)):
-            frame[row, :size] = self._tunes[owner][start : start + size]
-        segment = np.arange(self._length + 1) < sizes[:, None]
-        return {"frame": frame, "segment": segment.astype(np.int32)}
+        segment = np.zeros(frame.shape[:2], np.int32)
+        for row, index in enumerate(indices):
+            begin, at = self._ends[index - 1] if index else 0, 0
+            for number, piece in enumerate(self._order[begin : self._ends[index]], 1):
+                owner, start, size = (int(column[piece]) for column in self._pieces)
+                frame[row, at : at + size] = self._tunes[owner][start : start + size]
+                segment[row, at : at + size] = number
+                at += size
+        return {"frame": frame, "segment": segment}
 
 
 class Music(NamedTuple):
@@ -81,8 +86,9 @@ class Music(NamedTuple):
 def load(dataset: ConfigDict) -> Music:
     """The tunes of `config.dataset`: "jsb_chorales", "nottingham", or "rolls" with `dataset.path`.
 
-    An example is one tune, with `dataset.text.length` as T. The splits are the official ones; of a
-    file without, `dataset.validation` and `dataset.test` take tunes out of train by a permutation
+    An example is one tune, with `dataset.text.length` as T, or, with `dataset.text.documents` as
+    "packed", several side by side that do not see each other. The splits are the official ones; of
+    a file without, `dataset.validation` and `dataset.test` take tunes out of train by a permutation
     that is the same in every run.
 
     Raises:
@@ -103,8 +109,8 @@ def load(dataset: ConfigDict) -> Music:
         split: found[split] if indices is None else [found["train"][i] for i in indices]
         for split, (_, indices) in carved.items()
     }
-    length = dataset.text.length
-    sources = {split: Rolls(tunes, length) for split, tunes in chosen.items()}
+    length, packed = dataset.text.length, dataset.text.documents == "packed"
+    sources = {split: Rolls(tunes, length, packed) for split, tunes in chosen.items()}
     for split, tunes in chosen.items():
         cut = sum(len(tune) > length + 1 for tune in tunes)
         log.info("%s: %s %d tunes, %d of them in pieces", dataset.name, split, len(tunes), cut)

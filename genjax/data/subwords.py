@@ -43,7 +43,15 @@ class HuggingFace:
         inner.no_padding()
         self.inner = inner
         self.special = dict(special)
-        self.vocabulary_size = max(inner.get_vocab(with_added_tokens=True).values()) + 1
+        known = inner.get_vocab(with_added_tokens=True)
+        self.vocabulary_size = max(known.values(), default=-1) + 1
+        # Ids need no gaps between them: a file may not ask for arrays of any size.
+        if not 0 < self.vocabulary_size <= max(2 * len(known), 2**20):
+            raise ConfigError(
+                f"a tokenizer of {len(known)} tokens whose ids go up to "
+                f"{self.vocabulary_size - 1}: expected at least one, and ids below "
+                f"{max(2 * len(known), 2**20)}."
+            )
         state = json.loads(inner.to_str())
         self._byte_level = "ByteLevel" in _types(state["decoder"])
         # Only this way to find words never looks beyond a space or a newline that follows a word.

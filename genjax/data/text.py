@@ -125,7 +125,8 @@ def _source(
     length, how = dataset.text.length, dataset.text.documents
     if how != "stream":
         filler = special.get("pad", special["eos"])
-        return windows.Rows(tokens, length, special["start"], filler, how == "packed")
+        begun = special["start"] != special["eos"]  # as `_write` has it
+        return windows.Rows(tokens, length, special["start"], filler, how == "packed", begun)
     if len(tokens.ids) <= length:
         raise ConfigError(
             f"the split {split} of {dataset.name} has {len(tokens.ids)} tokens; an example takes "

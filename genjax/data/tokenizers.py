@@ -15,10 +15,13 @@ from typing import Any
 
 from genjax.config import ConfigError, nearest
 from genjax.data import subwords
-from genjax.data.alphabets import Bytes, Characters, Tokenizer
+from genjax.data.alphabets import Bytes, Characters, Tokenizer, ends
+from genjax.interop.safetensors import read_json
 
 TRAINED = ("bpe", "wordpiece", "unigram")
 NAMES = ("bytes", "characters", *TRAINED, "gpt2")
+# What may stand beside a tokenizer.json and says what its special tokens are for.
+BESIDE = ("tokenizer_config.json", "generation_config.json", "config.json")
 
 # What files that do not say it call the tokens that begin, end and pad a text.
 _ROLES = {
@@ -29,14 +32,14 @@ _ROLES = {
 
 
 def special_tokens(tokenizer: Tokenizer, ended: bool = True) -> dict[str, int]:
-    """The special ids that a method needs: "start", and "eos" and "pad" if there are any.
+    """The special ids that a method needs: "start", and those that end and pad if there are any.
 
     Args:
       tokenizer: of the data.
       ended: whether documents end with eos. If not, no text has it, and a text starts as after a
         newline.
     """
-    own = {k: v for k, v in tokenizer.special.items() if k in ("eos", "pad")}
+    own = {k: v for k, v in tokenizer.special.items() if k.startswith(("eos", "pad"))}
     start = tokenizer.special.get("bos", own.get("eos")) if ended else None
     if start is None:
         try:
@@ -69,9 +72,7 @@ def check(name: str, vocabulary_size: int) -> None:
 def identity(name: str) -> str:
     """What tells tokenizers of the same name apart, before they are made."""
     if _is_path(name):
-        files = (_file(name), _file(name).with_name("tokenizer_config.json"))
-        content = [file.read_bytes() for file in files if file.is_file()]
-        return hashlib.sha256(b"\0".join(content)).hexdigest()
+        return hashlib.sha256(read(name).to_json().encode()).hexdigest()
     return json.dumps(subwords.GPT2) if name == "gpt2" else name
 
 
@@ -110,26 +111,30 @@ def read(path: str | Path) -> Tokenizer:
     """The tokenizer in a tokenizer.json, of genjax or of Hugging Face, or in a folder that has one.
 
     Of Hugging Face's, `tokenizer_config.json` beside it says which tokens begin, end and pad a
-    text; without it they are known by their usual names.
+    text; without it they are known by their usual names. `generation_config.json` and
+    `config.json` add what it leaves open, and further tokens that end a text.
 
     Raises:
       ConfigError: no such file, or no tokenizer in it.
     """
     file = _file(path)
-    beside = file.with_name("tokenizer_config.json")
+    beside = [file.with_name(name) for name in BESIDE]
+    roles, generation, config = (read_json(one) if one.is_file() else {} for one in beside)
     try:
-        roles = json.loads(beside.read_text("utf-8")) if beside.is_file() else {}
-        return from_json(file.read_text("utf-8"), roles)
+        return from_json(file.read_text("utf-8"), roles, config | generation)
     except ValueError as error:  # ConfigError, and what json and UTF-8 raise
         raise ConfigError(f"{file}: {error}") from error
 
 
-def from_json(text: str, roles: Mapping[str, Any] | None = None) -> Tokenizer:
+def from_json(
+    text: str, roles: Mapping[str, Any] | None = None, ids: Mapping[str, Any] | None = None
+) -> Tokenizer:
     """The inverse of `to_json`; takes Hugging Face's own tokenizer.json as well.
 
     Args:
       text: the JSON.
       roles: Hugging Face's tokenizer_config.json: "bos_token", "eos_token", "pad_token".
+      ids: its config.json or generation_config.json: "bos_token_id", "eos_token_id", ...
 
     Raises:
       ConfigError: it is no tokenizer.
@@ -151,7 +156,8 @@ def from_json(text: str, roles: Mapping[str, Any] | None = None) -> Tokenizer:
         ) from error
     if kind == "huggingface":
         return subwords.HuggingFace(parsed, state["special"])
-    return subwords.HuggingFace(parsed, _roles(parsed, roles or {}))
+    special = _roles(parsed, roles or {})
+    return subwords.HuggingFace(parsed, _numbered(special, parsed, ids or {}))
 
 
 def _roles(inner: Any, roles: Mapping[str, Any]) -> dict[str, int]:
@@ -164,6 +170,24 @@ def _roles(inner: Any, roles: Mapping[str, Any]) -> dict[str, int]:
         ids = [i for i in map(inner.token_to_id, names) if i is not None]
         if ids:
             special[role] = ids[0]
+    return special
+
+
+def _numbered(special: dict[str, int], inner: Any, ids: Mapping[str, Any]) -> dict[str, int]:
+    """The roles with those that only ids are given for; a text may end in several ways.
+
+    An id counts if it is that of an added token: what stands in texts is no special token.
+    """
+    special, added = dict(special), inner.get_added_tokens_decoder()
+    for role in _ROLES:
+        given = ids.get(f"{role}_token_id")
+        for number in given if isinstance(given, list) else [given]:
+            if type(number) is not int or number not in added:
+                continue
+            if role not in special:
+                special[role] = number
+            elif role == "eos" and number not in ends(special):
+                special[f"eos_{len(ends(special)) + 1}"] = number
     return special
 
 

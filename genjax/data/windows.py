@@ -160,22 +160,29 @@ def pack(sizes: Int[np.ndarray, " P"], room: int) -> tuple[np.ndarray, np.ndarra
     return order, np.cumsum([len(row) for row in rows])
 
 
+def layout(sizes: Int[np.ndarray, " P"], room: int, packed: bool) -> tuple[np.ndarray, np.ndarray]:
+    """What `pack` returns if `packed`, else one piece a row."""
+    return pack(sizes, room) if packed else (np.arange(len(sizes)), np.arange(1, len(sizes) + 1))
+
+
 class Rows:
     """Rows of whole documents: each `start` and its tokens, the last of which is its end.
 
     A document that does not fit is cut into pieces, which do not see each other.
     """
 
-    def __init__(self, tokens: Tokens, length: int, start: int, filler: int, packed: bool):
-        """Several documents a row if `packed`, else one; the rest of a row is `filler`."""
+    def __init__(
+        self, tokens: Tokens, length: int, start: int, filler: int, packed: bool, begun: bool
+    ):
+        """Several documents a row if `packed`, else one; the rest of a row is `filler`.
+
+        `begun` says that the tokens of each document begin with `start` already.
+        """
         self._tokens, self._room = tokens, length + 1
         self._start, self._filler = start, filler
-        self._first = np.concatenate([[0], tokens.ends[:-1]])
+        self._first = np.concatenate([[0], tokens.ends[:-1]]) + begun
         self._pieces = pieces(np.asarray(tokens.ends) - self._first, length)
-        count = len(self._pieces.size)
-        self._order, self._ends = np.arange(count), np.arange(1, count + 1)
-        if packed:
-            self._order, self._ends = pack(self._pieces.size, self._room)
+        self._order, self._ends = layout(self._pieces.size, self._room, packed)
 
     def __len__(self) -> int:
         """The number of rows."""

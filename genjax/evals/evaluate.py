@@ -29,7 +29,7 @@ def make_evaluate(method: Method, mesh: jax.sharding.Mesh) -> Callable[..., dict
         params: Tree, mutable: Tree, batch: Batch, valid: Bool[Array, "B"], key: jax.Array
     ) -> dict[str, Array]:
         def reduced(value: Array | Ratio) -> Array:
-            if jnp.ndim(value) == 0 and not isinstance(value, Ratio):
+            if not isinstance(value, Ratio) and jnp.ndim(value) == 0:
                 return jnp.stack([value, 1.0]) * valid.sum()
             x, w = value if isinstance(value, Ratio) else (value, jnp.ones_like(value))
             x, w = (jnp.where(valid, v.astype(jnp.float32), 0.0) for v in (x, w))

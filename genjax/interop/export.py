@@ -50,6 +50,9 @@ def write(
         )
     if jax.process_count() > 1:
         raise ConfigError("--mode=export runs in one process: start it alone.")
+    special = dict(spec.special_tokens)
+    if tokenizer is None or not {special["start"]} & {*tokenizer.special.values()}:
+        del special["start"]  # such as a newline, after which a text may as well begin
     huggingface.write(
         folder,
         config.model.lm.to_dict(),
@@ -57,5 +60,5 @@ def write(
         config.model.length or spec.features["token"].shape[0] - 1,
         jax.device_get(params["lm"]),
         None if tokenizer is None else tokenizer.to_json(),
-        spec.special_tokens,
+        special,
     )

@@ -40,7 +40,6 @@ class Pretrained(NamedTuple):
       length: the most positions.
       params: of that network, float32.
       tokenizer: the path of tokenizer.json, if there is one.
-      special_tokens: the ids "start", "eos" and "pad", as far as config.json names some.
     """
 
     options: dict[str, Any]
@@ -48,7 +47,6 @@ class Pretrained(NamedTuple):
     length: int
     params: Tree
     tokenizer: str | None
-    special_tokens: dict[str, int]
 
 
 class _Family(NamedTuple):
@@ -244,7 +242,7 @@ def describe(folder: str | Path) -> Pretrained:
     model = huggingface_config.read(what, safetensors.read_json(what))
     tokenizer = str(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else None
     sizes = model.vocabulary_size, model.length
-    return Pretrained(model.options, *sizes, None, tokenizer, model.special_tokens)
+    return Pretrained(model.options, *sizes, None, tokenizer)
 
 
 def read(folder: str | Path) -> Pretrained:
@@ -311,7 +309,8 @@ def write(
       length: the most positions.
       params: of the network, arrays on this host; they are written in their own type.
       tokenizer: the text of a tokenizer.json, of Hugging Face or of a run.
-      special_tokens: the ids "start", "eos" and "pad", as far as there are some.
+      special_tokens: the ids "start", "eos" and "pad", as far as there are some, and "eos_2" and so
+        on for other ends.
 
     Raises:
       ConfigError: neither GPT-2 nor Llama computes what these options say, or the parameters are
@@ -320,7 +319,7 @@ def write(
     folder = Path(folder)
     whole = huggingface_config.complete(options)
     family = huggingface_config.family(whole)
-    model = Description(family, whole, vocabulary_size, length, dict(special_tokens or {}))
+    model = Description(family, whole, vocabulary_size, length, (), special_tokens or {})
     found = {
         jax.tree_util.keystr(path, simple=True, separator="/"): array
         for path, array in jax.tree_util.tree_leaves_with_path(params)

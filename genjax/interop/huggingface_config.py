@@ -11,6 +11,7 @@ from inspect import signature
 from typing import Any, NamedTuple, TypeVar
 
 from genjax.config import ConfigError, one_of, require
+from genjax.data.alphabets import ends
 from genjax.networks import decoder
 
 T = TypeVar("T", bool, int, float, str)
@@ -43,16 +44,17 @@ class Description(NamedTuple):
       options: of `networks.decoder.Network`.
       vocabulary_size: V.
       length: the most positions.
-      special_tokens: the ids "start", "eos" and "pad", as far as it names some.
       bare: the modules of a block without biases of their own, though `options["bias"]`.
+      special_tokens: to be written: the ids "start", "eos" and "pad" as far as there are some, and
+        "eos_2" and so on. Those that are read come with the tokenizer.
     """
 
     family: str
     options: Options
     vocabulary_size: int
     length: int
-    special_tokens: dict[str, int]
     bare: tuple[str, ...] = ()
+    special_tokens: Mapping[str, int] = {}
 
 
 class _Settings(NamedTuple):
@@ -120,8 +122,7 @@ def _gpt2(given: _Settings) -> Description:
         "attention_dropout": given.take("attn_pdrop", 0.1),
     }
     vocabulary_size = given.take("vocab_size", 50257)
-    special = _special(given, vocabulary_size, {"start": 50256, "eos": 50256})
-    return Description("gpt2", options, vocabulary_size, given.take("n_positions", 1024), special)
+    return Description("gpt2", options, vocabulary_size, given.take("n_positions", 1024))
 
 
 def _rope(given: _Settings, length: int) -> Options:
@@ -168,19 +169,7 @@ def _llama(given: _Settings) -> Description:
     bare = () if of_attention else ("qkv", "merge")
     bare = bare if of_mlp else (*bare, "up", "gate", "down")
     vocabulary_size = given.take("vocab_size", 32000)
-    special = _special(given, vocabulary_size, {"start": 1, "eos": 2})
-    return Description("llama", options, vocabulary_size, length, special, bare)
-
-
-def _special(given: _Settings, vocabulary_size: int, default: dict[str, int]) -> dict[str, int]:
-    """The special tokens: of several ends the first, and none outside the vocabulary."""
-    special = {}
-    for name, key in _SPECIAL.items():
-        found = given.values.get(key, default.get(name))
-        found = found[0] if isinstance(found, list) and found else found
-        if type(found) is int and 0 <= found < vocabulary_size:
-            special[name] = found
-    return {"start": special["eos"], **special} if "eos" in special else special
+    return Description("llama", options, vocabulary_size, length, bare)
 
 
 def read(path: str, values: Mapping[str, Any]) -> Description:
@@ -265,6 +254,8 @@ def write(found: Description, dtype: str) -> dict[str, Any]:
     """The config.json of a model with complete options and parameters of `dtype`."""
     o = found.options
     ids = {key: found.special_tokens.get(name) for name, key in _SPECIAL.items()}
+    if len(several := ends(found.special_tokens)) > 1:
+        ids[_SPECIAL["eos"]] = list(several)
     common = {
         "vocab_size": found.vocabulary_size,
         "tie_word_embeddings": o["tied"],

@@ -19,10 +19,12 @@ from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, construct, read_options, require
+from genjax.data.alphabets import ends
 from genjax.data.rolls import KEYS
 from genjax.data.windows import targets_of
 from genjax.interop import huggingface
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Ratio, Rules, Tree, find_module
+from genjax.networks.sequence import begins
 from genjax.networks.transformer import unstacked
 from genjax.nn.functional import Functional, functional
 from genjax.sampling import logits as processors
@@ -124,13 +126,14 @@ def tokens(
 def frames(
     model: Language, params: Tree, mutable: Tree, batch: Batch, **training
 ) -> tuple[Terms, Tree]:
-    """The terms of each frame; a frame of silence stands before the first one."""
-    frame = batch["frame"].astype(jnp.float32)
+    """The terms of each frame; a frame of silence stands before the first one of a tune."""
+    frame, segment = batch["frame"].astype(jnp.float32), batch["segment"]
     before = jnp.pad(frame[:, :-1], ((0, 0), (1, 0), (0, 0)))
-    (logits, _), mutable = model.network.apply(params, mutable, before, **training)
+    before = jnp.where(begins(segment)[..., None], 0.0, before)
+    (logits, _), mutable = model.network.apply(params, mutable, before, segment=segment, **training)
     nll = optax.sigmoid_binary_cross_entropy(logits, frame).sum(-1)
     correct = ((logits > 0) == (frame > 0)).mean(-1)
-    return Terms(nll, nll, correct, (batch["segment"] > 0).astype(jnp.float32)), mutable
+    return Terms(nll, nll, correct, (segment > 0).astype(jnp.float32)), mutable
 
 
 def loss(
@@ -154,10 +157,12 @@ def evaluate(
 ) -> dict[str, Ratio]:
     """`loss` in nats and `accuracy`, of a target; of text `bits_per_byte` too.
 
-    Of piano rolls the first frame does not count, as in Bai et al. 2018.
+    Of piano rolls the first frame of a tune does not count, as in Bai et al. 2018.
     """
     terms, _ = model.terms(params["lm"], mutable["lm"], batch)
-    weight = terms.weight if model.spec.modality == "text" else terms.weight.at[:, 0].set(0.0)
+    weight = terms.weight
+    if model.spec.modality != "text":
+        weight = weight * ~begins(batch["segment"])
     nll, count = (terms.nll * weight).sum(-1), weight.sum(-1)
     found = {"loss": Ratio(nll, count), "accuracy": Ratio((terms.correct * weight).sum(-1), count)}
     if "bytes" in batch:
@@ -233,7 +238,7 @@ def sample(
     require(whole, "--max_new_tokens", max_new_tokens, "a whole number, at least 0")
     room = max(model.context + 1 - condition.shape[1], 1)
     new = max_new_tokens or (min(room, NEW) if beams != 1 else NEW)
-    eos = tuple(v for k, v in model.spec.special_tokens.items() if k == "eos")
+    eos = ends(model.spec.special_tokens)
     chosen = processors.Options(
         *(temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram),
         *(tuple(allowed), tuple(banned), min_new_tokens),
@@ -247,6 +252,9 @@ def sample(
     }
     apply = model.bound(params, mutable)
     if beams == 1:
+        plain = length_penalty == 1 and early_stopping is False
+        given = (length_penalty, early_stopping)
+        require(plain, "--length_penalty, --early_stopping", given, "nothing without --beams")
         key = None if temperature == 0 else key
         if decode is None:
             return generate(apply, condition, key, stop=stop, **common)
@@ -357,6 +365,8 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
         require(0 <= value < 1, f"config.lm.{name}", value, "at least 0 and below 1")
     module = find_module("model.network", config.model.network, "genjax.networks")
     text = spec.modality == "text"
+    for name, value in options._asdict().items():
+        require(text or not value, f"config.lm.{name}", value, "0 with piano rolls")
     trained = spec.features["token" if text else "frame"].shape[0] - text
     known = spec.vocabulary_size if text else KEYS
     sizes = {"length": trained, "vocabulary_size": known}

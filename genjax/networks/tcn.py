@@ -34,8 +34,12 @@ class Convolution(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        """Makes `kernel` [k, C, F], N(0, 0.01), its lengths `scale` [F], and `bias` [F]."""
-        init = jax.nn.initializers.normal(0.01)
+        """Makes `kernel` [k, C, F], its lengths `scale` [F], and `bias` [F].
+
+        The kernel begins uniform within +-1 / sqrt(k C). The authors' code draws N(0, 0.01), but
+        into an array that PyTorch's weight norm makes anew from what was drawn before.
+        """
+        init = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         kernel = init(rngs.params(), (size, features_in, features_out), jnp.float32)
         self.kernel = nnx.Param(kernel)
         self.scale = nnx.Param(jnp.linalg.norm(kernel.reshape(-1, features_out), axis=0))

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, require
 from genjax.data import tokenizers
+from genjax.data.alphabets import ends
 from genjax.data.tokenizers import Tokenizer
 from genjax.method import DataSpec
 from genjax.training import workdir
@@ -55,6 +56,16 @@ def keep_tokenizer(folder: Path, tokenizer: Tokenizer | None) -> str:
     content = tokenizer.to_json()
     write_atomic(folder / FILE, content.encode())
     return digest(content)
+
+
+def with_own_tokenizer(dataset: ConfigDict, folder: Path) -> ConfigDict:
+    """`config.dataset` with the run's copy of its tokenizer where the file it names has gone."""
+    name, own = dataset.get("text", {}).get("tokenizer", ""), folder / FILE
+    if name in ("", *tokenizers.NAMES) or Path(name).exists() or not own.is_file():
+        return dataset
+    dataset = dataset.copy_and_resolve_references()
+    dataset.text.tokenizer = str(own)
+    return dataset
 
 
 def check_tokenizer(folder: Path, tokenizer: Tokenizer | None) -> None:
@@ -130,6 +141,13 @@ def start_token(dataset: ConfigDict, spec: DataSpec, tokenizer: Tokenizer) -> in
     return start if own or dataset.text.documents != "stream" else None
 
 
+def check_number(num: int, options: Mapping[str, Any]) -> None:
+    """Raises ConfigError where several texts would all be the same: of one prompt, by a search."""
+    require(
+        num == 1 or options.get("beams", 1) == 1, "--num", num, "1 with --beams, which draws not"
+    )
+
+
 def encode_texts(given: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, Any]:
     """The options `stop`, `banned` and `allowed` of the command line as tokens.
 
@@ -146,8 +164,8 @@ def encode_texts(given: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, An
             tuple(tokenizer.encode(text).tolist()) for text in texts if _known(text, tokenizer)
         ]
         require(tokens, f"--{name}", given[name], "text that the tokenizer knows")
-        ends = [v for k, v in tokenizer.special.items() if k == "eos"]
-        single = sorted({token for sequence in tokens for token in sequence} | set(ends))
+        single = {token for sequence in tokens for token in sequence}
+        single = sorted(single | set(ends(tokenizer.special)))
         found[name] = tuple(single) if name == "allowed" else tuple(dict.fromkeys(tokens))
     return found
 

@@ -70,6 +70,23 @@ def test_tunes_are_rows_and_every_later_frame_a_target_once(music, tunes):
     assert batch["frame"].shape == (4, 11, 88)
 
 
+def test_several_tunes_fit_into_a_row(music, tunes):
+    wanted = dataset(music, 20)
+    wanted.text.documents = "packed"
+    loaded = catalogue.load(wanted)
+    source = loaded.splits["train"]
+    assert catalogue.spec(wanted) == loaded.spec
+    rows = source.take(np.arange(len(source)))
+    assert len(source) == 3  # 21; 11 + 10; 3 + 2
+    found = [
+        frame[segment == n]
+        for frame, segment in zip(rows["frame"], rows["segment"], strict=True)
+        for n in range(1, segment.max() + 1)
+    ]
+    assert all(not f[s == 0].any() for f, s in zip(rows["frame"], rows["segment"], strict=True))
+    assert sorted(map(bytes, found)) == sorted(bytes(t) for t in tunes if len(t) > 1)
+
+
 def test_splits_that_a_file_lacks_are_taken_out_of_train(tmp_path, tunes):
     path = tmp_path / "plain.mat"
     dtypes = (bool, float, "i8", "u1", "f4", "u2")

@@ -178,6 +178,16 @@ def test_rows_hold_every_document_once(several, documents, length):
     check_spec(loaded, wanted)
 
 
+def test_a_start_that_documents_have_of_their_own_is_there_once(several, tmp_path):
+    own = tmp_path / "tokenizer.json"
+    own.write_text('{"kind": "bytes", "special": {"eos": 256, "bos": 257}}')
+    loaded = catalogue.load(dataset(several, length=1000, documents="packed", tokenizer=str(own)))
+    rows, found = all_of(loaded.splits["train"]), []
+    for token, segment in zip(rows["token"], rows["segment"], strict=True):
+        found += [tuple(token[segment == n]) for n in range(1, segment.max() + 1)]
+    assert sorted(found) == sorted((257, *t.encode(), 256) for t in DOCUMENTS)
+
+
 def test_packing_fills_rows_and_loses_nothing():
     order, ends = windows.pack(np.array([5, 3, 8, 5, 2, 7, 1]), 10)
     rows = [sorted(row.tolist()) for row in np.split(order, ends)[:-1]]

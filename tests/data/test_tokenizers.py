@@ -10,7 +10,7 @@ import tokenizers as library
 
 from genjax.config import ConfigError
 from genjax.data import packages, subwords, tokenizers
-from genjax.data.alphabets import Bytes, Characters
+from genjax.data.alphabets import Bytes, Characters, ends
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "gpt2_tokenizer.npz"
 VERSE = "Shall I compare thee to a summer's day? Thou art more lovely and more temperate:\n" * 3
@@ -161,10 +161,11 @@ def test_a_tokenizer_travels_as_json(made, kind, tmp_path):
     names = (kind, str(tmp_path))
     before = [tokenizers.identity(name) for name in names]
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_json() + " ", "utf-8")
-    assert [tokenizers.identity(name) == b for name, b in zip(names, before, strict=True)] == [
-        True,
-        False,
-    ]
+    assert [tokenizers.identity(name) for name in names] == before  # the same tokenizer
+    other = tokenizers.from_json(tokenizer.to_json())
+    other.special["pad"] = 0
+    (tmp_path / "tokenizer.json").write_text(other.to_json(), "utf-8")
+    assert tokenizers.identity(str(tmp_path)) != before[1]
 
 
 @pytest.fixture
@@ -197,6 +198,20 @@ def test_a_file_of_hugging_face_is_read(foreign):
     assert tokenizers.read(foreign).decode([0, *ids, 1]) == text
     (foreign / "tokenizer_config.json").write_text("{}")
     assert tokenizers.read(foreign).special == {"bos": 1, "eos": 2}
+    # What generates with it may name ends by their ids, and more of them.
+    (foreign / "config.json").write_text('{"eos_token_id": 2, "pad_token_id": 0}')
+    sep = tokenizer.inner.token_to_id("[SEP]")
+    (foreign / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [2, sep, 5, 10000, None]})  # 5 stands in texts
+    )
+    special = tokenizers.read(foreign).special
+    assert special == {"bos": 1, "eos": 2, "eos_2": sep}  # pad is no added token
+    assert ends(special) == (2, sep)
+    (foreign / "generation_config.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"generation_config\.json"):
+        tokenizers.read(foreign)
+    for name in ("config.json", "generation_config.json"):
+        (foreign / name).unlink()
     (foreign / "tokenizer_config.json").write_text('{"eos_token": null}')
     with pytest.raises(ConfigError, match="no token that ends a document"):
         tokenizers.make(str(foreign), [], 0, 0, True)

@@ -1,6 +1,7 @@
 """Weights of others from the command line: into a run, sampled from, trained on, and back."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -52,8 +53,10 @@ def test_an_import_is_sampled_from_and_trained_on(folder, run, tmp_path, capsys)
     assert main([f"--workdir={run}", *prompt]) == 0
     assert "ab" in capsys.readouterr().out
     (tmp_path / "words.txt").write_text("the quick brown fox. " * 50)
+    weights = tmp_path / "weights"
+    shutil.copytree(folder, weights)
     arguments = [
-        *(IMPORT, f"--config.weights={folder}", f"--workdir={tmp_path / 'tuned'}"),
+        *(IMPORT, f"--config.weights={weights}", f"--workdir={tmp_path / 'tuned'}"),
         *("--config.dataset.name=text", f"--config.dataset.path={tmp_path / 'words.txt'}"),
         *("--config.dataset.text.length=16", "--config.duration=2_steps"),
         *("--config.dataset.validation=20_percent", "--config.evals.samples=0"),
@@ -62,6 +65,11 @@ def test_an_import_is_sampled_from_and_trained_on(folder, run, tmp_path, capsys)
     assert "finished at step 2 of 2" in capsys.readouterr().err
     stored = json.loads((tmp_path / "tuned" / "config.json").read_text())["config"]
     assert stored["model"]["length"] == 32  # all positions are kept, though trained on 16
+    shutil.rmtree(weights)  # the run has all that it needs
+    assert main([f"--workdir={tmp_path / 'tuned'}", "--config.duration=3_steps"]) == 0
+    assert "finished at step 3 of 3" in capsys.readouterr().err
+    assert main([f"--workdir={tmp_path / 'tuned'}", "--mode=eval"]) == 0
+    assert "eval/loss " in capsys.readouterr().out
 
 
 def test_averages_begin_with_the_weights(folder, tmp_path):

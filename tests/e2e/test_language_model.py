@@ -122,6 +122,7 @@ def test_eval_repeats_the_evaluation_of_training(run, said):
         (["--prompt=" + "the " * 9], ["36 tokens", "16 positions"]),
         (["--top_p=2"], ["top_p", "2"]),
         (["--beams=0"], ["beams"]),
+        (["--beams=2", "--num=3"], ["--num=3", "--beams"]),
         (["--beams=2", "--stream"], ["--stream", "--beams"]),
         (["--max_new_tokens=few"], ["max_new_tokens='few'", "a whole number"]),
         (["--condition=7"], ["--condition", "--prompt"]),

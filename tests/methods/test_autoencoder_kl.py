@@ -3,6 +3,7 @@
 import math
 import pathlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -294,6 +295,33 @@ def test_both_players_train():
     assert moved[9]["autoencoder"] > 1e-3
     assert moved[9]["discriminator"] == 0
     assert moved[39]["discriminator"] > 1e-3
+
+
+def test_eight_devices_play_the_game_of_one():
+    """Batch norm of the discriminator and the adaptive weight see the whole batch."""
+    overrides = {
+        "optimizer.name": "sgd",
+        "optimizer.momentum": 0.0,
+        "optimizer.learning_rate": 0.01,
+        "schedule.warmup": "",
+        "autoencoder_kl.adversarial_start": "",
+    }
+    config = configs.load("configs/autoencoder_kl.py:tiny", TINY | overrides)
+    rng, states = np.random.default_rng(0), []
+    data = {
+        "image": rng.integers(0, 256, (16, 8, 8, 1), np.uint8),
+        "label": np.zeros(16, np.int32),
+    }
+    for devices in (jax.devices()[:1], jax.devices()):
+        run = assemble(config, devices=devices)
+        with jax.set_mesh(run.mesh):
+            start = run.init()
+            before = jax.device_get(dict(start.params))
+            state, _ = run.step(start, global_batch(data, run.mesh))
+            states.append(jax.device_get((dict(state.params), dict(state.mutable))))
+    chex.assert_trees_all_close(*states, rtol=1e-3, atol=1e-5)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, states[0][0])
+    assert all(max(jax.tree.leaves(moved[name])) > 1e-4 for name in before)
 
 
 def test_the_perceptual_network_is_read_when_a_run_begins_and_is_frozen():

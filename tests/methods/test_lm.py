@@ -125,13 +125,18 @@ def test_frames_are_independent_keys_and_the_first_does_not_count():
 
     model = lm.Language(Functional(None, apply), lm.Options(), spec("roll"), T)
     frame = rng.integers(0, 2, (2, T, 88)).astype(np.uint8)
-    batch = {"frame": jnp.asarray(frame), "segment": jnp.asarray([[1] * 6, [1] * 4 + [0] * 2])}
+    batch = {
+        "frame": jnp.asarray(frame),
+        "segment": jnp.asarray([[1] * 6, [1] * 3 + [2] * 2 + [0]]),
+    }
     found = lm.evaluate(model, {"lm": {}}, {"lm": {}}, batch, jax.random.key(0))["loss"]
-    np.testing.assert_array_equal(seen[0][:, 1:], frame[:, :-1])
+    np.testing.assert_array_equal(seen[0][0, 1:], frame[0, :-1])
+    np.testing.assert_array_equal(seen[0][1, [1, 2, 4]], frame[1, [0, 1, 3]])
     assert not seen[0][:, 0].any()
+    assert not seen[0][1, 3].any()  # silence comes before the second tune
     p = 1 / (1 + np.exp(-logits.astype(np.float64)))
     nll = -np.log(np.where(frame == 1, p, 1 - p)).sum(-1)
-    expected = [nll[0, 1:].sum(), nll[1, 1:4].sum()]
+    expected = [nll[0, 1:].sum(), nll[1, [1, 2, 4]].sum()]
     np.testing.assert_allclose(found.total, expected, rtol=1e-5)
     np.testing.assert_array_equal(found.weight, [5, 3])
 
@@ -199,6 +204,8 @@ def test_options_that_do_not_go_together_are_refused():
     model = made()
     with pytest.raises(configs.ConfigError, match=r"--stop=.*nothing with --beams"):
         lm.sample(model, *arrays(model), jax.random.key(0), 1, beams=2, stop=((3,),))
+    with pytest.raises(configs.ConfigError, match=r"--length_penalty.*nothing without --beams"):
+        lm.sample(model, *arrays(model), jax.random.key(0), 1, length_penalty=0.6)
     with pytest.raises(configs.ConfigError, match="--max_new_tokens=-1"):
         lm.sample(model, *arrays(model), jax.random.key(0), 1, max_new_tokens=-1)
 
@@ -216,6 +223,12 @@ def test_a_roll_is_drawn_from_its_own_past():
     np.testing.assert_array_equal(rolls[0], expected)
     with pytest.raises(configs.ConfigError, match=r"--frames=7: expected 0 to 6"):
         lm.sample_frames(model, {"lm": {}}, {"lm": {}}, jax.random.key(0), 3, frames=7)
+
+
+def test_label_smoothing_is_no_option_of_frames():
+    config = configs.load("configs/tcn_music.py:tiny", {"lm.label_smoothing": 0.1})
+    with pytest.raises(configs.ConfigError, match=r"label_smoothing=0\.1: expected 0 with piano"):
+        lm.build(config, spec("roll"))
 
 
 def test_images_are_refused():

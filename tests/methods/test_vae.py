@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
-from scipy import stats
+from scipy import special, stats
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
@@ -229,6 +229,79 @@ def test_options_that_are_refused(keys, spec, says):
         vae.options_from_config(ConfigDict(keys), spec)
 
 
+def says(out, likelihood, shape):
+    """A model whose encoder says N(0, 1) and whose decoder says `out`, whatever they are given."""
+
+    def encode(p, mutable, x, label, key=None, train=False):
+        return (jnp.zeros((len(x), 2)), jnp.zeros((len(x), 2))), mutable
+
+    def decode(p, mutable, z, label, key=None, train=False):
+        return jnp.broadcast_to(jnp.asarray(out, jnp.float32), (len(z), *out.shape)), mutable
+
+    def nothing(key):
+        return {}, {}
+
+    image = jax.ShapeDtypeStruct(shape, np.uint8)
+    return vae.from_networks(
+        Functional(nothing, encode),
+        Functional(nothing, decode),
+        vae.Options(latent_dim=2, likelihood=likelihood, eval_samples=4, eval_chunk=2),
+        DataSpec("toy", "image", {"image": image}, {}),
+        (),
+    )
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "logistic"])
+def test_likelihoods_of_images_are_scipys(likelihood):
+    """Summed over pixels and channels; of 8-bit data in bits a dimension too."""
+    rng, shape = np.random.default_rng(0), (3, 4, 2)
+    out = rng.normal(size=shape)
+    image = rng.integers(0, 256, (5, *shape)).astype(np.uint8)
+    x, scale = image / 127.5 - 1, 0.6
+    if likelihood == "bernoulli":
+        image = np.where(image > 127, 255, 0).astype(np.uint8)  # nothing is left to be drawn
+        expected = stats.bernoulli.logpmf(image // 255, special.expit(out))
+        centre = special.expit(out) * 2 - 1
+    elif likelihood == "gaussian":
+        expected, centre = stats.norm.logpdf(x, out, scale), np.clip(out, -1, 1)
+    else:
+        log_scale = rng.normal(size=shape) - 1
+        below, above = (
+            stats.logistic.cdf(x + side / 255, out, np.exp(log_scale)) for side in (-1, 1)
+        )
+        share = np.where(image == 255, 1, above) - np.where(image == 0, 0, below)
+        expected, centre = np.log(share), np.clip(out, -1, 1)
+        out = np.concatenate([out, inverse_bound(log_scale)], -1)
+    expected = expected.sum((1, 2, 3))
+    method = says(out, likelihood, shape)
+    params, mutable = method.init(KEY, {})
+    if likelihood == "gaussian":
+        params["vae"]["log_scale"] = jnp.float32(inverse_bound(np.log(scale)))
+    found = method.evaluate(params, mutable, {"image": jnp.asarray(image)}, KEY)
+    for name in ("elbo", "reconstruction", "log_likelihood"):
+        np.testing.assert_allclose(found[name], expected, rtol=1e-4, err_msg=name)
+    np.testing.assert_allclose(found["kl"], 0, atol=1e-6)
+    if likelihood != "gaussian":
+        bits = -expected / (np.log(2) * math.prod(shape))
+        np.testing.assert_allclose(found["bits_per_dim"], bits, rtol=1e-4)
+    error = np.square(np.round((centre + 1) * 127.5) / 127.5 - 1 - (image / 127.5 - 1))
+    np.testing.assert_allclose(found["mse"], error.mean((1, 2, 3)), rtol=0.02)
+    np.testing.assert_allclose(found["psnr"], 10 * np.log10(4 / np.asarray(found["mse"])), 1e-5)
+
+
+def test_pixels_are_binarised_anew_at_each_draw():
+    """Burda et al. 2016, section 5; with their brightness for probability."""
+    method = says(np.zeros((1, 1, 3)), "bernoulli", (1, 1, 3))
+    model = method.phases[0].loss.args[0]
+    image = jnp.broadcast_to(jnp.array([0, 64, 255], jnp.uint8), (20_000, 1, 1, 3))
+    first, again, other = (
+        model.data({"image": image}, jax.random.key(k))[0][:, 0, 0] for k in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert 0.3 < np.mean(first[:, 1] != other[:, 1]) < 0.45  # 2 p (1 - p)
+    np.testing.assert_allclose(first.mean(0), [0, 64 / 255, 1], atol=0.015)
+
+
 def assembled(devices=None, **overrides):
     location = "configs/iwae.py:tiny"
     small = {"model.encoder.widths": (8,), "model.decoder.widths": (8,), "batch_size": 16}
@@ -312,6 +385,13 @@ def test_the_kl_grows_over_a_duration(warmup, found):
     ("keys", "shape", "dtype", "says"),
     [
         ({"vae.kl_warmup": "soon"}, (8, 8, 1), np.uint8, r"config\.vae\.kl_warmup='soon'"),
+        ({"vae.kl_warmup": "9999_steps"}, (8, 8, 1), np.uint8, r"at most the run's \d+ steps"),
+        (
+            {"model.encoder.widths": (0,)},
+            (8, 8, 1),
+            np.uint8,
+            r"widths=\(0,\): expected at least 1",
+        ),
         ({"vae.likelihood": "gaussian"}, (8, 8, 1), np.float32, r"set dataset\.dequantize=False"),
         ({"model.network": "vae_conw"}, (8, 8, 1), np.uint8, r"Nearest: vae_conv"),
     ],

@@ -1,5 +1,6 @@
 """VQ-VAE: what its loss, its codebooks and its tokens are, by hand on small arrays."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,8 @@ from genjax.method import DataSpec
 from genjax.methods import vqvae
 from genjax.nn import quantize
 from genjax.nn.functional import Functional
+from genjax.parallel.mesh import global_batch
+from genjax.training.assemble import assemble
 
 KEY = jax.random.key(0)
 SPEC = DataSpec("toy", "image", {"image": jax.ShapeDtypeStruct((4, 4, 2), np.uint8)}, {})
@@ -99,6 +102,46 @@ def test_each_codebook_takes_what_the_ones_before_leave():
     np.testing.assert_allclose(made, np.clip(np.round((total + 1) * 127.5), 0, 255), atol=1)
 
 
+def test_each_codebook_that_learns_by_loss_is_drawn_to_what_is_left():
+    method, params, mutable = toy(depth=2, learn="loss", commitment=0.0)
+    slope = jax.grad(lambda p: method.phases[0].loss(p, mutable, {"image": IMAGES}, KEY, 0)[0])(
+        params
+    )["autoencoder"]["codes"]
+    rest = X
+    for q, codes in enumerate(np.asarray(params["autoencoder"]["codes"])):
+        index, expected = nearest(rest, codes), np.zeros((5, 2))
+        gap = 2 * (codes[index] - rest) / X.size
+        np.add.at(expected, index.reshape(-1), gap.reshape(-1, 2))
+        np.testing.assert_allclose(slope[q], expected, atol=1e-6)
+        rest = rest - codes[index]
+
+
+def test_eight_devices_are_one():
+    """Also k-means, averages and codes that begin anew, over two steps."""
+    overrides = {
+        "batch_size": 16,
+        "evals.batch_size": 16,
+        "optimizer.name": "sgd",
+        "optimizer.momentum": 0.0,
+        "vqvae.restart_below": 1.0,
+        "vqvae.depth": 2,
+    }
+    config = configs.load("configs/vqvae.py:tiny", overrides)
+    image = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), np.uint8)
+    label, states = np.zeros(16, np.int32), []
+    for devices in (jax.devices()[:1], jax.devices()):
+        run = assemble(config, devices=devices)
+        with jax.set_mesh(run.mesh):
+            state = run.init()
+            start = jax.device_get(state.mutable["autoencoder"]["books"]["1"]["codes"])
+            batch = global_batch({"image": image, "label": label}, run.mesh)
+            for _ in range(2):
+                state, _ = run.step(state, batch)
+            states.append(jax.device_get((dict(state.params), dict(state.mutable))))
+    chex.assert_trees_all_close(*states, rtol=1e-3, atol=1e-5)
+    assert np.abs(states[0][1]["autoencoder"]["books"]["1"]["codes"] - start).max() > 0.1
+
+
 def test_finite_scalars_have_tokens_that_decode_to_what_was_rounded():
     method, params, mutable = toy(quantizer="fsq", levels=(5, 4))
     model = method.phases[0].loss.args[0]
@@ -126,6 +169,9 @@ def test_labels_are_refused():
         ({"codes": 1}, r"codes=1: expected at least 2"),
         ({"decay": 1.0}, r"decay=1\.0: expected between 0 and 1"),
         ({"levels": (5, 1)}, r"expected at least 2 each"),
+        ({"levels": ()}, r"levels=\(\): expected at least 2 each"),
+        ({"levels": (2**16, 2**16)}, r"fewer than 2\^31 codes"),
+        ({"quantizer": "fsq", "depth": 2}, r"depth=2 with vqvae\.quantizer='fsq'"),
     ],
 )
 def test_options_that_are_refused(keys, says):
