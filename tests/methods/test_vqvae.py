@@ -125,6 +125,10 @@ def test_eight_devices_are_one():
         "optimizer.momentum": 0.0,
         "vqvae.restart_below": 1.0,
         "vqvae.depth": 2,
+        "vqvae.codes": 8,
+        "vqvae.kmeans": 2,
+        "model.encoder.channels": 4,
+        "model.decoder.channels": 4,
     }
     config = configs.load("configs/vqvae.py:tiny", overrides)
     image = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), np.uint8)
