@@ -52,7 +52,7 @@ ROLLS = {
 NOTTINGHAM = {
     "dataset.name": "nottingham",
     "dataset.text.length": 1792,  # the longest has 1,793 frames
-    "batch_size": 2,
+    "batch_size": 4,
     "duration": "60_epochs",
 }
 PRESETS = {
