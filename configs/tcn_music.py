@@ -3,8 +3,8 @@
 Default: Bach's chorales (JSB), 2 levels of width 150; published: 8.10 nats a frame.
   command    launch/local.sh --config=configs/tcn_music.py
   hardware   2 CPU cores
-  time       not measured yet
-  score      not measured yet
+  time       3 minutes
+  score      8.27 nats a frame on the test split
 
 Presets, as in --config=configs/tcn_music.py:tiny:
   tiny       a very small network on the same data, a test of the installation in about a minute
