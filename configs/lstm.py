@@ -35,7 +35,14 @@ def get_config() -> ConfigDict:
     return config
 
 
-JSB = MUSIC.ROLLS | {"model.lm.width": 200, "model.lm.depth": 1, "model.lm.dropout": 0.5}
+JSB = {
+    **MUSIC.ROLLS,
+    "duration": "50_epochs",
+    "optimizer.learning_rate": 5e-3,
+    "model.lm.width": 200,
+    "model.lm.depth": 1,
+    "model.lm.dropout": 0.5,
+}
 PRESETS = {
     "tiny": CHAR.TINY | {"model.lm.width": 32},
     "jsb": JSB,
