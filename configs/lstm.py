@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
 
 JSB = {
     **MUSIC.ROLLS,
+    "dataset.text.documents": "padded",  # so that an update is of few tunes
     "duration": "50_epochs",
     "optimizer.learning_rate": 5e-3,
     "model.lm.width": 200,
@@ -46,5 +47,5 @@ JSB = {
 PRESETS = {
     "tiny": CHAR.TINY | {"model.lm.width": 32},
     "jsb": JSB,
-    "nottingham": JSB | MUSIC.NOTTINGHAM,
+    "nottingham": JSB | MUSIC.NOTTINGHAM | {"dataset.text.documents": "packed"},
 }

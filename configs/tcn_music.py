@@ -38,11 +38,11 @@ ROLLS = {
     "dataset.name": "jsb_chorales",
     "dataset.validation": "",
     "dataset.text.length": 160,  # the longest
-    "dataset.text.documents": "padded",
+    "dataset.text.documents": "packed",  # several tunes in a row
     "batch_size": 4,
     "evals.batch_size": 8,
     "evals.every": "5_epochs",
-    "duration": "100_epochs",
+    "duration": "150_epochs",
     "optimizer.name": "adam",
     "optimizer.learning_rate": 1e-3,
     "optimizer.clip_norm": 0.4,
@@ -52,7 +52,6 @@ ROLLS = {
 NOTTINGHAM = {
     "dataset.name": "nottingham",
     "dataset.text.length": 1792,  # the longest has 1,793 frames, most have a few hundred
-    "dataset.text.documents": "packed",
     "batch_size": 4,
     "duration": "60_epochs",
 }
