@@ -261,8 +261,9 @@ def evaluate(
 
     `reconstruction` is log p(x | z) at one z drawn from q(z | x), the KL is in closed form, and
     `bits_per_dim` is minus the ELBO: all of them of 8-bit images, so that it bounds their code
-    length. `mse` in [-1, 1], `psnr` in dB of the 8-bit image and, where it is a part of the loss,
-    the `perceptual` distance are of what is decoded from the mean of q(z | x).
+    length. `mse` in [-1, 1], with what goes beyond cut off, `psnr` in dB of the 8-bit image and,
+    where it is a part of the loss, the `perceptual` distance are of what is decoded from the mean
+    of q(z | x).
     """
     own, kept = params["autoencoder"], mutable["autoencoder"]
     x = to_float(batch["image"])
@@ -277,7 +278,7 @@ def evaluate(
         "kl": kl,
         "reconstruction": reconstruction,
         "bits_per_dim": -elbo / (math.log(2) * x[0].size),
-        "mse": jnp.square(made - x).mean((1, 2, 3)),
+        "mse": jnp.square(jnp.clip(made, -1, 1) - x).mean((1, 2, 3)),
         "psnr": psnr(made, x),
     }
     if model.options.perceptual_weight:
