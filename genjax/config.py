@@ -424,7 +424,7 @@ def steps_within(config: ConfigDict, examples: int, key: str, text: str) -> int:
         found = steps(text, **size, total=total)
     except ConfigError as error:
         raise ConfigError(f"config.{key}={text!r}: {error}") from error
-    require(found <= max(total, 0), f"config.{key}", text, f"at most the run's {total} steps")
+    require(found <= total, f"config.{key}", text, f"at most the run's {total} steps")
     return found
 
 

@@ -10,9 +10,8 @@ count from a segment's start and recurrent states begin anew there. Documents la
 segments 1, 2, 3 ..., padding on the left is segment 0 before segment 1. `capacity` > 0 asks for a
 cache of so many positions with x in it, and for the logits of what follows x alone, [B, 1, V]; with
 a `cache`, x are the positions that follow those in it, of the same segment as the last one, and it
-comes back with them in it. What does not fit into
-the capacity overwrites what is there. Every array of two axes or more in a cache has the batch on
-its second.
+comes back with them in it. What does not fit into the capacity overwrites what is there. Every
+array of two axes or more in a cache has the batch on its second.
 """
 
 from __future__ import annotations
