@@ -73,13 +73,12 @@ def raced(options, folder, texts, beams):
         sides[f"genjax, {precision}"] = partial(
             started, sys.executable, Path(__file__).name, *given, f"--texts={texts}"
         )
-    ours = tuple(sides)
     for precision in options.precisions.split(","):
         given = (*common, f"--precision={precision}", prompt)
         sides[f"transformers, {precision}"] = partial(
             started, options.torch_python, "torch_decode.py", *given
         )
-    race(f"{texts} texts, {beams} beams", "tokens/s", sides, ours, options.rounds)
+    race(f"{texts} texts, {beams} beams", "tokens/s", sides, options.rounds)
 
 
 def main():

@@ -4,11 +4,13 @@ The network of configs/iwae.py, 784-200-200-50, on MNIST-sized bytes that are bi
 draw, batches of 100, Adam. Each side has all images in memory and takes a new random batch for each
 step; ours scans several steps in a dispatch, as the loop does by `steps_per_dispatch`, but without
 the loop's reading and placing of batches (benchmarks/iwae_table.py prints the rate with them);
-torch's is eager and under
-`torch.compile` with its defaults, each with the best of three Adams found in a first round. Then
-the rounds: ours, eager, compiled, ours ..., every one a process of its own, so that what else the
-machine does meets all of them. Before it all, both sides give the loss and the norms of the
-gradients of the same parameters, binary images and noise, to 1e-5.
+torch's is eager and under `torch.compile` with its defaults, each with the best of three Adams
+found in a first round (with one thread instead of all it was slower there). Then the rounds: ours
+with all threads and with one, eager, compiled, ours ..., every one a process of its own, so that
+what else the machine does meets all of them. Before it all, both sides find loss and gradients of
+the same parameters, binary images and noise; ours may be no further from torch's in float64 than
+twice torch's own in float32 are. (The weights of k samples are a softmax of numbers near -500,
+which float32 knows to 3e-5.)
 
   python benchmarks/iwae_race.py --torch_python=PATH [--data=mnist.npz] [--samples=1,5,50]
       [--rounds=5] [--seconds=10] [--steps_per_dispatch=20]
@@ -28,11 +30,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from racing import FOLDER, fastest, measured, race, started
+from racing import FOLDER, either_way, fastest, measured, race, started
 
 from genjax import config as configs
 from genjax.data import sources
 from genjax.method import DataSpec
+from genjax.nn.pixels import binarised
 from genjax.training.assemble import assemble
 
 BATCH = 100
@@ -86,7 +89,7 @@ def timed(images, samples, dispatch, seconds):
 
 
 def golden(samples, path):
-    """Writes parameters, x and noise for torch; returns our loss and gradient norms of them."""
+    """Writes parameters, x, noise, and our loss and gradients of them for torch."""
     run = assembled(samples, BATCH)
     key = jax.random.key(1)
     image = np.random.default_rng(0).integers(0, 256, (BATCH, 28, 28, 1), np.uint8)
@@ -99,9 +102,9 @@ def golden(samples, path):
     )
     # The draws of `methods.vae.loss`: pixels from key 0, noise from key 1.
     key_x, key_z = (jax.random.fold_in(key, i) for i in range(2))
-    x = jax.random.bernoulli(key_x, batch["image"] / 255.0).reshape(BATCH, -1)
+    x = binarised(key_x, batch["image"]).reshape(BATCH, -1)
     noise = jax.random.normal(key_z, (BATCH, samples, run.config.vae.latent_dim))
-    written, norms = {"x": np.float32(x), "noise": np.asarray(noise)}, {}
+    written = {"x": np.float32(x), "noise": np.asarray(noise), "loss": np.asarray(value)}
     for name in ("encoder", "decoder"):
         layers, slope = params["vae"][name], slopes["vae"][name]
         for i, pick in enumerate((("body", "layers", "0"), ("body", "layers", "1"), ("out",))):
@@ -110,20 +113,22 @@ def golden(samples, path):
                 layer, change = layer[part], change[part]
             for ours, theirs in (("kernel", "weight"), ("bias", "bias")):
                 written[f"{name}.{2 * i}.{theirs}"] = np.asarray(layer[ours]).T
-                norms[f"{name}.{2 * i}.{theirs}"] = float(jnp.linalg.norm(change[ours]))
+                written[f"gradient {name}.{2 * i}.{theirs}"] = np.asarray(change[ours]).T
     np.savez(path, **written)
-    return {"loss": float(value), "norms": norms}
 
 
 def compare(torch_python, samples, folder):
     """Stops unless torch finds our loss and gradients."""
     path = Path(folder) / "golden.npz"
-    ours, theirs = golden(samples, path), started(torch_python, "torch_iwae.py", f"--check={path}")
-    gap = abs(ours["loss"] / theirs["loss"] - 1)
-    slope = max(abs(ours["norms"][n] / norm - 1) for n, norm in theirs["norms"].items())
-    print(f"k={samples}: same loss to {gap:.1e}, gradients' norms to {slope:.1e}", flush=True)
-    if not max(gap, slope) < 1e-5:
-        sys.exit(f"error: the two sides differ: {ours} and {theirs}")
+    golden(samples, path)
+    found = started(torch_python, "torch_iwae.py", f"--check={path}")
+    for name in ("loss", "gradients"):
+        ours, theirs = found["genjax"][name], found["torch"][name]
+        print(
+            f"k={samples}: {name} within {ours:.1e} of float64's, torch's {theirs:.1e}", flush=True
+        )
+        if not ours <= max(2 * theirs, 1e-6):
+            sys.exit(f"error: the two sides differ in the {name}: {found}")
 
 
 def raced(options, samples, images):
@@ -134,11 +139,13 @@ def raced(options, samples, images):
         return partial(started, options.torch_python, "torch_iwae.py", *given)
 
     count = f"--steps_per_dispatch={options.steps_per_dispatch}"
-    sides = {"genjax": partial(started, sys.executable, Path(__file__).name, *common, count)}
+    ours = partial(started, sys.executable, Path(__file__).name, *common, count)
+    sides = either_way({"genjax": ours})
     for name, flags in (("eager", ()), ("compiled", ("--compile",))):
-        best = fastest(f"torch, {name}", {adam: torch(adam, *flags) for adam in ADAMS})
-        sides[f"torch, {name}, {best} Adam"] = torch(best, *flags)
-    race(f"k={samples}", "steps/s", sides, ("genjax",), options.rounds)
+        adams = {adam: torch(adam, *flags) for adam in ADAMS}
+        best = fastest(f"torch, {name}", adams)
+        sides[f"torch, {name}, {best} Adam"] = adams[best]
+    race(f"k={samples}", "steps/s", sides, options.rounds)
 
 
 def main():

@@ -25,16 +25,14 @@ import jax
 import numpy as np
 import runs
 
-from genjax import config as configs
-from genjax.flags import parse
-from genjax.main import MODES
 from genjax.training import workdir
 from genjax.training.metrics import read_metrics
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "iwae.py"
 BATCH, SAMPLES = 100, 5000
-EVALUATIONS, LOGS = 20, 0.5  # evaluations on the way; percent of the run between two log lines
-WHOLE = 4000  # steps: of a multiple, no evaluation or log line breaks a dispatch of 20
+IMAGES = 60_000
+EVALUATIONS, LOGS = 20, 1  # evaluations on the way; percent of the run between two log lines
+WHOLE = 2000  # steps: of a multiple, no evaluation or log line breaks a dispatch of 20
 # Model -> its bound, its k, the NLL of the paper, what is to be reached here, steps of the trial.
 MODELS = {
     "vae": ("elbo", 1, 86.76, 87.5, 4000),
@@ -76,7 +74,8 @@ def fitting(model, options):
         )
         metrics = read_metrics(Path(folder) / "metrics.jsonl")
     # The first stretch compiles; the second evaluation does not.
-    rate = np.median(list(metrics["train/examples_per_second"].values())[1:]) / BATCH
+    batch = int(options.overrides.get("batch_size", BATCH))
+    rate = np.median(list(metrics["train/examples_per_second"].values())[1:]) / batch
     looks = EVALUATIONS * list(metrics["eval/seconds"].values())[-1]
     steps = rate * max(60 * options.minutes - looks, 1)
     print(f"{model}: {1000 / rate:.2f} ms a step, {looks / 60:.1f} min of evaluations", flush=True)
@@ -89,6 +88,7 @@ def trained(model, options):
     stored = workdir.read_config(folder)
     if stored is not None:
         duration = stored.duration
+        print(f"{model}: goes on with the run in {folder}, {duration}", flush=True)
     else:
         duration = f"{options.steps or fitting(model, options)}_steps"
     length = {"duration": duration, "log.every": f"{LOGS}_percent"}
@@ -100,10 +100,12 @@ def likelihood(folder, options):
     """(nats, standard error, images) of the newest checkpoint with 5,000 samples; kept."""
     kept = folder / "nll.json"
     metrics = read_metrics(folder / "metrics.jsonl")
-    asked = {"step": max(metrics["eval/elbo"]), "limit": options.test_limit}
+    step, batch = max(metrics["eval/elbo"]), workdir.read_config(folder).batch_size
+    asked = {"step": step, "limit": options.test_limit, "epochs": step * batch / IMAGES}
     stored = json.loads(kept.read_text()) if kept.exists() else {}
     if asked.items() <= stored.items():
         return stored
+    print(f"{folder}: takes {SAMPLES} samples of each test image", flush=True)
     found = runs.evaluated(folder, {"vae.eval_samples": SAMPLES, "evals.limit": options.test_limit})
     asked["nll"] = -found["eval/log_likelihood"]
     asked["standard_error"] = found["eval/log_likelihood_se"]
@@ -122,7 +124,7 @@ def show(folders, options):
         published, target = MODELS[model][2:4]
         print(
             f"{model:8} {one['nll']:7.2f} {one['standard_error']:5.2f} {target:7.2f} "
-            f"{published:7.2f} {one['step']:8,} {one['step'] * BATCH / 60_000:7.1f}"
+            f"{published:7.2f} {one['step']:8,} {one['epochs']:7.1f}"
         )
     curves = {}
     for model, folder in folders.items():
@@ -146,13 +148,9 @@ def main():
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--steps", type=int, default=0, help="instead of what fits into --minutes")
     parser.add_argument("--test_limit", type=int, default=0)
-    options, rest = parser.parse_known_args()
-    _, options.overrides = parse(rest, MODES)
-    chosen = options.models.split(",")
-    for model in chosen:
-        configs.one_of("--models", model, tuple(MODELS))
+    options = runs.options(parser, models=MODELS)
     print(f"{jax.default_backend()}, {jax.device_count()} devices", flush=True)
-    show({model: trained(model, options) for model in chosen}, options)
+    show({model: trained(model, options) for model in options.models}, options)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from racing import FOLDER, fastest, measured, race, started
+from racing import FOLDER, either_way, fastest, measured, race, started
 
 from genjax import config as configs
 from genjax.method import DataSpec
@@ -126,19 +126,19 @@ def raced(options, size):
     sides = {}
     for precision in PRECISIONS:
         own = (f"--side={size}", f"--precision={precision}", seconds)
-        sides[f"genjax, {precision}"] = partial(started, sys.executable, Path(__file__).name, *own)
-    ours = tuple(sides)
+        ours = partial(started, sys.executable, Path(__file__).name, *own)
+        sides |= either_way({f"genjax, {precision}": ours})
     for precision in PRECISIONS:
         adams = {
             adam: torch(f"--precision={precision}", f"--adam={adam}")
             for adam in ("default", "foreach", "fused")
         }
-        best = fastest(f"torch, {precision}", adams)
+        adam = fastest(f"torch, {precision}", adams)
         for name, flags in (("eager", ()), ("compiled", ("--compile",))):
-            sides[f"torch, {name}, {precision}, {best}"] = torch(
-                f"--precision={precision}", f"--adam={best}", *flags
+            sides[f"torch, {name}, {precision}, {adam}"] = torch(
+                f"--precision={precision}", f"--adam={adam}", *flags
             )
-    race(size, "steps/s", sides, ours, options.rounds)
+    race(size, "steps/s", sides, options.rounds)
 
 
 def main():

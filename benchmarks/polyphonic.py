@@ -17,9 +17,6 @@ from pathlib import Path
 
 import runs
 
-from genjax import config as configs
-from genjax.flags import parse
-from genjax.main import MODES
 from genjax.training.metrics import read_metrics
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -56,12 +53,8 @@ def main():
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--data", default="")
     parser.add_argument("--rows", default=",".join(ROWS))
-    options, rest = parser.parse_known_args()
-    _, options.overrides = parse(rest, MODES)
-    rows = options.rows.split(",")
-    for row in rows:
-        configs.one_of("--rows", row, tuple(ROWS))
-    found = {row: judged(row, options) for row in rows}
+    options = runs.options(parser, rows=ROWS)
+    found = {row: judged(row, options) for row in options.rows}
     print(
         f"{'':16} {'test':>6} {'+-':>5} {'target':>7} {'paper':>6} {'validation':>11} {'step':>7}"
     )

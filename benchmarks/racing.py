@@ -6,14 +6,18 @@ one of these.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 FOLDER = Path(__file__).resolve().parent
+# What makes each side use one thread of the CPU alone: XLA's variable, and OpenMP's.
+ONE_THREAD = {"NPROC": "1", "OMP_NUM_THREADS": "1"}
 
 
 def measured(step, seconds, each=1):
@@ -35,13 +39,21 @@ def measured(step, seconds, each=1):
     return go(seconds)
 
 
-def started(python, script, *arguments):
+def started(python, script, *arguments, environment=()):
     """The JSON that a process prints last; leaves if it fails."""
     command = [python, str(FOLDER / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    variables = os.environ | dict(environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=variables)
     if done.returncode:
         sys.exit(f"error: {' '.join(command)}\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def either_way(sides):
+    """Each side with all threads, and with one."""
+    return sides | {
+        f"{name}, one thread": partial(side, environment=ONE_THREAD) for name, side in sides.items()
+    }
 
 
 def fastest(title, sides):
@@ -51,14 +63,14 @@ def fastest(title, sides):
     return max(rates, key=rates.get)
 
 
-def race(title, unit, sides, ours, rounds):
+def race(title, unit, sides, rounds):
     """Runs all sides so many times in turn, and prints rates and ratios.
 
     Args:
       title: of the last line.
       unit: of the rates, as in "steps/s".
-      sides: name -> function that runs the side and returns its result.
-      ours: the names of our sides; their best is set against the best of the others.
+      sides: name -> function that runs the side and returns its result. The best of those whose
+        names begin with "genjax" is set against the best of the others.
       rounds: how often.
     """
     found = {name: [] for name in sides}
@@ -75,7 +87,10 @@ def race(title, unit, sides, ours, rounds):
             f"{1000 / np.median(rate):.2f} ms, {cpu:.2f} ms of CPU"
         )
     mine, theirs = (
-        max((rate for name, rate in rates.items() if (name in ours) == own), key=np.median)
+        max(
+            (rate for name, rate in rates.items() if name.startswith("genjax") == own),
+            key=np.median,
+        )
         for own in (True, False)
     )
     ratios = mine / theirs

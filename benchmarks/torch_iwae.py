@@ -5,7 +5,7 @@ draw, batch and optimizer, the images in memory. Prints one line of JSON. Needs 
 nothing of genjax:
 
   python benchmarks/torch_iwae.py --images=images.npy --samples=50 [--compile] [--adam=fused]
-  python benchmarks/torch_iwae.py --check=golden.npz     # loss and gradients of given parameters
+  python benchmarks/torch_iwae.py --check=golden.npz     # loss and gradients against a file's
 """
 
 import argparse
@@ -85,14 +85,28 @@ def timed(images, samples, compiled, adam, seconds):
 
 
 def check(path):
-    """The loss, and gradients by name, of the parameters, x and noise in a file."""
+    """How far a file's loss and gradients, and ours in float32, are from ours in float64.
+
+    Of the file's parameters, x and noise. The largest difference of an array over its largest
+    value; of the gradients, the worst array's.
+    """
     given = {name: torch.from_numpy(value) for name, value in np.load(path).items()}
-    model = Autoencoder()
-    model.load_state_dict({name: given[name] for name in model.state_dict()})
-    value = model.loss(given["x"], given["noise"])
-    value.backward()
-    norms = {name: float(p.grad.norm()) for name, p in model.named_parameters()}
-    return {"loss": float(value.detach()), "norms": norms}
+
+    def found(dtype):
+        model = Autoencoder().to(dtype)
+        model.load_state_dict({name: given[name] for name in model.state_dict()})
+        value = model.loss(given["x"].to(dtype), given["noise"].to(dtype))
+        value.backward()
+        slopes = {f"gradient {name}": p.grad for name, p in model.named_parameters()}
+        return {"loss": value.detach()} | slopes
+
+    exact, gaps = found(torch.float64), {}
+    for side, values in (("genjax", given), ("torch", found(torch.float32))):
+        gap = {
+            n: float((values[n] - one).abs().max() / one.abs().max()) for n, one in exact.items()
+        }
+        gaps[side] = {"loss": gap.pop("loss"), "gradients": max(gap.values())}
+    return gaps
 
 
 def main():

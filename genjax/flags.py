@@ -9,11 +9,12 @@ from genjax import config as configs
 from genjax.config import ConfigError
 from genjax.interop.export import FORMATS
 
-# Flags that one mode alone has.
+# Flags that belong to some modes, and to which.
 OWN = {
-    "sample": ("num", "seed", "prompt", "prompt_file", "stream"),
-    "eval": ("samples",),
-    "export": ("format", "output"),
+    **dict.fromkeys(("num", "seed", "prompt", "prompt_file", "stream"), ("sample",)),
+    "samples": ("eval",),
+    "format": ("export",),
+    "output": ("export", "tokenizer"),
 }
 
 
@@ -47,14 +48,13 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
     add("--prompt_file", default="", help="sample: the same, out of a file")
     add("--stream", action="store_true", help="sample: print one text as it comes")
     add("--format", default="huggingface", choices=FORMATS, help="export: the other library")
-    add("--output", default="", help="export: a new folder; <workdir>/<format>")
+    add("--output", default="", help="export: a new folder; tokenizer: a new file")
     flags, rest = parser.parse_known_args(argv)
-    for mode, names in OWN.items():
-        given = [name for name in names if getattr(flags, name) != parser.get_default(name)]
-        if given and flags.mode != mode:
+    for name, own in OWN.items():
+        if getattr(flags, name) != parser.get_default(name) and flags.mode not in own:
             raise ConfigError(
-                f"--{given[0]} belongs to --mode={mode}, not to --mode={flags.mode}."
-                + " The seed of a run is --config.seed." * (given[0] == "seed")
+                f"--{name} belongs to --mode={' and --mode='.join(own)}, not to "
+                f"--mode={flags.mode}." + " The seed of a run is --config.seed." * (name == "seed")
             )
     if flags.samples and flags.checkpoint:
         raise ConfigError("--samples are judged without a run: leave --checkpoint out.")

@@ -1,7 +1,7 @@
 """The command line: a config, a workdir and one mode.
 
 python -m genjax.main --config=configs/ddpm.py[:preset] [--config.a.b=value ...] --workdir=DIR
-    --mode=train|eval|sample|inspect|statistics|export
+    --mode=train|eval|sample|inspect|statistics|tokenizer|export
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from genjax.training.averages import Diverged
 from genjax.training.checkpoint import Checkpoints, digest, digests
 from genjax.training.early_stop import exhausted
 from genjax.training.metrics import JsonlWriter, Writers
+from genjax.training.pictures import write_atomic
 from genjax.training.progress import setup_logging
 
 
@@ -302,6 +303,26 @@ def export(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
     return 0
 
 
+def tokenizer(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
+    """Writes the tokenizer of the data, trained on them if it is of such a kind.
+
+    By default into the run's folder; `config.dataset.text.tokenizer` takes its path.
+
+    Raises:
+      ConfigError: the data are no text, or the file is there already.
+    """
+    target = Path(flags.output or folder / prompts.FILE)
+    if target.exists():
+        raise ConfigError(f"{target} is there already: give another --output, or delete it.")
+    dataset = catalogue.load(config.dataset)
+    if dataset.tokenizer is None:
+        raise ConfigError(f"config.dataset.name={config.dataset.name!r} is no text: no tokens.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(target, dataset.tokenizer.to_json().encode())
+    print(f"wrote {target}, {dataset.tokenizer.vocabulary_size:,} kinds of tokens")
+    return 0
+
+
 def inspect(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
     """Prints the state: a line for every array, the step, and the sha256 of it all."""
     run, state = restored(config, folder, flags)
@@ -328,6 +349,7 @@ MODES = {
     "sample": sample,
     "inspect": inspect,
     "statistics": statistics,
+    "tokenizer": tokenizer,
     "export": export,
 }
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)

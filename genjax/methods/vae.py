@@ -23,7 +23,7 @@ from genjax.evals import latents
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree, find_module
 from genjax.nn import likelihoods
 from genjax.nn.functional import Functional, functional
-from genjax.nn.pixels import psnr, to_float, to_uint8
+from genjax.nn.pixels import binarised, psnr, to_float, to_uint8
 from genjax.parallel.rules import replicate
 from genjax.sampling.conditions import labels_if
 
@@ -117,9 +117,8 @@ class Autoencoder(NamedTuple):
         """x as the likelihood has it, and the labels if the networks know them."""
         x, label = batch["image"], batch["label"] if self.options.class_conditional else None
         if self.options.likelihood == "bernoulli":
-            drawn = jax.random.bernoulli(key, x / 255.0).astype(jnp.float32)
             # Drawn once: without the barrier XLA draws it again in every loop that reads it.
-            return jax.lax.optimization_barrier(drawn), label
+            return jax.lax.optimization_barrier(binarised(key, x)), label
         return to_float(x) if x.dtype == jnp.uint8 else x, label
 
     def posterior(

@@ -32,7 +32,8 @@ def product(x: Float[Array, "... D"], kernel: Float[Array, "D F"]) -> Float[Arra
 
     The backward pass casts the cotangent to the operands' dtype, so that with bfloat16 operands
     all three products run on the matrix units (TPU, GPU, AMX); JAX's own rule would mix float32
-    and bfloat16. It is made of products again, so the same holds of gradients of gradients.
+    and bfloat16. It is made of `contract`, so the same holds of gradients of gradients; a kernel
+    that is transposed first would keep a CPU from its matrix units.
     """
     return dot(x, kernel).astype(x.dtype)
 
@@ -44,7 +45,9 @@ def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array
 def _product_backward(residual: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = residual
     rows = math.prod(x.shape[:-1])
-    return product(g, kernel.T), product(x.reshape(rows, -1).T, g.reshape(rows, -1))
+    flat, g = x.reshape(rows, -1), g.reshape(rows, -1)
+    dx = contract("rf,df->rd", g, kernel).reshape(x.shape).astype(x.dtype)
+    return dx, contract("rd,rf->df", flat, g).astype(kernel.dtype)
 
 
 product.defvjp(_product_forward, _product_backward)

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from command_line import ROOT, Cli, metrics
 
+from genjax import config as configs
+from genjax.data import catalogue, tokenizers
 from genjax.interop import huggingface
 from genjax.main import main
 
@@ -101,6 +103,35 @@ def test_what_was_trained_can_be_exported(run, said, tmp_path):
     said("--mode=export", f"--output={tmp_path / 'out'}")
     found = huggingface.read(tmp_path / "out")
     assert (found.vocabulary_size, found.length) == (28, 16)
+
+
+def test_a_tokenizer_is_trained_by_one_command_and_used_by_another(tmp_path, capsys):
+    (tmp_path / "words.txt").write_text(WORDS)
+    path, file = tmp_path / "bpe" / "tokenizer.json", f"{tmp_path / 'words.txt'}"
+    own = [f"--config={ROOT / 'configs' / 'gpt.py'}:tiny", "--config.dataset.name=text"]
+    own += ["--config.dataset.validation=", f"--config.dataset.path={file}"]
+    trained = ["--config.dataset.text.tokenizer=bpe", "--config.dataset.text.vocabulary_size=300"]
+    command = [*own, *trained, "--mode=tokenizer", f"--output={path}"]
+    assert main(command) == 0
+    made = tokenizers.read(path)
+    assert f"wrote {path}, {made.vocabulary_size} kinds" in capsys.readouterr().out
+    assert made.vocabulary_size <= 300
+    assert made.decode(made.encode("the lazy dog")) == "the lazy dog"
+    assert len(made.encode("the lazy dog")) == 3
+    dataset = configs.load(own[0][9:], {"dataset.name": "text", "dataset.path": file}).dataset
+    dataset.validation = ""
+    dataset.text.tokenizer = str(path)
+    assert catalogue.load(dataset).tokenizer.to_json() == made.to_json()
+    assert main(command) == 1
+    assert f"{path} is there already" in capsys.readouterr().err
+
+
+def test_images_have_no_tokenizer(tmp_path, capsys):
+    config = f"--config={ROOT / 'configs' / 'vae.py'}:tiny"
+    assert main([config, "--mode=tokenizer", f"--output={tmp_path / 'a.json'}"]) == 1
+    assert "is no text" in capsys.readouterr().err
+    assert main([config, f"--output={tmp_path / 'a.json'}"]) == 1
+    assert "--output belongs to --mode=export and --mode=tokenizer" in capsys.readouterr().err
 
 
 def test_texts_are_no_images_to_judge(said):

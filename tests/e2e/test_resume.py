@@ -21,7 +21,7 @@ from command_line import (
 
 from genjax.training.assemble import assemble
 from genjax.training.checkpoint import Checkpoints
-from genjax.training.workdir import read_config
+from genjax.training.workdir import read_config, read_spec
 
 LONG = ["--config.duration=40_steps", "--config.evals.every=20_steps"]
 
@@ -79,18 +79,30 @@ def test_stopped_between_dispatches_and_resumed_is_bitwise_the_same(cli, tmp_pat
     assert train_metrics(tmp_path / "run") == train_metrics(tmp_path / "whole")
 
 
-def test_a_game_stopped_and_resumed_is_bitwise_the_same(cli, tmp_path):
-    """Two batches a step, so that the loader goes on in the middle of an epoch."""
-    arguments = [
-        f"--config={ROOT / 'configs' / 'dcgan.py'}:tiny",
-        *("--config.gan.critic_steps=2", "--config.batch_size=16", "--config.duration=150_steps"),
-        *(
-            "--config.evals.every=75_steps",
-            "--config.evals.features=",
-            "--config.log.every=1_steps",
-        ),
-        *("--config.model.generator.channels=4", "--config.model.discriminator.channels=4"),
-    ]
+FAMILIES = {
+    # Two batches a step, so that the loader goes on in the middle of an epoch.
+    "dcgan.py:tiny": [
+        "--config.gan.critic_steps=2",
+        "--config.batch_size=16",
+        "--config.evals.features=",
+        "--config.model.generator.channels=4",
+        "--config.model.discriminator.channels=4",
+    ],
+    # Packed documents in two microbatches, with dropout, and texts written on the way.
+    "gpt_char.py:tiny": [
+        "--config.dataset.text.documents=packed",
+        "--config.accumulation=2",
+        "--config.model.lm.dropout=0.1",
+        "--config.lm.label_smoothing=0.1",
+    ],
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_stopped_and_resumed_are_bitwise_the_same(cli, tmp_path, family):
+    arguments = [f"--config={ROOT / 'configs' / family}", *FAMILIES[family]]
+    arguments += ["--config.duration=150_steps", "--config.evals.every=75_steps"]
+    arguments += ["--config.log.every=1_steps"]
     cli.run(*arguments, f"--workdir={tmp_path / 'whole'}")
     process = cli.start(*arguments, f"--workdir={tmp_path / 'run'}")
     wait_for_step(process, tmp_path / "run", 20)
@@ -101,6 +113,8 @@ def test_a_game_stopped_and_resumed_is_bitwise_the_same(cli, tmp_path):
     cli.run(*arguments, f"--workdir={tmp_path / 'run'}")
     assert reported_digest(tmp_path / "run") == reported_digest(tmp_path / "whole")
     assert train_metrics(tmp_path / "run") == train_metrics(tmp_path / "whole")
+    for path in (tmp_path / "whole" / "samples").glob("*.txt"):
+        assert path.read_text() == (tmp_path / "run" / "samples" / path.name).read_text()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -138,11 +152,19 @@ def pair(cli, *arguments, workdir):
 SGD = ["--config.optimizer.name=sgd", "--config.optimizer.momentum=0.0"]
 
 
-@pytest.mark.parametrize("mesh", ["data", "tensor"])
-def test_two_processes_equal_one(cli, tmp_path, mesh):
+IMAGES = [f"--config={DDPM}:tiny", *FAST, "--config.model.channels=16"]
+TEXT = [f"--config={ROOT / 'configs' / 'llama.py'}:tiny", "--config.batch_size=8"]
+TEXT += ["--config.dataset.text.documents=packed", "--config.model.lm.width=64"]
+TEXT += ["--config.evals.every=6_steps", "--config.log.every=1_steps", "--config.schedule.warmup="]
+TEXT += ["--config.optimizer.learning_rate=0.1"]
+
+
+@pytest.mark.parametrize(
+    ("family", "mesh"), [(IMAGES, "data"), (IMAGES, "tensor"), (TEXT, "fsdp")], ids=str
+)
+def test_two_processes_equal_one(cli, tmp_path, family, mesh):
     """Against one process with one device; plain SGD, since Adam amplifies gradients of zero."""
-    arguments = [f"--config={DDPM}:tiny", *FAST, *SGD, "--config.model.channels=16"]
-    arguments += ["--config.evals.samples=0", "--config.duration=6_steps"]
+    arguments = [*family, *SGD, "--config.evals.samples=0", "--config.duration=6_steps"]
     layout = [
         f"--config.mesh.{axis}={2 if axis == mesh else 1}" for axis in ("data", "fsdp", "tensor")
     ]
@@ -150,7 +172,8 @@ def test_two_processes_equal_one(cli, tmp_path, mesh):
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
     cli.run(*arguments, f"--workdir={tmp_path / 'one'}")
-    run = assemble(read_config(tmp_path / "one"), devices=jax.devices()[:1])
+    config, spec = read_config(tmp_path / "one"), read_spec(tmp_path / "one")
+    run = assemble(config, spec, devices=jax.devices()[:1])
     one, two = (Checkpoints(tmp_path / name).restore(run.state) for name in ("one", "two"))
     moved = 0.0
     initial = run.init()

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 
 from genjax.nn import likelihoods
 
@@ -24,6 +24,19 @@ def test_bernoulli_is_scipys_and_finite_far_out():
     np.testing.assert_allclose(
         likelihoods.bernoulli(jnp.ones(2), jnp.array([-1e4, 1e4])), [-1e4, 0]
     )
+
+
+def test_softplus_and_its_slope_are_those_of_float64():
+    x = np.concatenate([np.linspace(-100, 100, 4001), [-1e30, 0, 1e30, -np.inf, np.inf]])
+    found = likelihoods.softplus(jnp.asarray(x, jnp.float32))
+    least = float(np.finfo(np.float32).tiny)  # what is smaller may become 0
+    exact = np.logaddexp(0, np.float32(x).astype(float))
+    np.testing.assert_allclose(found, exact, rtol=3e-7, atol=least)
+    slope = jax.vmap(jax.grad(likelihoods.softplus))(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(slope, special.expit(x), rtol=2e-5, atol=least)
+    bend = jax.vmap(jax.grad(jax.grad(likelihoods.softplus)))(jnp.linspace(-5.0, 5.0, 11))
+    expected = special.expit(np.linspace(-5, 5, 11)) * special.expit(-np.linspace(-5, 5, 11))
+    np.testing.assert_allclose(bend, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("log_scale", [-9.0, -5.0, -2.0, 1.0])

@@ -12,7 +12,7 @@ from genjax.method import Aux, Method, Phase
 from genjax.train_state import TrainState
 from genjax.training import optim
 from genjax.training.accumulate import gradient
-from genjax.training.step import make_step, prefixes, slices
+from genjax.training.step import by_branch, by_choice, make_step, prefixes, slices
 
 
 def make(phases, params, *, learning_rate=0.1, accumulation=1, mutable=None, **optimizer):
@@ -228,6 +228,29 @@ def test_a_non_finite_update_changes_nothing_but_the_clock(what):
     after, output = step(skipped, {"x": jnp.ones(1)})
     assert output.skipped == 0
     assert after.params["net"]["w"] < good.params["net"]["w"]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
+def test_only_the_cpu_branches_over_whether_an_update_is_skipped(platform):
+    """An accelerator would wait for the branch to be known."""
+    step, state = make(
+        [Phase("net", lambda params, *rest: (params["net"]["w"] ** 2, Aux({}, {})))],
+        {"net": {"w": jnp.float32(2.0)}},
+        name="adam",
+    )
+    lowered = jax.jit(step).trace(state, {"x": jnp.ones(1)}).lower(lowering_platforms=(platform,))
+    assert ("stablehlo.select" in lowered.as_text()) == (platform != "cpu")
+
+
+@pytest.mark.parametrize("finite", [True, False])
+@pytest.mark.parametrize("update", [by_branch, by_choice])
+def test_both_ways_to_skip_an_update_do(update, finite):
+    def apply(grads, params, count):
+        return params - grads, count + 1
+
+    expected = (jnp.float32(-1.0), 6) if finite else (jnp.float32(2.0), 5)
+    found = jax.jit(lambda f: update(f, apply, jnp.float32(3.0), jnp.float32(2.0), 5))(finite)
+    chex.assert_trees_all_equal(found, expected)
 
 
 def test_keys_differ_by_step_phase_repeat_and_microbatch():

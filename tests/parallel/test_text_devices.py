@@ -1,0 +1,93 @@
+"""Sequence models of packed documents: the same update on one device and on eight."""
+
+import jax
+import numpy as np
+import pytest
+
+from genjax import config as configs
+from genjax.method import DataSpec
+from genjax.parallel import rules
+from genjax.parallel.mesh import global_batch
+from genjax.training.assemble import assemble
+
+ROWS, T, VALUES, KEYS = 16, 12, 64, 88
+SGD = {
+    "optimizer.name": "sgd",
+    "optimizer.momentum": 0.0,
+    "optimizer.clip_norm": 0.0,
+    "optimizer.learning_rate": 1000.0,  # far beyond the rounding of the parameters
+    "optimizer.weight_decay": 0.0,
+    "schedule.name": "constant",
+    "schedule.warmup": "",
+    "batch_size": ROWS,
+    "evals.batch_size": ROWS,
+    "dataset.text.length": T,
+    "model.lm.width": 64,
+    "model.lm.dropout": 0.0,
+}
+SPREAD = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+CASES = [
+    ("llama.py:tiny", {"accumulation": 2}, {"mesh.data": 8}),
+    ("llama.py:tiny", {"accumulation": 2}, {"mesh.data": 1, "mesh.fsdp": 8}),
+    (
+        "llama.py:tiny",
+        {"accumulation": 2, "model.lm.kv_heads": 2, "model.lm.remat": "dots"},
+        SPREAD,
+    ),
+    ("gpt.py:tiny", {"model.lm.dropout": 0.2}, SPREAD),
+    ("lstm.py:tiny", {}, SPREAD),
+    ("tcn_music.py:tiny", {}, SPREAD),
+]
+
+
+def packed_rows(rolls):
+    """(spec, batch): rows of one to three documents, of which not every token counts."""
+    rng = np.random.default_rng(0)
+    cuts = np.sort(rng.integers(1, T + 1, (ROWS, 2)), axis=1)
+    segment = (np.arange(T + 1) >= cuts[:, :1]).astype(np.int32) + (np.arange(T + 1) >= cuts[:, 1:])
+    batch = {"segment": (segment + 1).astype(np.int32)}
+    if rolls:
+        batch["frame"] = rng.integers(0, 2, (ROWS, T + 1, KEYS), np.uint8)
+    else:
+        batch["token"] = rng.integers(0, VALUES, (ROWS, T + 1)).astype(np.int32)
+        batch["loss_mask"] = rng.integers(0, 2, (ROWS, T + 1), np.uint8)
+        batch["bytes"] = np.full(ROWS, float(T), np.float32)
+    features = {k: jax.ShapeDtypeStruct(v.shape[1:], v.dtype) for k, v in batch.items()}
+    sizes = {"train": 64}
+    if rolls:
+        return DataSpec("rolls", "roll", features, sizes), batch
+    special = {"start": 0, "eos": 1}
+    return DataSpec("text", "text", features, sizes, 0, VALUES, special), batch
+
+
+def update(location, overrides, devices):
+    """(parameters before, after, metrics, shardings of the parameters) of one step."""
+    spec, batch = packed_rows("music" in location)
+    run = assemble(configs.load(f"configs/{location}", SGD | overrides), spec, devices=devices)
+    with jax.set_mesh(run.mesh):
+        state = run.init()
+        before = jax.device_get(state.params)
+        after, output = run.step(state, global_batch(batch, run.mesh))
+    specs = {str(leaf.sharding.spec) for leaf in jax.tree.leaves(after.params)}
+    return before, jax.device_get(after.params), jax.device_get(output.metrics), specs
+
+
+@pytest.mark.parametrize(("location", "keys", "layout"), CASES, ids=str)
+def test_eight_devices_make_the_update_of_one(location, keys, layout):
+    before, one, metrics_one, _ = update(location, keys, jax.devices()[:1])
+    _, eight, metrics, specs = update(location, keys | layout, jax.devices())
+    for path, start in jax.tree_util.tree_leaves_with_path(before):
+        name = rules.path_name(path)
+        gaps = []
+        for tree in (one, eight):
+            leaf = dict(jax.tree_util.tree_leaves_with_path(tree))[path]
+            gaps.append(start - leaf)
+        largest = np.abs(gaps[0]).max()
+        assert largest > 1e-3, name
+        np.testing.assert_allclose(gaps[1], gaps[0], atol=1e-4 * largest, rtol=1e-4, err_msg=name)
+    assert metrics.keys() == metrics_one.keys()
+    for name, value in metrics_one.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+    assert (layout.get("mesh.fsdp", 1) > 1) == any("fsdp" in spec for spec in specs)
+    divided = layout.get("mesh.tensor", 1) > 1 and location.startswith(("llama", "gpt"))
+    assert divided == any("tensor" in spec for spec in specs)
