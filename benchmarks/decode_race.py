@@ -21,7 +21,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from racing import FOLDER, measured, race, started
+from racing import FOLDER, among, measured, race, several, started
 
 from genjax import config as configs
 from genjax import method as methods
@@ -29,6 +29,13 @@ from genjax.method import DataSpec
 
 VALUES, PROMPT, NEW = 50257, 32, 128
 PRECISIONS = ("float32", "bfloat16")
+SETTINGS = ((1, 1), (8, 1), (1, 4), (8, 4))
+
+
+def setting(text):
+    """ "8x4" as (texts, beams)."""
+    texts, beams = map(int, text.split("x"))
+    return texts, beams
 
 
 def prompts(texts):
@@ -68,12 +75,12 @@ def raced(options, folder, texts, beams):
     common = (f"--weights={folder}", f"--beams={beams}", f"--seconds={options.seconds}")
     prompt = f"--prompt={folder / f'prompt{texts}.npy'}"
     sides = {}
-    for precision in options.precisions.split(","):
+    for precision in options.precisions:
         given = (*common, f"--precision={precision}")
         sides[f"genjax, {precision}"] = partial(
             started, sys.executable, Path(__file__).name, *given, f"--texts={texts}"
         )
-    for precision in options.precisions.split(","):
+    for precision in options.precisions:
         given = (*common, f"--precision={precision}", prompt)
         sides[f"transformers, {precision}"] = partial(
             started, options.torch_python, "torch_decode.py", *given
@@ -84,10 +91,10 @@ def raced(options, folder, texts, beams):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--torch_python", default=sys.executable)
-    parser.add_argument("--settings", default="1x1,8x1,1x4,8x4", help="texts x beams")
+    parser.add_argument("--settings", type=several(setting), default=SETTINGS, help="texts x beams")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--precisions", default=",".join(PRECISIONS))
+    parser.add_argument("--precisions", type=several(among(PRECISIONS)), default=PRECISIONS)
     parser.add_argument("--weights", default="", help="our side alone; for the race")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--texts", type=int, default=1)
@@ -101,10 +108,9 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         started(options.torch_python, "torch_decode.py", f"--make={folder}")
-        settings = [tuple(map(int, s.split("x"))) for s in options.settings.split(",")]
-        for texts, beams in settings:
+        for texts, beams in options.settings:
             compare(options, folder, texts, beams)
-        for texts, beams in settings:
+        for texts, beams in options.settings:
             raced(options, folder, texts, beams)
     print(f"load {os.getloadavg()[0]:.1f} after the race")
 

@@ -30,7 +30,6 @@ from genjax.training.metrics import read_metrics
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "iwae.py"
 BATCH, SAMPLES = 100, 5000
-IMAGES = 60_000
 EVALUATIONS, LOGS = 20, 1  # evaluations on the way; percent of the run between two log lines
 WHOLE = 2000  # steps: of a multiple, no evaluation or log line breaks a dispatch of 20
 # Model -> its bound, its k, the NLL of the paper, what is to be reached here, steps of the trial.
@@ -73,8 +72,8 @@ def fitting(model, options):
             f"--config={CONFIG}",
         )
         metrics = read_metrics(Path(folder) / "metrics.jsonl")
+        batch = workdir.read_config(Path(folder)).batch_size
     # The first stretch compiles; the second evaluation does not.
-    batch = int(options.overrides.get("batch_size", BATCH))
     rate = np.median(list(metrics["train/examples_per_second"].values())[1:]) / batch
     looks = EVALUATIONS * list(metrics["eval/seconds"].values())[-1]
     steps = rate * max(60 * options.minutes - looks, 1)
@@ -97,11 +96,10 @@ def trained(model, options):
 
 
 def likelihood(folder, options):
-    """(nats, standard error, images) of the newest checkpoint with 5,000 samples; kept."""
+    """The NLL of the newest checkpoint in nats with 5,000 samples, and what it is of; kept."""
     kept = folder / "nll.json"
     metrics = read_metrics(folder / "metrics.jsonl")
-    step, batch = max(metrics["eval/elbo"]), workdir.read_config(folder).batch_size
-    asked = {"step": step, "limit": options.test_limit, "epochs": step * batch / IMAGES}
+    asked = {"step": max(metrics["eval/elbo"]), "limit": options.test_limit}
     stored = json.loads(kept.read_text()) if kept.exists() else {}
     if asked.items() <= stored.items():
         return stored
@@ -110,6 +108,8 @@ def likelihood(folder, options):
     asked["nll"] = -found["eval/log_likelihood"]
     asked["standard_error"] = found["eval/log_likelihood_se"]
     asked["seconds"] = found["eval/seconds"]
+    batch, sizes = workdir.read_config(folder).batch_size, workdir.read_spec(folder).sizes
+    asked["epochs"] = asked["step"] * batch / sizes["train"]
     kept.write_text(json.dumps(asked))
     return asked
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from racing import FOLDER, either_way, fastest, measured, race, started
+from racing import FOLDER, ONE_THREAD, among, either_way, fastest, measured, race, several, started
 
 from genjax import config as configs
 from genjax.method import DataSpec
@@ -133,10 +133,12 @@ def raced(options, size):
             adam: torch(f"--precision={precision}", f"--adam={adam}")
             for adam in ("default", "foreach", "fused")
         }
-        adam = fastest(f"torch, {precision}", adams)
+        best = fastest(f"torch, {precision}", either_way(adams))
+        adam, _, alone = best.partition(", ")
         for name, flags in (("eager", ()), ("compiled", ("--compile",))):
-            sides[f"torch, {name}, {precision}, {adam}"] = torch(
-                f"--precision={precision}", f"--adam={adam}", *flags
+            side = torch(f"--precision={precision}", f"--adam={adam}", *flags)
+            sides[f"torch, {name}, {precision}, {best}"] = (
+                partial(side, environment=ONE_THREAD) if alone else side
             )
     race(size, "steps/s", sides, options.rounds)
 
@@ -144,7 +146,7 @@ def raced(options, size):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--torch_python", default=sys.executable)
-    parser.add_argument("--sizes", default=",".join(SIZES))
+    parser.add_argument("--sizes", type=several(among(list(SIZES))), default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--side", default="", help="our side alone, at this size; for the race")
@@ -155,8 +157,7 @@ def main():
         return
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the race")
     with tempfile.TemporaryDirectory() as folder:
-        for size in options.sizes.split(","):
-            configs.one_of("--sizes", size, tuple(SIZES))
+        for size in options.sizes:
             compare(options.torch_python, size, folder)
             raced(options, size)
     print(f"load {os.getloadavg()[0]:.1f} after the race")

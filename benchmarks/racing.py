@@ -20,6 +20,20 @@ FOLDER = Path(__file__).resolve().parent
 ONE_THREAD = {"NPROC": "1", "OMP_NUM_THREADS": "1"}
 
 
+def several(kind):
+    """The type of a flag with commas between its values, each read by `kind`."""
+
+    def values(text):
+        return [kind(one) for one in text.split(",")]
+
+    return values
+
+
+def among(known):
+    """The `kind` of a value that is one of those."""
+    return lambda text: known[known.index(text)]
+
+
 def measured(step, seconds, each=1):
     """The result of a side: calls `step` for so many seconds, after a fifth of them to warm up.
 

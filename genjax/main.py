@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from genjax import config as configs
 from genjax import method as methods
 from genjax.config import ConfigError, require
-from genjax.data import catalogue, sources
+from genjax.data import catalogue, corpora, sources
 from genjax.data.alphabets import Tokenizer
 from genjax.data.packages import cache_root
 from genjax.evals.comparison import Comparison, read_samples
@@ -62,7 +62,7 @@ def resolve(flags: argparse.Namespace, overrides: dict[str, str]) -> tuple[Confi
     folder = Path(flags.workdir or Path("runs") / "_".join(filter(None, (Path(path).stem, preset))))
     if flags.config:
         config = configs.load(flags.config, overrides)
-        if not (flags.samples or flags.mode == "statistics"):
+        if not (flags.samples or flags.mode in ("statistics", "tokenizer")):
             workdir.check_same_config(folder, config, flags.allow_config_change)
         return config, folder
     stored = workdir.read_config(folder)
@@ -314,12 +314,11 @@ def tokenizer(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> in
     target = Path(flags.output or folder / prompts.FILE)
     if target.exists():
         raise ConfigError(f"{target} is there already: give another --output, or delete it.")
-    dataset = catalogue.load(config.dataset)
-    if dataset.tokenizer is None:
+    if config.dataset.name not in corpora.TEXTS:
         raise ConfigError(f"config.dataset.name={config.dataset.name!r} is no text: no tokens.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, dataset.tokenizer.to_json().encode())
-    print(f"wrote {target}, {dataset.tokenizer.vocabulary_size:,} kinds of tokens")
+    made = catalogue.load(config.dataset).tokenizer
+    write_atomic(target, made.to_json().encode())
+    print(f"wrote {target}, {made.vocabulary_size:,} kinds of tokens")
     return 0
 
 

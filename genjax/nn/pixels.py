@@ -27,7 +27,7 @@ def binarised(key: Array, image: UInt8[Array, "B *shape"]) -> Float[Array, "B *s
     """
     flat = image.reshape(len(image), math.prod(image.shape[1:])).astype(jnp.uint32) << 16
     half = -(-flat.shape[1] // 2)
-    bits = jax.random.bits(key, (len(image), half))
+    bits = jax.random.bits(key, (len(image), half), jnp.uint32)
     first = (bits & 0xFFFF) * 255 < flat[:, :half]
     second = ((bits >> 16) * 255)[:, : flat.shape[1] - half] < flat[:, half:]
     drawn = jnp.concatenate([first, second], axis=1).astype(jnp.float32)

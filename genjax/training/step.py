@@ -21,6 +21,7 @@ from genjax.training import ema
 from genjax.training.accumulate import Metrics, gradient, part
 
 Tree = Any
+Apply = Callable[..., tuple[Tree, Tree]]  # (grads, params, opt_state) -> the new ones
 
 
 class StepOutput(NamedTuple):
@@ -44,9 +45,6 @@ def prefixes(method: Method) -> list[str]:
         f"{name}_{names[:i].count(name) + 1}/" if name in names[:i] else f"{name}/"
         for i, name in enumerate(names)
     ]
-
-
-Apply = Callable[..., tuple[Tree, Tree]]  # (grads, params, opt_state) -> the new ones
 
 
 def chosen(finite: jax.Array, new: Tree, old: Tree) -> Tree:

@@ -73,7 +73,10 @@ def test_statistics_are_made_and_used(data, capsys):
         (["--mode=eval", "--samples=tset"], "one of the splits train, test"),
         (["--mode=eval", "--samples=/nowhere.npz"], "/nowhere.npz cannot be read"),
         (["--mode=train", "--samples=test"], "--samples belongs to --mode=eval"),
-        (["--mode=eval", "--output=x"], "--output belongs to --mode=export, not to --mode=eval"),
+        (
+            ["--mode=eval", "--output=x"],
+            "--output belongs to --mode=export and --mode=tokenizer, not to --mode=eval",
+        ),
         (["--mode=eval", "--samples=test", "--config.evals.features=()"], "features is empty"),
         (["--mode=eval", "--samples=test", "--config.evals.reference=val"], "reference='val'"),
         (["--mode=statistics", "--config.evals.features=()"], "features is empty"),

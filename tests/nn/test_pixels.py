@@ -20,8 +20,8 @@ def test_pixels_survive_the_round_trip():
 def test_the_share_of_ones_is_the_brightness(monkeypatch):
     """Over all 2^16 values of a half, for each of the 256 levels."""
 
-    def every(key, shape):
-        low = jnp.arange(2**16, dtype=jnp.uint32)
+    def every(key, shape, dtype):
+        low = jnp.arange(2**16, dtype=dtype)
         return jnp.broadcast_to((low[::-1] << 16 | low)[:, None], shape)
 
     monkeypatch.setattr(jax.random, "bits", every)

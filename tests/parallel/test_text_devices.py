@@ -34,7 +34,7 @@ CASES = [
         {"accumulation": 2, "model.lm.kv_heads": 2, "model.lm.remat": "dots"},
         SPREAD,
     ),
-    ("gpt.py:tiny", {"model.lm.dropout": 0.2}, SPREAD),
+    ("gpt.py:tiny", {"model.lm.dropout": 0.2, "optimizer.clip_norm": 0.5}, SPREAD),
     ("lstm.py:tiny", {}, SPREAD),
     ("tcn_music.py:tiny", {}, SPREAD),
 ]

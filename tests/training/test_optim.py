@@ -131,6 +131,24 @@ def test_a_parameter_without_a_rule_is_refused(key):
         optim.check_rules(config, {"net": PARAMS})
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("eps", 0.0),
+        ("b1", 1.0),
+        ("b2", -0.1),
+        ("momentum", 1.0),
+        ("learning_rate", float("inf")),
+        ("learning_rate", float("nan")),
+    ],
+)
+def test_numbers_that_could_make_an_update_infinite_are_refused(key, value):
+    config = configs.base()
+    config.optimizer[key] = value
+    with pytest.raises(ConfigError, match=rf"config\.optimizer\.{key}={value}: expected"):
+        optim.build(config, "net", optax.constant_schedule(1.0))
+
+
 def test_unknown_names_are_refused_with_the_nearest():
     with pytest.raises(ConfigError, match=r"adamm.*adam"):
         optim.build(base(name="adamm"), "net", optax.constant_schedule(1.0))
