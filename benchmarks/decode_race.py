@@ -33,7 +33,7 @@ SETTINGS = ((1, 1), (8, 1), (1, 4), (8, 4))
 
 
 def setting(text):
-    """ "8x4" as (texts, beams)."""
+    """Texts and beams, of a word such as 8x4."""
     texts, beams = map(int, text.split("x"))
     return texts, beams
 

@@ -142,8 +142,7 @@ def raced(options, samples, images):
     ours = partial(started, sys.executable, Path(__file__).name, *common, count)
     sides = either_way({"genjax": ours})
     for name, flags in (("eager", ()), ("compiled", ("--compile",))):
-        adams = {adam: torch(adam, *flags) for adam in ADAMS}
-        adams = either_way(adams)
+        adams = either_way({adam: torch(adam, *flags) for adam in ADAMS})
         best = fastest(f"torch, {name}", adams)
         sides[f"torch, {name}, {best} Adam"] = adams[best]
     race(f"k={samples}", "steps/s", sides, options.rounds)

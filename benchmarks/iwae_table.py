@@ -24,6 +24,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import runs
+from racing import among, several
 
 from genjax.training import workdir
 from genjax.training.metrics import read_metrics
@@ -144,11 +145,11 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--data", default="")
-    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--models", type=several(among(MODELS)), default=list(MODELS))
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--steps", type=int, default=0, help="instead of what fits into --minutes")
     parser.add_argument("--test_limit", type=int, default=0)
-    options = runs.options(parser, models=MODELS)
+    options = runs.options(parser)
     print(f"{jax.default_backend()}, {jax.device_count()} devices", flush=True)
     show({model: trained(model, options) for model in options.models}, options)
 

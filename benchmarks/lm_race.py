@@ -146,7 +146,7 @@ def raced(options, size):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--torch_python", default=sys.executable)
-    parser.add_argument("--sizes", type=several(among(list(SIZES))), default=list(SIZES))
+    parser.add_argument("--sizes", type=several(among(SIZES)), default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--side", default="", help="our side alone, at this size; for the race")

@@ -16,6 +16,7 @@ import argparse
 from pathlib import Path
 
 import runs
+from racing import among, several
 
 from genjax.training.metrics import read_metrics
 
@@ -52,8 +53,8 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--data", default="")
-    parser.add_argument("--rows", default=",".join(ROWS))
-    options = runs.options(parser, rows=ROWS)
+    parser.add_argument("--rows", type=several(among(ROWS)), default=list(ROWS))
+    options = runs.options(parser)
     found = {row: judged(row, options) for row in options.rows}
     print(
         f"{'':16} {'test':>6} {'+-':>5} {'target':>7} {'paper':>6} {'validation':>11} {'step':>7}"

@@ -5,6 +5,7 @@ with the keys `rate`, in whatever is counted a second, and `cpu_ms`, millisecond
 one of these.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -31,7 +32,13 @@ def several(kind):
 
 def among(known):
     """The `kind` of a value that is one of those."""
-    return lambda text: known[known.index(text)]
+
+    def one(text):
+        if text not in known:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected one of {', '.join(known)}")
+        return text
+
+    return one
 
 
 def measured(step, seconds, each=1):

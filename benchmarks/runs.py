@@ -4,29 +4,22 @@ import contextlib
 import io
 import sys
 
-from genjax import config as configs
 from genjax.config import ConfigError
 from genjax.flags import parse
 from genjax.main import MODES
 from genjax.main import main as genjax
 
 
-def options(parser, **lists):
+def options(parser):
     """The flags of a benchmark and, as `overrides`, its --config.KEY=VALUE.
 
-    `lists` has the names that a flag may list with commas between them; it becomes a list. Leaves
-    with one clear error.
+    Leaves with one clear error.
     """
     found, rest = parser.parse_known_args()
     try:
         if strange := [word for word in rest if not word.startswith("--config.")]:
             raise ConfigError(f"{strange[0]} is no flag of this benchmark; --help lists them.")
         found.overrides = parse(rest, MODES)[1]
-        for name, known in lists.items():
-            chosen = getattr(found, name).split(",")
-            for one in chosen:
-                configs.one_of(f"--{name}", one, tuple(known))
-            setattr(found, name, chosen)
     except ConfigError as error:
         sys.exit(f"error: {error}")
     return found

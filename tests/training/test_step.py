@@ -270,7 +270,7 @@ def test_both_ways_to_skip_an_update_do(update, finite):
         return params - grads, count + 1
 
     expected = (jnp.float32(-1.0), 6) if finite else (jnp.float32(2.0), 5)
-    found = jax.jit(lambda f: update(f, apply, jnp.float32(3.0), jnp.float32(2.0), 5))(finite)
+    found = jax.jit(lambda f: update(apply, f, jnp.float32(3.0), jnp.float32(2.0), 5))(finite)
     chex.assert_trees_all_equal(found, expected)
 
 
