@@ -51,6 +51,36 @@ def test_epochs_do_not_drop_the_rest_of_a_division():
         np.testing.assert_array_equal(np.sort(epoch), np.arange(10))
 
 
+def test_a_batch_may_be_of_several_epochs():
+    batches = loader.train_batches(Counting(10), seed=0, batch_size=24)
+    stream = labels(batches, range(5))
+    for epoch in stream.reshape(12, 10):
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(10))
+
+
+def test_the_order_is_the_same_with_random_transforms_and_without():
+    options = {"seed": 4, "batch_size": 8, "process_index": 1, "process_count": 2}
+    with_draws = loader.train_batches(Counting(30), transform=jitter, **options)
+    without = loader.train_batches(Counting(30), **options)
+    np.testing.assert_array_equal(labels(with_draws, range(20)), labels(without, range(20)))
+
+
+def test_all_orders_of_an_epoch_are_equally_likely():
+    epochs = labels(loader.train_batches(Counting(3), seed=0, batch_size=3), range(6000))
+    _, counts = np.unique(epochs.reshape(-1, 3), axis=0, return_counts=True)
+    # 1,000 times each, with a standard deviation of 29.
+    np.testing.assert_allclose(counts, np.full(6, 1000), atol=120)
+
+
+def test_a_source_is_asked_for_rows_whose_numbers_do_not_wrap():
+    class Sized(Counting):
+        def take(self, indices):
+            return {"label": indices * 1000}
+
+    found = loader.train_batches(Sized(200), seed=0, batch_size=200)[0]["label"]
+    np.testing.assert_array_equal(np.sort(found), 1000 * np.arange(200))
+
+
 def test_batches_are_arrays_of_the_examples_dtypes():
     batch = loader.train_batches(Counting(10), seed=0, batch_size=4)[0]
     assert batch["image"].shape == (4, 4, 4, 1)
