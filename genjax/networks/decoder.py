@@ -13,7 +13,7 @@ from genjax.config import one_of, require
 from genjax.networks import transformer
 from genjax.networks.sequence import Head, embedding, small
 from genjax.networks.transformer import Cache, Transformer, placed
-from genjax.nn.layers import dropout
+from genjax.nn.layers import dropout, plus
 from genjax.nn.positions import sinusoidal
 
 RULES = transformer.RULES
@@ -134,7 +134,7 @@ class Network(nnx.Module):
             table, T = self.positions[...], h.shape[1]
             known = len(table)
             require(known >= T, "positions", T, f"at most {known}, as many as the network learned")
-            return h + table.astype(h.dtype)[place]
+            return plus(h, table[place])
         if self.kind == "sinusoidal":
             return (h * math.sqrt(self.width) + sinusoidal(place, self.width)).astype(h.dtype)
         return h

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from genjax.config import ConfigError
 from genjax.networks import gan_head
-from genjax.nn.layers import Conv, Initializer, Linear, uniform_fan_avg, zeros
+from genjax.nn.layers import Conv, Initializer, Linear, times, uniform_fan_avg, zeros
 from genjax.parallel.rules import Rules, replicate
 
 RULES: Rules = ((r"basis$", replicate), *gan_head.RULES)
@@ -220,7 +220,7 @@ class Generator(nnx.Module):
     ) -> Float[Array, "B H W C"]:
         """Makes an image in [-1, 1] of each z, float32."""
         h = self.modulation(self.latent(z, label))[:, None, None]
-        h = self.levels(h * self.basis[...].astype(h.dtype), upsample, train)
+        h = self.levels(times(h, self.basis[...]), upsample, train)
         return jnp.tanh(self.out(h).astype(jnp.float32))
 
 
@@ -282,4 +282,4 @@ class Discriminator(nnx.Module):
         basis = self.basis[...]
         if self.spectral_norm:  # the sum over pixels has this norm, channel by channel
             basis /= jnp.linalg.norm(basis.reshape(-1, basis.shape[-1]), axis=0).max()
-        return jnp.sum(h * basis.astype(h.dtype), axis=(1, 2))
+        return jnp.sum(times(h, basis), axis=(1, 2))

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from genjax.config import require
-from genjax.nn.layers import Embed, Linear, dropout
+from genjax.nn.layers import Embed, Linear, dropout, plus
 from genjax.parallel.rules import Rules, fsdp, replicate
 
 RULES: Rules = ((r"(kernel|embedding)$", fsdp), (r"bias$", replicate))
@@ -86,8 +86,8 @@ class Layer(nnx.Module):
         for_above, for_left = jnp.split(self.condition(label)[:, None, None], 2, axis=-1)
         rows = self.vertical(above)
         h = self.horizontal(left) + self.link(rows)
-        h = dropout(self.out(_gate(h + for_left)), self.rate, key, train)
-        return _gate(rows + for_above), h if self.first else left + h
+        h = dropout(self.out(_gate(plus(h, for_left))), self.rate, key, train)
+        return _gate(plus(rows, for_above)), h if self.first else left + h
 
 
 class Network(nnx.Module):

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from genjax.config import require
 from genjax.networks.sequence import Head, embedding, one_segment
-from genjax.nn.layers import Linear, dropout, product
+from genjax.nn.layers import Linear, dropout, plus, product
 from genjax.parallel.rules import Rules, fsdp, replicate
 
 RULES: Rules = ((r"(kernel|embedding)$", fsdp), (r"(scale|bias)$", replicate))
@@ -63,7 +63,7 @@ class Convolution(nnx.Module):
         flat = self.kernel[...].reshape(-1, self.kernel.shape[-1])
         weight = (self.scale[...] * flat / jnp.linalg.norm(flat, axis=0)).astype(self.dtype)
         y = product(jnp.stack(taps, axis=2).reshape(B, T, -1), weight)
-        return y + self.bias[...].astype(self.dtype), latest[None, :, T:]
+        return plus(y, self.bias[...]), latest[None, :, T:]
 
 
 class Level(nnx.Module):

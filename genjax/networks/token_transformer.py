@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from genjax.networks import transformer
 from genjax.networks.transformer import Cache, Transformer, normal
-from genjax.nn.layers import Embed
+from genjax.nn.layers import Embed, plus
 
 RULES = transformer.RULES
 
@@ -85,11 +85,11 @@ class Network(nnx.Module):
         if position is None:
             before = self.token(index[:, :-1] + self.K * (jnp.arange(self.S - 1) % self.Q))
             x = jnp.concatenate([first[:, None], before], axis=1)
-            x = x + self.positions[...].astype(self.dtype)
+            x = plus(x, self.positions[...])
             h, _ = self.body(x, key=key, train=train)
             return self._logits(h, jnp.arange(self.S) % self.Q), None
         x = first if cache is None else self.token(index + self.K * ((position - 1) % self.Q))
-        x = x + self.positions[...].astype(self.dtype)[position]
+        x = plus(x, self.positions[...][position])
         h, cache = self.body(x[:, None], cache=cache, capacity=0 if cache else self.S)
         return self._logits(h, jnp.array([position % self.Q]))[:, 0], cache
 

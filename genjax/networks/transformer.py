@@ -193,14 +193,16 @@ class Block(nnx.Module):
         query: Float[Array, "B T N H"],
         seen: tuple[Float[Array, "K B S H"], Float[Array, "K B S H"]],
         mask: Bool[Array, "B 1 T S"] | None,
+        whole: bool,
         key: Array | None,
         train: bool,
     ) -> Float[Array, "B T D"]:
-        """The new vectors, given what there is to be seen."""
+        """The new vectors, given what there is to be seen; `whole` is attention's `causal`."""
         o, (B, T, _) = self.options, x.shape
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
         seen = [array.transpose(1, 2, 0, 3) for array in seen]
-        part, mix = REMAT[o.remat][1], partial(attention, rate=o.attention_dropout, train=train)
+        part = REMAT[o.remat][1]
+        mix = partial(attention, causal=whole, rate=o.attention_dropout, train=train)
         h = part(mix)(query, *seen, mask, draws=keys[0]).reshape(B, T, -1)
         x = x + dropout(_named(self.merge(h)), o.dropout, keys[1], train)
         x = x if o.norm_first else part(self.norm1)(x)
@@ -321,7 +323,8 @@ class Transformer(nnx.Module):
                     if layer is None
                     else tuple(lax.dynamic_index_in_dim(h, layer, keepdims=False) for h in held)
                 )
-            return (net.add(x, query, seen, look.mask, key, train), held), None
+            whole = self.options.causal and not look.back
+            return (net.add(x, query, seen, look.mask, whole, key, train), held), None
 
         depth, K = self.options.depth, self.options.kv_heads
         if own is None:

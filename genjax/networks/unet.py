@@ -57,7 +57,7 @@ class ResidualBlock(nnx.Module):
         """Applies the block."""
         h = self.conv1(nnx.silu(self.norm1(x)))
         if self.time is not None:
-            h = h + self.time(nnx.silu(embedding))[:, None, None, :]
+            h = plus(h, self.time(nnx.silu(embedding))[:, None, None, :])
         h = dropout(nnx.silu(self.norm2(h)), self.rate, key, train)
         return self.conv2(h) + (x if self.shortcut is None else self.shortcut(x))
 

@@ -53,6 +53,22 @@ def _product_backward(residual: tuple[Array, Array], g: Array) -> tuple[Array, A
 product.defvjp(_product_forward, _product_backward)
 
 
+def plus(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x + y in x's dtype; y may be repeated along axes of x.
+
+    It is computed in float32, and so is the gradient of y, a sum over those axes: of ones in
+    bfloat16 it would come no further than 256, as it does in JAX's own on the CPU.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return (x.astype(wide) + y.astype(wide)).astype(x.dtype)
+
+
+def times(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x y in x's dtype, element by element; otherwise as `plus`, for both of them."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return (x.astype(wide) * y.astype(wide)).astype(x.dtype)
+
+
 class Linear(nnx.Module):
     """`y = x W + b` over the last axis."""
 
@@ -77,7 +93,7 @@ class Linear(nnx.Module):
         """Applies the layer; `train` matters to spectral normalisation alone."""
         kernel = _normalised(self.kernel[...], self.spectral, train)
         y = product(x.astype(self.dtype), kernel.astype(self.dtype))
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return y if self.bias is None else plus(y, self.bias[...])
 
 
 def _normalised(kernel: Array, spectral: SpectralNorm | None, train: bool) -> Array:
@@ -149,7 +165,7 @@ class Conv(nnx.Module):
             y = product(x, kernel[0, 0])
         else:
             y = convolve(x, kernel, self.stride)
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return y if self.bias is None else plus(y, self.bias[...])
 
 
 class ConvTranspose(nnx.Module):
@@ -176,7 +192,7 @@ class ConvTranspose(nnx.Module):
         """Applies the layer."""
         flipped = self.kernel[...].astype(self.dtype)[::-1, ::-1].swapaxes(2, 3)
         y = spread(x.astype(self.dtype), flipped, 2, (2 * x.shape[1], 2 * x.shape[2]))
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return y if self.bias is None else plus(y, self.bias[...])
 
 
 class GroupNorm(nnx.Module):
@@ -251,7 +267,7 @@ class Embed(nnx.Module):
 
     def __call__(self, index: Int[Array, "..."]) -> Float[Array, "... D"]:
         """Looks the vectors up."""
-        return self.embedding[...].astype(self.dtype)[index]
+        return self.embedding[...][index].astype(self.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -280,12 +296,33 @@ def _contract_backward(spec: str, residual: tuple[Array, Array], g: Array) -> tu
 contract.defvjp(_contract_forward, _contract_backward)
 
 
+# Of queries whose keys end where they end: how many there are at most, and the least size of one.
+_BLOCKS, _BLOCK = 8, 64
+
+
+@jax.custom_jvp
+def softmax(x: Float[Array, "... S"]) -> Float[Array, "... S"]:
+    """exp(x) over its sum along the last axis, where not all may be -inf.
+
+    The gradient is in terms of the result. That of `jax.nn.softmax` is one of a quotient.
+    """
+    y = jnp.exp(x - x.max(-1, keepdims=True))
+    return y / y.sum(-1, keepdims=True)
+
+
+@softmax.defjvp
+def _softmax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    y, (dx,) = softmax(*primals), tangents
+    return y, y * (dx - (y * dx).sum(-1, keepdims=True))
+
+
 def attention(
     query: Float[Array, "B T N D"],
     key: Float[Array, "B S K D"],
     value: Float[Array, "B S K D"],
     mask: Bool[Array, "..."] | None = None,
     *,
+    causal: bool = False,
     rate: float = 0.0,
     draws: jax.Array | None = None,
     train: bool = False,
@@ -293,22 +330,40 @@ def attention(
     """`softmax(q k^T / sqrt(D)) v` per head (Vaswani et al. 2017, eq. 1), float32 softmax.
 
     With fewer keys' heads than queries', K that divides N, each serves N / K queries' heads in turn
-    (Ainslie et al. 2023). `mask` is true where a query may look, [T, S] or [B or 1, N or 1, T, S];
-    each must see one key at least. `rate` is of the dropout of the weights, whose key is `draws`.
+    (Ainslie et al. 2023).
+
+    Args:
+      query: q.
+      key: k.
+      value: v.
+      mask: true where a query may look, [T, S] or [B or 1, N or 1, T, S]; each must see one key at
+        least.
+      causal: promises that the mask lets no query see a later key, and T = S: up to eight blocks of
+        queries are gone through, each with the keys up to its own, about half of all.
+      rate: of the dropout of the weights.
+      draws: key of that.
+      train: whether to drop out.
     """
     B, T, N, D = query.shape
     K = key.shape[2]
     grouped = query.reshape(B, T, K, N // K, D).transpose(2, 0, 1, 3, 4)
     key, value = (x.transpose(2, 0, 1, 3) for x in (key, value))
-    scores = contract("kbtgd,kbsd->kbtgs", grouped, key) / math.sqrt(D)
     if mask is not None:
-        rows, heads, _, S = (1,) * (4 - mask.ndim) + mask.shape
+        examples, heads, _, S = (1,) * (4 - mask.ndim) + mask.shape
         groups = (1, 1) if heads == 1 else (K, N // K)
-        mask = mask.reshape(rows, *groups, T, S).transpose(1, 0, 3, 2, 4)
-        scores = jnp.where(mask, scores, -jnp.inf)
-    weights = dropout(jax.nn.softmax(scores, axis=-1), rate, draws, train).astype(value.dtype)
-    mixed = contract("kbtgs,kbsd->kbtgd", weights, value).astype(value.dtype)
-    return mixed.transpose(1, 2, 0, 3, 4).reshape(B, T, N, D)
+        mask = mask.reshape(examples, *groups, T, S).transpose(1, 0, 3, 2, 4)
+    size = max(-(-T // _BLOCKS), _BLOCK) if causal else T
+    mixed = []
+    for start in range(0, T, size):
+        rows = slice(start, start + size)
+        seen = slice(start + size if causal else None)
+        scores = contract("kbtgd,kbsd->kbtgs", grouped[:, :, rows], key[:, :, seen]) / math.sqrt(D)
+        if mask is not None:
+            scores = jnp.where(mask[:, :, rows, :, seen], scores, -jnp.inf)
+        own = draws if draws is None or not start else jax.random.fold_in(draws, start)
+        weights = dropout(softmax(scores), rate, own, train).astype(value.dtype)
+        mixed.append(contract("kbtgs,kbsd->kbtgd", weights, value[:, :, seen]).astype(value.dtype))
+    return jnp.concatenate(mixed, 2).transpose(1, 2, 0, 3, 4).reshape(B, T, N, D)
 
 
 def dropout(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.test_util import check_grads
+from scipy import special
 
 from genjax.nn import layers
 from genjax.nn.functional import functional
@@ -63,6 +64,29 @@ def test_attention(heads):
     np.testing.assert_allclose(found, reference_attention(q, k, v), atol=1e-5)
 
 
+@pytest.mark.parametrize("T", [65, 600])
+def test_attention_in_blocks_sees_what_comes_before(T):
+    """Against every query by itself, in float64; the gradient as autodiff has it."""
+    q, k, v = (rand(2, T, 2, 3, seed=s) for s in range(3))
+    mask = np.tril(np.ones((T, T), bool)) & (np.arange(T) // 50 == np.arange(T)[:, None] // 50)
+    given, mask = [f32(x) for x in (q, k, v)], jnp.asarray(mask)
+    found = layers.attention(*given, mask, causal=True)
+    for t in range(T):
+        rows = slice(t // 50 * 50, t + 1)
+        expected = reference_attention(q[:, t : t + 1], k[:, rows], v[:, rows])
+        np.testing.assert_allclose(found[:, t : t + 1], expected, atol=1e-5)
+
+    def blocks(q, k, v):
+        return jnp.sin(layers.attention(q, k, v, mask, causal=True)).sum()
+
+    def plain(q, k, v):
+        scores = jnp.where(mask, jnp.einsum("btnd,bsnd->bnts", q, k) / 3**0.5, -jnp.inf)
+        return jnp.sin(jnp.einsum("bnts,bsnd->btnd", jax.nn.softmax(scores), v)).sum()
+
+    found, expected = (jax.grad(f, argnums=(0, 1, 2))(*given) for f in (blocks, plain))
+    chex.assert_trees_all_close(found, expected, atol=1e-5)
+
+
 def test_attention_does_not_overflow():
     q = f32(rand(1, 4, 1, 2) * 1e4)
     assert np.isfinite(layers.attention(q, q, q)).all()
@@ -103,6 +127,56 @@ def test_conv(size, stride):
             window = padded[:, i * stride : i * stride + size, j * stride : j * stride + size]
             expected[:, i, j] = np.einsum("bhwc,hwcf->bf", window, kernel)
     np.testing.assert_allclose(layer(f32(x)), expected, atol=1e-5)
+
+
+def slopes(layer, *given):
+    """The gradient of the sum of all that a layer puts out."""
+    graph, params = nnx.split(layer)
+
+    def total(params):
+        return nnx.merge(graph, params)(*given).astype(jnp.float32).sum()
+
+    return nnx.to_pure_dict(jax.grad(total)(params))
+
+
+def test_the_gradient_of_an_embedding_adds_up_in_float32():
+    """1,000 times 1 is 256 where each sum is rounded to bfloat16."""
+    layer = layers.Embed(3, 2, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    found = slopes(layer, jnp.ones(1000, jnp.int32))["embedding"]
+    np.testing.assert_array_equal(found, [[0, 0], [1000, 1000], [0, 0]])
+
+
+@pytest.mark.parametrize("kind", [layers.Linear, layers.Conv, layers.ConvTranspose])
+def test_the_gradient_of_a_bias_adds_up_in_float32(kind):
+    layer = kind(2, 3, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    doubled = 4 if kind is layers.ConvTranspose else 1
+    found = slopes(layer, jnp.ones((10, 10, 10, 2), jnp.bfloat16))["bias"]
+    np.testing.assert_array_equal(found, np.full(3, 1000 * doubled))
+
+
+def test_what_is_repeated_gets_its_gradient_in_float32():
+    x, y = jnp.full((10, 100, 2), 3, jnp.bfloat16), jnp.full(2, 2, jnp.bfloat16)
+    for function, value, slope in ((layers.plus, 5, 1000), (layers.times, 6, 3000)):
+        found = function(x, y)
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(found, np.full(x.shape, value))
+        gradient = jax.grad(lambda y, f=function: f(x, y).astype(jnp.float32).sum())
+        # 3,000 is 2,992 in bfloat16, which is the type of y.
+        np.testing.assert_array_equal(gradient(y), jnp.full(2, slope, jnp.bfloat16))
+        np.testing.assert_array_equal(gradient(y.astype(jnp.float32)), np.full(2, slope))
+
+
+def test_softmax_and_its_derivatives_are_those_of_float64():
+    x, dx, g = 10 * rand(3, 4, 5), rand(3, 4, 5, seed=1), rand(3, 4, 5, seed=2)
+    x[0, 0] = [0.0, -np.inf, 200.0, 201.0, -np.inf]
+    expected = special.softmax(x, axis=-1)
+    np.testing.assert_allclose(layers.softmax(f32(x)), expected, rtol=1e-5, atol=1e-38)
+    jacobian = expected[..., :, None] * (np.eye(5) - expected[..., None, :])
+    _, moved = jax.jvp(layers.softmax, (f32(x),), (f32(dx),))
+    np.testing.assert_allclose(moved, np.einsum("abij,abj->abi", jacobian, dx), atol=1e-6)
+    (pulled,) = jax.vjp(layers.softmax, f32(x))[1](f32(g))
+    np.testing.assert_allclose(pulled, np.einsum("abij,abi->abj", jacobian, g), atol=1e-6)
+    check_grads(layers.softmax, (f32(rand(2, 5)),), 2, atol=1e-2, rtol=1e-2)
 
 
 def test_sinusoidal_embedding():
