@@ -181,10 +181,11 @@ class Block(nnx.Module):
         part = REMAT[o.remat][1]
         heads = part(lambda x: self.qkv(self.norm1(x) if o.norm_first else x))(x)
         heads = _named(heads).reshape(B, T, -1, o.head_size)
-        turned, value = heads[:, :, : -o.kv_heads], heads[:, :, -o.kv_heads :]
+        # Split, whose gradient is put together; that of slices is a sum of padded ones.
+        turned, value = jnp.split(heads, [o.heads + o.kv_heads], axis=2)
         if turn is not None:
             turned = rotate(turned, turn)
-        query, key = turned[:, :, : o.heads], turned[:, :, o.heads :]
+        query, key = jnp.split(turned, [o.heads], axis=2)
         return query, (key.transpose(2, 0, 1, 3), value.transpose(2, 0, 1, 3))
 
     def add(
