@@ -18,6 +18,7 @@ from genjax.nn.layers import (
     attention,
     depth_to_space,
     dropout,
+    plus,
     sinusoidal_embedding,
     space_to_depth,
     upsample_nearest,
