@@ -64,7 +64,7 @@ def train_batches(
     if not count:
         raise ConfigError("the training split is empty: expected at least one example.")
     seed %= 2**32
-    order = lru_cache(2)(partial(_order, seed, count))  # a batch is of one epoch or of two
+    order = lru_cache(2)(partial(_order, seed, count))  # most batches are of one epoch or two
     if transform is None:
 
         def batch(index: int) -> Batch:
