@@ -2,7 +2,7 @@
 
 Default: Fashion-MNIST.
   command    launch/local.sh --config=configs/conv_vae.py
-  hardware   one CPU core
+  hardware   2 CPU cores, of which NPROC=1 uses one
   time       42 minutes on a busy machine
   score      ELBO -1824 nats (3.36 bits/dim), fd_classifier 104.3
 
