@@ -20,7 +20,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from genjax.config import one_of, require
 from genjax.networks.sequence import one_segment, places, visible, visible_of
-from genjax.nn.layers import LayerNorm, Linear, RMSNorm, attention, dropout
+from genjax.nn.attention import attention
+from genjax.nn.layers import LayerNorm, Linear, RMSNorm, dropout
 from genjax.nn.positions import Rotation, frequencies, rotate, rotation
 from genjax.parallel.rules import Rules, fsdp, replicate, tensor
 

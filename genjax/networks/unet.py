@@ -10,12 +10,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from genjax.config import ConfigError
+from genjax.nn.attention import attention
 from genjax.nn.layers import (
     Conv,
     Embed,
     GroupNorm,
     Linear,
-    attention,
     depth_to_space,
     dropout,
     plus,

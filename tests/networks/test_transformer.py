@@ -10,8 +10,9 @@ from flax import nnx
 
 from genjax.config import ConfigError
 from genjax.networks.transformer import Transformer, unstacked
+from genjax.nn.attention import attention
 from genjax.nn.functional import functional
-from genjax.nn.layers import RMSNorm, attention
+from genjax.nn.layers import RMSNorm
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "sequence_networks.npz")
 KEY = jax.random.key(0)

@@ -10,6 +10,7 @@ from jax.test_util import check_grads
 from scipy import special
 
 from genjax.nn import layers
+from genjax.nn.attention import attention, softmax
 from genjax.nn.functional import functional
 
 
@@ -60,7 +61,7 @@ def reference_attention(q, k, v):
 @pytest.mark.parametrize("heads", [1, 3])
 def test_attention(heads):
     q, k, v = (rand(2, 7, heads, 4, seed=s) for s in range(3))
-    found = layers.attention(f32(q), f32(k), f32(v))
+    found = attention(f32(q), f32(k), f32(v))
     np.testing.assert_allclose(found, reference_attention(q, k, v), atol=1e-5)
 
 
@@ -70,14 +71,14 @@ def test_attention_in_blocks_sees_what_comes_before(T):
     q, k, v = (rand(2, T, 2, 3, seed=s) for s in range(3))
     mask = np.tril(np.ones((T, T), bool)) & (np.arange(T) // 50 == np.arange(T)[:, None] // 50)
     given, mask = [f32(x) for x in (q, k, v)], jnp.asarray(mask)
-    found = layers.attention(*given, mask, causal=True)
+    found = attention(*given, mask, causal=True)
     for t in range(T):
         rows = slice(t // 50 * 50, t + 1)
         expected = reference_attention(q[:, t : t + 1], k[:, rows], v[:, rows])
         np.testing.assert_allclose(found[:, t : t + 1], expected, atol=1e-5)
 
     def blocks(q, k, v):
-        return jnp.sin(layers.attention(q, k, v, mask, causal=True)).sum()
+        return jnp.sin(attention(q, k, v, mask, causal=True)).sum()
 
     def plain(q, k, v):
         scores = jnp.where(mask, jnp.einsum("btnd,bsnd->bnts", q, k) / 3**0.5, -jnp.inf)
@@ -89,7 +90,7 @@ def test_attention_in_blocks_sees_what_comes_before(T):
 
 def test_attention_does_not_overflow():
     q = f32(rand(1, 4, 1, 2) * 1e4)
-    assert np.isfinite(layers.attention(q, q, q)).all()
+    assert np.isfinite(attention(q, q, q)).all()
 
 
 def test_linear_and_its_gradient():
@@ -170,13 +171,13 @@ def test_softmax_and_its_derivatives_are_those_of_float64():
     x, dx, g = 10 * rand(3, 4, 5), rand(3, 4, 5, seed=1), rand(3, 4, 5, seed=2)
     x[0, 0] = [0.0, -np.inf, 200.0, 201.0, -np.inf]
     expected = special.softmax(x, axis=-1)
-    np.testing.assert_allclose(layers.softmax(f32(x)), expected, rtol=1e-5, atol=1e-38)
+    np.testing.assert_allclose(softmax(f32(x)), expected, rtol=1e-5, atol=1e-38)
     jacobian = expected[..., :, None] * (np.eye(5) - expected[..., None, :])
-    _, moved = jax.jvp(layers.softmax, (f32(x),), (f32(dx),))
+    _, moved = jax.jvp(softmax, (f32(x),), (f32(dx),))
     np.testing.assert_allclose(moved, np.einsum("abij,abj->abi", jacobian, dx), atol=1e-6)
-    (pulled,) = jax.vjp(layers.softmax, f32(x))[1](f32(g))
+    (pulled,) = jax.vjp(softmax, f32(x))[1](f32(g))
     np.testing.assert_allclose(pulled, np.einsum("abij,abi->abj", jacobian, g), atol=1e-6)
-    check_grads(layers.softmax, (f32(rand(2, 5)),), 2, atol=1e-2, rtol=1e-2)
+    check_grads(softmax, (f32(rand(2, 5)),), 2, atol=1e-2, rtol=1e-2)
 
 
 def test_sinusoidal_embedding():
