@@ -356,18 +356,18 @@ def test_labels_for_a_model_that_knows_none():
 @pytest.mark.parametrize("bound", ["iwae", "dreg"])
 def test_eight_devices_are_one_and_examples_stay_where_they_are(bound):
     overrides = {"vae.bound": bound, "optimizer.name": "sgd", "optimizer.momentum": 0.0}
-    states = []
+    states, work = [], []
     for devices in (jax.devices()[:1], jax.devices()):
         run = assembled(devices, **overrides)
         with jax.set_mesh(run.mesh):
             placed = {k: jax.device_put(v, run.batch[k].sharding) for k, v in batch_of(run).items()}
             start = run.init()
-            text = run.step.lower(start, placed).compile().as_text()
+            compiled = run.step.lower(start, placed).compile()
+            work.append(compiled.cost_analysis()["flops"])
             states.append(jax.device_get(run.step(start, placed)[0].params))
     chex.assert_trees_all_close(*states, rtol=1e-4, atol=1e-6)
-    # The decoder sees its own rows only: two examples of five samples on each of eight devices.
-    assert "f32[10,64]" in text
-    assert "f32[80," not in text
+    # Each device decodes the samples of its own examples only; the optimizer's share is small.
+    assert work[1] < 1.3 * work[0] / len(jax.devices())
 
 
 @pytest.mark.parametrize(

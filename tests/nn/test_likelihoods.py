@@ -39,6 +39,19 @@ def test_softplus_and_its_slope_are_those_of_float64():
     np.testing.assert_allclose(bend, expected, rtol=1e-5)
 
 
+def test_softplus_in_bfloat16_errs_by_its_three_roundings_at_most():
+    x = jnp.linspace(-80, 80, 2001).astype(jnp.bfloat16)
+    exact = np.asarray(x, float)
+    roundings = 3 * float(jnp.finfo(jnp.bfloat16).eps) / 2  # of exp, log1p and the sum
+    for function, expected in [
+        (likelihoods.softplus, np.logaddexp(0, exact)),
+        (jax.vmap(jax.grad(likelihoods.softplus)), special.expit(exact)),
+    ]:
+        found = function(x)
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.asarray(found, float), expected, rtol=roundings)
+
+
 @pytest.mark.parametrize("log_scale", [-9.0, -5.0, -2.0, 1.0])
 @pytest.mark.parametrize("mean", [-1.3, -0.2, 0.0, 0.9, 3.0])
 def test_the_256_bins_share_all_of_the_logistic(mean, log_scale):
