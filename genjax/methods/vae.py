@@ -46,9 +46,11 @@ class Options(NamedTuple):
         "iwae" (Burda et al. 2016, eq. 8); "dreg", that with the doubly reparameterised gradient
         (Tucker et al. 2019, eq. 8).
       samples: k, samples of z for each example in training.
-      beta: weight of the KL (Higgins et al. 2017, eq. 4); with "elbo" only, as the next two.
+      beta: weight of the KL (Higgins et al. 2017, eq. 4), and with the other bounds
+        of each sample's log q(z | x) - log p(z), whose mean that is.
       kl_warmup: duration over which that weight grows from 0, such as "10_epochs"; empty: none.
-      free_bits: nats of KL that each dimension of z has for nothing (Kingma et al. 2016, eq. 15).
+      free_bits: nats of KL that each dimension of z has for nothing (Kingma et al. 2016, eq. 15);
+        with "elbo" only.
       class_conditional: whether encoder and decoder are told the label (Sohn et al. 2015).
       eval_samples: k of the estimate of log p(x) in evaluations; 1 leaves it out.
       eval_chunk: of these samples, how many are decoded at once; it must divide them.
@@ -81,10 +83,10 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
     for name in ("beta", "free_bits"):
         value = getattr(o, name)
         require(0 <= value < math.inf, f"vae.{name}", value, "at least 0, and finite")
-    if o.bound != "elbo" and (o.beta != 1 or o.kl_warmup or o.free_bits):
+    if o.bound != "elbo" and o.free_bits:
         raise ConfigError(
-            f"vae.bound={o.bound!r} has no KL of its own to weigh: leave beta=1, kl_warmup='' and "
-            "free_bits=0, or use bound='elbo'."
+            f"vae.bound={o.bound!r} has no KL of each dimension: leave free_bits=0, or use "
+            "bound='elbo'."
         )
     if o.eval_samples % min(o.eval_chunk, o.eval_samples):
         raise ConfigError(
@@ -198,11 +200,14 @@ def doubly_reparameterised_bound(
     z: Float[Array, "B S Z"],
     mean: Float[Array, "B Z"],
     log_scale: Float[Array, "B Z"],
+    share: Float[Array, ""] | float = 1.0,
 ) -> tuple[Float[Array, "B"], Tree]:
     """`importance_bound` with the gradient of Tucker et al. 2019, eq. 8.
 
     With w~ the normalised weights, the decoder's gradient is sum w~ d log w / d theta, the
     encoder's sum w~^2 d log w / dz dz / dphi: the density of q counts as a constant of phi.
+    Where log w has `share` times log q in it, the encoder's w~^2 becomes share w~^2 +
+    (1 - share) w~: equation 7 holds of the share, and nothing stands for the rest.
 
     Args:
       log_weights: (params, z, mean, log_scale) -> (log w, whatever else), with log w[b, i] a
@@ -211,29 +216,32 @@ def doubly_reparameterised_bound(
       z: the samples, as functions of mean and log_scale.
       mean: of q.
       log_scale: of q.
+      share: minus the factor of log q in log w.
 
     Returns:
       The bound, and what else `log_weights` gave, which has no gradient.
     """
 
     @jax.custom_vjp
-    def bound(params, z, mean, log_scale):
+    def bound(params, z, mean, log_scale, share):
         found, rest = log_weights(params, z, mean, log_scale)
         return importance_bound(found), rest
 
-    def forward(params, z, mean, log_scale):
+    def forward(params, z, mean, log_scale, share):
         found, back, rest = jax.vjp(
             lambda p, z: log_weights(p, z, mean, log_scale), params, z, has_aux=True
         )
-        return (importance_bound(found), rest), (jax.nn.softmax(found, axis=1), back, mean)
+        return (importance_bound(found), rest), (jax.nn.softmax(found, axis=1), back, mean, share)
 
     def backward(residual: Any, cotangents: tuple[Float[Array, "B"], Tree]):
-        weights, back, mean = residual
+        weights, back, mean, share = residual
         slope, slope_z = back(weights * cotangents[0][:, None])
-        return slope, weights[..., None] * slope_z, jnp.zeros_like(mean), jnp.zeros_like(mean)
+        slope_z *= (share * weights + 1 - share)[..., None]
+        constant = jnp.zeros_like(mean)
+        return slope, slope_z, constant, constant, jnp.zeros_like(share)
 
     bound.defvjp(forward, backward)
-    return bound(params, z, mean, log_scale)
+    return bound(params, z, mean, log_scale, jnp.float32(share))
 
 
 def loss(
@@ -251,32 +259,32 @@ def loss(
         out, changed = model.decode(params, mutable, z, label, **training)
         return model.log_likelihood(params, out, x), changed
 
-    kl = likelihoods.gaussian_kl(mean, log_scale)
-    metrics = {"kl": kl.sum(-1).mean()}
+    kl, weight = likelihoods.gaussian_kl(mean, log_scale), jnp.float32(o.beta)
+    if model.warmup_steps:
+        weight *= jnp.minimum(step / model.warmup_steps, 1.0)
+    metrics = {"kl": kl.sum(-1).mean(), "kl_weight": weight}
+
+    def weighed(params: Tree, z: Array, mean: Array, log_scale: Array) -> tuple[Array, Tree]:
+        found, changed = likelihood(params, z)
+        ratio = _log_ratio(z, mean, log_scale)
+        return found + weight * ratio, (found, ratio, changed)
+
     if o.bound == "dreg":
-
-        def weights(params: Tree, z: Array, mean: Array, log_scale: Array) -> tuple[Array, Tree]:
-            found, changed = likelihood(params, z)
-            return found + _log_ratio(z, mean, log_scale), (found, changed)
-
-        found, (reconstruction, decoder) = doubly_reparameterised_bound(
-            weights, params, z, mean, log_scale
+        found, (reconstruction, ratio, decoder) = doubly_reparameterised_bound(
+            weighed, params, z, mean, log_scale, weight
         )
+        value = -found.mean()
+    elif o.bound == "iwae":
+        found, (reconstruction, ratio, decoder) = weighed(params, z, mean, log_scale)
+        value = -importance_bound(found).mean()
     else:
         reconstruction, decoder = likelihood(params, z)
-        found = importance_bound(reconstruction + _log_ratio(z, mean, log_scale))
+        charged = jnp.maximum(kl.mean(0), o.free_bits).sum()
+        value = weight * charged - reconstruction.mean()
     metrics["reconstruction"] = reconstruction.mean()
     metrics["elbo"] = metrics["reconstruction"] - metrics["kl"]
-    if o.bound == "elbo":
-        weight = o.beta
-        if model.warmup_steps:
-            weight *= jnp.minimum(step / model.warmup_steps, 1.0)
-        charged = jnp.maximum(kl.mean(0), o.free_bits).sum()
-        value = weight * charged - metrics["reconstruction"]
-        metrics["kl_weight"] = jnp.float32(weight)
-    else:
-        metrics["bound"] = found.mean()
-        value = -metrics["bound"]
+    if o.bound != "elbo":
+        metrics["bound"] = importance_bound(reconstruction + ratio).mean()
     changed = {"vae": {"encoder": encoder, "decoder": decoder}}
     return value, Aux(metrics, changed, float(len(x)))
 

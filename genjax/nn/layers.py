@@ -1,4 +1,4 @@
-"""Layers: linear, maxout, convolution, normalisation, embedding, attention, dropout.
+"""Layers: linear, maxout, convolution, normalisation, embedding, dropout.
 
 Parameters are float32. `dtype` is the compute type: operands are cast to it and products are
 accumulated in float32. Statistics of norms and softmax are float32 always.
