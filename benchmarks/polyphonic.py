@@ -21,9 +21,16 @@ from racing import among, several
 from genjax.training.metrics import read_metrics
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+# One chorale an update, as the authors have it, and so on one device alone.
+SINGLE = {
+    "batch_size": 1,
+    "dataset.text.documents": "padded",
+    "duration": "60_epochs",
+    "optimizer.learning_rate": 2e-3,
+}
 # Row -> config, changes to it, the published figure, what is to be reached here.
 ROWS = {
-    "jsb_tcn": ("tcn_music.py", {}, 8.10, 8.15),
+    "jsb_tcn": ("tcn_music.py", SINGLE, 8.10, 8.15),
     "jsb_lstm": ("lstm.py:jsb", {}, 8.45, 8.50),
     "jsb_gru": ("lstm.py:jsb", {"model.lm.cell": "gru"}, 8.43, None),
     "jsb_rnn": ("lstm.py:jsb", {"model.lm.cell": "rnn"}, 8.91, None),
