@@ -46,8 +46,8 @@ class Options(NamedTuple):
         "iwae" (Burda et al. 2016, eq. 8); "dreg", that with the doubly reparameterised gradient
         (Tucker et al. 2019, eq. 8).
       samples: k, samples of z for each example in training.
-      beta: weight of the KL (Higgins et al. 2017, eq. 4), and with the other bounds
-        of each sample's log q(z | x) - log p(z), whose mean that is.
+      beta: weight of the KL (Higgins et al. 2017, eq. 4), and with the other bounds of each
+        sample's log q(z | x) - log p(z), whose mean that is.
       kl_warmup: duration over which that weight grows from 0, such as "10_epochs"; empty: none.
       free_bits: nats of KL that each dimension of z has for nothing (Kingma et al. 2016, eq. 15);
         with "elbo" only.
@@ -200,7 +200,7 @@ def doubly_reparameterised_bound(
     z: Float[Array, "B S Z"],
     mean: Float[Array, "B Z"],
     log_scale: Float[Array, "B Z"],
-    share: Float[Array, ""] | float = 1.0,
+    share: Float[Array, ""],
 ) -> tuple[Float[Array, "B"], Tree]:
     """`importance_bound` with the gradient of Tucker et al. 2019, eq. 8.
 
@@ -241,7 +241,7 @@ def doubly_reparameterised_bound(
         return slope, slope_z, constant, constant, jnp.zeros_like(share)
 
     bound.defvjp(forward, backward)
-    return bound(params, z, mean, log_scale, jnp.float32(share))
+    return bound(params, z, mean, log_scale, share)
 
 
 def loss(
