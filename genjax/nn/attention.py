@@ -68,14 +68,15 @@ def attention(
         mask = mask.reshape(examples, *groups, T, S).transpose(1, 0, 3, 2, 4)
     size = max(-(-T // _BLOCKS), _BLOCK) if causal else T
     # Put together again, and not cut off: so the gradients of the parts are added, not padded ones.
-    keys, values = (
-        jnp.split(x, [*range(size, T, size)], axis=2) if causal else [x] for x in (key, value)
+    queries, keys, values = (
+        jnp.split(x, [*range(size, T, size)], axis=2) if causal else [x]
+        for x in (grouped, key, value)
     )
     mixed = []
     for i, start in enumerate(range(0, T, size)):
         rows, seen = slice(start, start + size), slice(start + size if causal else None)
         key, value = (jnp.concatenate(parts[: i + 1], axis=2) for parts in (keys, values))
-        scores = contract("kbtgd,kbsd->kbtgs", grouped[:, :, rows], key) / math.sqrt(D)
+        scores = contract("kbtgd,kbsd->kbtgs", queries[i], key) / math.sqrt(D)
         if mask is not None:
             scores = jnp.where(mask[:, :, rows, :, seen], scores, -jnp.inf)
         own = draws if draws is None or not start else jax.random.fold_in(draws, start)

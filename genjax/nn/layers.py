@@ -278,8 +278,36 @@ def contract(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float
     operands' dtype, for the same reason as `product`; every index of an operand must be one of the
     other operand or of the result.
     """
+    if x.dtype != jnp.bfloat16:
+        return _einsum(spec, x, y)
+    return lax.platform_dependent(x, y, cpu=partial(_by_rows, spec), default=partial(_einsum, spec))
+
+
+def _einsum(spec: str, x: Array, y: Array) -> Array:
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return jnp.einsum(spec, x, y, preferred_element_type=wide)
+
+
+def _by_rows(spec: str, x: Array, y: Array) -> Array:
+    """`_einsum` as the CPU's matrix units want it: over the last indices of the first operand.
+
+    Of other products, such as a gradient of parameters, XLA makes one of float32, which takes twice
+    the time. So the smaller operand is transposed; XLA decides by its layout, which a transpose
+    leaves as it was and the reshape behind it does not. The last barrier keeps a transpose of the
+    result from being merged into the product, which would then be refused.
+    """
+    operands, out = spec.split("->")
+    a, b = operands.split(",")
+    if a[-1] in out and (b[-1] not in out or x.size > y.size):
+        x, y, a, b = y, x, b, a
+    if a[-1] in out:
+        rows = "".join(sorted(a, key=lambda index: index not in out))
+        x, a = lax.optimization_barrier(x.transpose([a.index(index) for index in rows])), rows
+        x = lax.optimization_barrier(x[None])[0]
+    shared = [index for index in a if index in b and index in out]
+    order = "".join(dict.fromkeys(index for index in (*shared, *a, *b) if index in out))
+    found = lax.optimization_barrier(_einsum(f"{a},{b}->{order}", x, y))
+    return found.transpose([order.index(index) for index in out])
 
 
 def _contract_forward(spec: str, x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:

@@ -1,5 +1,7 @@
 """Layers against their formulas, in float64 numpy."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -111,6 +113,71 @@ def test_bfloat16_products_accumulate_in_float32():
     np.testing.assert_allclose(layers.product(x, kernel)[0, 0], exact, rtol=2**-8)
     dx, dk = jax.vjp(layers.product, x, kernel)[1](jnp.ones((1, 1), jnp.bfloat16))
     assert dx.dtype == dk.dtype == jnp.bfloat16
+
+
+CONTRACTIONS = {
+    "rd,rf->df": [(6, 3), (6, 5)],  # of a kernel
+    "rf,rd->df": [(6, 5), (6, 3)],
+    "rk,rl->kl": [(1, 3), (1, 1)],
+    "tbh,tbf->hf": [(4, 2, 3), (4, 2, 5)],  # of a recurrent kernel
+    "kbtgs,kbtgd->kbsd": [(2, 3, 4, 1, 5), (2, 3, 4, 1, 6)],  # of attention's values
+    "df,rd->rf": [(3, 5), (4, 3)],
+    "rd,df->rf": [(4, 3), (3, 5)],
+}
+
+
+@pytest.mark.parametrize("spec", CONTRACTIONS)
+def test_contractions_and_their_gradients(spec):
+    operands, out = spec.split("->")
+    a, b = operands.split(",")
+    for dtype, rounding in ((jnp.float32, 1e-6), (jnp.bfloat16, 2**-8)):
+        low = [jnp.asarray(rand(*n, seed=i), dtype) for i, n in enumerate(CONTRACTIONS[spec])]
+        x, y = (np.asarray(array, np.float64) for array in low)
+        found, back = jax.vjp(lambda x, y: layers.contract(spec, x, y), *low)
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, np.einsum(spec, x, y), atol=1e-5)
+        # What comes after may be a transpose, which XLA likes to merge into a product.
+        turned = jax.jit(lambda x, y: layers.contract(spec, x, y).T)(*low)
+        np.testing.assert_allclose(turned, found.T, atol=1e-5)
+        g = np.asarray(jnp.asarray(rand(*found.shape, seed=2), dtype), np.float64)
+        slopes = np.einsum(f"{out},{b}->{a}", g, y), np.einsum(f"{out},{a}->{b}", g, x)
+        for slope, expected in zip(back(f32(g)), slopes, strict=True):
+            assert slope.dtype == dtype
+            np.testing.assert_allclose(
+                np.asarray(slope, np.float64), expected, rtol=rounding, atol=1e-5
+            )
+
+
+def products(compiled):
+    """Types of the operands of the products in a compiled program."""
+    text = compiled.as_text()
+    kinds = dict(re.findall(r"%([\w.-]+) = (\w+)\[", text))
+    pairs = re.findall(r" dot\(%([\w.-]+), %([\w.-]+)\)", text)
+    return [(kinds[x], kinds[y]) for x, y in pairs]
+
+
+def test_gradients_of_bfloat16_kernels_are_products_of_the_type_of_the_forward_ones():
+    """Which is bfloat16 where the CPU has units for it, float32 where it has not."""
+    x, kernel = jnp.ones((64, 32), jnp.bfloat16), jnp.ones((32, 96), jnp.bfloat16)
+
+    def total(x, kernel):
+        return jnp.square(layers.product(x, kernel).astype(jnp.float32)).sum()
+
+    forward = products(jax.jit(layers.product).lower(x, kernel).compile())
+    assert len(forward) == 1
+    whole = products(jax.jit(jax.grad(total, argnums=(0, 1))).lower(x, kernel).compile())
+    assert whole == 3 * forward
+
+
+def test_a_sharded_bfloat16_kernel_gradient_gathers_no_examples():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    over = jax.NamedSharding(mesh, jax.P("data"))
+    x, y = (jax.device_put(jnp.asarray(rand(64, n), jnp.bfloat16), over) for n in (32, 24))
+    compiled = jax.jit(lambda x, y: layers.contract("rd,rf->df", x, y)).lower(x, y).compile()
+    expected = np.asarray(x, np.float64).T @ np.asarray(y, np.float64)
+    np.testing.assert_allclose(compiled(x, y), expected, atol=1e-4)
+    assert "all-reduce" in compiled.as_text()
+    assert "all-gather" not in compiled.as_text()
 
 
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 1)])
