@@ -23,6 +23,7 @@ TRANSFORMER = base.read_module(Path(__file__).with_name("vqvae_prior.py"))
 def get_config() -> ConfigDict:
     """Convolutions in place of attention."""
     config = TRANSFORMER.get_config()
+    config.duration = "5_epochs"
     with config.unlocked():
         network = {"width": 64, "depth": 8, "kernel_size": 3, "dropout": 0.1}
         config.model = ConfigDict({"network": "pixelcnn", "prior": network})

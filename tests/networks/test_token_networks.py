@@ -19,7 +19,7 @@ GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "token_networks.npz")
 KEY = jax.random.key(0)
 SMALL = {
     "token_transformer": (token_transformer.Network, {"width": 16, "depth": 2, "heads": 2}),
-    "pixelcnn": (pixelcnn.Network, {"width": 8, "depth": 3}),
+    "pixelcnn": (pixelcnn.Network, {"width": 8, "depth": 3, "kernel_size": 5}),
 }
 
 
@@ -88,7 +88,7 @@ def test_the_layers_of_pixelcnn_are_masked_convolutions():
 def small(request):
     """(jitted apply, params, shape, vocabulary): random weights large enough that all matters."""
     name, depth = request.param
-    shape = (2, 3, depth)
+    shape = (3, 4, depth)
     cls, options = SMALL[name]
     net = functional(lambda rngs: cls(shape, 4, 3, **options, rngs=rngs))
     params, _ = jax.jit(net.init)(KEY)
