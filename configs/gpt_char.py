@@ -1,6 +1,6 @@
 """A small GPT on the characters of Shakespeare's plays (Karpathy's tiny_shakespeare).
 
-Default: 6 layers of width 192, 128 characters at a time.
+Default: 6 layers of width 128, 128 characters at a time.
   command    launch/local.sh --config=configs/gpt_char.py
   hardware   2 CPU cores
   time       not measured yet
@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     config.dataset.text.tokenizer = "characters"
     config.dataset.text.length = 128
     config.batch_size = 32
-    config.duration = "6000_steps"
+    config.duration = "4000_steps"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.b2 = 0.99
     config.optimizer.weight_decay = 0.1
@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     config.log.every = "50_steps"
     with config.unlocked():
         config.lm = ConfigDict(Options()._asdict())
-        network = {"width": 192, "depth": 6, "heads": 6, "bias": True, "dropout": 0.1}
+        network = {"width": 128, "depth": 6, "heads": 4, "bias": True, "dropout": 0.1}
         sizes = {"length": 0, "vocabulary_size": 0}  # those of the data
         config.model = ConfigDict({"network": "decoder", **sizes, "lm": network})
     return config

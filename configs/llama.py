@@ -1,6 +1,6 @@
 """A decoder as in Llama (Touvron et al. 2023): RMS norm, rotary positions, SwiGLU, grouped queries.
 
-Default: Moby-Dick and 4,096 byte-pair tokens, 6 layers of width 192.
+Default: Moby-Dick and 4,096 byte-pair tokens, 6 layers of width 128.
   command    launch/local.sh --config=configs/llama.py
   hardware   2 CPU cores
   time       not measured yet
@@ -29,13 +29,14 @@ def get_config() -> ConfigDict:
     """moby_dick, for two CPU cores."""
     config = GPT.get_config()
     config.dataset.name = "moby_dick"
+    config.duration = "2000_steps"
     config.model.lm = ConfigDict(
         {
-            "width": 192,
+            "width": 128,
             "depth": 6,
-            "heads": 6,
+            "heads": 4,
             "kv_heads": 2,
-            "hidden": 512,
+            "hidden": 344,
             "activation": "swiglu",
             "norm": "rms",
             "positions": "rotary",
@@ -43,7 +44,7 @@ def get_config() -> ConfigDict:
             "rope_scaling": (),
             "bias": False,
             "tied": True,
-            "dropout": 0.1,
+            "dropout": 0.2,
             "remat": "none",
         }
     )

@@ -1,6 +1,6 @@
 """Tang poems, character by character (Quan Tangshi).
 
-Default: 6 layers of width 192, poems of up to 127 characters, each a text of its own.
+Default: 6 layers of width 128, poems of up to 127 characters, each a text of its own.
   command    launch/local.sh --config=configs/poetry.py
              launch/local.sh --workdir=runs/poetry --mode=sample --prompt="床前明月光"
   hardware   2 CPU cores
