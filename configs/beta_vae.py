@@ -2,9 +2,9 @@
 
 Default: Fashion-MNIST, beta = 4, the networks of configs/conv_vae.py, Bernoulli pixels.
   command    launch/local.sh --config=configs/beta_vae.py
-  hardware   2 CPU cores
-  time       not measured yet
-  score      not measured yet
+  hardware   2 CPU cores, of which NPROC=1 uses one
+  time       18 minutes
+  score      ELBO -245.0 nats (binary images), fd_classifier 24.0
 
 Presets, as in --config=configs/beta_vae.py:tiny:
   tiny       8 x 8 digits, a test of the installation in about a minute

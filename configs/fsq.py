@@ -2,9 +2,9 @@
 
 Default: Fashion-MNIST, 7 x 7 tokens of 8 x 5 x 5 x 5 = 1,000 values.
   command    launch/local.sh --config=configs/fsq.py
-  hardware   2 CPU cores
-  time       not measured yet
-  score      not measured yet
+  hardware   2 CPU cores, of which NPROC=1 uses one
+  time       6 minutes
+  score      PSNR 23.6 dB, perplexity of the codes 357 of 1,000
 
 Presets, as in --config=configs/fsq.py:tiny:
   tiny       8 x 8 digits, a test of the installation in about a minute

@@ -2,9 +2,9 @@
 
 Default: Fashion-MNIST, binarised anew at every draw; the paper's network, 784-200-200-50.
   command    launch/local.sh --config=configs/iwae.py
-  hardware   2 CPU cores
-  time       not measured yet
-  score      not measured yet
+  hardware   2 CPU cores, of which NPROC=1 uses one
+  time       24 minutes
+  score      log p(x) -237.9 nats (binary images, 50 samples), fd_classifier 32.4
 
 Presets, as in --config=configs/iwae.py:tiny:
   tiny       8 x 8 digits, a test of the installation in about a minute

@@ -3,9 +3,9 @@
 Default: as configs/vqvae_prior.py, on the tokens of configs/vqvae.py trained on Fashion-MNIST.
   command    launch/local.sh --config=configs/vqvae.py --workdir=runs/vqvae
              launch/local.sh --config=configs/pixelcnn_prior.py --config.first_stage=runs/vqvae
-  hardware   2 CPU cores
-  time       not measured yet
-  score      not measured yet
+  hardware   2 CPU cores, of which NPROC=1 uses one
+  time       22 minutes
+  score      fd_classifier 25.2, 119.5 nats for the tokens of an image
 
 Presets, as in --config=configs/pixelcnn_prior.py:tiny:
   tiny       on a first stage of configs/vqvae.py:tiny: a test of the installation in about a minute
