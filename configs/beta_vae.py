@@ -1,8 +1,8 @@
 """beta-VAE (Higgins et al. 2017): a heavier KL, for codes whose dimensions come apart.
 
 Default: Fashion-MNIST, beta = 4, the networks of configs/conv_vae.py, Bernoulli pixels.
-  command    launch/local.sh --config=configs/beta_vae.py
-  hardware   2 CPU cores, of which NPROC=1 uses one
+  command    NPROC=1 launch/local.sh --config=configs/beta_vae.py
+  hardware   one CPU core of two
   time       18 minutes
   score      ELBO -245.0 nats (binary images), fd_classifier 24.0
 

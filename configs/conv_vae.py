@@ -1,8 +1,8 @@
 """Convolutional VAE with a discretised logistic likelihood of 8-bit images.
 
 Default: Fashion-MNIST.
-  command    launch/local.sh --config=configs/conv_vae.py
-  hardware   2 CPU cores, of which NPROC=1 uses one
+  command    NPROC=1 launch/local.sh --config=configs/conv_vae.py
+  hardware   one CPU core of two
   time       42 minutes on a busy machine
   score      ELBO -1824 nats (3.36 bits/dim), fd_classifier 104.3
 

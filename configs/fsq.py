@@ -1,8 +1,8 @@
 """Finite scalar quantisation (Mentzer et al. 2024): the autoencoder of vqvae.py without codebooks.
 
 Default: Fashion-MNIST, 7 x 7 tokens of 8 x 5 x 5 x 5 = 1,000 values.
-  command    launch/local.sh --config=configs/fsq.py
-  hardware   2 CPU cores, of which NPROC=1 uses one
+  command    NPROC=1 launch/local.sh --config=configs/fsq.py
+  hardware   one CPU core of two
   time       6 minutes
   score      PSNR 23.6 dB, perplexity of the codes 357 of 1,000
 

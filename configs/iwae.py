@@ -1,8 +1,8 @@
 """Importance-weighted autoencoder (Burda et al. 2016): k = 50, one stochastic layer.
 
 Default: Fashion-MNIST, binarised anew at every draw; the paper's network, 784-200-200-50.
-  command    launch/local.sh --config=configs/iwae.py
-  hardware   2 CPU cores, of which NPROC=1 uses one
+  command    NPROC=1 launch/local.sh --config=configs/iwae.py
+  hardware   one CPU core of two
   time       24 minutes
   score      log p(x) -237.9 nats (binary images, 50 samples), fd_classifier 32.4
 

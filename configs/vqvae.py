@@ -1,8 +1,8 @@
 """VQ-VAE (van den Oord et al. 2017): 7 x 7 tokens of a codebook of 512, by averages.
 
 Default: Fashion-MNIST.
-  command    launch/local.sh --config=configs/vqvae.py
-  hardware   2 CPU cores, of which NPROC=1 uses one
+  command    NPROC=1 launch/local.sh --config=configs/vqvae.py
+  hardware   one CPU core of two
   time       8 minutes
   score      PSNR 21.5 dB, perplexity of the codes 405 of 512
 

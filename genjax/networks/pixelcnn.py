@@ -91,25 +91,22 @@ class Layer(nnx.Module):
         train: bool,
     ) -> tuple[Float[Array, "B H W D"], Float[Array, "B H W D"]]:
         """The two stacks."""
-        rows = self.vertical(above)
-        h = dropout(self.mix(self.horizontal(left), rows, label), self.rate, key, train)
-        return self.pass_on(rows, label), h if self.first else left + h
+        further, given = self.from_rows(self.vertical(above), label)
+        h = dropout(self.from_columns(self.horizontal(left), given), self.rate, key, train)
+        return further, h if self.first else left + h
 
-    def pass_on(
+    def from_rows(
         self, rows: Float[Array, "B H W 2*D"], label: Float[Array, "B D"]
-    ) -> Float[Array, "B H W D"]:
-        """What the next layer's vertical stack reads, given what this one's found."""
-        return _gate(plus(rows, self._conditions(label)[0]))
+    ) -> tuple[Float[Array, "B H W D"], Float[Array, "B H W 2*D"]]:
+        """What the next vertical stack reads, and what the horizontal one is given."""
+        for_above, for_left = jnp.split(self.condition(label)[:, None, None], 2, axis=-1)
+        return _gate(plus(rows, for_above)), plus(self.link(rows), for_left)
 
-    def mix(
-        self, columns: Float[Array, "B H W 2*D"], rows: Float[Array, "B H W 2*D"], label: Array
+    def from_columns(
+        self, columns: Float[Array, "B H W 2*D"], given: Float[Array, "B H W 2*D"]
     ) -> Float[Array, "B H W D"]:
-        """What the layer adds to the horizontal stack, given what both have found."""
-        h = columns + self.link(rows)
-        return self.out(_gate(plus(h, self._conditions(label)[1])))
-
-    def _conditions(self, label: Float[Array, "B D"]) -> list[Float[Array, "B 1 1 2*D"]]:
-        return jnp.split(self.condition(label)[:, None, None], 2, axis=-1)
+        """What the horizontal stack adds to itself."""
+        return self.out(_gate(plus(columns, given)))
 
 
 class Cache(NamedTuple):
@@ -117,24 +114,28 @@ class Cache(NamedTuple):
 
     Attributes:
       token: of the position that is being drawn.
-      above: what the vertical stack reads, with m = kernel_size // 2 zeros on each side but below.
-      rows: what it has found for the row that is being drawn.
-      left: what the horizontal stack reads of that row, with m zeros on each side.
+      above: what the vertical stack reads: the row and the m = kernel_size // 2 above it, with m
+        zeros on both sides.
+      given: what the vertical stack gives to the horizontal one in that row.
+      left: what the horizontal stack reads of that row, with m zeros to the left.
+      last: what the last layer has found for the position.
     """
 
     token: Int[Array, "B Q"]
-    above: tuple[Float[Array, "B h+m w+2*m D"], Float[Array, "L-1 B h+m w+2*m D"]]
-    rows: tuple[Float[Array, "B 1 w 2*D"], Float[Array, "L-1 B 1 w 2*D"]]
-    left: tuple[Float[Array, "B 1 w+2*m D"], Float[Array, "L-1 B 1 w+2*m D"]]
+    above: tuple[Float[Array, "B m+1 w+2*m D"], Float[Array, "L-1 B m+1 w+2*m D"]]
+    given: tuple[Float[Array, "B 1 w 2*D"], Float[Array, "L-1 B 1 w 2*D"]]
+    left: tuple[Float[Array, "B 1 m+w D"], Float[Array, "L-1 B 1 m+w D"]]
+    last: Float[Array, "B D"]
 
 
 def _write(
-    held: Float[Array, "B H W D"],
-    new: Float[Array, "B 1 w D"],
-    row: Array | int,
-    column: Array | int,
+    held: Float[Array, "B H W D"], new: Float[Array, "B 1 w D"], row: int, column: Array | int
 ) -> Float[Array, "B H W D"]:
     return lax.dynamic_update_slice(held, new, (0, row, column, 0))
+
+
+def _moved_up(held: Float[Array, "B H W D"]) -> Float[Array, "B H W D"]:
+    return jnp.pad(held[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
 
 
 class Network(nnx.Module):
@@ -208,8 +209,8 @@ class Network(nnx.Module):
     ) -> tuple[Float[Array, "B *S K"], Any]:
         """Logits in float32, and the cache: as `token_transformer.Network` has them.
 
-        With them every layer computes its part of one position alone, and its vertical stack that
-        of a row when the row begins (Ramachandran et al. 2017).
+        With a position each layer computes what belongs to it alone, and its vertical stack a row
+        when that begins (Ramachandran et al. 2017, arXiv:1704.06001).
         """
         label = self.label(jnp.zeros(len(index), jnp.int32) if label is None else label)
         if position is None:
@@ -226,17 +227,18 @@ class Network(nnx.Module):
         """The logits of a position, and the cache with the token before it in it."""
         _, w, Q = self.shape
         cache = self._empty(len(index)) if cache is None else self._with(cache, index, position - 1)
-        (row, column), q = jnp.divmod(position // Q, w), position % Q
+        column, q = position // Q % w, position % Q
         begins = position % (w * Q) == 0
-        cache = lax.cond(begins, lambda c: self._row(c, label, row), lambda c: c, cache)
-        left, cache = self._column(cache, label, column)
+        cache = lax.cond(begins, lambda c: self._row(c, label), lambda c: c, cache)
+        cache = lax.cond(q == 0, lambda c: self._column(c, column), lambda c: c, cache)
+        left = cache.last
         if self.within is not None:
             seen = self.within(self._numbered(cache.token))
             left = left + jnp.where(jnp.arange(Q)[:, None] < q, seen, 0).sum(-2)
         return self._read("bd,dk->bk", left, self.kernel[...][q]), cache
 
     def _empty(self, batch: int) -> Cache:
-        (h, w, Q), m, D = self.shape, self.margin, self.width
+        (_, w, Q), m, D = self.shape, self.margin, self.width
 
         def of_layers(*shape: int) -> tuple[Array, Array]:
             shapes = ((batch, *shape), (self.depth - 1, batch, *shape))
@@ -244,57 +246,58 @@ class Network(nnx.Module):
 
         return Cache(
             jnp.zeros((batch, Q), jnp.int32),
-            of_layers(h + m, w + 2 * m, D),
+            of_layers(m + 1, w + 2 * m, D),
             of_layers(1, w, 2 * D),
-            of_layers(1, w + 2 * m, D),
+            of_layers(1, m + w, D),
+            jnp.zeros((batch, D), self.dtype),
         )
 
     def _with(self, cache: Cache, index: Int[Array, "B"], position: Array) -> Cache:
         """A position's vector counts for nothing before the last of its tokens is there."""
         _, w, Q = self.shape
-        row, column = jnp.divmod(position // Q, w)
+        m, column = self.margin, position // Q % w
         token = cache.token.at[:, position % Q].set(index)
         x = self.token(self._numbered(token)).sum(-2)[:, None, None]
-        above, left = cache.above, cache.left
+        (above, others), (left, further) = cache.above, cache.left
         return cache._replace(
             token=token,
-            above=(_write(above[0], x, row + self.margin, column + self.margin), above[1]),
-            left=(_write(left[0], x, 0, column + self.margin), left[1]),
+            above=(_write(above, x, m, column + m), others),
+            left=(_write(left, x, 0, column + m), further),
         )
 
-    def _row(self, cache: Cache, label: Float[Array, "B D"], row: Array) -> Cache:
-        """What the vertical stacks find for a row."""
-        (first, rest), m, w = cache.above, self.margin, self.shape[1]
+    def _row(self, cache: Cache, label: Float[Array, "B D"]) -> Cache:
+        """The cache of the next row."""
+        m, w = self.margin, self.shape[1]
+        graph, stacked = nnx.split(self.layers)
+        above = _moved_up(cache.above[0])
+        x, given = self.first.from_rows(self.first.vertical.part(above, m, m, w), label)
+
+        def layer(x: Array, held: tuple) -> tuple[Array, tuple]:
+            net, above = nnx.merge(graph, held[0]), _write(_moved_up(held[1]), x, m, m)
+            x, given = net.from_rows(net.vertical.part(above, m, m, w), label)
+            return x, (above, given)
+
+        _, (others, further) = lax.scan(layer, x, (stacked, cache.above[1]))
+        return cache._replace(above=(above, others), given=(given, further))
+
+    def _column(self, cache: Cache, column: Array) -> Cache:
+        """The cache of the next position in the row."""
+        m = self.margin
         graph, stacked = nnx.split(self.layers)
 
-        def layer(x: Array, given: tuple) -> tuple[Array, tuple]:
-            net, above = nnx.merge(graph, given[0]), _write(given[1], x, row + m, m)
-            rows = net.vertical.part(above, row + m, m, w)
-            return net.pass_on(rows, label), (above, rows)
+        def added(net: Layer, left: Array, given: Array) -> Array:
+            given = lax.dynamic_slice_in_dim(given, column, 1, axis=2)
+            return net.from_columns(net.horizontal.part(left, 0, column + m, 1), given)
 
-        rows = self.first.vertical.part(first, row + m, m, w)
-        _, (rest, others) = lax.scan(layer, self.first.pass_on(rows, label), (stacked, rest))
-        return cache._replace(above=(first, rest), rows=(rows, others))
-
-    def _column(
-        self, cache: Cache, label: Float[Array, "B D"], column: Array
-    ) -> tuple[Float[Array, "B D"], Cache]:
-        """What the last horizontal stack finds for a column of the row."""
-        (first, rest), m = cache.left, self.margin
-        graph, stacked = nnx.split(self.layers)
-
-        def mixed(net: Layer, left: Array, rows: Array) -> Array:
-            row = lax.dynamic_slice_in_dim(rows, column, 1, axis=2)
-            return net.mix(net.horizontal.part(left, 0, column + m, 1), row, label)
-
-        def layer(x: Array, given: tuple) -> tuple[Array, Array]:
-            state, left, rows = given
+        def layer(x: Array, held: tuple) -> tuple[Array, Array]:
+            state, left, given = held
             left = _write(left, x, 0, column + m)
-            return x + mixed(nnx.merge(graph, state), left, rows), left
+            return x + added(nnx.merge(graph, state), left, given), left
 
-        x = mixed(self.first, first, cache.rows[0])
-        x, rest = lax.scan(layer, x, (stacked, rest, cache.rows[1]))
-        return x[:, 0, 0], cache._replace(left=(first, rest))
+        left = cache.left[0]
+        x = added(self.first, left, cache.given[0])
+        x, others = lax.scan(layer, x, (stacked, cache.left[1], cache.given[1]))
+        return cache._replace(left=(left, others), last=x[:, 0, 0])
 
     def _all(
         self, index: Int[Array, "B *S"], label: Float[Array, "B D"], key: Array | None, train: bool

@@ -275,8 +275,8 @@ def contract(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float
     """`jnp.einsum(spec, x, y)`, accumulated and returned in float32 (float64 of float64).
 
     For products with batch axes or a float32 result. The backward pass casts the cotangent to the
-    operands' dtype, for the same reason as `product`; every index of an operand must be one of the
-    other operand or of the result.
+    operands' dtype, for the same reason as `product`. `spec` is a letter an index, two operands and
+    a result, without spaces; every index of an operand must be one of the other or of the result.
     """
     if x.dtype != jnp.bfloat16:
         return _einsum(spec, x, y)
@@ -289,12 +289,13 @@ def _einsum(spec: str, x: Array, y: Array) -> Array:
 
 
 def _by_rows(spec: str, x: Array, y: Array) -> Array:
-    """`_einsum` as the CPU's matrix units want it: over the last indices of the first operand.
+    """`_einsum` as the CPU's matrix units want it: the last indices of one operand are summed.
 
     Of other products, such as a gradient of parameters, XLA makes one of float32, which takes twice
-    the time. So the smaller operand is transposed; XLA decides by its layout, which a transpose
-    leaves as it was and the reshape behind it does not. The last barrier keeps a transpose of the
-    result from being merged into the product, which would then be refused.
+    the time. So the smaller operand is transposed. XLA decides by its layout, which a transpose
+    leaves as it was and a reshape does not; barriers keep XLA from leaving out the two. Another one
+    keeps a transpose of the result from being merged into the product, which XLA's runtime would
+    then refuse; the result's indices come in a product's own order for the same reason.
     """
     operands, out = spec.split("->")
     a, b = operands.split(",")
@@ -303,7 +304,7 @@ def _by_rows(spec: str, x: Array, y: Array) -> Array:
     if a[-1] in out:
         rows = "".join(sorted(a, key=lambda index: index not in out))
         x, a = lax.optimization_barrier(x.transpose([a.index(index) for index in rows])), rows
-        x = lax.optimization_barrier(x[None])[0]
+        x = lax.squeeze(lax.optimization_barrier(jnp.expand_dims(x, 0)), [0])
     shared = [index for index in a if index in b and index in out]
     order = "".join(dict.fromkeys(index for index in (*shared, *a, *b) if index in out))
     found = lax.optimization_barrier(_einsum(f"{a},{b}->{order}", x, y))

@@ -19,7 +19,8 @@ GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "token_networks.npz")
 KEY = jax.random.key(0)
 SMALL = {
     "token_transformer": (token_transformer.Network, {"width": 16, "depth": 2, "heads": 2}),
-    "pixelcnn": (pixelcnn.Network, {"width": 8, "depth": 3, "kernel_size": 5}),
+    "pixelcnn": (pixelcnn.Network, {"width": 8, "depth": 3}),
+    "pixelcnn of 5 x 5": (pixelcnn.Network, {"width": 8, "depth": 3, "kernel_size": 5}),
 }
 
 

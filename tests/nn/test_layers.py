@@ -156,17 +156,22 @@ def products(compiled):
     return [(kinds[x], kinds[y]) for x, y in pairs]
 
 
-def test_gradients_of_bfloat16_kernels_are_products_of_the_type_of_the_forward_ones():
+@pytest.mark.parametrize("spec", CONTRACTIONS)
+def test_bfloat16_contractions_and_their_gradients_are_products_of_the_type_of_a_plain_one(spec):
     """Which is bfloat16 where the CPU has units for it, float32 where it has not."""
-    x, kernel = jnp.ones((64, 32), jnp.bfloat16), jnp.ones((32, 96), jnp.bfloat16)
 
-    def total(x, kernel):
-        return jnp.square(layers.product(x, kernel).astype(jnp.float32)).sum()
+    def ones(*shape):
+        return jnp.ones(shape, jnp.bfloat16)
 
-    forward = products(jax.jit(layers.product).lower(x, kernel).compile())
-    assert len(forward) == 1
-    whole = products(jax.jit(jax.grad(total, argnums=(0, 1))).lower(x, kernel).compile())
-    assert whole == 3 * forward
+    def total(x, y):
+        return jnp.square(layers.contract(spec, x, y)).sum()
+
+    plain = products(jax.jit(layers.product).lower(ones(64, 32), ones(32, 96)).compile())
+    assert len(plain) == 1
+    sizes = {"b": 3, "t": 24, "k": 20} | dict(zip("dfghlrs", range(16, 86, 10), strict=True))
+    given = [ones(*map(sizes.get, indices)) for indices in spec.split("->")[0].split(",")]
+    whole = jax.jit(jax.value_and_grad(total, argnums=(0, 1))).lower(*given).compile()
+    assert products(whole) == 3 * plain
 
 
 def test_a_sharded_bfloat16_kernel_gradient_gathers_no_examples():
