@@ -1,10 +1,10 @@
 """A recurrent network, LSTM (Hochreiter & Schmidhuber 1997), on the characters of Moby-Dick.
 
 Default: 2 layers of width 256.
-  command    launch/local.sh --config=configs/lstm.py
-  hardware   2 CPU cores
-  time       not measured yet
-  score      not measured yet
+  command    NPROC=1 launch/local.sh --config=configs/lstm.py
+  hardware   one CPU core of two
+  time       24 minutes
+  score      validation loss 1.724 nats a character, 2.48 bits a byte
 
 Presets, as in --config=configs/lstm.py:tiny:
   tiny       a very small model of Python's standard library, byte by byte: a test of the
