@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from genjax.config import require
-from genjax.nn.layers import Embed, Linear, dropout, plus
+from genjax.nn.layers import Embed, Linear, contract, dropout, plus
 from genjax.parallel.rules import Rules, fsdp, replicate
 
 RULES: Rules = ((r"(kernel|embedding)$", fsdp), (r"bias$", replicate))
@@ -327,6 +327,4 @@ class Network(nnx.Module):
 
     def _read(self, spec: str, left: Array, kernel: Array) -> Array:
         hidden = nnx.silu(self.hidden(nnx.silu(left)))
-        return jnp.einsum(
-            spec, hidden, kernel.astype(self.dtype), preferred_element_type=jnp.float32
-        )
+        return contract(spec, hidden, kernel.astype(self.dtype))
