@@ -84,16 +84,13 @@ def golden(size, path):
         """Name of the peer's parameter -> array."""
         tree, found = tree["lm"], {}
         found["embed.weight"], found["positions"] = tree["embed"]["embedding"], tree["positions"]
-        found |= {f"norm.{kind}": p for kind, p in norm(tree["body"]["norm"])}
+        found["norm.weight"] = tree["body"]["norm"]["scale"]
         for name in LAYERS:
             for i in range(SIZES[size][0]):
                 layer = {k: p[i] for k, p in tree["body"]["blocks"][name].items()}
-                pairs = [("weight", layer["kernel"].T)] if "kernel" in layer else norm(layer)
-                found |= {f"blocks.{i}.{name}.{kind}": p for kind, p in pairs}
+                weight = layer["kernel"].T if "kernel" in layer else layer["scale"]
+                found[f"blocks.{i}.{name}.weight"] = weight
         return found
-
-    def norm(layer):
-        return [("weight", layer["scale"]), ("bias", layer["bias"])]
 
     np.savez(path, token=token, **{name: np.asarray(p) for name, p in named(params).items()})
     norms = {name: float(np.linalg.norm(np.asarray(g))) for name, g in named(slopes).items()}

@@ -30,7 +30,7 @@ class Block(nn.Module):
 
     def __init__(self, width, heads):
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1, self.norm2 = (nn.LayerNorm(width, bias=False) for _ in range(2))
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.merge = nn.Linear(width, width, bias=False)
         self.up = nn.Linear(width, 4 * width, bias=False)
@@ -53,7 +53,7 @@ class GPT(nn.Module):
         self.embed = nn.Embedding(VALUES, width)
         self.positions = nn.Parameter(torch.empty(length, width))
         self.blocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width, bias=False)
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.02)

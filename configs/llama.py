@@ -58,6 +58,7 @@ def published(length: int, width: int, depth: int, heads: int, kv_heads: int, hi
         "dataset.validation": "1_percent",
         "dataset.text.length": length,
         "batch_size": 1024,
+        "accumulation": 4,  # one sequence a device at a time on 256 of them
         "duration": "100000_steps",
         "precision": "bfloat16",
         "mesh.data": 1,
@@ -67,6 +68,7 @@ def published(length: int, width: int, depth: int, heads: int, kv_heads: int, hi
         "schedule.warmup": "2000_steps",
         "evals.every": "2000_steps",
         "evals.limit": 2048,
+        "evals.batch_size": 256,
         "checkpoint.every": "1000_steps",
         "model.lm.width": width,
         "model.lm.depth": depth,

@@ -13,6 +13,7 @@ from genjax.interop.export import FORMATS
 OWN = {
     **dict.fromkeys(("num", "seed", "prompt", "prompt_file", "stream"), ("sample",)),
     "samples": ("eval",),
+    "references": ("eval",),
     "format": ("export",),
     "output": ("export", "tokenizer"),
 }
@@ -42,6 +43,7 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
     add("--allow_config_change", action="store_true", help="go on with another config")
     add("--checkpoint", default="", help="step to use in the other modes, or best; the newest")
     add("--samples", default="", help="eval: an .npz of images to judge, or a split of the data")
+    add("--references", default="", help="eval: right texts, a line each; --samples are others")
     add("--num", type=int, default=None, help="sample: how many; 64, of text 1")
     add("--seed", type=int, default=None, help="sample: decides which; 0")
     add("--prompt", default=None, help="sample: a text to go on from")
@@ -58,6 +60,8 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
             )
     if flags.samples and flags.checkpoint:
         raise ConfigError("--samples are judged without a run: leave --checkpoint out.")
+    if flags.references and not flags.samples:
+        raise ConfigError("--references are for --samples, a file of texts: give that as well.")
     overrides, flags.options = {}, {}
     for argument in rest:
         name, equals, value = argument.partition("=")

@@ -28,6 +28,7 @@ from genjax.config import ConfigError, require
 from genjax.data import catalogue, corpora, sources
 from genjax.data.alphabets import Tokenizer
 from genjax.data.packages import cache_root
+from genjax.evals import text
 from genjax.evals.comparison import Comparison, read_samples
 from genjax.evals.evaluation import Evaluation
 from genjax.evals.features import data_digest
@@ -167,6 +168,8 @@ def evaluate(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int
     They go into the run's metrics, pictures and report as well if the evaluation is the run's own:
     of its newest checkpoint, with nothing in the config changed.
     """
+    if flags.references:
+        return evaluate_texts(flags.samples, flags.references)
     if flags.samples:
         return evaluate_samples(config, flags.samples)
     run, state = restored(config, folder, flags)
@@ -196,7 +199,10 @@ def evaluate_samples(config: ConfigDict, samples: str) -> int:
     dataset = catalogue.load(config.dataset)
     mesh = make_mesh(config)
     if dataset.spec.modality != "image":
-        raise ConfigError(f"--samples judges images; {dataset.spec.name} has none.")
+        raise ConfigError(
+            f"--samples judges images, and texts with --references; {dataset.spec.name} has no "
+            "images."
+        )
     if samples.endswith(".npz"):
         images = read_samples(samples, config.evals.generated)
     elif source := dataset.splits.get(samples):
@@ -212,6 +218,26 @@ def evaluate_samples(config: ConfigDict, samples: str) -> int:
     if jax.process_index() == 0:
         print(f"images {len(images)}")
         for name, value in found.items():
+            print(f"{name} {value:.6g}")
+    return 0
+
+
+def evaluate_texts(samples: str, references: str) -> int:
+    """Prints what texts of a file, a line each, are worth beside those of another file.
+
+    Raises:
+      ConfigError: a file cannot be read, or they have not as many lines.
+    """
+    texts = prompts.read_text("--samples", samples).splitlines()
+    right = prompts.read_text("--references", references).splitlines()
+    if not texts or len(texts) != len(right):
+        raise ConfigError(
+            f"--samples={samples} has {len(texts)} lines and --references={references} "
+            f"{len(right)}: expected one or more, and the same number in both."
+        )
+    if jax.process_index() == 0:
+        print(f"texts {len(texts)}")
+        for name, value in text.judge(texts, right).items():
             print(f"{name} {value:.6g}")
     return 0
 
@@ -234,17 +260,23 @@ def sample(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
     run, state = restored(config, folder, flags)
     options = parse_options(run.method, flags.options)
     tokenizer = prompts.read_tokenizer(folder, run.spec)
-    text = prompts.read_prompt(flags.prompt, flags.prompt_file)
-    if tokenizer is None and (text is not None or flags.stream):
+    prompt = prompts.read_prompt(flags.prompt, flags.prompt_file)
+    if tokenizer is None and (prompt is not None or flags.stream):
         raise ConfigError(f"--prompt and --stream are for text; {run.spec.name} is none.")
     if tokenizer is not None:
+        require(
+            "condition" not in options,
+            "--condition",
+            flags.options.get("condition"),
+            "none: texts go on from a --prompt",
+        )
         options |= prompts.encode_texts(flags.options, tokenizer)
-        if text is not None:
+        if prompt is not None:
             start = prompts.start_token(config.dataset, run.spec, tokenizer)
-            options["condition"] = prompts.encode_prompts([text], tokenizer, start)
+            options["condition"] = prompts.encode_prompts([prompt], tokenizer, start)
     params = ema.evaluation_params(config, state.params, state.ema)
     if flags.stream:
-        return tell(run, params, state, tokenizer, options, text or "", flags)
+        return tell(run, params, state, tokenizer, options, prompt or "", flags)
     num = flags.num or (64 if tokenizer is None else 1)
     if tokenizer is not None:
         prompts.check_number(num, options)
@@ -253,7 +285,7 @@ def sample(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
         given = "".join(f"_{name}_{value}" for name, value in sorted(flags.options.items()))
         names = re.sub(r"[^\w.,()-]", "", given)[:100]
         if tokenizer is not None:  # texts differ by more than fits into a name
-            names += "_" + hashlib.sha256(f"{text}{given}".encode()).hexdigest()[:8]
+            names += "_" + hashlib.sha256(f"{prompt}{given}".encode()).hexdigest()[:8]
         base = folder / "generated" / f"step_{int(state.step):08d}_seed_{seed}{names}"
         written = artifacts.save(base, samples, run.spec, tokenizer)
         if tokenizer is not None:

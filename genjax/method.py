@@ -165,15 +165,16 @@ class DataSpec(NamedTuple):
     special_tokens: Mapping[str, int] = {}
 
 
-def find_module(key: str, name: str, package: str) -> ModuleType:
+def find_module(key: str, name: str, package: str, *exports: str) -> ModuleType:
     """The module that a config names: `package.name`, or `name` itself if it has a dot.
 
     Raises:
-      ConfigError: there is no such module; `key` says where the name was given.
+      ConfigError: there is no such module, or it lacks one of `exports`; `key` says where the name
+        was given.
     """
     path = name if "." in name else f"{package}.{name}"
     try:
-        return importlib.import_module(path)
+        module = importlib.import_module(path)
     except ModuleNotFoundError as error:
         if not error.name or not (path == error.name or path.startswith(error.name + ".")):
             raise
@@ -182,6 +183,13 @@ def find_module(key: str, name: str, package: str) -> ModuleType:
             f"config.{key}={name!r}: no module {path!r}. Nearest: {nearest(name, known)}. "
             "Give one of these or the dotted path of an importable module."
         ) from None
+    missing = [export for export in exports if not hasattr(module, export)]
+    if missing:
+        raise ConfigError(
+            f"config.{key}={name!r}: {path} has no {' and no '.join(missing)}: it is no module for "
+            "that key."
+        )
+    return module
 
 
 def build(config: ConfigDict, spec: DataSpec) -> Method:
@@ -193,9 +201,4 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     Raises:
       ConfigError: there is no such module, or it has no `build`.
     """
-    module = find_module("method", config.method, "genjax.methods")
-    if not hasattr(module, "build"):
-        raise ConfigError(
-            f"config.method={config.method!r}: {module.__name__} has no `build(config, spec)`."
-        )
-    return module.build(config, spec)
+    return find_module("method", config.method, "genjax.methods", "build").build(config, spec)

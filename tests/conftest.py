@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+import pytest
+import tokenizers as library
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -10,3 +13,18 @@ os.environ["XLA_FLAGS"] = (
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "genjax" / "xla_tests"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """A tokenizer.json of the kind that Llama has, with truncation, written by the library."""
+    vocabulary = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁the", -1.0), ("▁", -2.0)]
+    vocabulary += [(c, -3.0) for c in "theo"] + [(f"<0x{b:02X}>", -9.0) for b in range(256)]
+    inner = library.Tokenizer(library.models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    inner.pre_tokenizer = library.pre_tokenizers.Metaspace(prepend_scheme="first")
+    parts = (library.decoders.ByteFallback(), library.decoders.Metaspace())
+    inner.decoder = library.decoders.Sequence(list(parts))
+    inner.add_special_tokens(["<s>", "</s>", "[SEP]"])
+    inner.enable_truncation(2)
+    inner.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path

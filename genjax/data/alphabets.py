@@ -19,12 +19,12 @@ class Tokenizer(Protocol):
       vocabulary_size: V; ids are 0 ... V - 1.
       special: the ids of tokens that no text has, by role: "bos", "eos", "pad", as far as it has
         them; "eos_2", "eos_3", ... are others that end a text.
-      token_bytes: how many bytes of UTF-8 each token stands for, 0 for special ones.
+      spelling: what each token adds to a text, in UTF-8; nothing for special ones.
     """
 
     vocabulary_size: int
     special: dict[str, int]
-    token_bytes: Int32[np.ndarray, " V"]
+    spelling: Sequence[bytes]
 
     def encode(self, text: str) -> Int32[np.ndarray, " n"]:
         """The ids of a text, without any special token.
@@ -44,6 +44,11 @@ class Tokenizer(Protocol):
 
     def to_json(self) -> str:
         """All that it is, for `from_json`."""
+
+
+def token_bytes(tokenizer: Tokenizer) -> Int32[np.ndarray, " V"]:
+    """How many bytes of UTF-8 each token stands for, 0 for special ones."""
+    return np.array([len(piece) for piece in tokenizer.spelling], np.int32)
 
 
 def ends(special: Mapping[str, int]) -> tuple[int, ...]:
@@ -69,7 +74,7 @@ class Bytes:
         """`special` ids are 256 and on."""
         self.special = dict(special)
         self.vocabulary_size = 256 + len(special)
-        self.token_bytes = (np.arange(self.vocabulary_size) < 256).astype(np.int32)
+        self.spelling = [bytes([i]) for i in range(256)] + [b""] * len(special)
 
     def encode(self, text: str) -> Int32[np.ndarray, " n"]:
         """The bytes of the text."""
@@ -97,8 +102,7 @@ class Characters:
         self._characters = "".join(sorted(set(characters)))
         self._points = np.array([ord(c) for c in self._characters], np.uint32)
         self.vocabulary_size = len(self._characters) + len(special)
-        lengths = [len(utf8(c)) for c in self._characters]
-        self.token_bytes = np.array(lengths + [0] * len(special), np.int32)
+        self.spelling = [utf8(c) for c in self._characters] + [b""] * len(special)
 
     def encode(self, text: str) -> Int32[np.ndarray, " n"]:
         """The positions of the text's characters in the set."""

@@ -68,7 +68,7 @@ def decode(content: bytes, where: str) -> str:
       ConfigError: it is not UTF-8; says where, and at which byte.
     """
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         found = f"byte 0x{content[error.start]:02x} at offset {error.start}"
         raise ConfigError(

@@ -32,6 +32,12 @@ GPT2 = packages.Package(
 CHUNK = 2**16
 GROUP = 2**22  # characters encoded at a time
 
+# The bytes that GPT-2's characters stand for: those that can be seen for themselves, others for
+# the characters from U+0100 on, in order.
+_SEEN = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+BYTES = {chr(byte): bytes([byte]) for byte in _SEEN}
+BYTES |= {chr(256 + i): bytes([b]) for i, b in enumerate(sorted({*range(256)} - {*_SEEN}))}
+
 
 class HuggingFace:
     """A `tokenizers.Tokenizer`, with the roles of its special tokens."""
@@ -62,28 +68,28 @@ class HuggingFace:
             and not before["add_prefix_space"]
             and state["normalizer"] is None
         )
-        self.token_bytes = self._count_bytes(state)
+        self.spelling = self._spelling(state)
 
-    def _count_bytes(self, state: Mapping[str, Any]) -> Int32[np.ndarray, " V"]:
+    def _spelling(self, state: Mapping[str, Any]) -> list[bytes]:
         added = {t["id"]: t["special"] for t in state["added_tokens"]}
         added |= dict.fromkeys(self.special.values(), True)
         fallback = "ByteFallback" in _types(state["decoder"])
         prefix = state["model"].get("continuing_subword_prefix") or ""
         words = state["model"]["type"] == "WordPiece"
-        counts = np.zeros(self.vocabulary_size, np.int32)
+        spelled = [b""] * self.vocabulary_size
         for token, i in self.inner.get_vocab(with_added_tokens=True).items():
             if i in added:
-                counts[i] = 0 if added[i] else len(token.encode())
+                spelled[i] = b"" if added[i] else token.encode()
             elif self._byte_level:
-                counts[i] = len(token)
+                spelled[i] = b"".join(BYTES.get(c, c.encode()) for c in token)
             elif fallback and re.fullmatch(r"<0x[0-9A-F]{2}>", token):
-                counts[i] = 1
+                spelled[i] = bytes([int(token[3:5], 16)])
             elif words:  # the space before a word is its own
                 inside = token.startswith(prefix)
-                counts[i] = len(token.encode()) + (-len(prefix) if inside else 1)
+                spelled[i] = (token[len(prefix) :] if inside else f" {token}").encode()
             else:
-                counts[i] = len(token.replace("▁", " ").encode())
-        return counts
+                spelled[i] = token.replace("▁", " ").encode()
+        return spelled
 
     def encode(self, text: str) -> Int32[np.ndarray, " n"]:
         """The ids of the text."""

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from genjax.config import ConfigError
 from genjax.data import corpora, documents, packages, splits, tokenizers, windows
-from genjax.data.alphabets import Tokenizer, utf8
+from genjax.data.alphabets import Tokenizer, token_bytes, utf8
 from genjax.data.documents import Corpus, Documents
 from genjax.method import DataSpec
 
@@ -148,7 +148,7 @@ def _tokens(
         if (path := folder / f"{split}_{name}.npy")
     }
     # Tokens that lose something of the text, such as spaces, are weighted to make up for it.
-    weights = tokenizer.token_bytes.astype(np.float32) * np.float32(kept["bytes_per_byte"])
+    weights = token_bytes(tokenizer).astype(np.float32) * np.float32(kept["bytes_per_byte"])
     return windows.Tokens(**arrays, weights=weights)
 
 
@@ -232,7 +232,7 @@ def _write(
         mask = np.repeat(np.tile(np.array([0, 0, 1, 1], np.uint8), len(texts)), lengths.ravel())
         np.save(folder / f"{split}_loss_mask.npy", mask)
     true = sum(len(utf8(text)) for both in found for text in both)
-    stood_for = int(tokenizer.token_bytes[ids].sum(dtype=np.int64))
+    stood_for = int(token_bytes(tokenizer)[ids].sum(dtype=np.int64))
     return {
         "documents": len(texts),
         "characters": sum(map(len, found.texts)) + sum(map(len, found.prompts)),

@@ -143,21 +143,33 @@ def from_json(
         state = json.loads(text)
         kind = state.get("kind", "")
         if kind == "bytes":
-            return Bytes(state["special"])
+            return _checked(Bytes(state["special"]))
         if kind == "characters":
-            return Characters(state["characters"], state["special"])
+            return _checked(Characters(state["characters"], state["special"]))
         inner = state["tokenizer"] if kind == "huggingface" else state
         parsed = subwords.library().Tokenizer.from_str(json.dumps(inner))
+        if kind == "huggingface":
+            return _checked(subwords.HuggingFace(parsed, state["special"]))
     except ConfigError:
         raise
     except Exception as error:  # the library raises nothing narrower
         raise ConfigError(
             f"not a tokenizer: {error}. Expected the tokenizer.json of a run, or of Hugging Face."
         ) from error
-    if kind == "huggingface":
-        return subwords.HuggingFace(parsed, state["special"])
     special = _roles(parsed, roles or {})
     return subwords.HuggingFace(parsed, _numbered(special, parsed, ids or {}))
+
+
+def _checked(tokenizer: Tokenizer) -> Tokenizer:
+    """Raises ConfigError if a special id is of no token, or of one that texts have."""
+    spelling = tokenizer.spelling
+    for role, number in tokenizer.special.items():
+        if type(number) is not int or not 0 <= number < len(spelling) or spelling[number]:
+            raise ConfigError(
+                f"not a tokenizer: {role} is the token {number!r}, expected one of the "
+                f"{len(spelling)} tokens from 0 on, and one that stands for no text."
+            )
+    return tokenizer
 
 
 def _roles(inner: Any, roles: Mapping[str, Any]) -> dict[str, int]:

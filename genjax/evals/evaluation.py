@@ -58,6 +58,9 @@ class Evaluation:
         self.comparison = Comparison(run.config, self.like, run.mesh) if judged else None
         num = max(self.evals.samples, judged)
         self.draw = make_draw(run, num, {}) if num else None
+        if run.spec.modality == "text":
+            some = [self.source[i]["token"] for i in range(min(len(self.source), 32))]
+            self.spaced = text.has_spaces([self.like.tokenizer.decode(row) for row in some])
         self.shown = self._pictures()
         self.environment = report.environment()
         self._check_metrics()
@@ -152,7 +155,7 @@ class Evaluation:
                 self._show(step, samples[: self.evals.samples])
             if self.like.spec.modality == "text":
                 texts = [self.like.tokenizer.decode(row) for row in samples]
-                found |= text.diversity(text.units(texts))
+                found |= text.diversity(text.units(texts, self.spaced))
             if self.comparison:
                 found |= self.comparison(samples[: self.evals.generated])
         if self.shown and pictures:

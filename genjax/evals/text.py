@@ -262,13 +262,29 @@ def self_bleu(sequences: Sequence[Tokens], order: int = 4) -> float:
     return float(np.mean(scores))
 
 
-def units(texts: Sequence[str]) -> list[Sequence[str]]:
+def has_spaces(texts: Sequence[str]) -> bool:
+    """Whether the texts are of a script that puts spaces between words: 1 % of them or more."""
+    return sum(text.count(" ") for text in texts) > 0.01 * sum(map(len, texts))
+
+
+def units(texts: Sequence[str], spaced: bool) -> list[Sequence[str]]:
     """What the texts are counted in: words, or characters of a script without spaces.
 
-    Not the tokens of a model, which differ from one model to another.
+    Not the tokens of a model, which differ from one model to another; and the script is that of
+    texts by people (`has_spaces`), or else a model that learns to use spaces changes the unit.
     """
-    spaced = sum(text.count(" ") for text in texts) > 0.01 * sum(map(len, texts))
     return [words(text) if spaced else text for text in texts]
+
+
+def judge(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """`bleu`, `chrf` and the `diversity` of texts that have one reference each.
+
+    Raises:
+      ValueError: there is no hypothesis, or not as many references.
+    """
+    given = [[reference] for reference in references]
+    found = {"bleu": bleu(hypotheses, given), "chrf": chrf(hypotheses, given)}
+    return found | diversity(units(hypotheses, has_spaces(references)))
 
 
 def diversity(sequences: Sequence[Tokens]) -> dict[str, float]:

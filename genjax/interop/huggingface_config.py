@@ -222,8 +222,7 @@ def family(o: Options) -> str:
     Raises:
       ConfigError: neither computes what it does.
     """
-    both = {"norm_first": (True,), "head_bias": (False,), "frames": (False,)}
-    both["qkv_bias"] = (None, o["bias"])
+    both = {"norm_first": (True,), "frames": (False,)}
     both["width"] = (o["width"] // o["heads"] * o["heads"],)
     needed = {
         "gpt2": {

@@ -417,7 +417,9 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
             f"autoencoder_kl.perceptual_weight={o.perceptual_weight} needs grey or RGB images; "
             f"{spec.name} has {image.shape[-1]} channels. Set it to 0."
         )
-    module = find_module("model.network", model.network, "genjax.networks")
+    module = find_module(
+        "model.network", model.network, "genjax.networks", "Encoder", "Decoder", "RULES"
+    )
     shared = {"shape": image.shape, "dtype": jnp.dtype(config.precision)}
 
     def network(cls: type, name: str, **given):

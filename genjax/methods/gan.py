@@ -409,7 +409,9 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     if config.dataset.dequantize:
         raise ConfigError("method gan scales 8-bit images itself: set dataset.dequantize=False.")
     options, model = options_from_config(config, spec), config.model
-    module = find_module("model.network", model.network, "genjax.networks")
+    module = find_module(
+        "model.network", model.network, "genjax.networks", "Generator", "Discriminator", "RULES"
+    )
     classes = spec.num_classes if options.conditioning != "none" else 0
     shape, dtype = spec.features["image"].shape, jnp.dtype(config.precision)
 

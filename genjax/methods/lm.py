@@ -194,7 +194,7 @@ def sample(
     allowed: Sequence[int] = (),
     banned: Sequence[Sequence[int]] = (),
     min_new_tokens: int = 0,
-    stop: Sequence[Sequence[int]] = (),
+    stop: Int[Array, "Q V"] | None = None,
     beams: int = 1,
     length_penalty: float = 1.0,
     early_stopping: bool | Literal["never"] = False,
@@ -220,7 +220,7 @@ def sample(
       allowed: see there.
       banned: see there.
       min_new_tokens: see there.
-      stop: sequences of tokens that end a text.
+      stop: what else ends a text (`stopping.automaton`).
       beams: of a beam search, which draws nothing; 1 is none.
       length_penalty: see `beam_search`.
       early_stopping: see there.
@@ -233,7 +233,6 @@ def sample(
     """
     if condition is None:
         condition = jnp.full((num, 1), model.spec.special_tokens["start"], jnp.int32)
-    require(jnp.ndim(condition) == 2, "--condition", condition, "nothing: give --prompt")
     whole = isinstance(max_new_tokens, int) and max_new_tokens >= 0
     require(whole, "--max_new_tokens", max_new_tokens, "a whole number, at least 0")
     room = max(model.context + 1 - condition.shape[1], 1)
@@ -259,7 +258,7 @@ def sample(
         if decode is None:
             return generate(apply, condition, key, stop=stop, **common)
         return stream(apply, condition[0], key, decode=decode, stop=stop, **common)
-    require(not stop, "--stop", stop, "nothing with --beams: it does not go with it")
+    require(stop is None, "--stop", True, "nothing with --beams: it does not go with it")
     require(decode is None, "--stream", True, "nothing with --beams: it does not go with it")
     tokens, _ = beam_search(
         *(apply, condition),
@@ -363,7 +362,9 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     options = read_options(config.lm, "lm", Options)
     for name, value in options._asdict().items():
         require(0 <= value < 1, f"config.lm.{name}", value, "at least 0 and below 1")
-    module = find_module("model.network", config.model.network, "genjax.networks")
+    module = find_module(
+        "model.network", config.model.network, "genjax.networks", "Network", "RULES"
+    )
     text = spec.modality == "text"
     for name, value in options._asdict().items():
         require(text or not value, f"config.lm.{name}", value, "0 with piano rolls")

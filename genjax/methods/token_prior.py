@@ -174,7 +174,9 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
         raise ConfigError(
             f"token_prior.class_conditional=True, but {spec.name} has no labels. Set it to False."
         )
-    module = find_module("model.network", config.model.network, "genjax.networks")
+    module = find_module(
+        "model.network", config.model.network, "genjax.networks", "Network", "RULES"
+    )
 
     def network(rngs):
         return construct(

@@ -431,7 +431,9 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
             f"(the images are {image.dtype})."
         )
     options, model = options_from_config(config.vae, spec), config.model
-    module = find_module("model.network", model.network, "genjax.networks")
+    module = find_module(
+        "model.network", model.network, "genjax.networks", "Encoder", "Decoder", "RULES"
+    )
     *space, channels = shape = image.shape
     shared = {
         "latent_dim": options.latent_dim,

@@ -391,7 +391,9 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
             f"{image and image.dtype}. Set dataset.dequantize=False."
         )
     options, model = options_from_config(config.vqvae), config.model
-    module = find_module("model.network", model.network, "genjax.networks")
+    module = find_module(
+        "model.network", model.network, "genjax.networks", "Encoder", "Decoder", "RULES"
+    )
     features = options.code_dim if options.quantizer == "vq" else len(options.levels)
     shared = {"shape": image.shape, "features": features, "dtype": jnp.dtype(config.precision)}
 

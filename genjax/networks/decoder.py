@@ -48,9 +48,7 @@ class Network(nnx.Module):
         rope_base: float = 10_000.0,
         rope_scaling: tuple = (),
         bias: bool = True,
-        qkv_bias: bool | None = None,
         tied: bool = True,
-        head_bias: bool = False,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         remat: str = "none",
@@ -67,7 +65,6 @@ class Network(nnx.Module):
           positions: "learned", a vector for each place; "sinusoidal", and embedded input times
             sqrt(D) (Vaswani et al. 2017, sections 3.4 and 3.5); "rotary"; or "none".
           tied: whether the head has the embedding's weights.
-          head_bias: whether the head has a bias.
           dropout: probability, of the embedded input and of what each block adds.
           dtype: compute type.
           rngs: for the initial parameters.
@@ -97,13 +94,12 @@ class Network(nnx.Module):
             rope_base=rope_base,
             rope_scaling=rope_scaling,
             bias=bias,
-            qkv_bias=qkv_bias,
             dropout=dropout,
             attention_dropout=attention_dropout,
             remat=remat,
             **made,
         )
-        self.head = Head(width, vocabulary_size, tied=tied, use_bias=head_bias, rngs=rngs)
+        self.head = Head(width, vocabulary_size, tied=tied, use_bias=False, rngs=rngs)
         self.kind, self.dropout, self.width = positions, dropout, width
 
     def __call__(

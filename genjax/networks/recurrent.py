@@ -199,6 +199,8 @@ class Network(nnx.Module):
         del length
         one_of("cell", cell, tuple(KINDS))
         require(depth > 0, "depth", depth, "at least 1")
+        require(width > 0, "width", width, "at least 1")
+        require(0 <= dropout < 1, "dropout", dropout, "at least 0 and below 1")
         require(not (tied and frames), "tied", tied, "False with frames, which have no vectors")
         made = {"dtype": dtype, "rngs": rngs}
         self.embed = None if frames else embedding(vocabulary_size, width, False, **made)

@@ -147,6 +147,8 @@ class Network(nnx.Module):
         """
         del length
         require(depth > 0, "depth", depth, "at least 1")
+        require(width > 0, "width", width, "at least 1")
+        require(0 <= dropout < 1, "dropout", dropout, "at least 0 and below 1")
         require(kernel_size > 0, "kernel_size", kernel_size, "at least 1")
         require(not (tied and frames), "tied", tied, "False with frames, which have no vectors")
         made = {"dtype": dtype, "rngs": rngs}

@@ -35,7 +35,7 @@ RULES: Rules = (
 
 normal = jax.nn.initializers.normal
 
-NORMS = {"layer": LayerNorm, "rms": RMSNorm}
+NORMS = ("layer", "rms")
 ACTIVATIONS = {
     "gelu": jax.nn.gelu,  # by its tanh formula
     "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
@@ -79,8 +79,7 @@ class Options(NamedTuple):
       rotary: whether queries and keys are turned by their places.
       rope_base: see `positions.frequencies`.
       rope_scaling: see there.
-      bias: of all linear layers.
-      qkv_bias: of queries, keys and values; as `bias` if None.
+      bias: of all linear layers and layer norms.
       dropout: probability, of what each block adds.
       attention_dropout: probability, of the attention's weights.
       causal: whether a position sees itself and those before it alone.
@@ -104,7 +103,6 @@ class Options(NamedTuple):
     rope_base: float = 10_000.0
     rope_scaling: tuple = ()
     bias: bool = True
-    qkv_bias: bool | None = None
     dropout: float = 0.0
     attention_dropout: float = 0.0
     causal: bool = True
@@ -117,7 +115,12 @@ class Options(NamedTuple):
         Raises:
           ConfigError: an option that cannot be, or not with the others.
         """
-        require(self.depth > 0, "depth", self.depth, "at least 1")
+        for name in ("width", "depth"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "at least 1")
+        for name in ("dropout", "attention_dropout"):
+            share = getattr(self, name)
+            require(0 <= share < 1, name, share, "at least 0 and below 1")
+        require(self.hidden >= 0, "hidden", self.hidden, f"at least 1, or 0 for {4 * self.width}")
         if not self.head_size:
             fits = self.heads > 0 and self.width % self.heads == 0
             require(fits, "heads", self.heads, f"a divisor of width={self.width}")
@@ -125,7 +128,7 @@ class Options(NamedTuple):
         fits = kv_heads > 0 and self.heads % kv_heads == 0
         require(fits, "kv_heads", kv_heads, f"a divisor of heads={self.heads}")
         one_of("activation", self.activation, (*ACTIVATIONS, *GATED))
-        one_of("norm", self.norm, tuple(NORMS))
+        one_of("norm", self.norm, NORMS)
         one_of("remat", self.remat, tuple(REMAT))
         head_size = self.head_size or self.width // self.heads
         if self.rotary:
@@ -134,9 +137,15 @@ class Options(NamedTuple):
             kv_heads=kv_heads,
             head_size=head_size,
             hidden=self.hidden or 4 * self.width,
-            qkv_bias=self.bias if self.qkv_bias is None else self.qkv_bias,
             rope_scaling=tuple(self.rope_scaling),
         )
+
+
+def norm(o: Options) -> LayerNorm | RMSNorm:
+    """The kind of norm that all of a transformer's are of."""
+    if o.norm == "rms":
+        return RMSNorm(o.width, eps=o.norm_eps)
+    return LayerNorm(o.width, eps=o.norm_eps, use_bias=o.bias)
 
 
 class Cache(NamedTuple):
@@ -164,9 +173,9 @@ class Block(nnx.Module):
         """Initial weights as Radford et al. 2019, section 2.3: N(0, 0.02), into the sum less."""
         inner = {"init": normal(0.02), "dtype": o.dtype, "rngs": rngs}
         back = {**inner, "init": normal(0.02 / math.sqrt(2 * o.depth)), "use_bias": o.bias}
-        self.norm1, self.norm2 = (NORMS[o.norm](o.width, eps=o.norm_eps) for _ in range(2))
+        self.norm1, self.norm2 = norm(o), norm(o)
         features = (o.heads + 2 * o.kv_heads) * o.head_size
-        self.qkv = Linear(o.width, features, use_bias=o.qkv_bias, **inner)
+        self.qkv = Linear(o.width, features, use_bias=o.bias, **inner)
         self.merge = Linear(o.heads * o.head_size, o.width, **back)
         self.up = Linear(o.width, o.hidden, use_bias=o.bias, **inner)
         gated = o.activation in GATED
@@ -245,7 +254,7 @@ class Transformer(nnx.Module):
             return Block(o, rngs)
 
         self.blocks = blocks(rngs)
-        self.norm = NORMS[o.norm](o.width, eps=o.norm_eps) if o.norm_first else None
+        self.norm = norm(o) if o.norm_first else None
         self.options = o
 
     def __call__(

@@ -217,10 +217,10 @@ class GroupNorm(nnx.Module):
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis (Ba et al. 2016), float32 statistics."""
 
-    def __init__(self, features: int, *, eps: float = 1e-5):
+    def __init__(self, features: int, *, eps: float = 1e-5, use_bias: bool = True):
         """Makes `scale` and `bias` [D]."""
         self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32)) if use_bias else None
         self.eps = eps
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
@@ -228,7 +228,8 @@ class LayerNorm(nnx.Module):
         y = x.astype(jnp.float32)
         y = y - y.mean(-1, keepdims=True)
         y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+        y = y * self.scale[...]
+        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):

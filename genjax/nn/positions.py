@@ -34,19 +34,21 @@ def frequencies(size: int, base: float = 10_000.0, scaling: tuple = ()) -> Float
       ConfigError: an odd size, or a scaling that is none of these.
     """
     require(size % 2 == 0, "head_size", size, "an even number, as rotary positions turn pairs")
+    require(0 < base < math.inf, "rope_base", base, "a number above 0")
     plain = base ** (-np.arange(0, size, 2) / size)
+    numbers = all(isinstance(n, int | float) and 0 < n < math.inf for n in scaling[1:])
     match tuple(scaling):
         case ():
             return plain
-        case ("linear", factor):
+        case ("linear", factor) if numbers:
             return plain / factor
-        case ("llama3", factor, low, high, original) if high > low:
+        case ("llama3", factor, low, high, original) if numbers and high > low:
             turns = original * plain / (2 * math.pi)
             kept = np.clip((turns - low) / (high - low), 0, 1)
             return plain * (kept + (1 - kept) / factor)
     raise ConfigError(
         f"rope_scaling={scaling!r}: expected (), ('linear', factor) or "
-        "('llama3', factor, low, high, original) with high > low."
+        "('llama3', factor, low, high, original) with high > low, and all numbers above 0."
     )
 
 

@@ -102,9 +102,9 @@ def beam_search(
     require(isinstance(beams, int) and beams > 0, "beams", beams, "a whole number above 0")
     known = isinstance(early_stopping, bool) or early_stopping == "never"
     require(known, "early_stopping", early_stopping, 'True, False or "never"')
-    number = isinstance(length_penalty, int | float)
-    require(number, "length_penalty", length_penalty, "a number")
-    apply, plan = make_plan(apply, prompt, max_new_tokens, context, eos, (), processors)
+    number = isinstance(length_penalty, int | float) and abs(length_penalty) <= 5
+    require(number, "length_penalty", length_penalty, "a number from -5 to 5")
+    apply, plan = make_plan(apply, prompt, max_new_tokens, context, eos, processors)
     require(
         plan.total - 1 <= context,
         "max_new_tokens",

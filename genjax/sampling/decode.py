@@ -19,10 +19,11 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from genjax.config import ConfigError, require
-from genjax.sampling.logits import Processor, newest
+from genjax.sampling.logits import Processor
 
 Tree = Any
 Apply = Callable[..., tuple[Float[Array, "B T V"], Tree]]
+Stop = Int[Array, "Q V"]  # `stopping.automaton`
 
 
 class Plan(NamedTuple):
@@ -34,7 +35,6 @@ class Plan(NamedTuple):
       context: the most positions that the network takes.
       padded: whether the prompt may be padded.
       eos: tokens that end a text.
-      stop: sequences of new tokens that end a text.
       processors: of the logits.
     """
 
@@ -43,7 +43,6 @@ class Plan(NamedTuple):
     context: int
     padded: bool
     eos: tuple[int, ...]
-    stop: tuple[tuple[int, ...], ...]
     processors: tuple[Processor, ...]
 
     @property
@@ -63,12 +62,14 @@ class State(NamedTuple):
     Attributes:
       tokens: prompt and new tokens, -1 where nothing is.
       done: whose text has ended.
+      stop: of the automaton that stops each text.
       length: columns of `tokens` that have come, the same in all rows.
       cache: the network's, with all of its window but the newest token.
     """
 
     tokens: Int[Array, "B S"]
     done: Bool[Array, "B"]
+    stop: Int[Array, "B"]
     length: Int[Array, ""]
     cache: Tree
 
@@ -81,15 +82,16 @@ def generate(
     max_new_tokens: int,
     context: int,
     eos: int | Sequence[int] = (),
-    stop: Sequence[Sequence[int]] = (),
+    stop: Stop | None = None,
     processors: Sequence[Processor] = (),
 ) -> Int[Array, "B S"]:
     """Continues each prompt; S = P + max_new_tokens.
 
     Tokens are drawn as the processed logits have them, or, without a key, the most probable one is
-    taken. A text ends with the first of `eos`, or with one of `stop`, both of which are kept. Past
-    `context` positions the window slides: the newest context // 2 tokens are all that the
-    network still knows, and it goes on from them until it is full again.
+    taken. A text ends with the first of `eos`, or with the token that completes a text to stop at,
+    both of which are kept, and where no token may come. Past `context` positions the window slides:
+    the newest context // 2 tokens are all that the network still knows, and it goes on from them
+    until it is full again.
 
     It is compiled here, once for its shapes, options and `apply`, and stops when all texts have
     ended. Within another jitted function the values of the prompt cannot be checked.
@@ -101,7 +103,7 @@ def generate(
       max_new_tokens: to add to each prompt, at most.
       context: the most positions that the network takes.
       eos: tokens that end a text.
-      stop: sequences of tokens that end a text; the prompt's last tokens are no part of one.
+      stop: what ends a text beside them (`stopping.automaton`); the prompt is no part of it.
       processors: of the logits, in order (`logits.chain`).
 
     Returns:
@@ -111,8 +113,8 @@ def generate(
       ConfigError: a prompt that is empty, longer than `context`, padded elsewhere than on the left,
         or with a token outside the vocabulary; nothing to add.
     """
-    apply, plan = make_plan(apply, prompt, max_new_tokens, context, eos, stop, processors)
-    return _generate(apply, plan, jnp.asarray(prompt, jnp.int32), key)
+    apply, plan = make_plan(apply, prompt, max_new_tokens, context, eos, processors)
+    return _generate(apply, plan, key, stop, jnp.asarray(prompt, jnp.int32))
 
 
 def stream(
@@ -124,7 +126,7 @@ def stream(
     max_new_tokens: int,
     context: int,
     eos: int | Sequence[int] = (),
-    stop: Sequence[Sequence[int]] = (),
+    stop: Stop | None = None,
     processors: Sequence[Processor] = (),
 ) -> Iterator[str]:
     """Yields what `generate` adds to one prompt, as text, as it comes.
@@ -140,25 +142,25 @@ def stream(
       max_new_tokens: at most.
       context: the most positions that the network takes.
       eos: tokens that end the text.
-      stop: sequences of tokens that end it.
+      stop: what ends it beside them.
       processors: of the logits.
 
     Raises:
       ConfigError: as `generate`.
     """
     prompt = np.asarray(prompt, np.int32)[None]
-    apply, plan = make_plan(apply, prompt, max_new_tokens, context, eos, stop, processors)
+    apply, plan = make_plan(apply, prompt, max_new_tokens, context, eos, processors)
     text = _Text(decode, prompt[0].tolist())
     state, room = _begin(plan, jnp.asarray(prompt)), 0
     for column in range(plan.prompt, plan.total):
         if room:
-            state, room = _jitted_step(apply, plan, key, state), room - 1
+            state, room = _jitted_step(apply, plan, key, stop, state), room - 1
         else:
             width = plan.prompt if column == plan.prompt else plan.kept
-            state = _jitted_fill(apply, plan, key, state._replace(cache=None), width)
+            state = _jitted_fill(apply, plan, key, stop, state._replace(cache=None), width)
             room = plan.capacity - width
         token = int(state.tokens[0, column])
-        if token in plan.eos:
+        if token < 0 or token in plan.eos:
             break
         yield from text.add(token)
         if state.done[0]:
@@ -178,8 +180,8 @@ class _Text:
         """All that is not told yet."""
         old = self.decode(self.tokens[self.start : self.told])
         new = self.decode(self.tokens[self.start :])[len(old) :]
-        self.start, self.told = self.told, len(self.tokens)
         if new:
+            self.start, self.told = self.told, len(self.tokens)
             yield new
 
     def add(self, token: int) -> Iterator[str]:
@@ -195,7 +197,6 @@ def make_plan(
     max_new_tokens: int,
     context: int,
     eos: int | Sequence[int],
-    stop: Sequence[Sequence[int]],
     processors: Sequence[Processor],
 ) -> tuple[Apply, Plan]:
     """`apply` as an argument of a jitted function, and the plan; for the arguments see `generate`.
@@ -206,8 +207,8 @@ def make_plan(
     if not isinstance(apply, Partial):
         apply = Partial(apply)
     rows, length = np.shape(prompt)
-    whole = isinstance(max_new_tokens, int) and max_new_tokens > 0
-    require(whole, "max_new_tokens", max_new_tokens, "a whole number above 0")
+    whole = isinstance(max_new_tokens, int) and 0 < max_new_tokens <= 2**24
+    require(whole, "max_new_tokens", max_new_tokens, f"a whole number from 1 to {2**24}")
     require(rows > 0 and length > 0, "prompt", np.shape(prompt), "at least one row, and one token")
     if length > context:
         raise ConfigError(
@@ -219,10 +220,8 @@ def make_plan(
         logits = _logits.eval_shape(apply, jax.ShapeDtypeStruct((rows, length), jnp.int32))
         padded = _check_tokens(np.asarray(prompt), logits.shape[-1])
     eos = tuple(np.atleast_1d(np.asarray(eos, np.int64)).tolist())
-    stop = tuple(tuple(int(token) for token in sequence) for sequence in stop)
-    require(all(stop), "stop", stop, "sequences of at least one token")
     total = length + max_new_tokens
-    return apply, Plan(length, total, context, padded, eos, stop, tuple(processors))
+    return apply, Plan(length, total, context, padded, eos, tuple(processors))
 
 
 def _check_tokens(prompt: Int[np.ndarray, "B P"], values: int) -> bool:
@@ -249,14 +248,14 @@ def _logits(apply: Apply, x: Int[Array, "B T"]) -> Float[Array, "B T V"]:
 
 @partial(jax.jit, static_argnames="plan")
 def _generate(
-    apply: Apply, plan: Plan, prompt: Int[Array, "B P"], key: Array | None
+    apply: Apply, plan: Plan, key: Array | None, stop: Stop | None, prompt: Int[Array, "B P"]
 ) -> Int[Array, "B S"]:
-    step = partial(_step, apply, plan, key)
+    step = partial(_step, apply, plan, key, stop)
 
     def window(state: State, width: int) -> State:
         """Goes on from the newest `width` tokens until the cache is full."""
         full = state.length + 1 + plan.capacity - width
-        state = _fill(apply, plan, key, state, width)
+        state = _fill(apply, plan, key, stop, state, width)
         end = jnp.minimum(full, plan.total)
         state = jax.lax.while_loop(lambda s: (s.length < end) & ~s.done.all(), step, state)
         return state._replace(cache=None)
@@ -273,7 +272,9 @@ def _generate(
 
 def _begin(plan: Plan, prompt: Int[Array, "B P"]) -> State:
     tokens = jnp.pad(prompt, ((0, 0), (0, plan.total - plan.prompt)), constant_values=-1)
-    return State(tokens, jnp.zeros(len(tokens), bool), jnp.int32(plan.prompt), None)
+    rows = len(tokens)
+    nothing = jnp.zeros(rows, jnp.int32)
+    return State(tokens, jnp.zeros(rows, bool), nothing, jnp.int32(plan.prompt), None)
 
 
 def prefill(
@@ -295,33 +296,38 @@ def advance(
     return logits[:, -1], cache
 
 
-def _fill(apply: Apply, plan: Plan, key: Array | None, state: State, width: int) -> State:
+def _fill(
+    apply: Apply, plan: Plan, key: Array | None, stop: Stop | None, state: State, width: int
+) -> State:
     logits, cache = prefill(apply, plan, state.tokens, state.length, width)
-    return _choose(plan, key, logits, state._replace(cache=cache))
+    return _choose(plan, key, stop, logits, state._replace(cache=cache))
 
 
-def _step(apply: Apply, plan: Plan, key: Array | None, state: State) -> State:
+def _step(apply: Apply, plan: Plan, key: Array | None, stop: Stop | None, state: State) -> State:
     logits, cache = advance(apply, state.tokens, state.length, state.cache)
-    return _choose(plan, key, logits, state._replace(cache=cache))
+    return _choose(plan, key, stop, logits, state._replace(cache=cache))
 
 
-def _choose(plan: Plan, key: Array | None, logits: Float[Array, "B V"], state: State) -> State:
+def _choose(
+    plan: Plan, key: Array | None, stop: Stop | None, logits: Float[Array, "B V"], state: State
+) -> State:
     """Adds one token to each text that has not ended."""
-    tokens, done, length, cache = state
+    tokens, done, search, length, cache = state
     for process in plan.processors:
         logits = process(logits, tokens)
     if key is None:
         token = jnp.argmax(logits, -1)
     else:
         token = jax.random.categorical(jax.random.fold_in(key, length - plan.prompt), logits)
+    done |= (logits == -jnp.inf).all(-1)
     token = jnp.where(done, -1, token).astype(jnp.int32)
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], length, 1)
     if plan.eos:
         done |= jnp.isin(token, jnp.array(plan.eos))
-    for sequence in plan.stop:
-        last = newest(tokens[:, plan.prompt :], length + 1 - plan.prompt, len(sequence))
-        done |= (last == jnp.array(sequence)).all(-1)
-    return State(tokens, done, length + 1, cache)
+    if stop is not None:
+        search = jnp.asarray(stop)[search, token]  # of a text that has ended, of no matter
+        done |= search == len(stop) - 1
+    return State(tokens, done, search, length + 1, cache)
 
 
 _jitted_fill = jax.jit(_fill, static_argnames=("plan", "width"))

@@ -72,6 +72,10 @@ def make_draw(
     if condition is not None:
         values = condition if isinstance(condition, tuple | np.ndarray) else (condition,)
         classes = run.spec.num_classes
+        if not classes and not isinstance(condition, np.ndarray):
+            raise ConfigError(
+                f"--condition={condition!r}: expected none, the data have no classes."
+            )
         if classes and not all(isinstance(v, int) and 0 <= v < classes for v in values):
             raise ConfigError(
                 f"--condition={condition!r}: expected classes from 0 to {classes - 1}, one or a "

@@ -12,6 +12,7 @@ order of transformers' GenerationMixin. A processor that is off is not in the ch
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -71,21 +72,21 @@ def chain(options: Options, *, eos: Sequence[int] = (), prompt: int = 0) -> tupl
         made.append(no_repeat_ngram(o.no_repeat_ngram))
     if o.banned:
         made.append(banned(o.banned))
-    if o.min_new_tokens and eos:
-        made.append(minimum_new_tokens(o.min_new_tokens, eos, prompt))
+    if o.min_new_tokens:
+        later = minimum_new_tokens(o.min_new_tokens, eos, prompt)
+        made += [later] if eos else []
     if o.allowed:
         made.append(allowed(o.allowed))
-    if o.temperature == 0:
-        return tuple(made)
-    if o.temperature != 1:
-        made.append(temperature(o.temperature))
+    drawn = []
+    if o.temperature not in (0, 1):
+        drawn.append(temperature(o.temperature))
     if o.top_k:
-        made.append(top_k(o.top_k))
+        drawn.append(top_k(o.top_k))
     if o.top_p != 1:
-        made.append(top_p(o.top_p))
+        drawn.append(top_p(o.top_p))
     if o.min_p:
-        made.append(min_p(o.min_p))
-    return tuple(made)
+        drawn.append(min_p(o.min_p))
+    return tuple(made if o.temperature == 0 else made + drawn)
 
 
 def temperature(value: float) -> Processor:
@@ -260,7 +261,7 @@ def newest(
 
 
 def _require_number(name: str, value: object, *, above: float, most: float = math.inf) -> None:
-    fit = isinstance(value, int | float) and above < value <= most
+    fit = isinstance(value, int | float) and above < value <= min(most, sys.float_info.max)
     limit = "" if most == math.inf else f" and at most {most}"
     require(fit, name, value, f"a number above {above}{limit}")
 

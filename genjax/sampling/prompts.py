@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, require
 from genjax.data import tokenizers
-from genjax.data.alphabets import ends
+from genjax.data.alphabets import ends, utf8
 from genjax.data.tokenizers import Tokenizer
 from genjax.method import DataSpec
+from genjax.sampling.stopping import automaton, can_be_found
 from genjax.training import workdir
 from genjax.training.pictures import write_atomic
 
@@ -95,14 +97,23 @@ def read_prompt(prompt: str | None, file: str) -> str | None:
         return prompt
     if prompt is not None:
         raise ConfigError("--prompt and --prompt_file are both given: leave one out.")
+    return read_text("--prompt_file", file)
+
+
+def read_text(flag: str, file: str) -> str:
+    """The text in a file that a flag of the command line names.
+
+    Raises:
+      ConfigError: it cannot be read as UTF-8.
+    """
     try:
         return Path(file).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"--prompt_file={file}: not UTF-8 at byte {error.start}. Save it as UTF-8."
+            f"{flag}={file}: not UTF-8 at byte {error.start}. Save it as UTF-8."
         ) from error
     except OSError as error:
-        raise ConfigError(f"--prompt_file={file}: {error.strerror}.") from error
+        raise ConfigError(f"{flag}={file}: {error.strerror}.") from error
 
 
 def encode_prompts(
@@ -149,25 +160,68 @@ def check_number(num: int, options: Mapping[str, Any]) -> None:
 
 
 def encode_texts(given: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, Any]:
-    """The options `stop`, `banned` and `allowed` of the command line as tokens.
+    """The options `stop`, `banned` and `allowed` of the command line, as `methods.lm` takes them.
 
-    Each is one text, or a Python tuple of texts, or one in quotes. Stops and bans are meant both
-    as they stand and after a space, for tokenizers to which these are different. The end of a text
-    is always allowed.
+    Each is one text, or a Python tuple of texts, or one in quotes. A stop is found in whatever
+    tokens it is written. Bans are of the tokens that the tokenizer makes of a text, as it stands
+    and after a space. The end of a text is always allowed.
+
+    Raises:
+      ConfigError: an empty text, or one that the tokenizer cannot write.
     """
     found = {}
     for name in {"stop", "banned", "allowed"} & given.keys():
         texts = _texts(given[name])
-        if name != "allowed":
-            texts = [form for text in texts for form in (text, f" {text}")]
-        tokens = [
-            tuple(tokenizer.encode(text).tolist()) for text in texts if _known(text, tokenizer)
-        ]
-        require(tokens, f"--{name}", given[name], "text that the tokenizer knows")
-        single = {token for sequence in tokens for token in sequence}
-        single = sorted(single | set(ends(tokenizer.special)))
-        found[name] = tuple(single) if name == "allowed" else tuple(dict.fromkeys(tokens))
+        require(all(texts), f"--{name}", given[name], "at least one character")
+        made = [_MADE[name](text, tokenizer) for text in texts]
+        for text, forms in zip(texts, made, strict=True):
+            require(forms, f"--{name}", text, "text that the tokenizer knows")
+        forms = list(dict.fromkeys(itertools.chain.from_iterable(made)))
+        if name == "stop":
+            found[name] = automaton(forms, tokenizer.spelling)
+        elif name == "banned":
+            found[name] = tuple(forms)
+        else:
+            found[name] = tuple(sorted({*itertools.chain(*forms), *ends(tokenizer.special)}))
     return found
+
+
+def _stops(text: str, tokenizer: Tokenizer) -> list[bytes]:
+    """What the tokens of a text that holds `text` may spell there, of what they can spell at all.
+
+    A tokenizer of words spells a space ahead of each, punctuation marks too.
+    """
+    forms = [utf8(text)]
+    for tokens in _tokens(text, tokenizer):
+        if _letters(tokenizer.decode(tokens)) == _letters(text):  # nothing unknown
+            spelled = b"".join(tokenizer.spelling[i] for i in tokens)
+            forms.append(spelled if text[0].isspace() else spelled.removeprefix(b" "))
+    return [form for form in forms if form and can_be_found(automaton([form], tokenizer.spelling))]
+
+
+def _letters(text: str) -> str:
+    """A text without white space and cases, which some tokenizers do not keep."""
+    return "".join(text.split()).casefold()
+
+
+def _tokens(text: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    """The tokens of a text as it stands, if the tokenizer knows it."""
+    try:
+        tokens = tuple(tokenizer.encode(text).tolist())
+    except ConfigError:
+        return []
+    return [tokens] if tokens else []
+
+
+def _bans(text: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    """The tokens of a text at the start of a text, after a space, and within a line."""
+    (before,) = _tokens("\n", tokenizer) or [()]
+    within = _tokens(f"\n{text}", tokenizer) if before else []
+    cut = [tokens[len(before) :] for tokens in within if tokens[: len(before)] == before]
+    return [*_tokens(text, tokenizer), *_tokens(f" {text}", tokenizer), *filter(None, cut)]
+
+
+_MADE = {"stop": _stops, "banned": _bans, "allowed": _tokens}
 
 
 def _texts(text: str) -> list[str]:
@@ -178,10 +232,3 @@ def _texts(text: str) -> list[str]:
             if values and all(isinstance(v, str) for v in values):
                 return values
     return [text]
-
-
-def _known(text: str, tokenizer: Tokenizer) -> bool:
-    try:
-        return len(tokenizer.encode(text)) > 0
-    except ConfigError:
-        return False

@@ -39,6 +39,13 @@ def test_a_file_is_one_document_as_it_stands(tmp_path):
     assert documents.corpus(dataset(tmp_path / "a.txt")).single
 
 
+def test_a_byte_that_is_no_utf8_is_named_where_it_stands(tmp_path):
+    for mark in (b"", b"\xef\xbb\xbf"):
+        put(tmp_path, {"a.txt": mark + b"ab\xffcd"})
+        with pytest.raises(ConfigError, match=rf"byte 0xff at offset {len(mark) + 2} "):
+            texts(tmp_path / "a.txt")
+
+
 def test_a_folder_is_a_document_for_each_file_by_path(tmp_path):
     files = {"b.txt": "B", "a/z.md": "Z", "a/c.txt": "C", ".hid/x.txt": "x", ".y.txt": "y"}
     files |= {"p.png": b"\xff", "empty.txt": "", "lines.jsonl": lines({"text": "J1"}, {"text": ""})}

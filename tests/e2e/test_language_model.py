@@ -99,10 +99,18 @@ def test_a_drawn_text_is_told_as_it_is_drawn(said):
     assert said(*options, "--stream").rstrip("\n") == whole
 
 
-def test_what_was_trained_can_be_exported(run, said, tmp_path):
+def test_what_was_trained_can_be_exported(run, said, tmp_path, capsys):
     said("--mode=export", f"--output={tmp_path / 'out'}")
     found = huggingface.read(tmp_path / "out")
     assert (found.vocabulary_size, found.length) == (28, 16)
+    other = f"--workdir={tmp_path / 'imported'}"
+    config = f"--config={ROOT / 'configs' / 'import_lm.py'}"
+    assert main([config, f"--config.weights={tmp_path / 'out'}", other]) == 0
+    greedy = ("--mode=sample", "--prompt=the qu", "--max_new_tokens=10", "--temperature=0")
+    before = re.findall(r"=====\n(.*)\n", said(*greedy))
+    assert main([other, *greedy]) == 0
+    assert re.findall(r"=====\n(.*)\n", capsys.readouterr().out) == before
+    assert before[0].startswith("the qu")
 
 
 def test_a_tokenizer_is_trained_by_one_command_and_used_by_another(tmp_path, capsys):
@@ -137,6 +145,23 @@ def test_texts_are_no_images_to_judge(said):
     assert "judges images" in said("--mode=eval", "--samples=validation", code=1)
 
 
+def test_texts_are_judged_by_references(said, tmp_path):
+    ours, right = tmp_path / "ours.txt", tmp_path / "right.txt"
+    ours.write_text("the lazy dog\nthe quick brown fox jumps\n")
+    right.write_text("the lazy dog\nthe quick brown fox jumped\n")
+    flags = ("--mode=eval", f"--samples={ours}", f"--references={right}")
+    out = dict(line.split(" ") for line in said(*flags).splitlines())
+    assert out["texts"] == "2"
+    # sacrebleu 2.6.0: corpus_bleu(ours, [right]).score and corpus_chrf(ours, [right]).score
+    assert float(out["bleu"]) == pytest.approx(72.312690, abs=1e-3)
+    assert float(out["chrf"]) == pytest.approx(93.171683, abs=1e-3)
+    assert float(out["distinct_1"]) == 7 / 8
+    right.write_text("one\n")
+    assert "has 2 lines and" in said(*flags, code=1)
+    assert "nowhere" in said("--mode=eval", "--samples=nowhere", f"--references={right}", code=1)
+    assert "--samples" in said("--mode=eval", f"--references={right}", code=1)
+
+
 def test_eval_repeats_the_evaluation_of_training(run, said):
     last = [line for line in metrics(run) if "eval/loss" in line][-1]
     assert f"eval/bits_per_byte {last['eval/bits_per_byte']:.6g}\n" in said("--mode=eval")
@@ -156,6 +181,10 @@ def test_eval_repeats_the_evaluation_of_training(run, said):
         (["--beams=2", "--stream"], ["--stream", "--beams"]),
         (["--max_new_tokens=few"], ["max_new_tokens='few'", "a whole number"]),
         (["--condition=7"], ["--condition", "--prompt"]),
+        (["--condition=((1,2),(3,))", "--stream"], ["--condition", "--prompt"]),
+        (["--max_new_tokens=1000000000000"], ["max_new_tokens", "16777216"]),
+        (["--beams=2", "--length_penalty=2000"], ["length_penalty=2000", "-5 to 5"]),
+        (["--stop="], ["--stop=''", "at least one character"]),
         (["--stop=Q"], ["--stop='Q'", "the tokenizer knows"]),
         (["--tempature=1"], ["--tempature", "temperature"]),
         (["--decode=f"], ["--decode", "no such"]),

@@ -95,5 +95,6 @@ def test_self_bleu_of_one():
 
 
 def test_texts_are_counted_in_words_or_in_characters():
-    assert text.units(["To be, or", "not"]) == [["To", "be", ",", "or"], ["not"]]
-    assert text.units(["床前明月光", "疑是地上霜"]) == ["床前明月光", "疑是地上霜"]
+    spaced, plain = ["To be, or", "not"], ["床前明月光", "疑是地上霜"]
+    assert text.units(spaced, text.has_spaces(spaced)) == [["To", "be", ",", "or"], ["not"]]
+    assert text.units(plain, text.has_spaces(plain)) == plain

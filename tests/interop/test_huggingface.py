@@ -278,11 +278,9 @@ def test_what_their_formats_do_not_describe_is_not_written(tmp_path):
         ({"positions": "sinusoidal"}, r"gpt2 needs positions='learned' \(it is 'sinusoidal'\)"),
         ({"bias": False}, r"gpt2 needs bias=True \(it is False\); llama needs norm='rms' \(it"),
         ({"norm_first": False}, "gpt2 needs norm_first=True"),
-        ({"head_bias": True}, "gpt2 needs head_bias=False"),
         ({"frames": True}, "gpt2 needs frames=False"),
         ({"kv_heads": 1}, r"gpt2 needs kv_heads=2 \(it is 1\)"),
         ({"head_size": 3}, r"gpt2 needs head_size=4 \(it is 3\)"),
-        ({"qkv_bias": False}, r"gpt2 needs qkv_bias=None or True \(it is False\)"),
         ({"heads": 3}, r"gpt2 needs width=6 \(it is 8\)"),
         ({"heades": 3}, "option of networks.decoder='heades'.*Nearest: heads"),
     ):

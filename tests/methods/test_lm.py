@@ -14,6 +14,7 @@ from genjax.method import DataSpec, Phase
 from genjax.methods import lm
 from genjax.networks import decoder
 from genjax.nn.functional import Functional, functional
+from genjax.sampling.stopping import automaton
 from genjax.training.accumulate import gradient
 
 V, T = 5, 6
@@ -195,7 +196,7 @@ def test_texts_begin_with_the_start_and_end_with_the_end():
     words = lm.sample(
         *(model, *arrays(model), jax.random.key(0), 1, prompt[1:]),
         decode=lambda ids: "".join("abcde"[i] for i in ids if i >= 0),
-        stop=((3,),),
+        stop=automaton([b"d"], [b"a", b"b", b"c", b"d", b""]),
     )
     assert "".join(words) == "d"
 
@@ -203,7 +204,7 @@ def test_texts_begin_with_the_start_and_end_with_the_end():
 def test_options_that_do_not_go_together_are_refused():
     model = made()
     with pytest.raises(configs.ConfigError, match=r"--stop=.*nothing with --beams"):
-        lm.sample(model, *arrays(model), jax.random.key(0), 1, beams=2, stop=((3,),))
+        lm.sample(model, *arrays(model), jax.random.key(0), 1, beams=2, stop=np.zeros((2, V), int))
     with pytest.raises(configs.ConfigError, match=r"--length_penalty.*nothing without --beams"):
         lm.sample(model, *arrays(model), jax.random.key(0), 1, length_penalty=0.6)
     with pytest.raises(configs.ConfigError, match="--max_new_tokens=-1"):

@@ -45,17 +45,22 @@ def test_the_tree_of_parameters_of_gpt2():
     assert jax.tree.map(jnp.shape, make()[1]) == expected
 
 
+def test_without_biases_norms_have_none_either():
+    found = make(bias=False)[1]
+    assert set(found) == {"embed", "positions", "body"}
+    assert all(path[-1].key != "bias" for path, _ in jax.tree_util.tree_leaves_with_path(found))
+
+
 def test_the_tree_of_parameters_of_llama():
     norms = {f"norm{i}": {"scale": (2, 8)} for i in (1, 2)}
     linear = {"qkv": (8, 24), "merge": (12, 8), "up": (8, 20), "gate": (8, 20), "down": (20, 8)}
     blocks = {name: {"kernel": (2, *s)} for name, s in linear.items()}
-    blocks["qkv"]["bias"] = (2, 24)
     expected = {
         "embed": {"kernel": (7, 8), "bias": (8,)},
         "body": {"blocks": blocks | norms, "norm": {"scale": (8,)}},
-        "head": {"kernel": (8, 7), "bias": (7,)},
+        "head": {"kernel": (8, 7)},
     }
-    found = make(**LLAMA, qkv_bias=True, head_bias=True, frames=True)[1]
+    found = make(**LLAMA, frames=True)[1]
     assert jax.tree.map(jnp.shape, found) == expected
 
 

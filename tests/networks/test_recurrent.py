@@ -97,6 +97,8 @@ def test_the_tree_of_parameters_and_where_they_begin():
     [
         ({"cell": "ltsm"}, "Nearest: lstm"),
         ({"depth": 0}, "at least 1"),
+        ({"width": -4}, "width=-4: expected at least 1"),
+        ({"dropout": 1.0}, "dropout=1.0: expected at least 0 and below 1"),
         ({"tied": True, "frames": True}, "False with frames"),
     ],
 )

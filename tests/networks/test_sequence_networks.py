@@ -8,6 +8,7 @@ import pytest
 
 from genjax.networks import decoder, recurrent, tcn
 from genjax.nn.functional import functional
+from genjax.sampling.decode import generate, stream
 
 V, T = 11, 12
 LLAMA = {
@@ -69,6 +70,31 @@ def test_step_by_step_equals_all_at_once(networks):
     found = jnp.concatenate(parts, axis=1)
     chex.assert_trees_all_close(found, whole[:, 4:], atol=1e-5, rtol=1e-5)
     assert bool(jnp.isfinite(whole).all())
+
+
+def test_decoding_past_the_window_equals_whole_forwards(networks):
+    """`generate` and `stream` with the network's own cache, against a whole forward a token."""
+    apply, _ = networks
+    prompt, new, context = np.array([[2, 7, 1], [-1, 5, 9]]), 8, 6
+
+    def by_hand(row):
+        tokens, start = row[row >= 0].tolist(), 0
+        for _ in range(new):
+            if len(tokens) - start > context:
+                start = len(tokens) - context // 2
+            window = np.zeros((1, T), np.int32)  # what comes after is unseen
+            window[0, : len(tokens) - start] = tokens[start:]
+            tokens.append(int(apply(window)[0][0, len(tokens) - start - 1].argmax()))
+        return tokens
+
+    found = np.asarray(generate(apply, prompt, max_new_tokens=new, context=context))
+    whole = by_hand(prompt[0])
+    assert found[0].tolist() == whole
+    # The window of a padded row slides at the same column, where its text is shorter.
+    assert found[1][1:6].tolist() == by_hand(prompt[1])[:5]
+    options = {"decode": lambda ids: "".join(map(chr, ids)), "max_new_tokens": new}
+    told = "".join(stream(apply, prompt[0], context=context, **options))
+    assert [ord(character) for character in told] == whole[3:]
 
 
 def test_a_cache_is_reordered_by_its_second_axis(networks):

@@ -59,6 +59,8 @@ def test_it_sees_as_many_positions_as_it_says_of_its_own_segment():
     ("options", "words"),
     [
         ({"depth": 0}, "depth=0: expected at least 1"),
+        ({"width": -4}, "width=-4: expected at least 1"),
+        ({"dropout": 1.0}, "dropout=1.0: expected at least 0 and below 1"),
         ({"kernel_size": 0}, "kernel_size=0: expected at least 1"),
         ({"tied": True, "frames": True}, "False with frames"),
     ],

@@ -8,6 +8,7 @@ from genjax import config as configs
 from genjax.method import DataSpec
 from genjax.parallel import rules
 from genjax.parallel.mesh import global_batch
+from genjax.sampling.draw import make_draw
 from genjax.training.assemble import assemble
 
 ROWS, T, VALUES, KEYS = 16, 12, 64, 88
@@ -70,6 +71,24 @@ def update(location, overrides, devices):
         after, output = run.step(state, global_batch(batch, run.mesh))
     specs = {str(leaf.sharding.spec) for leaf in jax.tree.leaves(after.params)}
     return before, jax.device_get(after.params), jax.device_get(output.metrics), specs
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"beams": 2}, {"top_k": 9}], ids=str)
+def test_eight_devices_write_the_texts_of_one(options):
+    """With parameters spread over them, which are large enough that all matters."""
+    texts = []
+    for layout, devices in (({"mesh.data": 1}, jax.devices()[:1]), (SPREAD, jax.devices())):
+        spec, _ = packed_rows(rolls=False)
+        overrides = SGD | layout | {"model.lm.kv_heads": 2}
+        run = assemble(configs.load("configs/llama.py:tiny", overrides), spec, devices=devices)
+        with jax.set_mesh(run.mesh):
+            params = jax.tree.map(lambda p: 8 * p, run.init().params)
+        prompt = np.array([3, 9, 27, 17], np.int32)[None]
+        given = {"condition": prompt, "max_new_tokens": 8, **options}
+        texts.append(make_draw(run, 4, given)(params, {"lm": {}}, jax.random.key(0)))
+    assert any("tensor" in str(leaf.sharding.spec) for leaf in jax.tree.leaves(params))
+    np.testing.assert_array_equal(*texts)
+    assert len(np.unique(texts[0][0, 4:])) > 2
 
 
 @pytest.mark.parametrize(("location", "keys", "layout"), CASES, ids=str)

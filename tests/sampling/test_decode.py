@@ -14,11 +14,13 @@ from scipy import stats
 from genjax.config import ConfigError
 from genjax.sampling import logits as lg
 from genjax.sampling.decode import generate, stream
+from genjax.sampling.stopping import automaton
 
 KEY = jax.random.key(0)
 NET = toy_networks.memory()  # eleven tokens
 PROMPT = np.array([[3, 1, 4], [-1, 5, 9], [-1, -1, 2], [6, 5, 3]])
 NEW = 12
+BYTES = [bytes([i]) for i in range(11)]
 whole = jax.jit(lambda x: NET(x)[0])
 
 
@@ -82,7 +84,8 @@ def test_rows_that_have_ended_stay_empty(greedy):
 def test_a_sequence_of_new_tokens_stops(greedy):
     pairs = [list(itertools.pairwise(row.tolist())) for row in greedy]
     stop = [pairs[0][5], pairs[0][2], (0, 0, 0)]  # in the second the prompt has a part
-    stopped = generate(NET, PROMPT, max_new_tokens=NEW, context=32, stop=stop)
+    table = automaton([bytes(sequence) for sequence in stop], BYTES)
+    stopped = generate(NET, PROMPT, max_new_tokens=NEW, context=32, stop=table)
     cuts = []
     for row in pairs:
         ends = [i + 2 for i in range(3, len(row)) if row[i] in stop]
@@ -91,6 +94,24 @@ def test_a_sequence_of_new_tokens_stops(greedy):
     np.testing.assert_array_equal(stopped, np.where(kept, greedy, -1))
     assert cuts[0] == 7
     assert len(set(cuts)) > 2
+
+
+def test_a_text_ends_where_no_token_may_come(greedy):
+    """Two tokens are all that is left of the vocabulary, and neither may come again."""
+    limits = (lg.allowed([3, 7]), lg.no_repeat_ngram(1))
+    made = generate(NET, PROMPT[[0, 2]], max_new_tokens=NEW, context=32, processors=limits)
+    made = np.asarray(made)[:, 3:]
+    assert made[0].tolist() == [7] + [-1] * (NEW - 1)
+    assert sorted(made[1, :2]) == [3, 7]
+    assert (made[1, 2:] == -1).all()
+    said = stream(
+        *(NET, PROMPT[0]),
+        decode=as_characters,
+        processors=limits,
+        max_new_tokens=NEW,
+        context=32,
+    )
+    assert "".join(said) == chr(7)
 
 
 def test_it_stops_when_all_rows_have_ended():
@@ -187,9 +208,25 @@ class TestStream:
     def test_it_slides_and_stops_as_generate(self):
         expected = by_hand(PROMPT[0].tolist(), NEW, 6)[3:]
         stop = tuple(expected[6:10])
-        options = {"max_new_tokens": NEW, "context": 6, "stop": [(7, 2), stop]}
+        table = automaton([bytes((7, 2)), bytes(stop)], BYTES)
+        options = {"max_new_tokens": NEW, "context": 6, "stop": table}
         said = list(stream(NET, PROMPT[0], decode=as_characters, **options))
         assert [ord(piece) for piece in said] == expected[:10]
+
+    def test_a_hidden_token_takes_no_space_away(self):
+        """Of the cycle 0, 1, 2 the 1 is told as nothing."""
+
+        def decode(ids):
+            return " ".join(f"w{i}" for i in ids if i != 1)
+
+        net = Partial(
+            lambda x, *, segment=None, cache=None, capacity=0: (
+                10.0 * jax.nn.one_hot((x + 1) % 3, 3),
+                (),
+            )
+        )
+        made = stream(net, np.array([0]), decode=decode, max_new_tokens=5, context=8)
+        assert "".join(made) == " w2 w0 w2"
 
     def test_a_start_that_a_tokenizer_treats_specially(self, greedy):
         """The space before a word is left out where a text begins."""
@@ -214,7 +251,7 @@ class TestStream:
         ([[3, -1, 2]], {}, "pad on the left"),
         (np.zeros((1, 0), int), {}, "at least one row, and one token"),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens=0"),
-        ([[1]], {"stop": [[]]}, "sequences of at least one token"),
+        ([[1]], {"max_new_tokens": 10**12}, "a whole number from 1 to"),
     ],
 )
 def test_what_cannot_be_is_refused(prompt, options, words):

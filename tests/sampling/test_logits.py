@@ -1,5 +1,6 @@
 """Processors of logits against transformers' classes (tests/golden/make_generation.py)."""
 
+import math
 import pathlib
 
 import jax
@@ -112,6 +113,9 @@ def test_the_newest_columns_do_not_depend_on_those_to_come():
     [
         (lambda: lg.temperature(0), "temperature=0: expected a number above 0"),
         (lambda: lg.chain(lg.Options(temperature=-1.0)), "temperature=-1.0"),
+        (lambda: lg.chain(lg.Options(temperature=0, top_k=-5)), "top_k=-5"),
+        (lambda: lg.chain(lg.Options(min_new_tokens="few")), "min_new_tokens='few'"),
+        (lambda: lg.temperature(math.inf), "temperature=inf: expected a number above 0"),
         (lambda: lg.temperature("hot"), "temperature='hot'"),
         (lambda: lg.top_k(-1), "top_k=-1: expected a whole number above 0"),
         (lambda: lg.top_k(2.5), "top_k=2.5"),
