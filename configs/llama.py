@@ -1,10 +1,10 @@
 """A decoder as in Llama (Touvron et al. 2023): RMS norm, rotary positions, SwiGLU, grouped queries.
 
 Default: Moby-Dick and 4,096 byte-pair tokens, 6 layers of width 128.
-  command    launch/local.sh --config=configs/llama.py
-  hardware   2 CPU cores
-  time       not measured yet
-  score      not measured yet
+  command    NPROC=1 launch/local.sh --config=configs/llama.py
+  hardware   one CPU core of two
+  time       24 minutes
+  score      validation loss 4.701 nats a token, 1.903 bits a byte
 
 Presets, as in --config=configs/llama.py:tiny; those of the published sizes are for text of one's
 own (--config.dataset.path) on machines that have the memory, sharded over all devices; not run by
