@@ -1,10 +1,10 @@
 """A GPT on byte-pair tokens (Radford et al. 2019).
 
 Default: the State of the Union addresses, 10.8 million characters; 4,096 tokens.
-  command    launch/local.sh --config=configs/gpt.py
-  hardware   2 CPU cores
-  time       not measured yet
-  score      not measured yet
+  command    NPROC=1 launch/local.sh --config=configs/gpt.py
+  hardware   one CPU core of two
+  time       53 minutes
+  score      validation loss 3.895 nats a token, 1.305 bits a byte
 
 Presets, as in --config=configs/gpt.py:tiny:
   tiny       a very small model of Python's standard library, byte by byte: a test of the

@@ -322,8 +322,10 @@ def export(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
     """Writes a checkpoint's model as another library has it, by default into the run's folder.
 
     Raises:
-      ConfigError: the format does not know such a model, or the target is there already.
+      ConfigError: the format does not know such a model, the target is there already, or this is
+        one of several processes.
     """
+    require(jax.process_count() == 1, "--mode", "export", "one process")
     target = Path(flags.output or folder / flags.format)
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"{target} is not empty: give another --output, or delete it.")
@@ -341,8 +343,10 @@ def tokenizer(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> in
     By default into the run's folder; `config.dataset.text.tokenizer` takes its path.
 
     Raises:
-      ConfigError: the data are no text, or the file is there already.
+      ConfigError: the data are no text, the file is there already, or this is one of several
+        processes.
     """
+    require(jax.process_count() == 1, "--mode", "tokenizer", "one process")
     target = Path(flags.output or folder / prompts.FILE)
     if target.exists():
         raise ConfigError(f"{target} is there already: give another --output, or delete it.")

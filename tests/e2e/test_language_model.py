@@ -134,6 +134,14 @@ def test_a_tokenizer_is_trained_by_one_command_and_used_by_another(tmp_path, cap
     assert f"{path} is there already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("mode", ["export", "tokenizer"])
+def test_what_writes_one_file_is_for_one_process(said, tmp_path, monkeypatch, mode):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    message = said(f"--mode={mode}", f"--output={tmp_path / 'out'}", code=1)
+    assert f"--mode='{mode}': expected one process" in message
+    assert not (tmp_path / "out").exists()
+
+
 def test_images_have_no_tokenizer(tmp_path, capsys):
     config = f"--config={ROOT / 'configs' / 'vae.py'}:tiny"
     assert main([config, "--mode=tokenizer", f"--output={tmp_path / 'a.json'}"]) == 1
