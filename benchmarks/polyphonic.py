@@ -21,8 +21,8 @@ from racing import among, several
 from genjax.training.metrics import read_metrics
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-# One chorale an update, as the authors have it, and so on one device alone; averaged over about 20
-# epochs in place of a falling rate.
+# One chorale an update, as the authors have it, and so on one device alone; averaged over about the
+# last tenth of the updates (`ema.warmup` allows no more) in place of a falling rate.
 SINGLE = {
     "batch_size": 1,
     "dataset.text.documents": "padded",
