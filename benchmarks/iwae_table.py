@@ -20,6 +20,7 @@ test image, or of --test_limit of them, and is kept in DIR/<model>/nll.json.
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def keys(model, options):
         "vae.bound": bound,
         "vae.samples": samples,
         "vae.kl_warmup": "30_percent" if bound == "elbo" else "",
+        "optimizer.learning_rate": 3e-3,  # three times the paper's, for a tenth of its steps
         "schedule.name": "ladder",
         "schedule.final": 0.1,
         "ema.decay": "",
@@ -91,6 +93,11 @@ def trained(model, options):
     stored = workdir.read_config(folder)
     if stored is not None:
         duration = stored.duration
+        if options.steps and duration != f"{options.steps}_steps":
+            sys.exit(
+                f"error: --steps={options.steps}, but the run in {folder} is one of {duration}: "
+                "leave --steps out to go on with it, or give another --workdir."
+            )
         print(f"{model}: goes on with the run in {folder}, {duration}", flush=True)
     else:
         duration = f"{options.steps or fitting(model, options)}_steps"

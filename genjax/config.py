@@ -222,7 +222,7 @@ def _convert(key: str, text: Any, old: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise fail("a whole number" if isinstance(old, int) else "a number")
         if isinstance(old, int):
-            if value != int(value):
+            if not math.isfinite(value) or value != int(value):
                 raise fail("a whole number")
             return int(value)
         return float(value)

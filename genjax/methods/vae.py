@@ -82,7 +82,8 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
         require(getattr(o, name) >= 1, f"vae.{name}", getattr(o, name), "at least 1")
     for name in ("beta", "free_bits"):
         value = getattr(o, name)
-        require(0 <= value < math.inf, f"vae.{name}", value, "at least 0, and finite")
+        fits = 0 <= value <= jnp.finfo(jnp.float32).max
+        require(fits, f"vae.{name}", value, "at least 0, and finite in float32")
     if o.bound != "elbo" and o.free_bits:
         raise ConfigError(
             f"vae.bound={o.bound!r} has no KL of each dimension: leave free_bits=0, or use "

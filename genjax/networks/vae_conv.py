@@ -93,7 +93,13 @@ class Decoder(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Builds the network; `shape` is that of its output, the rest as for `Encoder`."""
+        """Builds the network; `shape` is that of its output, the rest as for `Encoder`.
+
+        Raises:
+          ConfigError: as `Encoder`.
+        """
+        require(channels > 0, "channels", channels, "at least 1")
+        require(hidden > 0, "hidden", hidden, "at least 1")
         levels = halvings(shape)
         self.side, width = shape[0] >> levels, channels << (levels - 1)
         self.hidden = Linear(latent_dim + num_classes, hidden, dtype=dtype, rngs=rngs)

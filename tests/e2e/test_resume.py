@@ -95,6 +95,7 @@ FAMILIES = {
         "--config.model.lm.dropout=0.1",
         "--config.lm.label_smoothing=0.1",
     ],
+    "iwae.py:tiny": ["--config.steps_per_dispatch=4", "--config.evals.features="],
     "lstm.py:tiny": [],  # windows of a stream, at places that change from epoch to epoch
 }
 

@@ -33,7 +33,10 @@ def inverse_bound(value):
 
 
 def toy(shift=0.0, stretch=1.0, **options):
-    """The model above with its exact posterior, moved by `shift` and widened by `stretch`."""
+    """The model above with its exact posterior, moved by `shift` and widened by `stretch`.
+
+    A label adds twice itself to x.
+    """
     precision = 1 + (GAIN / NOISE) ** 2
     scale = stretch / math.sqrt(precision)
     start = {
@@ -42,11 +45,15 @@ def toy(shift=0.0, stretch=1.0, **options):
         "raw": inverse_bound(np.log(scale)),
     }
 
+    def offset(label):
+        return 0.0 if label is None else 2.0 * label[:, None]
+
     def encode(p, mutable, x, label, key=None, train=False):
-        return (p["slope"] * x + p["shift"], jnp.broadcast_to(p["raw"], x.shape)), mutable
+        mean = p["slope"] * (x - offset(label)) + p["shift"]
+        return (mean, jnp.broadcast_to(p["raw"], x.shape)), mutable
 
     def decode(p, mutable, z, label, key=None, train=False):
-        return p["gain"] * z, mutable
+        return p["gain"] * z + offset(label), mutable
 
     method = vae.from_networks(
         Functional(lambda key: (jax.tree.map(jnp.float32, start), {}), encode),
@@ -161,6 +168,48 @@ def test_beta_warmup_and_free_bits_weigh_the_kl():
     assert terms(25, warmup=100, beta=2.0)[0] == pytest.approx(0.5 * kl, rel=1e-5)
     assert terms(300, warmup=100)[0] == pytest.approx(kl, rel=1e-5)
     assert terms(0, free_bits=kl + 2)[0] == pytest.approx(kl + 2, rel=1e-5)
+
+
+def test_each_sample_is_decoded_with_the_label_of_its_example():
+    """By the exact posterior all bounds are the evidence, of whatever samples."""
+    method, params, mutable = toy(class_conditional=True, bound="iwae", samples=3, eval_samples=4)
+    label = jnp.arange(len(X)) % 3
+    batch = {"image": X + 2.0 * label[:, None], "label": label}
+    value, _ = method.phases[0].loss(params, mutable, batch, KEY, 0)
+    assert -float(value) == pytest.approx(float(log_evidence(X).mean()), rel=1e-5)
+    found = method.evaluate(params, mutable, batch, KEY)["log_likelihood"]
+    np.testing.assert_allclose(found, log_evidence(X), rtol=1e-5)
+
+
+def test_the_elbo_reported_is_the_evidence_where_the_posterior_is_exact():
+    method, params, mutable = toy(samples=20_000, beta=4.0)
+    _, aux = method.phases[0].loss(params, mutable, {"image": X}, KEY, 0)
+    assert float(aux.metrics["elbo"]) == pytest.approx(float(log_evidence(X).mean()), abs=0.02)
+
+
+def test_free_bits_are_of_each_dimension_and_of_the_mean_over_examples():
+    """Kingma et al. 2016, eq. 15: one dimension above, one below, single examples on both sides."""
+    slopes, scale = np.array([1.2, 0.5]), 0.6
+
+    def encode(p, mutable, x, label, key=None, train=False):
+        return (x * slopes, jnp.full((len(x), 2), inverse_bound(math.log(scale)))), mutable
+
+    def decode(p, mutable, z, label, key=None, train=False):
+        return z[:, :1], mutable
+
+    nothing = Functional(lambda key: ({}, {}), encode)
+    kl = (np.square(np.asarray(X, np.float64) * slopes) + scale**2 - 1) / 2 - math.log(scale)
+    free = float(kl.mean(0)[1] + 0.03)
+    options = vae.Options(latent_dim=2, likelihood="gaussian", free_bits=free)
+    decoder = Functional(lambda key: ({}, {}), decode)
+    method = vae.from_networks(nothing, decoder, options, FLOATS, ())
+    value, aux = method.phases[0].loss(*method.init(KEY, {}), {"image": X}, KEY, 0)
+    means = kl.mean(0)
+    assert means[1] < free < means[0]
+    assert (kl[:, 0] < free).any()
+    assert (kl[:, 1] > free).any()
+    charged = float(value + aux.metrics["reconstruction"])
+    assert charged == pytest.approx(means[0] + free, rel=1e-5)
 
 
 @pytest.mark.parametrize("bound", ["iwae", "dreg"])
