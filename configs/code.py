@@ -1,11 +1,11 @@
 """A language model of Python's standard library.
 
 Default: the library of the Python that runs it, without its tests; 4,096 byte-pair tokens.
-  command    launch/local.sh --config=configs/code.py
+  command    NPROC=1 launch/local.sh --config=configs/code.py
              launch/local.sh --workdir=runs/code --mode=sample --prompt="def read(self" --stream
-  hardware   2 CPU cores
-  time       not measured yet
-  score      not measured yet
+  hardware   one CPU core of two
+  time       59 minutes
+  score      validation loss 3.202 nats a token, 1.254 bits a byte
 
 Presets, as in --config=configs/code.py:tiny:
   tiny       a very small model of its bytes, a test of the installation in about a minute
