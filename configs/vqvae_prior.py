@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     with config.unlocked():
         config.first_stage = ""  # workdir of the VQ-VAE
         config.token_prior = ConfigDict(Options()._asdict())
-        network = {"width": 192, "depth": 4, "heads": 4}
+        network = {"width": 192, "depth": 4, "heads": 4, "dropout": 0.0}
         config.model = ConfigDict({"network": "token_transformer", "prior": network})
     return config
 

@@ -91,7 +91,8 @@ def options_from_config(section: ConfigDict) -> Options:
     require(o.latent_channels >= 1, name, o.latent_channels, "at least 1")
     for name in ("kl_weight", "perceptual_weight", "adversarial_weight"):
         value = getattr(o, name)
-        require(0 <= value < math.inf, f"autoencoder_kl.{name}", value, "at least 0")
+        fits = 0 <= value <= jnp.finfo(jnp.float32).max
+        require(fits, f"autoencoder_kl.{name}", value, "at least 0, and finite in float32")
     return o
 
 

@@ -91,7 +91,9 @@ def options_from_config(section: ConfigDict) -> Options:
     for name, least in (("codes", 2), ("code_dim", 1), ("depth", 1)):
         require(getattr(o, name) >= least, f"vqvae.{name}", getattr(o, name), f"at least {least}")
     for name in ("commitment", "restart_below", "kmeans"):
-        require(getattr(o, name) >= 0, f"vqvae.{name}", getattr(o, name), "at least 0")
+        value = getattr(o, name)
+        fits = 0 <= value <= jnp.finfo(jnp.float32).max
+        require(fits, f"vqvae.{name}", value, "at least 0, and finite in float32")
     share, after = o.collapse_below, o.collapse_after
     require(0 <= share < 1, "vqvae.collapse_below", share, "at least 0 and less than 1")
     require(after >= 1, "vqvae.collapse_after", after, "at least 1")
@@ -371,7 +373,8 @@ def _collapse(o: Options, size: int) -> Alarm:
         "vqvae.codes, or use vqvae.quantizer='fsq', which has no codebook.",
     }[o.quantizer]
     text = f"few of the {size} codes are in use. To keep more alive {advice}"
-    return Alarm("eval/lowest_code_perplexity", o.collapse_below * size, o.collapse_after, text)
+    bound = 1 + o.collapse_below * (size - 1)  # a perplexity is at least 1
+    return Alarm("eval/lowest_code_perplexity", bound, o.collapse_after, text)
 
 
 def build(config: ConfigDict, spec: DataSpec) -> Method:

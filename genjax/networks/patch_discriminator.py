@@ -56,6 +56,7 @@ class Discriminator(nnx.Module):
         """
         one_of("model.discriminator.norm", norm, NORMS)
         require(layers >= 1, "model.discriminator.layers", layers, "at least 1")
+        require(channels >= 1, "model.discriminator.channels", channels, "at least 1")
         self.strides = (*(2,) * layers, 1, 1)
         height, width, _ = shape
         for stride in self.strides:

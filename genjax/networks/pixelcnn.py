@@ -178,6 +178,8 @@ class Network(nnx.Module):
             kernel_size % 2 == 1 and kernel_size > 1, "kernel_size", kernel_size, "odd, 3 or more"
         )
         require(depth > 1, "depth", depth, "at least 2")
+        require(width > 0, "width", width, "at least 1")
+        require(0 <= dropout < 1, "dropout", dropout, "at least 0 and below 1")
         self.shape, self.K = shape, vocabulary_size
         Q, given = shape[-1], (dropout, dtype)
         self.token = Embed(Q * self.K, width, dtype=dtype, rngs=rngs)

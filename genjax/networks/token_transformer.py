@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from genjax.networks import transformer
 from genjax.networks.transformer import Cache, Transformer, normal
-from genjax.nn.layers import Embed, plus
+from genjax.nn.layers import Embed, contract, plus
 
 RULES = transformer.RULES
 
@@ -95,11 +95,9 @@ class Network(nnx.Module):
 
     def _logits(self, h: Float[Array, "B T D"], q: Int[Array, "T"]) -> Float[Array, "B T K"]:
         kernel = self.kernel[...].astype(self.dtype)
-        if self.Q == 1:
-            return jnp.matmul(h, kernel[0], preferred_element_type=jnp.float32)
-        if len(q) == 1:
-            return jnp.matmul(h, kernel[q[0]], preferred_element_type=jnp.float32)
+        if self.Q == 1 or len(q) == 1:
+            return contract("bsd,dk->bsk", h, kernel[q[0]])
         B, S, D = h.shape
-        grouped = h.reshape(B, S // self.Q, self.Q, D)
-        logits = jnp.einsum("bpqd,qdk->bpqk", grouped, kernel, preferred_element_type=jnp.float32)
-        return logits.reshape(B, S, self.K)
+        grouped = h.reshape(-1, self.Q, D).swapaxes(0, 1)
+        logits = contract("qnd,qdk->qnk", grouped, kernel)
+        return logits.swapaxes(0, 1).reshape(B, S, self.K)

@@ -27,6 +27,15 @@ def widths(channels: int, halvings: int) -> list[int]:
     return [max(channels >> (halvings - 1 - i), 1) for i in range(halvings)]
 
 
+def _check(
+    name: str, shape: tuple[int, int, int], channels: int, halvings: int, blocks: int
+) -> None:
+    require(halvings >= 0, f"{name}.halvings", halvings, "at least 0")
+    require(channels >= 1, f"{name}.channels", channels, "at least 1")
+    require(blocks >= 0, f"{name}.blocks", blocks, "at least 0")
+    check_size(shape, halvings, f"{name}.halvings")
+
+
 class ResidualBlock(nnx.Module):
     """x + (norm, SiLU, 3x3, norm, SiLU, 1x1)."""
 
@@ -70,11 +79,7 @@ class Encoder(nnx.Module):
         Raises:
           ConfigError: a negative number, or see `check_size`.
         """
-        name = "model.encoder"
-        require(halvings >= 0, f"{name}.halvings", halvings, "at least 0")
-        require(channels >= 1, f"{name}.channels", channels, "at least 1")
-        require(blocks >= 0, f"{name}.blocks", blocks, "at least 0")
-        check_size(shape, halvings, f"{name}.halvings")
+        _check("model.encoder", shape, channels, halvings, blocks)
         width, downs = shape[-1], {}
         for i, wide in enumerate(widths(channels, halvings)):
             downs[str(i)] = Conv(width, wide, 4, stride=2, dtype=dtype, rngs=rngs)
@@ -117,7 +122,12 @@ class Decoder(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Builds the network; `shape` is that of its output, the rest as for `Encoder`."""
+        """Builds the network; `shape` is that of its output, the rest as for `Encoder`.
+
+        Raises:
+          ConfigError: as `Encoder`.
+        """
+        _check("model.decoder", shape, channels, halvings, blocks)
         self.stem = Conv(features, channels, 3, dtype=dtype, rngs=rngs)
         self.blocks = nnx.Dict(
             {str(i): ResidualBlock(channels, channels // 2, dtype, rngs) for i in range(blocks)}

@@ -5,12 +5,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 
 from genjax import config as configs
 from genjax.config import ConfigError
 from genjax.method import DataSpec
 from genjax.methods import vqvae
+from genjax.networks import vq_conv
 from genjax.nn import quantize
 from genjax.nn.functional import Functional
 from genjax.parallel.mesh import global_batch
@@ -74,6 +76,49 @@ def test_codebooks_by_averages_move_in_training_and_nowhere_else():
     found = method.evaluate(params, mutable, {"image": IMAGES}, KEY)
     error = np.square(X - np.asarray(book["codes"])[index].reshape(X.shape)).mean((1, 2, 3))
     np.testing.assert_allclose(found["mse"], error, rtol=1e-5)
+
+
+def test_the_default_gradient_is_rotated_and_scaled():
+    """Fifty et al. 2024, section 4: what turns x into its code q turns x's own gradient alike."""
+    method, params, mutable = toy(commitment=0.0)
+    assert vqvae.Options().gradient == "rotation"
+    codes = np.asarray(mutable["autoencoder"]["books"]["0"]["codes"])
+    chosen = codes[nearest(X, codes)]
+    slope = jax.grad(lambda p: method.phases[0].loss(p, mutable, {"image": IMAGES}, KEY, 0)[0])
+    found = float(slope(params)["autoencoder"]["encoder"]["w"])
+    gap = 2 * (chosen - X)
+    assert found == pytest.approx((gap * chosen).mean(), rel=1e-4)
+    assert abs(found - (gap * X).mean()) > 0.01 * abs(found)
+
+
+def test_a_code_that_nothing_is_near_begins_anew_on_a_vector_of_the_batch():
+    def moved(restart_below):
+        method, params, mutable = toy(restart_below=restart_below)
+        book = mutable["autoencoder"]["books"]["0"]
+        far = {"codes": book["codes"].at[3].set(50.0), "sums": book["sums"].at[3].set(5.0)}
+        book = {**book, **far, "counts": book["counts"].at[3].set(0.1)}
+        own = {**mutable["autoencoder"], "books": {"0": book}}
+        _, aux = method.phases[0].loss(params, {"autoencoder": own}, {"image": IMAGES}, KEY, 0)
+        return np.asarray(aux.mutable["autoencoder"]["books"]["0"]["codes"])
+
+    on, off = moved(0.2), moved(0.0)
+    assert np.abs(X.reshape(-1, 2) - on[3]).max(1).min() < 1e-6
+    assert off[3].min() > 10
+    others = [0, 1, 2, 4]
+    np.testing.assert_array_equal(on[others], off[others])
+
+
+def test_the_alarm_rings_when_all_is_one_code_of_however_few():
+    for codes in (2, 16, 512):
+        (alarm,) = toy(codes=codes)[0].alarms
+        assert 1 < alarm.below < codes
+
+
+def test_a_residual_block_begins_with_its_input():
+    block = vq_conv.ResidualBlock(4, 2, jnp.float32, nnx.Rngs(0))
+    x = jax.random.normal(KEY, (2, 4, 4, 4))
+    block.conv2.kernel[...] = jnp.zeros_like(block.conv2.kernel[...])
+    np.testing.assert_allclose(block(x), x + block.conv2.bias[...], rtol=1e-6)
 
 
 def test_kmeans_makes_the_first_codebook_and_no_later_one():
@@ -188,6 +233,8 @@ def test_options_that_are_refused(keys, says):
     [
         ({"model.encoder.halvings": 2}, 8, r"images of \(8, 8, 1\) come back as \(4, 4, 1\)"),
         ({"model.encoder.halvings": -1}, 8, r"halvings=-1: expected at least 0"),
+        ({"model.decoder.halvings": -1}, 8, r"decoder\.halvings=-1: expected at least 0"),
+        ({"model.decoder.channels": 0}, 8, r"decoder\.channels=0: expected at least 1"),
         ({}, 9, r"model\.encoder\.halvings: images of 9 x 9 cannot be halved 1 times"),
     ],
 )

@@ -151,6 +151,29 @@ def test_the_probabilities_of_all_images_add_up_to_one(name):
     assert float(jnp.exp(total).sum()) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("shape", [(3, 3, 1), (3, 3, 2)])
+def test_bfloat16_is_near_float32(name, shape):
+    cls, options = SMALL[name]
+    index = jax.random.randint(KEY, (2, math.prod(shape)), 0, 5)
+
+    def run(dtype):
+        net = functional(lambda rngs: cls(shape, 5, **options, dtype=dtype, rngs=rngs))
+        params, _ = net.init(KEY)
+
+        def total(params):
+            (logits, _), _ = net.apply(params, {}, index)
+            return jnp.square(logits).mean(), logits
+
+        slopes, logits = jax.jit(jax.grad(total, has_aux=True))(params)
+        return logits, jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(slopes)])
+
+    (logits, slope), (low, low_slope) = run(jnp.float32), run(jnp.bfloat16)
+    assert low.dtype == jnp.float32
+    assert np.linalg.norm(low - logits) < 0.03 * np.linalg.norm(logits)
+    assert np.linalg.norm(low_slope - slope) < 0.05 * np.linalg.norm(slope)
+
+
 def test_dropout_is_drawn_for_each_layer_and_only_in_training():
     net = functional(
         lambda rngs: token_transformer.Network(
