@@ -98,8 +98,9 @@ def options_from_config(section: ConfigDict) -> Options:
     require(0 <= share < 1, "vqvae.collapse_below", share, "at least 0 and less than 1")
     require(after >= 1, "vqvae.collapse_after", after, "at least 1")
     require(0 < o.decay < 1, "vqvae.decay", o.decay, "between 0 and 1")
-    fits = o.levels and min(o.levels) >= 2 and math.prod(o.levels) < 2**31
-    require(fits, "vqvae.levels", o.levels, "at least 2 each, and fewer than 2^31 codes together")
+    fits = o.levels and 2 <= min(o.levels) <= max(o.levels) <= 1000  # `quantize.fsq` has a slack
+    fits = fits and math.prod(o.levels) < 2**31
+    require(fits, "vqvae.levels", o.levels, "2 to 1,000 each, and fewer than 2^31 codes together")
     if o.quantizer == "fsq" and o.depth > 1:
         raise ConfigError(
             f"vqvae.depth={o.depth} with vqvae.quantizer='fsq', which has no codebooks: give more "

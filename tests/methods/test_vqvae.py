@@ -78,6 +78,25 @@ def test_codebooks_by_averages_move_in_training_and_nowhere_else():
     np.testing.assert_allclose(found["mse"], error, rtol=1e-5)
 
 
+def test_the_second_codebook_follows_what_the_first_leaves():
+    method, params, mutable = toy(depth=2, decay=0.9)
+    _, aux = method.phases[0].loss(params, mutable, {"image": IMAGES}, KEY, 0)
+    rest = X.reshape(-1, 2)
+    for q in range(2):
+        book, moved = (m["autoencoder"]["books"][str(q)] for m in (mutable, aux.mutable))
+        codes = np.asarray(book["codes"], np.float64)
+        index = nearest(rest, codes)
+        counts = 0.9 * np.asarray(book["counts"]) + 0.1 * np.bincount(index, minlength=5)
+        sums = 0.9 * np.asarray(book["sums"], np.float64)
+        np.add.at(sums, index, 0.1 * rest)
+        np.testing.assert_allclose(moved["counts"], counts, rtol=1e-5)
+        before, after = (m["autoencoder"]["shares"][q] for m in (mutable, aux.mutable))
+        shares = np.bincount(index, minlength=5) / len(index)
+        np.testing.assert_allclose(after, 0.9 * before + 0.1 * shares, rtol=1e-5)
+        np.testing.assert_allclose(moved["sums"], sums, rtol=1e-4, atol=1e-5)
+        rest = rest - codes[index]
+
+
 def test_the_default_gradient_is_rotated_and_scaled():
     """Fifty et al. 2024, section 4: what turns x into its code q turns x's own gradient alike."""
     method, params, mutable = toy(commitment=0.0)
@@ -217,9 +236,11 @@ def test_labels_are_refused():
         ({"gradient": "ste"}, r"expected one of straight_through, rotation"),
         ({"codes": 1}, r"codes=1: expected at least 2"),
         ({"decay": 1.0}, r"decay=1\.0: expected between 0 and 1"),
-        ({"levels": (5, 1)}, r"expected at least 2 each"),
-        ({"levels": ()}, r"levels=\(\): expected at least 2 each"),
-        ({"levels": (2**16, 2**16)}, r"fewer than 2\^31 codes"),
+        ({"levels": (5, 1)}, r"expected 2 to 1,000 each"),
+        ({"levels": ()}, r"levels=\(\): expected 2 to 1,000 each"),
+        ({"levels": (1000, 1000, 1000, 3)}, r"fewer than 2\^31 codes"),
+        ({"levels": (1002, 2)}, r"expected 2 to 1,000 each"),
+        ({"commitment": float("inf")}, r"finite in float32"),
         ({"quantizer": "fsq", "depth": 2}, r"depth=2 with vqvae\.quantizer='fsq'"),
     ],
 )
@@ -234,7 +255,7 @@ def test_options_that_are_refused(keys, says):
         ({"model.encoder.halvings": 2}, 8, r"images of \(8, 8, 1\) come back as \(4, 4, 1\)"),
         ({"model.encoder.halvings": -1}, 8, r"halvings=-1: expected at least 0"),
         ({"model.decoder.halvings": -1}, 8, r"decoder\.halvings=-1: expected at least 0"),
-        ({"model.decoder.channels": 0}, 8, r"decoder\.channels=0: expected at least 1"),
+        ({"model.decoder.channels": 0}, 8, r"decoder\.channels=0: expected at least 2"),
         ({}, 9, r"model\.encoder\.halvings: images of 9 x 9 cannot be halved 1 times"),
     ],
 )
