@@ -22,7 +22,7 @@ from genjax.training.metrics import read_metrics
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # One chorale an update, as the authors have it, and so on one device alone; averaged over about 15
-# epochs in place of a falling rate, and without the warm-up that would allow a tenth of the updates.
+# epochs in place of a falling rate, without the warm-up that would allow a tenth of the updates.
 SINGLE = {
     "batch_size": 1,
     "dataset.text.documents": "padded",
