@@ -26,4 +26,9 @@ def get_config() -> ConfigDict:
     return config
 
 
-PRESETS = {"tiny": VQVAE.PRESETS["tiny"] | {"vqvae.levels": (5, 3, 3)}}
+_TINY = {
+    key: value
+    for key, value in VQVAE.PRESETS["tiny"].items()
+    if key not in ("vqvae.codes", "vqvae.code_dim")
+}
+PRESETS = {"tiny": {**_TINY, "vqvae.levels": (5, 3, 3)}}

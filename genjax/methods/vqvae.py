@@ -30,12 +30,22 @@ from genjax.method import (
     find_module,
 )
 from genjax.networks.autoencoders import check_mirrored
-from genjax.nn import quantize
+from genjax.nn import likelihoods, quantize
 from genjax.nn.functional import Functional, functional, output_shape
 from genjax.nn.pixels import psnr, to_float, to_uint8
 from genjax.parallel.rules import replicate
 from genjax.sampling.conditions import labels_if
 
+# Choice -> the keys that it makes useless.
+USELESS = {
+    ("quantizer", "vq"): ("levels",),
+    ("quantizer", "fsq"): (
+        *("codes", "code_dim", "depth", "gradient", "learn", "commitment"),
+        *("restart_below", "kmeans"),
+    ),
+    ("learn", "loss"): ("restart_below", "kmeans"),
+}
+MOST_CODES = 2**20  # the share of each is kept
 GRADIENTS = {"straight_through": quantize.straight_through, "rotation": quantize.rotation}
 
 
@@ -48,7 +58,8 @@ class Options(NamedTuple):
       code_dim: their length.
       depth: codebooks, each of what the ones before leave over (residual VQ, Zeghidour et al.
         2021, algorithm 1); with "loss" each is drawn to that.
-      levels: of "fsq": values of each dimension.
+      levels: of "fsq": values of each dimension, 3 or more: of 2 the published bound is so flat
+        where vectors begin that they hardly learn.
       gradient: through the nearest code: "straight_through" or "rotation" (Fifty et al. 2024).
       learn: how codebooks follow the encoder: "ema" (van den Oord et al. 2017, appendix A.1) or
         "loss" (eq. 3).
@@ -82,7 +93,8 @@ def options_from_config(section: ConfigDict) -> Options:
     """Reads and checks the `vqvae` section.
 
     Raises:
-      ConfigError: an unknown key or choice, or a number out of range.
+      ConfigError: an unknown key or choice, a number out of range, or a key that the others make
+        useless.
     """
     o = read_options(section, "vqvae", Options)
     one_of("vqvae.quantizer", o.quantizer, ("vq", "fsq"))
@@ -98,14 +110,17 @@ def options_from_config(section: ConfigDict) -> Options:
     require(0 <= share < 1, "vqvae.collapse_below", share, "at least 0 and less than 1")
     require(after >= 1, "vqvae.collapse_after", after, "at least 1")
     require(0 < o.decay < 1, "vqvae.decay", o.decay, "between 0 and 1")
-    fits = o.levels and 2 <= min(o.levels) <= max(o.levels) <= 1000  # `quantize.fsq` has a slack
-    fits = fits and math.prod(o.levels) < 2**31
-    require(fits, "vqvae.levels", o.levels, "2 to 1,000 each, and fewer than 2^31 codes together")
-    if o.quantizer == "fsq" and o.depth > 1:
-        raise ConfigError(
-            f"vqvae.depth={o.depth} with vqvae.quantizer='fsq', which has no codebooks: give more "
-            "vqvae.levels, or depth=1."
-        )
+    fits = o.levels and 3 <= min(o.levels) <= max(o.levels) <= 1000  # `quantize.fsq` has a slack
+    fits = fits and math.prod(o.levels) <= MOST_CODES
+    require(fits, "vqvae.levels", o.levels, f"3 to 1,000 each, and {MOST_CODES:,} codes at most")
+    for choice in ("quantizer", "learn"):
+        value, default = getattr(o, choice), Options()
+        for name in USELESS.get((choice, value), ()):
+            if (given := getattr(o, name)) != (usual := getattr(default, name)):
+                raise ConfigError(
+                    f"vqvae.{name}={given!r} does nothing with vqvae.{choice}={value!r}: leave it "
+                    f"at {usual!r}, or choose another vqvae.{choice}."
+                )
     return o
 
 
@@ -188,14 +203,19 @@ class Autoencoder(NamedTuple):
         return Quantised(code, index, shares, loss, mutable)
 
     def _first_books(self, x: Float[Array, "N D"], key: Array) -> Tree:
-        """Codebooks by k-means, each of what the ones before leave of the batch."""
+        """Codebooks by k-means, each of what the ones before leave of the batch.
+
+        A code's count is the size of its cell, and 1 if that is empty.
+        """
         books = {}
         for q in range(self.options.depth):
             codes = quantize.kmeans(
                 x, jax.random.fold_in(key, q), self.options.codes, self.options.kmeans
             )
-            books[str(q)] = quantize.codebook(codes)
-            x = x - codes[quantize.nearest(x, codes)]
+            index = quantize.nearest(x, codes)
+            sizes = quantize.histogram(index, len(codes)) * len(x)
+            books[str(q)] = quantize.codebook(codes, jnp.maximum(sizes, 1))
+            x = x - codes[index]
         return books
 
     def _counted(
@@ -213,6 +233,15 @@ class Autoencoder(NamedTuple):
         """The share of each code in what was trained on lately; of nothing all are 0."""
         total = mutable["shares"].sum(-1, keepdims=True)
         return mutable["shares"] / jnp.maximum(total, 1e-20)
+
+    def log_scale(self, mutable: Tree) -> Float[Array, ""]:
+        """log of the root of the mean squared error in what was trained on lately.
+
+        The scale of the Gaussian p(x | z) under which the training images are likeliest (Rybkin et
+        al. 2021); of nothing 0.
+        """
+        total = mutable["shares"][0].sum()
+        return 0.5 * jnp.log(jnp.where(total > 0, mutable["mse"] / total, 1.0))
 
     def look_up(
         self, params: Tree, mutable: Tree, index: Int[Array, "B h w Q"]
@@ -249,31 +278,46 @@ def loss(
         "code_perplexity": jax.vmap(quantize.perplexity)(found.shares).mean(),
         "code_usage": (found.shares > 0).mean(),
     }
-    changed = {**found.mutable, "encoder": encoder, "decoder": decoder}
+    decay = model.options.decay
+    running = decay * mutable["mse"] + (1 - decay) * jax.lax.stop_gradient(error)
+    changed = {**found.mutable, "mse": running, "encoder": encoder, "decoder": decoder}
     return error + found.loss, Aux(metrics, {"autoencoder": changed}, float(len(x)))
 
 
-def _reconstruct(model: Autoencoder, params: Tree, mutable: Tree, x: Array) -> Array:
+def _reconstruct(
+    model: Autoencoder, params: Tree, mutable: Tree, x: Float[Array, "B H W C"]
+) -> tuple[Float[Array, "B H W C"], Int[Array, "B h w Q"]]:
     z, _ = model.encode(params, mutable, x)
     found = model.quantise(params, mutable, z, jax.random.key(0), train=False)
-    return model.decode(params, mutable, found.z)[0]
+    return model.decode(params, mutable, found.z)[0], found.index
 
 
 def evaluate(
     model: Autoencoder, params: dict, mutable: dict, batch: Batch, key: Array
 ) -> dict[str, Array]:
-    """Squared error in [-1, 1] and PSNR of each example, in dB of the 8-bit image.
+    """ELBO of the 8-bit image and its parts in nats, squared error in [-1, 1], and PSNR in dB.
 
+    The ELBO has a uniform prior of the tokens, so that its KL is the log of the codes' number for
+    each token (van den Oord et al. 2017, section 3.2), and for p(x | z) a Gaussian around the
+    decoder's image, discretised to 8 bits, whose scale is `Autoencoder.log_scale`. With a prior
+    of the tokens (`token_prior`) its `nll` stands in the KL's place.
     `code_perplexity` and `code_usage` are of the codes' running shares in training: means over
     codebooks, and the lowest perplexity of one. A code counts as used with a hundredth of an equal
     share.
     """
     params, mutable = params["autoencoder"], mutable["autoencoder"]
     x = to_float(batch["image"])
-    made = _reconstruct(model, params, mutable, x)
+    made, index = _reconstruct(model, params, mutable, x)
     shares = model.shares(mutable)
     perplexity = jax.vmap(quantize.perplexity)(shares)
+    scale = model.log_scale(mutable)
+    likelihood = likelihoods.discretised("gaussian", x, made, scale).sum((1, 2, 3))
+    kl = jnp.full(len(x), index[0].size * math.log(shares.shape[-1]))
     return {
+        "elbo": likelihood - kl,
+        "bits_per_dim": (kl - likelihood) / (math.log(2) * x[0].size),
+        "reconstruction": likelihood,
+        "kl": kl,
         "mse": jnp.square(made - x).mean((1, 2, 3)),
         "psnr": psnr(made, x),
         "code_perplexity": perplexity.mean(),
@@ -327,7 +371,7 @@ def pictures(
 ) -> dict[str, Array]:
     """Reconstructions, and how often each code was used in training, the most used first."""
     own = (params["autoencoder"], mutable["autoencoder"])
-    made = to_uint8(_reconstruct(model, *own, to_float(batch["image"])))
+    made = to_uint8(_reconstruct(model, *own, to_float(batch["image"]))[0])
     return {
         "reconstructions": latents.reconstructions(batch["image"], made),
         "code_usage": latents.bars(model.shares(own[1])),
@@ -342,7 +386,7 @@ def from_networks(
     depth, size = model.sizes
 
     def init(key: Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:
-        params, mutable = {}, {"shares": jnp.zeros((depth, size))}
+        params, mutable = {}, {"shares": jnp.zeros((depth, size)), "mse": jnp.zeros(())}
         for i, name in enumerate(("encoder", "decoder")):
             net = getattr(model, name)
             params[name], mutable[name] = net.init(jax.random.fold_in(key, i))
@@ -360,7 +404,7 @@ def from_networks(
         phases=(Phase("autoencoder", partial(loss, model)),),
         evaluate=partial(evaluate, model),
         sample=partial(sample, model),
-        rules=((r"(shares|ready|codes|counts|sums)$", replicate), *rules),
+        rules=((r"(shares|mse|ready|codes|counts|sums)$", replicate), *rules),
         pictures=partial(pictures, model),
         alarms=(_collapse(options, size),),
         codec=Codec(("autoencoder",), partial(encode, model), partial(decode, model), size),

@@ -23,8 +23,9 @@ RULES: Rules = ((r"kernel$", fsdp), (r"(scale|bias)$", replicate))
 
 
 def _check(channels: tuple[int, ...], blocks: int, name: str) -> None:
-    expected = "one width a level, each at least 1"
-    require(channels and min(channels) >= 1, f"{name}.channels", channels, expected)
+    expected = "a tuple of one width a level, each at least 1"
+    fits = isinstance(channels, tuple | list) and channels and min(channels) >= 1
+    require(fits, f"{name}.channels", channels, expected)
     require(blocks >= 1, f"{name}.blocks", blocks, "at least 1")
 
 

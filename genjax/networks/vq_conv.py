@@ -31,7 +31,8 @@ def _check(
     name: str, shape: tuple[int, int, int], channels: int, halvings: int, blocks: int
 ) -> None:
     require(halvings >= 0, f"{name}.halvings", halvings, "at least 0")
-    require(channels >= 2, f"{name}.channels", channels, "at least 2")
+    fits = isinstance(channels, int) and channels >= 2
+    require(fits, f"{name}.channels", channels, "a whole number, at least 2")
     require(blocks >= 0, f"{name}.blocks", blocks, "at least 0")
     check_size(shape, halvings, f"{name}.halvings")
 

@@ -51,9 +51,10 @@ def rotation(
     return jnp.where(size < eps, straight_through(x, quantised), turned)
 
 
-def codebook(codes: Float[Array, "K D"]) -> Codebook:
-    """A codebook that begins at `codes`, each counted once."""
-    return {"codes": codes, "counts": jnp.ones(len(codes)), "sums": codes}
+def codebook(codes: Float[Array, "K D"], counts: Float[Array, "K"] | None = None) -> Codebook:
+    """A codebook that begins at `codes` with these average counts; without them with one each."""
+    counts = jnp.ones(len(codes)) if counts is None else counts
+    return {"codes": codes, "counts": counts, "sums": counts[:, None] * codes}
 
 
 def ema_update(

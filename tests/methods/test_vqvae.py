@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -223,6 +224,42 @@ def test_finite_scalars_have_tokens_that_decode_to_what_was_rounded():
     assert samples.dtype == jnp.uint8
 
 
+def test_the_bound_has_a_uniform_prior_and_a_gaussian_as_wide_as_the_error():
+    """The likelihood in float64 by the normal distribution's function."""
+    method, params, mutable = toy(depth=2, decay=0.9)
+    books = jax.device_get(mutable["autoencoder"]["books"])
+    rest, made = X, 0.0
+    for q in range(2):
+        chosen = books[str(q)]["codes"][nearest(rest, books[str(q)]["codes"])]
+        rest, made = rest - chosen, made + chosen
+    error = np.square(X - made).mean()
+    loss = jax.jit(method.phases[0].loss)
+    _, aux = loss(params, mutable, {"image": IMAGES}, KEY, 0)
+    own = {**mutable["autoencoder"], "mse": aux.mutable["autoencoder"]["mse"]}
+    trained = {"autoencoder": {**own, "shares": aux.mutable["autoencoder"]["shares"]}}
+    for kept, scale in ((mutable, 1.0), (trained, np.sqrt(error))):
+        upper, lower = (scipy.stats.norm.cdf((X + s / 255 - made) / scale) for s in (1, -1))
+        upper, lower = np.where(X > 0.999, 1, upper), np.where(X < -0.999, 0, lower)
+        exact = np.log(upper - lower).sum((1, 2, 3))
+        kl = 4 * 4 * 2 * np.log(5)
+        found = method.evaluate(params, kept, {"image": IMAGES}, KEY)
+        np.testing.assert_allclose(found["kl"], kl, rtol=1e-6)
+        np.testing.assert_allclose(found["reconstruction"], exact, rtol=1e-4)
+        np.testing.assert_allclose(found["elbo"], exact - kl, rtol=1e-4)
+        np.testing.assert_allclose(found["bits_per_dim"], (kl - exact) / 32 / np.log(2), rtol=1e-4)
+
+
+def test_codes_by_kmeans_count_their_cells():
+    """Or a threshold above one would throw the first codebooks away at once."""
+    method, params, mutable = toy(kmeans=8, codes=3, decay=0.999, restart_below=1.5)
+    _, aux = method.phases[0].loss(params, mutable, {"image": IMAGES}, KEY, 0)
+    book = aux.mutable["autoencoder"]["books"]["0"]
+    index = nearest(X.reshape(-1, 2), np.asarray(book["codes"]))
+    sizes = np.bincount(index, minlength=3)
+    assert sizes.min() > 2
+    np.testing.assert_allclose(book["counts"], sizes, rtol=0.02)
+
+
 def test_labels_are_refused():
     method, params, mutable = toy()
     with pytest.raises(ConfigError, match="the model knows none: give none"):
@@ -236,12 +273,15 @@ def test_labels_are_refused():
         ({"gradient": "ste"}, r"expected one of straight_through, rotation"),
         ({"codes": 1}, r"codes=1: expected at least 2"),
         ({"decay": 1.0}, r"decay=1\.0: expected between 0 and 1"),
-        ({"levels": (5, 1)}, r"expected 2 to 1,000 each"),
-        ({"levels": ()}, r"levels=\(\): expected 2 to 1,000 each"),
-        ({"levels": (1000, 1000, 1000, 3)}, r"fewer than 2\^31 codes"),
-        ({"levels": (1002, 2)}, r"expected 2 to 1,000 each"),
+        ({"levels": (5, 2)}, r"expected 3 to 1,000 each"),
+        ({"levels": ()}, r"levels=\(\): expected 3 to 1,000 each"),
+        ({"levels": (1000, 1000, 3)}, r"1,048,576 codes at most"),
+        ({"levels": (1002, 3)}, r"expected 3 to 1,000 each"),
         ({"commitment": float("inf")}, r"finite in float32"),
-        ({"quantizer": "fsq", "depth": 2}, r"depth=2 with vqvae\.quantizer='fsq'"),
+        ({"quantizer": "fsq", "depth": 2}, r"depth=2 does nothing with vqvae\.quantizer='fsq'"),
+        ({"quantizer": "fsq", "codes": 64}, r"codes=64 does nothing with.*leave it at 512"),
+        ({"levels": (5, 5)}, r"levels=\(5, 5\) does nothing with vqvae\.quantizer='vq'"),
+        ({"learn": "loss", "kmeans": 3}, r"kmeans=3 does nothing with vqvae\.learn='loss'"),
     ],
 )
 def test_options_that_are_refused(keys, says):
@@ -255,7 +295,7 @@ def test_options_that_are_refused(keys, says):
         ({"model.encoder.halvings": 2}, 8, r"images of \(8, 8, 1\) come back as \(4, 4, 1\)"),
         ({"model.encoder.halvings": -1}, 8, r"halvings=-1: expected at least 0"),
         ({"model.decoder.halvings": -1}, 8, r"decoder\.halvings=-1: expected at least 0"),
-        ({"model.decoder.channels": 0}, 8, r"decoder\.channels=0: expected at least 2"),
+        ({"model.decoder.channels": 0}, 8, r"decoder\.channels=0: expected .*at least 2"),
         ({}, 9, r"model\.encoder\.halvings: images of 9 x 9 cannot be halved 1 times"),
     ],
 )
