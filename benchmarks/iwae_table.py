@@ -12,7 +12,8 @@ after 60 % of its steps.
       [--minutes=60] [--test_limit=0] [--config.KEY=VALUE ...]
 
 Each model is a run of genjax.main in DIR/<model>, so that the same command resumes after a stop;
-how many steps fit is measured once, by a short run, and stays in the run's config. Without --data
+how many steps fit is measured once, by a short run, and stays in the run's config, whatever
+--minutes says later. Without --data
 the images are TFDS `mnist`. The test bound over training (50 samples, 2,000 images) is printed
 under the table and drawn in DIR/<model>/report.html; the final NLL takes 5,000 samples of every
 test image, or of --test_limit of them, and is kept in DIR/<model>/nll.json.

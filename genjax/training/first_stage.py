@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,6 +141,18 @@ def _abstract(stage: Stage) -> Arrays:
     return Arrays(*({name: tree[name] for name in stage.method.codec.networks} for tree in made))
 
 
+@contextlib.contextmanager
+def _whole(place: Path) -> Iterator[None]:
+    """Turns what is said of a checkpoint that cannot be read into advice on the first stage."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"config.first_stage: {place} cannot be read ({error}). Remove that folder to take the "
+            "checkpoint before it, if there is one, or train the first stage again."
+        ) from error
+
+
 def _read(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, averaged: bool = True) -> Arrays:
     step = checkpoints.latest()
     if step is None:
@@ -147,7 +160,10 @@ def _read(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, averaged: bool = T
             f"config.first_stage: {checkpoints.folder} has no checkpoint. Train the run to its "
             "end first."
         )
-    saved, everywhere = checkpoints.shapes(step), NamedSharding(mesh, PartitionSpec())
+    place = checkpoints.folder / str(step)
+    with _whole(place):
+        saved = checkpoints.shapes(step)
+    everywhere = NamedSharding(mesh, PartitionSpec())
     decays = stage.config.ema.decay if averaged else ()
     abstract = _abstract(stage)._asdict()
     paths, wanted = {}, {}
@@ -158,13 +174,14 @@ def _read(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, averaged: bool = T
         source = average if kind == "params" and average in saved else name
         if saved.get(source) != leaf.shape:
             raise ConfigError(
-                f"config.first_stage: {checkpoints.folder / str(step)} does not fit the config "
-                f"beside it: {source} is {saved.get(source, 'absent')}, expected {leaf.shape}. "
-                "Give the workdir of an unchanged run."
+                f"config.first_stage: {place} does not fit the config beside it: {source} is "
+                f"{saved.get(source, 'absent')}, expected {leaf.shape}. Give the workdir of an "
+                "unchanged run."
             )
         paths[name] = source
         wanted[source] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
-    found = checkpoints.read(step, wanted)
+    with _whole(place):
+        found = checkpoints.read(step, wanted)
     return Arrays(
         **jax.tree_util.tree_map_with_path(lambda path, _: found[paths[path_name(path)]], abstract)
     )

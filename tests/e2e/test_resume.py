@@ -96,6 +96,14 @@ FAMILIES = {
         "--config.lm.label_smoothing=0.1",
     ],
     "iwae.py:tiny": ["--config.steps_per_dispatch=4", "--config.evals.features="],
+    # Codebooks by averages, which restart, and the shares that are kept beside them.
+    "vqvae.py:tiny": ["--config.vqvae.restart_below=1.0"],
+    # Two networks, of which the second begins in the middle, after the signal.
+    "autoencoder_kl.py:tiny": [
+        "--config.autoencoder_kl.adversarial_start=60_steps",
+        "--config.model.encoder.channels=(8,16)",
+        "--config.model.decoder.channels=(8,16)",
+    ],
     "lstm.py:tiny": [],  # windows of a stream, at places that change from epoch to epoch
 }
 

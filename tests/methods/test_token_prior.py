@@ -101,6 +101,30 @@ def test_samples_come_as_often_as_the_model_says(network):
         np.testing.assert_array_equal(found, np.tile(best, (3, 1)))
 
 
+@pytest.mark.parametrize("network", ["token_transformer", "pixelcnn"])
+def test_samples_of_a_label_are_of_that_label(network):
+    """Each class's draws against the likelihoods that the model gives under that label."""
+    shape, num = (1, 2, 1), 4000
+    method = token_prior.build(config(network, conditional=True), spec(shape, 2, 2))
+    leaves, tree = jax.tree.flatten(method.init(KEY, {})[0])
+    keys = jax.random.split(KEY, len(leaves))
+    noisy = [p + 0.4 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    params, mutable = tree.unflatten(noisy), method.init(KEY, {})[1]
+    images = jnp.array(list(itertools.product(range(2), repeat=2)))
+    label = jnp.arange(2 * num) % 2
+    draw = jax.jit(method.sample, static_argnames="num")
+    code = np.asarray(draw(params, mutable, KEY, num=2 * num, condition=label)).reshape(-1, 2)
+    expected = []
+    for y in range(2):
+        batch = {"code": images.reshape(-1, *shape), "label": jnp.full(4, y)}
+        nll = jax.jit(method.evaluate)(params, mutable, batch, KEY)["nll"]
+        expected.append(np.exp(-np.asarray(nll)))
+        counts = np.bincount(code[np.asarray(label) == y] @ np.array([2, 1]), minlength=4)
+        spread = np.sqrt(num * expected[y] * (1 - expected[y]))
+        assert (np.abs(counts - num * expected[y]) < 4.5 * spread + 1).all()
+    assert np.abs(expected[0] - expected[1]).max() > 0.05
+
+
 def test_what_is_refused():
     method = token_prior.build(config(), spec((1, 2, 2), 4))
     params, mutable = method.init(KEY, {})
@@ -117,5 +141,9 @@ def test_what_is_refused():
     images = DataSpec("pictures", "image", {"image": jax.ShapeDtypeStruct((4, 4, 1), np.uint8)}, {})
     with pytest.raises(ConfigError, match="first_stage=RUNDIR"):
         token_prior.build(config(), images)
+    real = spec((2, 2, 4), 0)
+    real = real._replace(features={"code": jax.ShapeDtypeStruct((2, 2, 4), np.float32)})
+    with pytest.raises(ConfigError, match="holds codes of real numbers"):
+        token_prior.build(config(), real)
     with pytest.raises(ConfigError, match="Nearest: width"):
         token_prior.build(config(widht=3), spec((1, 2, 2), 4))

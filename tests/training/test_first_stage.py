@@ -159,6 +159,37 @@ def test_data_that_look_alike_are_told_apart(vq, tmp_path):
         first_stage.check(config, stage._replace(digest="0123"), dataset)
 
 
+def test_a_first_stage_that_is_not_finished_is_said_to_be(vq, tmp_path, caplog):
+    def warned():
+        caplog.clear()
+        config = load(vq)
+        first_stage.read(first_stage.find(config, tmp_path), config, tmp_path, make_mesh(config))
+        return [r.getMessage() for r in caplog.records if "has been trained" in r.getMessage()]
+
+    assert warned() == []
+    kept = (vq / "config.json").read_text()
+    try:
+        assert '"duration": "8_steps"' in kept
+        (vq / "config.json").write_text(kept.replace('"8_steps"', '"80_steps"'))
+        assert warned() == [f"config.first_stage={vq} has been trained for 8 of its 80 steps"]
+    finally:
+        (vq / "config.json").write_text(kept)
+
+
+def test_rounded_codes_are_tokens_for_a_prior(tmp_path):
+    fsq, folder = tmp_path / "fsq", tmp_path / "prior"
+    small = {"model.encoder.channels": 8, "model.decoder.channels": 8}
+    assert main.main([*arguments("fsq", SHORT | small), f"--workdir={fsq}"]) == 0
+    given = arguments("vqvae_prior", PRIOR | {"first_stage": fsq})
+    assert main.main([*given, f"--workdir={folder}"]) == 0
+    spec = workdir.read_spec(folder)
+    assert spec.vocabulary_size == 5 * 3 * 3
+    assert spec.features["code"].shape == (4, 4, 1)
+    assert main.main([f"--workdir={folder}", "--mode=sample", "--num=3"]) == 0
+    (file,) = (folder / "generated").glob("*.npz")
+    assert np.load(file)["samples"].shape == (3, 8, 8, 1)
+
+
 def digest_of(folder, capsys):
     capsys.readouterr()
     assert main.main([f"--workdir={folder}", "--mode=inspect"]) == 0
@@ -229,6 +260,15 @@ def test_what_is_refused(vq, prior, tmp_path, capsys):
         {"first_stage": other, "duration": "12_steps"}, prior, "--allow_config_change"
     )
     assert "its codes mean something else" in message
+    torn = tmp_path / "torn"
+    shutil.copytree(other, torn)
+    for file in (torn / "checkpoints" / "8" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:20])
+    message = attempt({"first_stage": torn})
+    assert "cannot be read" in message
+    assert "train the first stage again" in message
+    assert "disk full" not in message
     text = (other / "config.json").read_text()
     (other / "config.json").write_text(text.replace('"codes": 16', '"codes": 8'))
     assert "does not fit the config beside it" in attempt({"first_stage": other})
