@@ -312,7 +312,7 @@ def evaluate(
     perplexity = jax.vmap(quantize.perplexity)(shares)
     scale = model.log_scale(mutable)
     likelihood = likelihoods.discretised("gaussian", x, made, scale).sum((1, 2, 3))
-    kl = jnp.full(len(x), index[0].size * math.log(shares.shape[-1]))
+    kl = jnp.float32(index[0].size * math.log(shares.shape[-1]))
     return {
         "elbo": likelihood - kl,
         "bits_per_dim": (kl - likelihood) / (math.log(2) * x[0].size),
