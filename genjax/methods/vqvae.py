@@ -238,10 +238,11 @@ class Autoencoder(NamedTuple):
         """log of the root of the mean squared error in what was trained on lately.
 
         The scale of the Gaussian p(x | z) under which the training images are likeliest (Rybkin et
-        al. 2021); of nothing 0.
+        al. 2021), a millionth at least; of nothing 0.
         """
         total = mutable["shares"][0].sum()
-        return 0.5 * jnp.log(jnp.where(total > 0, mutable["mse"] / total, 1.0))
+        variance = jnp.where(total > 0, mutable["mse"] / total, 1.0)
+        return 0.5 * jnp.log(jnp.maximum(variance, 1e-12))
 
     def look_up(
         self, params: Tree, mutable: Tree, index: Int[Array, "B h w Q"]

@@ -249,6 +249,22 @@ def test_the_bound_has_a_uniform_prior_and_a_gaussian_as_wide_as_the_error():
         np.testing.assert_allclose(found["bits_per_dim"], (kl - exact) / 32 / np.log(2), rtol=1e-4)
 
 
+def test_the_bound_of_perfect_reconstructions_is_finite():
+    method, params, mutable = toy()
+    own = {**mutable["autoencoder"], "shares": jnp.full((1, 5), 0.2)}
+    codes = own["books"]["0"]["codes"]
+    image = jnp.full((1, 4, 4, 2), 255, jnp.uint8)
+    found = []
+    for code in (1.0, -1.0):  # each pixel as it is, and as far off as can be
+        books = {"0": {**own["books"]["0"], "codes": jnp.full_like(codes, code)}}
+        kept = {"autoencoder": {**own, "books": books}}
+        found.append(
+            float(method.evaluate(params, kept, {"image": image}, KEY)["reconstruction"][0])
+        )
+    assert found[0] == pytest.approx(0, abs=1e-6)  # the probability of what is certain is one
+    assert -np.inf < found[1] < -1e6
+
+
 def test_codes_by_kmeans_count_their_cells():
     """Or a threshold above one would throw the first codebooks away at once."""
     method, params, mutable = toy(kmeans=8, codes=3, decay=0.999, restart_below=1.5)
