@@ -164,13 +164,15 @@ def one_of(name: str, value: object, choices: Sequence[str]) -> None:
 def read_options(section: ConfigDict, name: str, options: type[T]) -> T:
     """A family's section as its NamedTuple of options, with the defaults of what is absent.
 
+    Lists are made tuples.
+
     Raises:
       ConfigError: a key that is no option.
     """
     values = section.to_dict()
     for key in values:
         one_of(f"key of config.{name}", key, options._fields)
-    return options(**values)
+    return options(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def construct(cls: type[Built], section: ConfigDict, name: str, **given: Any) -> Built:

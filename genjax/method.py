@@ -70,12 +70,15 @@ class Codec(NamedTuple):
       encode: (params, mutable, batch) -> codes [B, ...].
       decode: (params, mutable, codes) -> examples in the data's own format.
       vocabulary_size: the values of a code if codes are tokens, 0 if they are real numbers.
+      log_likelihood: (params, mutable, batch, codes) -> log p(x | code) [B] in nats: a prior of the
+        codes that evaluates their `nll` has the ELBO of both; None if that is unknown.
     """
 
     networks: tuple[str, ...]
     encode: Callable[[dict[str, Tree], dict[str, Tree], Batch], jax.Array]
     decode: Callable[[dict[str, Tree], dict[str, Tree], jax.Array], jax.Array]
     vocabulary_size: int = 0
+    log_likelihood: Callable[..., jax.Array] | None = None
 
 
 class Alarm(NamedTuple):

@@ -40,14 +40,13 @@ from genjax.networks.autoencoders import check_mirrored
 from genjax.nn import likelihoods
 from genjax.nn.adversarial import LOSSES
 from genjax.nn.functional import Functional, functional, output_shape
-from genjax.nn.pixels import psnr, to_float, to_uint8
+from genjax.nn.pixels import nearness, to_float, to_uint8
 from genjax.parallel.rules import replicate
 from genjax.sampling.conditions import labels_if
 
 GAME = LOSSES["hinge"]
 LOG_VARIANCE = (-30.0, 20.0)  # of q(z | x), whatever a network says
 LIMIT = 6.0  # the scale of p(x | z) stays within exp(+-LIMIT)
-REACH = 10.0  # and its centre within +-REACH; pixels are in [-1, 1]
 START = -2.0  # log of the scale before the first step
 MOST = 1e4  # of the adaptive weight
 
@@ -61,7 +60,7 @@ class Options(NamedTuple):
         squared one; both over one learned scale, and integrated over each pixel's bin.
       kl_weight: of the KL in nats; 1 maximises the ELBO, Rombach et al. 2022 take 1e-6.
       perceptual_weight: of the distance of `networks.perceptual`, times the dimensions of an image,
-        beside the absolute error in [-1, 1] summed over them; 0 is off.
+        beside the absolute or squared error in [-1, 1] summed over them; 0 is off.
       adversarial_weight: of minus the discriminator's logit of what the decoder made (hinge loss,
         Miyato et al. 2018, eq. 16 and 17); 0 is off, and there is no discriminator.
       adversarial_start: duration, such as "20_percent", before which that game is not played and
@@ -120,7 +119,7 @@ class Autoencoder(NamedTuple):
     ) -> tuple[Float[Array, "B H W C"], Tree]:
         """The centre of p(x | z), and the decoder's new mutable state."""
         made, changed = self.decoder.apply(params["decoder"], mutable["decoder"], z, **training)
-        return jnp.clip(made, -REACH, REACH), changed
+        return jnp.clip(made, -likelihoods.REACH, likelihoods.REACH), changed
 
     def log_likelihood(
         self, params: Tree, made: Float[Array, "B H W C"], x: Float[Array, "B H W C"]
@@ -209,7 +208,9 @@ def loss(
     # the decoder and for the adaptive weight.
     if o.perceptual_weight:
         apart, slope = jax.value_and_grad(lambda m: model.distance(params, m, x).mean())(fixed)
-        weight = o.perceptual_weight * x[0].size / jax.lax.stop_gradient(metrics["scale"])
+        scale = jax.lax.stop_gradient(metrics["scale"])
+        unit = scale if o.likelihood == "laplace" else 2 * jnp.square(scale)
+        weight = o.perceptual_weight * x[0].size / unit
         value += weight * (apart + jnp.vdot(slope, made - fixed))
         towards += weight * slope
         metrics["perceptual"] = apart
@@ -262,9 +263,8 @@ def evaluate(
 
     `reconstruction` is log p(x | z) at one z drawn from q(z | x), the KL is in closed form, and
     `bits_per_dim` is minus the ELBO: all of them of 8-bit images, so that it bounds their code
-    length. `mse` in [-1, 1], with what goes beyond cut off, `psnr` in dB of the 8-bit image and,
-    where it is a part of the loss, the `perceptual` distance are of what is decoded from the mean
-    of q(z | x).
+    length. `nearness` and, where it is a part of the loss, the `perceptual` distance are of what is
+    decoded from the mean of q(z | x).
     """
     own, kept = params["autoencoder"], mutable["autoencoder"]
     x = to_float(batch["image"])
@@ -279,8 +279,7 @@ def evaluate(
         "kl": kl,
         "reconstruction": reconstruction,
         "bits_per_dim": -elbo / (math.log(2) * x[0].size),
-        "mse": jnp.square(jnp.clip(made, -1, 1) - x).mean((1, 2, 3)),
-        "psnr": psnr(made, x),
+        **nearness(made, x),
     }
     if model.options.perceptual_weight:
         found["perceptual"] = model.distance(params, made, x)
@@ -428,9 +427,12 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
             lambda rngs: construct(cls, model[name], f"model.{name}", rngs=rngs, **shared, **given)
         )
 
-    key = "autoencoder_kl.adversarial_start"
-    start = steps_within(config, spec.sizes.get("train", 0), key, o.adversarial_start)
+    key, examples = "autoencoder_kl.adversarial_start", spec.sizes.get("train", 0)
+    start = steps_within(config, examples, key, o.adversarial_start)
+    total = steps_within(config, examples, "duration", config.duration)
     judge = o.adversarial_weight > 0
+    early = not judge or start < total
+    require(early, key, o.adversarial_start, f"less than all {total} steps, or no game is played")
     nets = (
         network(module.Encoder, "encoder", features=2 * o.latent_channels),
         network(module.Decoder, "decoder", features=o.latent_channels),

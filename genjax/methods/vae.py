@@ -23,7 +23,7 @@ from genjax.evals import latents
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree, find_module
 from genjax.nn import likelihoods
 from genjax.nn.functional import Functional, functional
-from genjax.nn.pixels import binarised, psnr, to_float, to_uint8
+from genjax.nn.pixels import binarised, nearness, to_float, to_uint8
 from genjax.parallel.rules import replicate
 from genjax.sampling.conditions import labels_if
 
@@ -40,8 +40,9 @@ class Options(NamedTuple):
       latent_dim: length of z.
       likelihood: p(x | z): "bernoulli", of pixels that are drawn anew as 0 or 1 with their
         brightness for probability (Burda et al. 2016, section 5); "gaussian", with one learned
-        scale for all dimensions (Rybkin et al. 2021); "logistic", discretised to 8 bits, with a
-        scale for each dimension (Kingma et al. 2016, appendix C.1).
+        scale for all dimensions (Rybkin et al. 2021), discretised to 8 bits if the data are;
+        "logistic", discretised to 8 bits, with a scale for each dimension (Kingma et al. 2016,
+        appendix C.1).
       bound: what is maximised: "elbo", its KL in closed form (Kingma & Welling 2014, eq. 10);
         "iwae" (Burda et al. 2016, eq. 8); "dreg", that with the doubly reparameterised gradient
         (Tucker et al. 2019, eq. 8).
@@ -116,13 +117,18 @@ class Autoencoder(NamedTuple):
     spec: DataSpec
     warmup_steps: int = 0
 
+    @property
+    def discrete(self) -> bool:
+        """Whether the data are 8-bit images."""
+        return self.spec.features["image"].dtype == jnp.uint8
+
     def data(self, batch: Batch, key: Array) -> tuple[Float[Array, "B *shape"], Array | None]:
         """x as the likelihood has it, and the labels if the networks know them."""
         x, label = batch["image"], batch["label"] if self.options.class_conditional else None
         if self.options.likelihood == "bernoulli":
             # Drawn once: without the barrier XLA draws it again in every loop that reads it.
             return jax.lax.optimization_barrier(binarised(key, x)), label
-        return to_float(x) if x.dtype == jnp.uint8 else x, label
+        return to_float(x) if self.discrete else x, label
 
     def posterior(
         self, params: Tree, mutable: Tree, x, label, **training
@@ -161,7 +167,10 @@ class Autoencoder(NamedTuple):
             each = likelihoods.bernoulli(x, flat(out))
         elif self.options.likelihood == "gaussian":
             log_scale = likelihoods.bounded(params["log_scale"], LIMIT)
-            each = likelihoods.gaussian(x, flat(out), log_scale)
+            density = likelihoods.gaussian
+            if self.discrete:
+                density = partial(likelihoods.discretised, "gaussian")
+            each = density(x, flat(out), log_scale)
         else:
             mean, log_scale = map(flat, jnp.split(out, 2, axis=-1))
             log_scale = likelihoods.bounded(log_scale, LIMIT)
@@ -175,7 +184,7 @@ class Autoencoder(NamedTuple):
             return jnp.round(255 * jax.nn.sigmoid(out)).astype(jnp.uint8)
         if self.options.likelihood == "logistic":
             out = jnp.split(out, 2, axis=-1)[0]
-        return to_uint8(out) if self.spec.features["image"].dtype == jnp.uint8 else out
+        return to_uint8(out) if self.discrete else out
 
 
 def _draw(key: Array, count: int, mean: Array, log_scale: Array) -> Float[Array, "B S Z"]:
@@ -296,9 +305,8 @@ def evaluate(
     """ELBO, its parts, and log p(x) by importance sampling, in nats of each example.
 
     log p(x) takes `eval_samples` samples of z, decoded `eval_chunk` at a time (Burda et al. 2016,
-    section 5). Where the likelihood is one of discrete data, minus log p(x), or the ELBO if
-    `eval_samples` is 1, in bits per dimension. Of 8-bit images also the squared error in [-1, 1]
-    and the PSNR in dB of what the mean of q(z | x) is decoded to.
+    section 5). Of 8-bit images also minus log p(x), or the ELBO if `eval_samples` is 1, in bits
+    per dimension, and `nearness` of what the mean of q(z | x) is decoded to.
     """
     o, params, mutable = model.options, params["vae"], mutable["vae"]
     key_x, key_z = (jax.random.fold_in(key, i) for i in range(2))
@@ -321,12 +329,10 @@ def evaluate(
     nats = found["elbo"]
     if o.eval_samples > 1:
         nats = found["log_likelihood"] = weight - math.log(o.eval_samples)
-    if o.likelihood != "gaussian":
+    if model.discrete:
         found["bits_per_dim"] = -nats / (math.log(2) * x[0].size)
-    if batch["image"].dtype == jnp.uint8:
         made, image = model.centre(params, mutable, mean, label), to_float(batch["image"])
-        found["psnr"] = psnr(to_float(made), image)
-        found["mse"] = jnp.square(to_float(made) - image).reshape(len(x), -1).mean(1)
+        found |= nearness(to_float(made), image)
     return found
 
 

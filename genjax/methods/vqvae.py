@@ -32,11 +32,11 @@ from genjax.method import (
 from genjax.networks.autoencoders import check_mirrored
 from genjax.nn import likelihoods, quantize
 from genjax.nn.functional import Functional, functional, output_shape
-from genjax.nn.pixels import psnr, to_float, to_uint8
+from genjax.nn.pixels import nearness, to_float, to_uint8
 from genjax.parallel.rules import replicate
 from genjax.sampling.conditions import labels_if
 
-# Choice -> the keys that it makes useless.
+# Choice -> the keys that it makes useless; 0, where they know it, says so.
 USELESS = {
     ("quantizer", "vq"): ("levels",),
     ("quantizer", "fsq"): (
@@ -69,8 +69,8 @@ class Options(NamedTuple):
         With "ema".
       kmeans: iterations of k-means by which the first batch makes the codebook; 0: random vectors.
         With "ema".
-      collapse_below: perplexity of the codes, as a share of their number, under which a run is
-        warned of collapse.
+      collapse_below: share c of the way from one code to all K: a run is warned of collapse when
+        a codebook's perplexity is under 1 + c (K - 1).
       collapse_after: evaluations in a row under it before the warning.
     """
 
@@ -102,6 +102,8 @@ def options_from_config(section: ConfigDict) -> Options:
     one_of("vqvae.learn", o.learn, ("ema", "loss"))
     for name, least in (("codes", 2), ("code_dim", 1), ("depth", 1)):
         require(getattr(o, name) >= least, f"vqvae.{name}", getattr(o, name), f"at least {least}")
+    fits = o.codes * o.depth <= MOST_CODES
+    require(fits, "vqvae.codes * vqvae.depth", o.codes * o.depth, f"at most {MOST_CODES:,}")
     for name in ("commitment", "restart_below", "kmeans"):
         value = getattr(o, name)
         fits = 0 <= value <= jnp.finfo(jnp.float32).max
@@ -114,13 +116,17 @@ def options_from_config(section: ConfigDict) -> Options:
     fits = fits and math.prod(o.levels) <= MOST_CODES
     require(fits, "vqvae.levels", o.levels, f"3 to 1,000 each, and {MOST_CODES:,} codes at most")
     for choice in ("quantizer", "learn"):
-        value, default = getattr(o, choice), Options()
-        for name in USELESS.get((choice, value), ()):
-            if (given := getattr(o, name)) != (usual := getattr(default, name)):
-                raise ConfigError(
-                    f"vqvae.{name}={given!r} does nothing with vqvae.{choice}={value!r}: leave it "
-                    f"at {usual!r}, or choose another vqvae.{choice}."
-                )
+        names, usual = USELESS.get((choice, getattr(o, choice)), ()), Options()
+        changed = [name for name in names if getattr(o, name) not in (getattr(usual, name), 0)]
+        if changed:
+            here, there = (
+                ", ".join(f"vqvae.{name}={getattr(options, name)!r}" for name in changed)
+                for options in (o, usual)
+            )
+            raise ConfigError(
+                f"{here}: of no effect with vqvae.{choice}={getattr(o, choice)!r}. Set {there}, or "
+                f"choose another vqvae.{choice}."
+            )
     return o
 
 
@@ -234,15 +240,19 @@ class Autoencoder(NamedTuple):
         total = mutable["shares"].sum(-1, keepdims=True)
         return mutable["shares"] / jnp.maximum(total, 1e-20)
 
-    def log_scale(self, mutable: Tree) -> Float[Array, ""]:
-        """log of the root of the mean squared error in what was trained on lately.
+    def scaled(
+        self, log_scale: Float[Array, ""], made: Float[Array, "B H W C"], x: Float[Array, "B H W C"]
+    ) -> Float[Array, ""]:
+        """The log scale of p(x | z) after a batch: nearer to where its images are likeliest.
 
-        The scale of the Gaussian p(x | z) under which the training images are likeliest (Rybkin et
-        al. 2021), a millionth at least; of nothing 0.
+        That scale has no formula, as the first and the last bin reach to infinity: half of a
+        picture that is black says nothing of it. A step goes up the mean pixel's slope, by 1 -
+        decay times it and no more than that.
         """
-        total = mutable["shares"][0].sum()
-        variance = jnp.where(total > 0, mutable["mse"] / total, 1.0)
-        return 0.5 * jnp.log(jnp.maximum(variance, 1e-12))
+        slope = jax.grad(lambda s: likelihoods.discretised("gaussian", x, made, s).mean())(
+            log_scale
+        )
+        return log_scale + (1 - self.options.decay) * jnp.clip(slope, -1, 1)
 
     def look_up(
         self, params: Tree, mutable: Tree, index: Int[Array, "B h w Q"]
@@ -274,14 +284,13 @@ def loss(
     found = model.quantise(params, mutable, z, key_code, train=True)
     made, decoder = model.decode(params, mutable, found.z, **training)
     error = jnp.square(made - x).mean()
+    scale = model.scaled(mutable["log_scale"], jax.lax.stop_gradient(made), x)
     metrics = {
         "mse": error,
         "code_perplexity": jax.vmap(quantize.perplexity)(found.shares).mean(),
         "code_usage": (found.shares > 0).mean(),
     }
-    decay = model.options.decay
-    running = decay * mutable["mse"] + (1 - decay) * jax.lax.stop_gradient(error)
-    changed = {**found.mutable, "mse": running, "encoder": encoder, "decoder": decoder}
+    changed = {**found.mutable, "log_scale": scale, "encoder": encoder, "decoder": decoder}
     return error + found.loss, Aux(metrics, {"autoencoder": changed}, float(len(x)))
 
 
@@ -293,34 +302,37 @@ def _reconstruct(
     return model.decode(params, mutable, found.z)[0], found.index
 
 
+def _log_likelihood(
+    mutable: Tree, made: Float[Array, "B H W C"], x: Float[Array, "B H W C"]
+) -> Float[Array, "B"]:
+    return likelihoods.discretised("gaussian", x, made, mutable["log_scale"]).sum((1, 2, 3))
+
+
 def evaluate(
     model: Autoencoder, params: dict, mutable: dict, batch: Batch, key: Array
 ) -> dict[str, Array]:
-    """ELBO of the 8-bit image and its parts in nats, squared error in [-1, 1], and PSNR in dB.
+    """ELBO of the 8-bit image and its parts in nats, and `nearness` of its reconstruction.
 
     The ELBO has a uniform prior of the tokens, so that its KL is the log of the codes' number for
     each token (van den Oord et al. 2017, section 3.2), and for p(x | z) a Gaussian around the
-    decoder's image, discretised to 8 bits, whose scale is `Autoencoder.log_scale`. With a prior
-    of the tokens (`token_prior`) its `nll` stands in the KL's place.
-    `code_perplexity` and `code_usage` are of the codes' running shares in training: means over
-    codebooks, and the lowest perplexity of one. A code counts as used with a hundredth of an equal
-    share.
+    decoder's image, discretised to 8 bits, whose one scale follows the training images
+    (`Autoencoder.scaled`; Rybkin et al. 2021). `code_perplexity` and `code_usage` are of the codes'
+    running shares in training: means over codebooks, and the lowest perplexity of one. A code
+    counts as used with more than a hundredth of an equal share.
     """
     params, mutable = params["autoencoder"], mutable["autoencoder"]
     x = to_float(batch["image"])
     made, index = _reconstruct(model, params, mutable, x)
     shares = model.shares(mutable)
     perplexity = jax.vmap(quantize.perplexity)(shares)
-    scale = model.log_scale(mutable)
-    likelihood = likelihoods.discretised("gaussian", x, made, scale).sum((1, 2, 3))
+    likelihood = _log_likelihood(mutable, made, x)
     kl = jnp.float32(index[0].size * math.log(shares.shape[-1]))
     return {
         "elbo": likelihood - kl,
         "bits_per_dim": (kl - likelihood) / (math.log(2) * x[0].size),
         "reconstruction": likelihood,
         "kl": kl,
-        "mse": jnp.square(made - x).mean((1, 2, 3)),
-        "psnr": psnr(made, x),
+        **nearness(made, x),
         "code_perplexity": perplexity.mean(),
         "lowest_code_perplexity": perplexity.min(),
         "code_usage": (shares > 0.01 / shares.shape[-1]).mean(),
@@ -332,6 +344,15 @@ def encode(model: Autoencoder, params: dict, mutable: dict, batch: Batch) -> Int
     params, mutable = params["autoencoder"], mutable["autoencoder"]
     z, _ = model.encode(params, mutable, to_float(batch["image"]))
     return model.quantise(params, mutable, z, jax.random.key(0), train=False).index
+
+
+def log_likelihood(
+    model: Autoencoder, params: dict, mutable: dict, batch: Batch, index: Int[Array, "B h w Q"]
+) -> Float[Array, "B"]:
+    """log p(x | tokens) of 8-bit images, in nats."""
+    params, mutable = params["autoencoder"], mutable["autoencoder"]
+    made, _ = model.decode(params, mutable, model.look_up(params, mutable, index))
+    return _log_likelihood(mutable, made, to_float(batch["image"]))
 
 
 def decode(model: Autoencoder, params: dict, mutable: dict, index: Int[Array, "B h w Q"]) -> Array:
@@ -387,7 +408,7 @@ def from_networks(
     depth, size = model.sizes
 
     def init(key: Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:
-        params, mutable = {}, {"shares": jnp.zeros((depth, size)), "mse": jnp.zeros(())}
+        params, mutable = {}, {"shares": jnp.zeros((depth, size)), "log_scale": jnp.zeros(())}
         for i, name in enumerate(("encoder", "decoder")):
             net = getattr(model, name)
             params[name], mutable[name] = net.init(jax.random.fold_in(key, i))
@@ -405,10 +426,15 @@ def from_networks(
         phases=(Phase("autoencoder", partial(loss, model)),),
         evaluate=partial(evaluate, model),
         sample=partial(sample, model),
-        rules=((r"(shares|mse|ready|codes|counts|sums)$", replicate), *rules),
+        rules=((r"(shares|log_scale|ready|codes|counts|sums)$", replicate), *rules),
         pictures=partial(pictures, model),
         alarms=(_collapse(options, size),),
-        codec=Codec(("autoencoder",), partial(encode, model), partial(decode, model), size),
+        codec=Codec(
+            ("autoencoder",),
+            *(partial(function, model) for function in (encode, decode)),
+            size,
+            partial(log_likelihood, model),
+        ),
     )
 
 

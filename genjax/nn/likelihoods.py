@@ -11,6 +11,7 @@ from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float
 
 LOG_2PI = math.log(2 * math.pi)
+REACH = 10.0  # pixels are in [-1, 1]; a centre of theirs counts as within +-REACH
 
 
 def bounded(log_scale: Float[Array, "*N"], limit: float) -> Float[Array, "*N"]:
@@ -55,9 +56,9 @@ def discretised_logistic(
     The bins are 2 / 255 wide; the first and the last reach to infinity (Kingma et al. 2016,
     appendix C.1; Salimans et al. 2017, eq. 2). With a = (x + 1/255 - mean) / s and b the same at
     the lower edge, sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), which keeps
-    its precision in both tails.
+    its precision in both tails. The mean counts as within +-REACH.
     """
-    half, scale = 1 / 255, jnp.exp(-log_scale)
+    half, scale, mean = 1 / 255, jnp.exp(-log_scale), jnp.clip(mean, -REACH, REACH)
     upper, lower = (x + half - mean) * scale, (x - half - mean) * scale
     inside = (
         jax.nn.log_sigmoid(upper)
@@ -101,10 +102,11 @@ def discretised(
     Args:
       likelihood: a name in `TAILS`.
       x: the values.
-      mean: the distribution's centre.
+      mean: the distribution's centre, which counts as within +-REACH.
       log_scale: log of the Laplace distribution's b, or of the Gaussian's sigma.
     """
     tail, half, scale = TAILS[likelihood], 1 / 255, jnp.exp(-log_scale)
+    mean = jnp.clip(mean, -REACH, REACH)
     near, far = ((jnp.abs(x - mean) + edge) * scale for edge in (-half, half))
     inside = tail(near) + jnp.log(-jnp.expm1(tail(far) - tail(near)))
     edge = tail((jnp.where(x < 0, mean - x, x - mean) - half) * scale)

@@ -34,7 +34,13 @@ def binarised(key: Array, image: UInt8[Array, "B *shape"]) -> Float[Array, "B *s
     return drawn.reshape(image.shape)
 
 
-def psnr(made: Float[Array, "B H W C"], x: Float[Array, "B H W C"]) -> Float[Array, "B"]:
-    """Peak signal-to-noise ratio of images in [-1, 1] rounded to 8 bits, in dB; at most 106."""
-    error = jnp.square(to_float(to_uint8(made)) - x).mean(tuple(range(1, x.ndim)))
-    return 10 * jnp.log10(4 / jnp.maximum(error, 1e-10))
+def nearness(
+    made: Float[Array, "B H W C"], x: Float[Array, "B H W C"]
+) -> dict[str, Float[Array, "B"]]:
+    """How near images in [-1, 1] come to `x`, when they are rounded to 8 bits.
+
+    `mse` is their mean squared error in [-1, 1], `psnr` the peak signal-to-noise ratio in dB, at
+    most 106.
+    """
+    mse = jnp.square(to_float(to_uint8(made)) - x).mean(tuple(range(1, x.ndim)))
+    return {"mse": mse, "psnr": 10 * jnp.log10(4 / jnp.maximum(mse, 1e-10))}

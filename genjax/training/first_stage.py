@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -176,7 +177,7 @@ def _read(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, averaged: bool = T
             raise ConfigError(
                 f"config.first_stage: {place} does not fit the config beside it: {source} is "
                 f"{saved.get(source, 'absent')}, expected {leaf.shape}. Give the workdir of an "
-                "unchanged run."
+                "unchanged run, made by this version of genjax."
             )
         paths[name] = source
         wanted[source] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
@@ -221,6 +222,8 @@ def code_spec(stage: Stage) -> DataSpec:
     }
     code = jax.eval_shape(codec.encode, *arrays, batch)
     features = {"code": jax.ShapeDtypeStruct(code.shape[1:], code.dtype)}
+    if codec.log_likelihood:
+        features["log_likelihood"] = jax.ShapeDtypeStruct((), np.float32)
     if "label" in stage.spec.features:
         features["label"] = stage.spec.features["label"]
     return stage.spec._replace(
@@ -231,7 +234,7 @@ def code_spec(stage: Stage) -> DataSpec:
 def encoded(
     config: ConfigDict, stage: Stage, arrays: Arrays, dataset: Dataset, mesh: Mesh
 ) -> Dataset:
-    """The codes of every split, and the labels; kept in the cache by what made them.
+    """The codes of every split, log p(x | code), and the labels; kept in the cache by their makers.
 
     Data are told apart by `data_digest`, which looks at some of the examples: whoever changes a few
     of them under the same name has to remove the cache's folder `codes`.
@@ -240,8 +243,13 @@ def encoded(
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def fields(arrays: Arrays, batch: Batch) -> Batch:
-        own = {"label": batch["label"]} if "label" in spec.features else {}
-        return {"code": stage.method.codec.encode(*arrays, batch), **own}
+        codec = stage.method.codec
+        found = {"code": codec.encode(*arrays, batch)}
+        if codec.log_likelihood:
+            found["log_likelihood"] = codec.log_likelihood(*arrays, batch, found["code"])
+        if "label" in spec.features:
+            found["label"] = batch["label"]
+        return found
 
     apply = jax.jit(fields, out_shardings=everywhere)
     made_by = hashlib.sha256(_digest(arrays).encode())
@@ -294,8 +302,9 @@ def _write(place: Path, fields: dict[str, np.ndarray]) -> None:
 def join(method: Method, stage: Stage) -> Method:
     """`method` on the codes of `stage`: beside its own networks the frozen ones of the stage.
 
-    Samples are decoded. The stage's networks are zero at first: `pretrained`, or a checkpoint, has
-    to bring the trained ones.
+    Samples are decoded; where log p(x | code) and the codes' `nll` are known, evaluations have the
+    ELBO in nats and `bits_per_dim` of both stages together. The stage's networks are zero at first:
+    `pretrained`, or a checkpoint, has to bring the trained ones.
 
     Raises:
       ConfigError: both have a network of the same name.
@@ -314,6 +323,17 @@ def join(method: Method, stage: Stage) -> Method:
         return codec.decode(params, mutable, codes)
 
     sample.__signature__ = inspect.signature(method.sample)
+    image = stage.spec.features.get("image")
+
+    def evaluate(params: Tree, mutable: Tree, batch: Batch, key: jax.Array) -> dict:
+        found = method.evaluate(params, mutable, batch, key)
+        if "log_likelihood" in batch and "nll" in found:
+            elbo = batch["log_likelihood"] - found["nll"]
+            bits = -elbo / (math.log(2) * math.prod(image.shape))
+            found |= {"elbo": elbo, "bits_per_dim": bits}
+        return found
+
     frozen = rf"^(?=\w+/({'|'.join(codec.networks)})/)"
     of_stage = tuple((f"{frozen}.*(?:{path})", tactic) for path, tactic in stage.method.rules)
-    return method._replace(init=init, sample=sample, rules=(*of_stage, *method.rules))
+    rules = (*of_stage, *method.rules)
+    return method._replace(init=init, sample=sample, evaluate=evaluate, rules=rules)

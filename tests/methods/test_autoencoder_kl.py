@@ -124,11 +124,10 @@ def test_errors_are_of_what_the_mean_decodes_to():
     found = jax.jit(method.evaluate)(params, mutable, {"image": IMAGES}, KEY)
     x = np.asarray(IMAGES, np.float64) / 127.5 - 1
     made = x @ KERNEL
-    assert np.abs(made).max() > 1  # what no picture shows does not count
-    expected = np.square(np.clip(made, -1, 1) - x).mean((1, 2, 3))
-    np.testing.assert_allclose(found["mse"], expected, rtol=1e-4)
+    assert np.abs(made).max() > 1  # which is cut off
     levels = np.clip(np.round((made + 1) * 127.5), 0, 255)
     error = np.square(levels - np.asarray(IMAGES, np.float64)).mean((1, 2, 3))
+    np.testing.assert_allclose(found["mse"], error / 127.5**2, rtol=0.01)  # halves go either way
     np.testing.assert_allclose(found["psnr"], 10 * np.log10(255**2 / error), atol=0.05)
 
 
@@ -147,9 +146,11 @@ def test_the_adaptive_weight_is_its_closed_form():
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
-def test_the_decoder_descends_the_sum_of_its_terms(adaptive):
+@pytest.mark.parametrize("likelihood", DISTRIBUTIONS)
+def test_the_decoder_descends_the_sum_of_its_terms(adaptive, likelihood):
     """Value and gradient of the sum differentiated as a whole, its weights constants."""
     options = {"kl_weight": 0.3, "perceptual_weight": 0.2, "adversarial_weight": 0.7}
+    options["likelihood"] = likelihood
     method, params, mutable = toy(adaptive_weight=adaptive, **options)
     params["perceptual"] = WEIGHTS
     batch, step = {"image": IMAGES}, jnp.int32(0)
@@ -173,7 +174,9 @@ def test_the_decoder_descends_the_sum_of_its_terms(adaptive):
         return jnp.stack([-nats, divergence, apart, -logit])
 
     slopes = jax.jit(jax.jacrev(terms))(params)["autoencoder"]["decoder"]["out"]["kernel"]
-    perceptual_weight = 0.2 * x[0].size / math.exp(kl.LIMIT * math.tanh(-1 / kl.LIMIT))
+    scale = math.exp(kl.LIMIT * math.tanh(-1 / kl.LIMIT))
+    unit = {"laplace": scale, "gaussian": 2 * scale**2}[likelihood]  # of an error in nats
+    perceptual_weight = 0.2 * x[0].size / unit
     first = np.linalg.norm(slopes[0] + perceptual_weight * slopes[2])
     weight = 0.7 * (first / (np.linalg.norm(slopes[3]) + 1e-4) if adaptive else 1.0)
     assert float(aux.metrics["adversarial_weight"]) == pytest.approx(weight, rel=1e-4)
@@ -362,6 +365,11 @@ def test_options_that_are_refused(keys, says):
     ("keys", "shape", "dtype", "says"),
     [
         ({"autoencoder_kl.adversarial_start": "soon"}, (8, 8, 1), np.uint8, r"start='soon'"),
+        (
+            {"autoencoder_kl.adversarial_start": "100_percent"},
+            *((8, 8, 1), np.uint8),
+            r"expected less than all \d+ steps, or no game is played",
+        ),
         ({"autoencoder_kl.perceptual_weight": 1.0}, (8, 8, 2), np.uint8, r"has 2 channels"),
         ({}, (8, 8, 1), np.float32, r"set dataset\.dequantize=False"),
         ({}, (8,), np.uint8, r"needs 8-bit images"),

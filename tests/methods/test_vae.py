@@ -333,7 +333,7 @@ def says(out, likelihood, shape):
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "logistic"])
 def test_likelihoods_of_images_are_scipys(likelihood):
-    """Summed over pixels and channels; of 8-bit data in bits a dimension too."""
+    """Summed over pixels and channels, and in bits a dimension."""
     rng, shape = np.random.default_rng(0), (3, 4, 2)
     out = rng.normal(size=shape)
     image = rng.integers(0, 256, (5, *shape)).astype(np.uint8)
@@ -342,16 +342,14 @@ def test_likelihoods_of_images_are_scipys(likelihood):
         image = np.where(image > 127, 255, 0).astype(np.uint8)  # nothing is left to be drawn
         expected = stats.bernoulli.logpmf(image // 255, special.expit(out))
         centre = special.expit(out) * 2 - 1
-    elif likelihood == "gaussian":
-        expected, centre = stats.norm.logpdf(x, out, scale), np.clip(out, -1, 1)
     else:
-        log_scale = rng.normal(size=shape) - 1
-        below, above = (
-            stats.logistic.cdf(x + side / 255, out, np.exp(log_scale)) for side in (-1, 1)
-        )
+        log_scale = np.log(scale) if likelihood == "gaussian" else rng.normal(size=shape) - 1
+        peer = stats.norm if likelihood == "gaussian" else stats.logistic
+        below, above = (peer.cdf(x + side / 255, out, np.exp(log_scale)) for side in (-1, 1))
         share = np.where(image == 255, 1, above) - np.where(image == 0, 0, below)
         expected, centre = np.log(share), np.clip(out, -1, 1)
-        out = np.concatenate([out, inverse_bound(log_scale)], -1)
+        if likelihood == "logistic":
+            out = np.concatenate([out, inverse_bound(log_scale)], -1)
     expected = expected.sum((1, 2, 3))
     method = says(out, likelihood, shape)
     params, mutable = method.init(KEY, {})
@@ -361,12 +359,32 @@ def test_likelihoods_of_images_are_scipys(likelihood):
     for name in ("elbo", "reconstruction", "log_likelihood"):
         np.testing.assert_allclose(found[name], expected, rtol=1e-4, err_msg=name)
     np.testing.assert_allclose(found["kl"], 0, atol=1e-6)
-    if likelihood != "gaussian":
-        bits = -expected / (np.log(2) * math.prod(shape))
-        np.testing.assert_allclose(found["bits_per_dim"], bits, rtol=1e-4)
+    bits = -expected / (np.log(2) * math.prod(shape))
+    np.testing.assert_allclose(found["bits_per_dim"], bits, rtol=1e-4)
     error = np.square(np.round((centre + 1) * 127.5) / 127.5 - 1 - (image / 127.5 - 1))
     np.testing.assert_allclose(found["mse"], error.mean((1, 2, 3)), rtol=0.02)
     np.testing.assert_allclose(found["psnr"], 10 * np.log10(4 / np.asarray(found["mse"])), 1e-5)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "logistic"])
+@pytest.mark.parametrize("said", [-1e36, 1e36])
+def test_what_a_decoder_says_cannot_make_nan(likelihood, said):
+    """Neither of the parameters of p(x | z), at the widest and the narrowest scale."""
+    image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (5, 3, 4, 2), np.uint8))
+    for scale in (-1e36, 1e36):
+        mean = np.full((3, 4, 2), said)
+        parts = [mean, np.full_like(mean, scale)] if likelihood == "logistic" else [mean]
+        method = says(np.concatenate(parts, -1), likelihood, (3, 4, 2))
+        params, mutable = method.init(KEY, {})
+        if likelihood == "gaussian":
+            params["vae"]["log_scale"] = jnp.float32(scale)
+        loss = method.phases[0].loss
+        (value, aux), slope = jax.value_and_grad(loss, has_aux=True)(
+            params, mutable, {"image": image}, KEY, 0
+        )
+        found = method.evaluate(params, mutable, {"image": image}, KEY)
+        for leaf in jax.tree.leaves((value, aux.metrics, slope, found)):
+            assert np.isfinite(leaf).all()
 
 
 def test_pixels_are_binarised_anew_at_each_draw():
@@ -412,7 +430,6 @@ def test_labels_reach_encoder_decoder_samples_and_pictures(likelihood, network):
     evaluate = jax.jit(method.evaluate)
     found = evaluate(params, mutable, batch, KEY)
     other = evaluate(params, mutable, {**batch, "label": (batch["label"] + 1) % 10}, KEY)
-    assert ("bits_per_dim" in found) == (likelihood != "gaussian")
     for name in ("kl", "reconstruction", "log_likelihood"):
         assert found[name].shape == (16,)
         assert np.abs(found[name] - other[name]).min() > 0, name

@@ -75,8 +75,9 @@ def test_codebooks_by_averages_move_in_training_and_nowhere_else():
     expected = quantize.ema_update(book, rows, jnp.asarray(index), 0.9)
     np.testing.assert_allclose(moved["codes"], expected["codes"], rtol=1e-5, atol=1e-6)
     found = method.evaluate(params, mutable, {"image": IMAGES}, KEY)
-    error = np.square(X - np.asarray(book["codes"])[index].reshape(X.shape)).mean((1, 2, 3))
-    np.testing.assert_allclose(found["mse"], error, rtol=1e-5)
+    made = np.clip(np.asarray(book["codes"])[index].reshape(X.shape), -1, 1)
+    error = np.square(X - np.round((made + 1) * 127.5) / 127.5 + 1).mean((1, 2, 3))
+    np.testing.assert_allclose(found["mse"], error, rtol=1e-4)
 
 
 def test_the_second_codebook_follows_what_the_first_leaves():
@@ -111,18 +112,27 @@ def test_the_default_gradient_is_rotated_and_scaled():
     assert abs(found - (gap * X).mean()) > 0.01 * abs(found)
 
 
-def test_a_code_that_nothing_is_near_begins_anew_on_a_vector_of_the_batch():
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_code_that_nothing_is_near_begins_anew_on_a_vector_of_the_batch(level):
+    """Of the second codebook on what the first one leaves of it."""
+    name = str(level)
+
     def moved(restart_below):
-        method, params, mutable = toy(restart_below=restart_below)
-        book = mutable["autoencoder"]["books"]["0"]
+        method, params, mutable = toy(restart_below=restart_below, depth=2)
+        books = mutable["autoencoder"]["books"]
+        book = books[name]
         far = {"codes": book["codes"].at[3].set(50.0), "sums": book["sums"].at[3].set(5.0)}
         book = {**book, **far, "counts": book["counts"].at[3].set(0.1)}
-        own = {**mutable["autoencoder"], "books": {"0": book}}
+        own = {**mutable["autoencoder"], "books": {**books, name: book}}
         _, aux = method.phases[0].loss(params, {"autoencoder": own}, {"image": IMAGES}, KEY, 0)
-        return np.asarray(aux.mutable["autoencoder"]["books"]["0"]["codes"])
+        return np.asarray(aux.mutable["autoencoder"]["books"][name]["codes"])
 
+    rest = X.reshape(-1, 2)
+    if level:
+        codes = np.asarray(toy(depth=2)[2]["autoencoder"]["books"]["0"]["codes"])
+        rest = rest - codes[nearest(rest, codes)]
     on, off = moved(0.2), moved(0.0)
-    assert np.abs(X.reshape(-1, 2) - on[3]).max(1).min() < 1e-6
+    assert np.abs(rest - on[3]).max(1).min() < 1e-6
     assert off[3].min() > 10
     others = [0, 1, 2, 4]
     np.testing.assert_array_equal(on[others], off[others])
@@ -224,34 +234,69 @@ def test_finite_scalars_have_tokens_that_decode_to_what_was_rounded():
     assert samples.dtype == jnp.uint8
 
 
-def test_the_bound_has_a_uniform_prior_and_a_gaussian_as_wide_as_the_error():
-    """The likelihood in float64 by the normal distribution's function."""
-    method, params, mutable = toy(depth=2, decay=0.9)
+DARK = IMAGES.at[:, :2].set(0)  # half of the pixels are in a bin that reaches to infinity
+
+
+def reconstructed(mutable, depth):
+    """What the toy makes of DARK, and that in [-1, 1], in float64."""
     books = jax.device_get(mutable["autoencoder"]["books"])
-    rest, made = X, 0.0
-    for q in range(2):
+    x = np.asarray(DARK, np.float64) / 127.5 - 1
+    rest, made = x, 0.0
+    for q in range(depth):
         chosen = books[str(q)]["codes"][nearest(rest, books[str(q)]["codes"])]
         rest, made = rest - chosen, made + chosen
-    error = np.square(X - made).mean()
-    loss = jax.jit(method.phases[0].loss)
-    _, aux = loss(params, mutable, {"image": IMAGES}, KEY, 0)
-    own = {**mutable["autoencoder"], "mse": aux.mutable["autoencoder"]["mse"]}
-    trained = {"autoencoder": {**own, "shares": aux.mutable["autoencoder"]["shares"]}}
-    for kept, scale in ((mutable, 1.0), (trained, np.sqrt(error))):
-        upper, lower = (scipy.stats.norm.cdf((X + s / 255 - made) / scale) for s in (1, -1))
-        upper, lower = np.where(X > 0.999, 1, upper), np.where(X < -0.999, 0, lower)
-        exact = np.log(upper - lower).sum((1, 2, 3))
+    return made, x
+
+
+def log_likelihood(x, made, scale):
+    upper, lower = (scipy.stats.norm.cdf((x + s / 255 - made) / scale) for s in (1, -1))
+    upper, lower = np.where(x > 0.999, 1, upper), np.where(x < -0.999, 0, lower)
+    return np.log(upper - lower).sum((1, 2, 3))
+
+
+def test_the_bound_has_a_uniform_prior_and_a_gaussian():
+    """The likelihood in float64 by the normal distribution's function."""
+    method, params, mutable = toy(depth=2)
+    made, x = reconstructed(mutable, 2)
+    model = method.phases[0].loss.args[0]
+    index = vqvae.encode(model, params, mutable, {"image": DARK})
+    for scale in (1.0, 0.6):
+        mutable["autoencoder"]["log_scale"] = jnp.log(scale)
+        exact = log_likelihood(x, made, scale)
         kl = 4 * 4 * 2 * np.log(5)
-        found = method.evaluate(params, kept, {"image": IMAGES}, KEY)
+        found = method.evaluate(params, mutable, {"image": DARK}, KEY)
         np.testing.assert_allclose(found["kl"], kl, rtol=1e-6)
         np.testing.assert_allclose(found["reconstruction"], exact, rtol=1e-4)
         np.testing.assert_allclose(found["elbo"], exact - kl, rtol=1e-4)
         np.testing.assert_allclose(found["bits_per_dim"], (kl - exact) / 32 / np.log(2), rtol=1e-4)
+        alone = method.codec.log_likelihood(params, mutable, {"image": DARK}, index)
+        np.testing.assert_allclose(alone, exact, rtol=1e-4)
+
+
+def test_the_scale_goes_to_where_the_training_images_are_likeliest():
+    """Which is not the error's: that of the pixels in the first bin says less than the others'."""
+    method, params, mutable = toy(decay=0.9)
+    made, x = reconstructed(mutable, 1)
+    found = scipy.optimize.minimize_scalar(
+        lambda s: -log_likelihood(x, made, np.exp(s)).sum(), bounds=(-4, 2), method="bounded"
+    )
+    assert abs(found.x - 0.5 * np.log(np.square(x - made).mean())) > 0.02
+    loss = jax.jit(method.phases[0].loss)
+    own = mutable["autoencoder"]
+    for first in (-2.5, 2.5):
+        scale = jnp.float32(first)
+        for step in range(150):
+            kept = {"autoencoder": {**own, "log_scale": scale}}
+            _, aux = loss(params, kept, {"image": DARK}, KEY, 0)
+            new = aux.mutable["autoencoder"]["log_scale"]
+            assert step > 5 or 0.02 < abs(new - scale) < 0.1001  # by 1 - decay and no more
+            scale = new
+        assert float(scale) == pytest.approx(found.x, abs=1e-3)
 
 
 def test_the_bound_of_perfect_reconstructions_is_finite():
     method, params, mutable = toy()
-    own = {**mutable["autoencoder"], "shares": jnp.full((1, 5), 0.2)}
+    own = {**mutable["autoencoder"], "log_scale": jnp.float32(-13.8)}
     codes = own["books"]["0"]["codes"]
     image = jnp.full((1, 4, 4, 2), 255, jnp.uint8)
     found = []
@@ -265,15 +310,36 @@ def test_the_bound_of_perfect_reconstructions_is_finite():
     assert -np.inf < found[1] < -1e6
 
 
-def test_codes_by_kmeans_count_their_cells():
-    """Or a threshold above one would throw the first codebooks away at once."""
-    method, params, mutable = toy(kmeans=8, codes=3, decay=0.999, restart_below=1.5)
+def test_codes_by_kmeans_are_their_cells_means_and_count_them():
+    """Of the second codebook too: its cells are of what the first one leaves."""
+    method, params, mutable = toy(kmeans=30, codes=3, depth=2, decay=0.999, restart_below=1.5)
     _, aux = method.phases[0].loss(params, mutable, {"image": IMAGES}, KEY, 0)
-    book = aux.mutable["autoencoder"]["books"]["0"]
-    index = nearest(X.reshape(-1, 2), np.asarray(book["codes"]))
-    sizes = np.bincount(index, minlength=3)
-    assert sizes.min() > 2
-    np.testing.assert_allclose(book["counts"], sizes, rtol=0.02)
+    rest = X.reshape(-1, 2)
+    for q in range(2):
+        book = aux.mutable["autoencoder"]["books"][str(q)]
+        codes = np.asarray(book["codes"], np.float64)
+        index = nearest(rest, codes)
+        sizes = np.bincount(index, minlength=3)
+        assert sizes.min() > 2  # or a threshold above one would throw codes away at once
+        np.testing.assert_allclose(book["counts"], sizes, rtol=0.02)
+        means = [rest[index == k].mean(0) for k in range(3)]
+        np.testing.assert_allclose(codes, means, atol=2e-3)
+        rest = rest - codes[index]
+
+
+def test_samples_are_of_codes_by_their_shares():
+    """Position by position and codebook by codebook; a code without a share never comes."""
+    method, params, mutable = toy(depth=2, codes=3)
+    own = mutable["autoencoder"]
+    codes = np.array([[[-0.8, 0.0], [0.0, 0.8], [9.0, 9.0]], [[0.1, 0.1], [9.0, 9.0], [-0.2, 0.2]]])
+    own["books"] = {str(q): quantize.codebook(jnp.float32(codes[q])) for q in range(2)}
+    own["shares"] = jnp.array([[0.3, 0.1, 0.0], [0.2, 0.0, 0.6]])
+    made = jax.jit(method.sample, static_argnums=3)(params, mutable, KEY, 500)
+    values = np.asarray(made, np.float64).reshape(-1, 2) / 127.5 - 1
+    for first, p in ((0, 0.75), (1, 0.25)):
+        for second, q in ((0, 0.25), (2, 0.75)):
+            at = np.abs(values - codes[0, first] - codes[1, second]).max(1) < 0.01
+            assert at.mean() == pytest.approx(p * q, abs=0.02)
 
 
 def test_labels_are_refused():
@@ -288,21 +354,36 @@ def test_labels_are_refused():
         ({"quantizer": "vg"}, r"vqvae\.quantizer='vg'.*Nearest: vq"),
         ({"gradient": "ste"}, r"expected one of straight_through, rotation"),
         ({"codes": 1}, r"codes=1: expected at least 2"),
+        (
+            {"codes": 2**19, "depth": 3},
+            r"codes \* vqvae\.depth=1572864: expected at most 1,048,576",
+        ),
         ({"decay": 1.0}, r"decay=1\.0: expected between 0 and 1"),
         ({"levels": (5, 2)}, r"expected 3 to 1,000 each"),
         ({"levels": ()}, r"levels=\(\): expected 3 to 1,000 each"),
         ({"levels": (1000, 1000, 3)}, r"1,048,576 codes at most"),
         ({"levels": (1002, 3)}, r"expected 3 to 1,000 each"),
         ({"commitment": float("inf")}, r"finite in float32"),
-        ({"quantizer": "fsq", "depth": 2}, r"depth=2 does nothing with vqvae\.quantizer='fsq'"),
-        ({"quantizer": "fsq", "codes": 64}, r"codes=64 does nothing with.*leave it at 512"),
-        ({"levels": (5, 5)}, r"levels=\(5, 5\) does nothing with vqvae\.quantizer='vq'"),
-        ({"learn": "loss", "kmeans": 3}, r"kmeans=3 does nothing with vqvae\.learn='loss'"),
+        (
+            {"quantizer": "fsq", "depth": 2, "codes": 64},
+            r"codes=64, vqvae\.depth=2: of no effect with vqvae\.quantizer='fsq'\. Set "
+            r"vqvae\.codes=512, vqvae\.depth=1, or",
+        ),
+        ({"levels": (5, 5)}, r"levels=\(5, 5\): of no effect with vqvae\.quantizer='vq'"),
+        ({"learn": "loss", "kmeans": 3}, r"kmeans=3: of no effect with vqvae\.learn='loss'"),
     ],
 )
 def test_options_that_are_refused(keys, says):
     with pytest.raises(ConfigError, match=says):
         vqvae.options_from_config(ConfigDict(keys))
+
+
+def test_what_is_of_no_effect_may_be_off():
+    given = {"learn": "loss", "kmeans": 0, "restart_below": 0.0, "levels": [8, 5, 5, 5]}
+    found = vqvae.options_from_config(ConfigDict(given))
+    assert found.learn == "loss"
+    assert found.levels == (8, 5, 5, 5)
+    vqvae.options_from_config(ConfigDict({"quantizer": "fsq", "commitment": 0.0}))
 
 
 @pytest.mark.parametrize(
@@ -329,4 +410,5 @@ def test_the_lowest_code_perplexity_is_of_the_worst_codebook():
     found = method.evaluate(params, mutable, {"image": IMAGES}, KEY)
     np.testing.assert_allclose(found["code_perplexity"], 2.5, rtol=1e-5)
     np.testing.assert_allclose(found["lowest_code_perplexity"], 1.0, rtol=1e-5)
+    np.testing.assert_allclose(found["code_usage"], 5 / 8, rtol=1e-5)
     assert method.alarms[0].metric == "eval/lowest_code_perplexity"

@@ -82,6 +82,10 @@ def test_the_codes_are_those_of_each_example_by_the_averaged_encoder(vq, tmp_pat
         taken = found.splits[split].take(chosen)
         np.testing.assert_array_equal(taken["code"], encode(*arrays, {"image": images}))
         np.testing.assert_array_equal(taken["label"], [source[int(i)]["label"] for i in chosen])
+        judged = stage.method.evaluate(*arrays, {"image": images}, jax.random.key(0))
+        np.testing.assert_allclose(
+            taken["log_likelihood"], judged["reconstruction"], rtol=1e-4, atol=1e-2
+        )
         np.testing.assert_array_equal(
             found.splits[split][len(source) // 2]["code"], taken["code"][1]
         )
@@ -127,6 +131,26 @@ def test_the_first_stage_is_frozen_in_the_state_and_decodes_the_samples(vq, prio
     assert images.dtype == np.uint8
 
 
+def test_the_elbo_of_both_stages_has_the_priors_nll_for_its_kl(vq, prior):
+    config = workdir.read_config(prior)
+    stage = first_stage.find(config, prior)
+    run = main.build(config, workdir.read_spec(prior), stage)
+    state = Checkpoints(prior).restore(run.state)
+    image = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
+    first = stage.method.evaluate(state.params, state.mutable, {"image": image}, None)
+    code = stage.method.codec.encode(state.params, state.mutable, {"image": image})
+    known = {"code": code, "log_likelihood": first["reconstruction"]}
+    found = run.method.evaluate(state.params, state.mutable, known, None)
+    alone = methods.build(config, run.spec).evaluate(state.params, state.mutable, known, None)
+    assert alone.keys() == {"nll", "bits_per_token"}
+    elbo = first["reconstruction"] - alone["nll"]
+    np.testing.assert_allclose(found["elbo"], elbo, rtol=1e-5)
+    np.testing.assert_allclose(found["bits_per_dim"], -elbo / 64 / np.log(2), rtol=1e-5)
+    # A prior of tokens that are all alike has the first stage's own bound.
+    uniform = found["elbo"] + found["nll"] - code[0].size * np.log(16)
+    np.testing.assert_allclose(uniform, first["elbo"], rtol=1e-5)
+
+
 def test_a_run_needs_its_first_stage_no_more_once_it_has_begun(prior, vq, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(prior, folder)
@@ -134,7 +158,7 @@ def test_a_run_needs_its_first_stage_no_more_once_it_has_begun(prior, vq, tmp_pa
         vq.rename(tmp_path / "away")
         assert main.main([f"--workdir={folder}", "--mode=sample", "--num=2"]) == 0
         assert main.main([f"--workdir={folder}", "--mode=eval"]) == 0
-        assert "eval/nll" in capsys.readouterr().out
+        assert "eval/elbo" in capsys.readouterr().out
     finally:
         (tmp_path / "away").rename(vq)
 
