@@ -167,16 +167,21 @@ def _moved(cache: Tree, source: Int[Array, "N"]) -> Tree:
     moves = source != jnp.arange(len(source))
     rows = jnp.argsort(~moves)
 
-    def move(i: Array, cache: Tree) -> Tree:
+    def bits(x: Array) -> Array:
+        """For one row of bfloat16 the CPU would make all of x float32 and back."""
+        return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+    def move(i: Array, held: Tree) -> Tree:
         to = rows[i]
 
         def one(x: Array) -> Array:
             row = jax.lax.dynamic_slice_in_dim(x, source[to], 1, 1)
             return jax.lax.dynamic_update_slice_in_dim(x, row, to, 1)
 
-        return jax.tree.map(lambda x: one(x) if jnp.ndim(x) > 1 else x, cache)
+        return jax.tree.map(lambda x: one(x) if jnp.ndim(x) > 1 else x, held)
 
-    return jax.lax.fori_loop(0, moves.sum(), move, cache)
+    held = jax.lax.fori_loop(0, moves.sum(), move, jax.tree.map(bits, cache))
+    return jax.tree.map(lambda x, to: jax.lax.bitcast_convert_type(x, to.dtype), held, cache)
 
 
 def _places(parent: Int[Array, "B K"]) -> Int[Array, "B K"]:

@@ -3,11 +3,13 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_networks
 
 from genjax.config import ConfigError
+from genjax.sampling import beam
 from genjax.sampling import logits as lg
 from genjax.sampling.beam import beam_search
 from genjax.sampling.decode import generate
@@ -126,3 +128,20 @@ def test_what_cannot_be_is_refused(options, words):
     with pytest.raises(ConfigError) as error:
         beam_search(NET, PROMPT, **{"beams": 2, "max_new_tokens": 2, "context": 8, **options})
     assert words in str(error.value)
+
+
+def test_rows_of_a_cache_move_to_their_beams():
+    """Of whatever type it is; scalars stay. A row that is read is in its place."""
+    source = jnp.array([0, 0, 2, 0, 4, 2])
+    rng = np.random.default_rng(0)
+    cache = {
+        "key": jnp.asarray(rng.normal(size=(2, 6, 5)), jnp.bfloat16),
+        "value": jnp.asarray(rng.normal(size=(2, 6, 5)), jnp.float32),
+        "place": jnp.arange(6)[None],
+        "length": jnp.int32(3),
+    }
+    moved = jax.jit(beam._moved)(cache, source)
+    for name in ("key", "value", "place"):
+        assert moved[name].dtype == cache[name].dtype
+        np.testing.assert_array_equal(moved[name], cache[name][:, source])
+    assert moved["length"] == 3
