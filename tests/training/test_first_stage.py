@@ -68,6 +68,7 @@ def test_the_codes_are_those_of_each_example_by_the_averaged_encoder(vq, tmp_pat
     jax.tree.map(np.testing.assert_array_equal, arrays.mutable, saved.mutable)
 
     dataset = catalogue.load(config.dataset)
+    monkeypatch.setenv("GENJAX_DATA", str(tmp_path / "cache"))  # not what earlier tests left there
     found = first_stage.encoded(config, stage, arrays, dataset, mesh)
     assert found.spec == first_stage.code_spec(stage)
     assert found.spec.vocabulary_size == 16
