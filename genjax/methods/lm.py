@@ -33,6 +33,7 @@ from genjax.sampling.decode import generate, stream
 
 NEW = 256  # tokens that a sample has, unless more or fewer are asked for
 ENDLESS = 2**30  # positions of a network that knows no limit
+MOST_FRAMES = 2**20
 
 
 class Options(NamedTuple):
@@ -297,10 +298,10 @@ def sample_frames(
       ConfigError: a condition, or an option out of range.
     """
     require(condition is None, "--condition", condition, "nothing: a roll is drawn from its start")
-    whole = isinstance(frames, int) and 0 <= frames <= model.context
-    require(whole, "--frames", frames, f"0 to {model.context}")
-    number = isinstance(temperature, int | float) and temperature > 0
-    require(number, "--temperature", temperature, "a number above 0")
+    most = min(model.context, MOST_FRAMES)
+    whole = isinstance(frames, int) and 0 <= frames <= most
+    require(whole, "--frames", frames, f"0 to {most}")
+    processors.require_temperature("--temperature", temperature)
     length = frames or model.spec.features["frame"].shape[0]
     apply = model.bound(params, mutable)
 
@@ -375,6 +376,8 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
         sizes[name] = config.model[name] or least
         needed = f"at least {least}, which the data have, or 0"
         require(sizes[name] >= least, f"config.model.{name}", config.model[name], needed)
+    keys = sizes["vocabulary_size"]
+    require(text or keys == KEYS, "config.model.vocabulary_size", keys, f"{KEYS} keys, or 0")
 
     def network(rngs):
         return construct(

@@ -20,6 +20,7 @@ from genjax.config import ConfigError, construct, read_options, require
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree, find_module
 from genjax.nn.functional import Functional, functional
 from genjax.sampling.conditions import labels_if
+from genjax.sampling.logits import require_temperature
 
 
 class Options(NamedTuple):
@@ -95,12 +96,7 @@ def sample(
       ConfigError: labels for a prior that knows none; a temperature or top_k out of range.
     """
     values = prior.spec.vocabulary_size
-    require(
-        isinstance(temperature, int | float) and temperature > 0,
-        "--temperature",
-        temperature,
-        "a number above 0",
-    )
+    require_temperature("--temperature", temperature)
     require(
         isinstance(top_k, int) and 0 <= top_k <= values,
         "--top_k",

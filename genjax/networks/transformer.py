@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from genjax.config import one_of, require
 from genjax.networks.sequence import one_segment, places, visible, visible_of
@@ -151,6 +151,9 @@ def norm(o: Options) -> LayerNorm | RMSNorm:
 class Cache(NamedTuple):
     """What a transformer keeps of the positions so far; the rest of the S is zero.
 
+    Keys and values in bfloat16 are kept as the integers that their bits are: to write one position
+    or to move one row, a CPU would make all of a bfloat16 array float32, and back.
+
     Attributes:
       key: of every block, one after the other; of unstacked parameters a tuple, block by block.
       value: likewise.
@@ -159,8 +162,8 @@ class Cache(NamedTuple):
       length: positions held.
     """
 
-    key: Float[Array, "LK B S H"] | tuple[Float[Array, "K B S H"], ...]
-    value: Float[Array, "LK B S H"] | tuple[Float[Array, "K B S H"], ...]
+    key: Shaped[Array, "LK B S H"] | tuple[Shaped[Array, "K B S H"], ...]
+    value: Shaped[Array, "LK B S H"] | tuple[Shaped[Array, "K B S H"], ...]
     segment: Int[Array, "1 B S"]
     place: Int[Array, "1 B"]
     length: Int[Array, ""]
@@ -309,7 +312,7 @@ class Transformer(nnx.Module):
         o = self.options
         stacked = self._layers()[2] is None
         shape = (o.kv_heads * (o.depth if stacked else 1), batch, capacity, o.head_size)
-        zeros = jnp.zeros(shape, o.dtype)
+        zeros = bits(jnp.zeros(shape, o.dtype))
         return (zeros, zeros) if stacked else ((zeros,) * o.depth,) * 2
 
     def _run(
@@ -334,6 +337,7 @@ class Transformer(nnx.Module):
                     if layer is None
                     else tuple(lax.dynamic_index_in_dim(h, layer, keepdims=False) for h in held)
                 )
+                seen = tuple(lax.bitcast_convert_type(h, self.options.dtype) for h in seen)
             whole = self.options.causal and not look.back
             return (net.add(x, query, seen, look.mask, whole, key, train), held), None
 
@@ -351,8 +355,14 @@ class Transformer(nnx.Module):
         return x, None if held is None else tuple(zip(*each, strict=True))
 
 
+def bits(x: Array) -> Array:
+    """Integers, of bfloat16; anything else as it is."""
+    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
 def write(held: Array, new: Float[Array, "K B T H"], layer: Array | None, at: Array | int) -> Array:
     """Keys or values [L, K, B, S, H] with new ones at `at` of a layer; or [K, B, S, H], of one."""
+    new = bits(new)
     if layer is None:
         return lax.dynamic_update_slice_in_dim(held, new, at, axis=2)
     return lax.dynamic_update_slice(held, new[None], (layer, 0, 0, at, 0))

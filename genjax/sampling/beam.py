@@ -21,6 +21,8 @@ from genjax.sampling.logits import Processor
 
 Tree = Any
 
+MOST_BEAMS = 1024
+
 
 class Rule(NamedTuple):
     """How texts are scored and when to stop, as arrays: other rules are the same program.
@@ -99,7 +101,8 @@ def beam_search(
       ConfigError: as `decode.generate`; prompt and new tokens do not fit into `context`; an
         argument is out of range.
     """
-    require(isinstance(beams, int) and beams > 0, "beams", beams, "a whole number above 0")
+    whole = isinstance(beams, int) and 0 < beams <= MOST_BEAMS
+    require(whole, "beams", beams, f"a whole number from 1 to {MOST_BEAMS:,}")
     known = isinstance(early_stopping, bool) or early_stopping == "never"
     require(known, "early_stopping", early_stopping, 'True, False or "never"')
     number = isinstance(length_penalty, int | float) and abs(length_penalty) <= 5
@@ -167,21 +170,16 @@ def _moved(cache: Tree, source: Int[Array, "N"]) -> Tree:
     moves = source != jnp.arange(len(source))
     rows = jnp.argsort(~moves)
 
-    def bits(x: Array) -> Array:
-        """For one row of bfloat16 the CPU would make all of x float32 and back."""
-        return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
-
-    def move(i: Array, held: Tree) -> Tree:
+    def move(i: Array, cache: Tree) -> Tree:
         to = rows[i]
 
         def one(x: Array) -> Array:
             row = jax.lax.dynamic_slice_in_dim(x, source[to], 1, 1)
             return jax.lax.dynamic_update_slice_in_dim(x, row, to, 1)
 
-        return jax.tree.map(lambda x: one(x) if jnp.ndim(x) > 1 else x, held)
+        return jax.tree.map(lambda x: one(x) if jnp.ndim(x) > 1 else x, cache)
 
-    held = jax.lax.fori_loop(0, moves.sum(), move, jax.tree.map(bits, cache))
-    return jax.tree.map(lambda x, to: jax.lax.bitcast_convert_type(x, to.dtype), held, cache)
+    return jax.lax.fori_loop(0, moves.sum(), move, cache)
 
 
 def _places(parent: Int[Array, "B K"]) -> Int[Array, "B K"]:

@@ -93,9 +93,9 @@ def temperature(value: float) -> Processor:
     """Divides by `value`: below 1 sharpens the distribution, above 1 flattens it.
 
     Raises:
-      ConfigError: not above 0.
+      ConfigError: below a millionth.
     """
-    _require_number("temperature", value, above=0)
+    require_temperature("temperature", value)
     return lambda logits, history: logits / value
 
 
@@ -258,6 +258,12 @@ def newest(
     """The `count` columns of the history that end at column `length`, -1 where there are none."""
     padded = jnp.pad(history, ((0, 0), (count, 0)), constant_values=-1)
     return jax.lax.dynamic_slice_in_dim(padded, length, count, 1)
+
+
+def require_temperature(name: str, value: object) -> None:
+    """Raises ConfigError unless it is a number that logits can be divided by."""
+    fit = isinstance(value, int | float) and 1e-6 <= value <= sys.float_info.max
+    require(fit, name, value, "a number of 1e-6 or more")
 
 
 def _require_number(name: str, value: object, *, above: float, most: float = math.inf) -> None:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from genjax.config import ConfigError, require
 from genjax.data import tokenizers
 from genjax.data.alphabets import ends, utf8
+from genjax.data.documents import decode
 from genjax.data.tokenizers import Tokenizer
 from genjax.method import DataSpec
 from genjax.sampling.stopping import automaton, can_be_found
@@ -88,7 +89,7 @@ def digest(content: str) -> str:
 
 
 def read_prompt(prompt: str | None, file: str) -> str | None:
-    """The text of `--prompt` or of `--prompt_file`; None if neither is given.
+    """The text of `--prompt` or of `--prompt_file`, whose last line's end is none of it; or None.
 
     Raises:
       ConfigError: both are given, or the file cannot be read as UTF-8.
@@ -97,7 +98,7 @@ def read_prompt(prompt: str | None, file: str) -> str | None:
         return prompt
     if prompt is not None:
         raise ConfigError("--prompt and --prompt_file are both given: leave one out.")
-    return read_text("--prompt_file", file)
+    return read_text("--prompt_file", file).removesuffix("\n").removesuffix("\r")
 
 
 def read_text(flag: str, file: str) -> str:
@@ -107,13 +108,10 @@ def read_text(flag: str, file: str) -> str:
       ConfigError: it cannot be read as UTF-8.
     """
     try:
-        return Path(file).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{flag}={file}: not UTF-8 at byte {error.start}. Save it as UTF-8."
-        ) from error
+        content = Path(file).read_bytes()
     except OSError as error:
         raise ConfigError(f"{flag}={file}: {error.strerror}.") from error
+    return decode(content, f"{flag}={file}")
 
 
 def encode_prompts(

@@ -36,7 +36,8 @@ def automaton(texts: Sequence[bytes], spelling: Sequence[bytes]) -> Int[np.ndarr
     )
     table = np.repeat(np.arange(len(step), dtype=np.int32)[:, None], len(spelling), axis=1)
     for i, column in enumerate(padded.T):
-        table = np.where(i < lengths, step[table, column], table)
+        longer = np.flatnonzero(i < lengths)
+        table[:, longer] = step[table[:, longer], column[longer]]
     return table
 
 

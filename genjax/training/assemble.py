@@ -129,15 +129,35 @@ def assemble(
     )
 
 
+def _shapes(networks: dict[str, Tree]) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(networks)
+    return {rules.path_name(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
 def put_pretrained(state: TrainState, method: Method) -> TrainState:
     """`state` with the networks that `method.pretrained` brings, sharded as those it has.
 
     Averages begin anew with them.
+
+    Raises:
+      ConfigError: they have other arrays, or of other shapes, than the config's networks.
     """
     if method.pretrained is None:
         return state
 
     def place(old: dict[str, Tree], new: dict[str, Tree]) -> dict[str, Tree]:
+        given, expected = _shapes(new), _shapes({name: old[name] for name in new})
+        if given != expected:
+            lines = "\n".join(
+                f"  {name}: {given.get(name, 'absent')} -> {expected.get(name, 'absent')}"
+                for name in sorted(given | expected)
+                if given.get(name) != expected.get(name)
+            )
+            raise ConfigError(
+                "what the run would begin with does not fit the config's networks (given -> "
+                f"expected):\n{lines}\nSet what differs, such as model.length and "
+                "model.vocabulary_size, as it was there."
+            )
         shardings = {name: jax.tree.map(lambda x: x.sharding, old[name]) for name in new}
         return {**old, **jax.device_put(new, shardings)}
 

@@ -92,6 +92,22 @@ def test_no_weights(arguments, expected, tmp_path, capsys):
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("length", 64, "lm/positions: (32, 16) -> (64, 16)"),
+        ("vocabulary_size", 300, "embedding: (257, 16) -> (300, 16)"),
+    ],
+)
+def test_a_network_of_other_sizes_is_refused(folder, key, value, expected, tmp_path, capsys):
+    asked = [IMPORT, f"--config.weights={folder}", f"--config.model.{key}={value}"]
+    assert main([*asked, f"--workdir={tmp_path / 'run'}"]) == 1
+    message = capsys.readouterr().err
+    assert expected in message
+    assert "model.length" in message
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
 def test_an_image_model_is_not_exported(finished_run, tmp_path, capsys):
     assert main([f"--workdir={finished_run}", "--mode=export", f"--output={tmp_path}"]) == 1
     assert "language models" in capsys.readouterr().err

@@ -209,7 +209,7 @@ def test_wrong_prompts_and_options(said, arguments, expected):
 def test_a_prompt_that_is_no_utf8(said, tmp_path):
     (tmp_path / "prompt.txt").write_bytes(b"the \xff")
     message = said("--mode=sample", f"--prompt_file={tmp_path / 'prompt.txt'}", code=1)
-    assert "not UTF-8 at byte 4" in message
+    assert "is not UTF-8: byte 0xff at offset 4" in message
 
 
 def test_another_tokenizer_is_refused(run, said, tmp_path):

@@ -232,6 +232,18 @@ def test_label_smoothing_is_no_option_of_frames():
         lm.build(config, spec("roll"))
 
 
+def test_a_roll_has_88_keys():
+    config = configs.load("configs/tcn_music.py:tiny", {"model.vocabulary_size": 100})
+    with pytest.raises(configs.ConfigError, match=r"vocabulary_size=100: expected 88 keys, or 0"):
+        lm.build(config, spec("roll"))
+
+
+def test_no_roll_is_longer_than_memory():
+    model = lm.Language(Functional(None, None), lm.Options(), spec("roll"), lm.ENDLESS)
+    with pytest.raises(configs.ConfigError, match=r"--frames=1000000000: expected 0 to 1048576"):
+        lm.sample_frames(model, {}, {}, jax.random.key(0), 1, frames=10**9)
+
+
 def test_images_are_refused():
     config = configs.base()
     with config.unlocked():

@@ -152,6 +152,32 @@ def test_bfloat16_stays_near_float32():
     assert np.linalg.norm(low_slope - slope) < 0.05 * np.linalg.norm(slope)
 
 
+@pytest.mark.parametrize("parameters", [lambda p: p, unstacked])
+def test_a_cache_of_bfloat16_keeps_its_bits(parameters):
+    """Of positions that were there at first, and of one that came later."""
+
+    def run(dtype):
+        net, params = make(depth=2, heads=2, dtype=dtype)
+        x = 3 * jax.random.normal(KEY, (2, 6, 16))
+
+        @jax.jit
+        def go_on(params):
+            _, cache = net.apply(params, {}, x[:, :4], capacity=7)[0]
+            y, cache = net.apply(params, {}, x[:, 4:5], cache=cache)[0]
+            return (y, *net.apply(params, {}, x[:, 5:], cache=cache)[0])
+
+        y, z, cache = go_on(parameters(params))
+        return np.concatenate([y, z], 1).astype(np.float32), np.concatenate(cache.key)
+
+    (y, key), (low, bits) = run(jnp.float32), run(jnp.bfloat16)
+    assert bits.dtype == np.uint16
+    found = bits.reshape(key.shape).view(jnp.bfloat16).astype(np.float32)
+    np.testing.assert_allclose(found, key, atol=0.02 * np.abs(key).max())
+    held = np.abs(found.reshape(-1, 7, 8)).max((0, 2))
+    assert [value > 0 for value in held] == [True] * 6 + [False]
+    np.testing.assert_allclose(low, y, atol=0.1)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -113,7 +113,8 @@ def test_where_there_are_fewer_ways_than_beams_none_is_taken_twice():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"beams": 0}, "beams=0: expected a whole number above 0"),
+        ({"beams": 0}, "beams=0: expected a whole number from 1 to 1,024"),
+        ({"beams": 2000}, "beams=2000: expected a whole number from 1 to 1,024"),
         (
             {"early_stopping": "always"},
             "early_stopping='always': expected True, False or \"never\"",

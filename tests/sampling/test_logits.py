@@ -99,6 +99,12 @@ def test_the_least_of_top_p_is_that_of_a_sort():
             np.testing.assert_array_equal(np.flatnonzero(chosen), np.sort(order[:count]))
 
 
+def test_the_least_temperature_is_greedy():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 50)) * 100, jnp.float32)
+    sharp = jax.nn.softmax(lg.temperature(1e-6)(logits, None))
+    np.testing.assert_array_equal(sharp, np.eye(50)[np.argmax(logits, -1)])
+
+
 def test_the_newest_columns_do_not_depend_on_those_to_come():
     history = jnp.array([[-1, 4, 2, -1, -1], [-1, -1, 3, -1, -1]])
     assert int(lg.columns(history)) == 3
@@ -111,11 +117,12 @@ def test_the_newest_columns_do_not_depend_on_those_to_come():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: lg.temperature(0), "temperature=0: expected a number above 0"),
+        (lambda: lg.temperature(0), "temperature=0: expected a number of 1e-6 or more"),
+        (lambda: lg.temperature(1e-7), "temperature=1e-07: expected a number of 1e-6"),
         (lambda: lg.chain(lg.Options(temperature=-1.0)), "temperature=-1.0"),
         (lambda: lg.chain(lg.Options(temperature=0, top_k=-5)), "top_k=-5"),
         (lambda: lg.chain(lg.Options(min_new_tokens="few")), "min_new_tokens='few'"),
-        (lambda: lg.temperature(math.inf), "temperature=inf: expected a number above 0"),
+        (lambda: lg.temperature(math.inf), "temperature=inf: expected a number of 1e-6 or more"),
         (lambda: lg.temperature("hot"), "temperature='hot'"),
         (lambda: lg.top_k(-1), "top_k=-1: expected a whole number above 0"),
         (lambda: lg.top_k(2.5), "top_k=2.5"),

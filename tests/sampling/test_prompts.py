@@ -38,3 +38,18 @@ def test_what_stands_before_a_prompt(foreign):
         assert start(llama, documents) == llama.special["bos"] == 1
     found = prompts.encode_prompts(["the hot"], llama, start(llama, "stream"))
     assert llama.inner.decode(found[0].tolist(), skip_special_tokens=False) == "<s> the hot"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"\xef\xbb\xbfab\n", "ab"),
+        (b"ab\r\n", "ab"),
+        (b"ab\n\n", "ab\n"),
+        ("\u5e8a".encode(), "\u5e8a"),
+    ],
+)
+def test_a_prompt_file_is_read_without_mark_and_last_line_end(content, expected, tmp_path):
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(content)
+    assert prompts.read_prompt(None, str(path)) == expected
