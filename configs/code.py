@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     config.dataset.name = "python"
     config.dataset.text.length = 256
     config.batch_size = 16
+    config.duration = "1800_steps"
     return config
 
 

@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     config.dataset.text.tokenizer = "characters"
     config.dataset.text.length = 128
     config.batch_size = 32
-    config.duration = "4000_steps"
+    config.duration = "2000_steps"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.b2 = 0.99
     config.optimizer.weight_decay = 0.1
@@ -73,5 +73,6 @@ PRESETS = {
         "model.lm.heads": 4,
         "model.lm.bias": False,
         "model.lm.dropout": 0.0,
+        "optimizer.weight_decay_rules": ((r"(kernel|embedding|positions)$", 1.0), (r".*", 0.0)),
     },
 }

@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     """moby_dick, for two CPU cores."""
     config = CHAR.get_config()
     config.dataset.name = "moby_dick"
+    config.duration = "4000_steps"
     config.optimizer.learning_rate = 2e-3
     config.optimizer.weight_decay = 0.0
     config.model.network = "recurrent"

@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.dataset.name = "tang_poems"
     config.dataset.validation = "5_percent"
     config.dataset.text.documents = "packed"
-    config.duration = "2500_steps"
+    config.duration = "1300_steps"
     config.evals.samples = 8
     return config
 

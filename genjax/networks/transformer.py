@@ -173,9 +173,14 @@ class Block(nnx.Module):
     """Self-attention and a two-layer network, each added to the sum so far."""
 
     def __init__(self, o: Options, rngs: nnx.Rngs):
-        """Initial weights as Radford et al. 2019, section 2.3: N(0, 0.02), into the sum less."""
-        inner = {"init": normal(0.02), "dtype": o.dtype, "rngs": rngs}
-        back = {**inner, "init": normal(0.02 / math.sqrt(2 * o.depth)), "use_bias": o.bias}
+        """Initial weights N(0, 2 / 5D) (Nguyen & Salazar 2019, "SmallInit"), into the sum less.
+
+        Those into the sum are divided by sqrt(2 L) (Radford et al. 2019, section 2.3). GPT-2's own
+        standard deviation, 0.02, is that of D = 1,000 and far too small for a narrow network.
+        """
+        std = math.sqrt(2 / (5 * o.width))
+        inner = {"init": normal(std), "dtype": o.dtype, "rngs": rngs}
+        back = {**inner, "init": normal(std / math.sqrt(2 * o.depth)), "use_bias": o.bias}
         self.norm1, self.norm2 = norm(o), norm(o)
         features = (o.heads + 2 * o.kv_heads) * o.head_size
         self.qkv = Linear(o.width, features, use_bias=o.bias, **inner)
