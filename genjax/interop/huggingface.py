@@ -170,7 +170,7 @@ def _leaves(model: Description) -> Iterator[_Leaf]:
             yield _Leaf(f"{path}/kernel", weights, ((width, model.vocabulary_size),), True)
         elif last.startswith("norm"):
             yield _Leaf(f"{path}/scale", weights, ((width,),))
-            if o["norm"] == "layer":
+            if o["norm"] == "layer" and o["bias"]:
                 yield _Leaf(f"{path}/bias", biases, ((width,),))
         elif last in sizes:
             inner, outer = sizes[last]
@@ -302,6 +302,8 @@ def write(
 ) -> None:
     """Writes a folder that `transformers` loads with `from_pretrained`.
 
+    A GPT-2 always has biases: of a network without, they are written as zeros.
+
     Args:
       folder: is made if missing; files in it are replaced.
       options: of `networks.decoder.Network`; absent ones have their defaults.
@@ -328,6 +330,12 @@ def write(
     depth = (whole["depth"],)
     expected = {leaf.path: depth * leaf.path.startswith(_STACKED) + leaf.shape for leaf in leaves}
     _match("the parameters do not fit the options", expected, found)
+    if family == "gpt2" and not whole["bias"]:
+        leaves = list(_leaves(model._replace(options={**whole, "bias": True})))
+        dtype = found["embed/embedding"].dtype
+        for leaf in leaves:
+            shape = depth * leaf.path.startswith(_STACKED) + leaf.shape
+            found.setdefault(leaf.path, np.zeros(shape, dtype))
     tensors = {}
     for leaf in leaves:
         for name, array in leaf.split(np.asarray(found[leaf.path])):

@@ -229,7 +229,6 @@ def family(o: Options) -> str:
             **both,
             "norm": ("layer",),
             "positions": ("learned",),
-            "bias": (True,),
             "activation": tuple(dict.fromkeys(_ACTIVATIONS.values())),
             "kv_heads": (o["heads"],),
             "head_size": (o["width"] // o["heads"],),

@@ -41,6 +41,7 @@ MODELS = {
         **{"tie_word_embeddings": False, "eos_token_id": 5, "pad_token_id": 0},
         **{"resid_pdrop": 0.2, "embd_pdrop": 0.2, "attn_pdrop": 0.3},
     },
+    "gpt2_bare": {**GPT2, "activation_function": "relu"},  # its biases are zeros
     "llama": {**LLAMA, "num_key_value_heads": 2, "eos_token_id": [7, 8]},
     "llama_llama3": {
         **{**LLAMA, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 12},
@@ -73,7 +74,8 @@ def model(name: str) -> transformers.PreTrainedModel:
         for key, value in made.named_parameters():
             is_norm = "norm" in key or ".ln_" in key
             fresh = 0.3 * torch.randn(value.shape, generator=generator) + float(is_norm)
-            value.copy_(fresh.bfloat16())
+            bare = name == "gpt2_bare" and key.endswith("bias")
+            value.copy_(torch.zeros_like(fresh) if bare else fresh.bfloat16())
     return made.eval()
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from genjax.config import ConfigError
 from genjax.data import tokenizers
@@ -261,6 +262,28 @@ def test_missing_and_damaged_files_are_named(tmp_path):
         huggingface.read(tmp_path)
 
 
+def test_a_gpt2_without_biases_has_zeros_for_them(tmp_path):
+    name = "gpt2_bare"
+    model = huggingface.read(fetch(name, tmp_path))
+    paths = jax.tree_util.tree_leaves_with_path(model.params)
+    params = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in paths
+        if path[-1].key != "bias"
+    }
+    params, options = unflatten_dict(params, sep="/"), {**model.options, "bias": False}
+    np.testing.assert_allclose(
+        logits(options, *model[1:3], params), GOLDEN[f"{name}/logits"], atol=1e-4, rtol=0
+    )
+    huggingface.write(tmp_path / "new", options, *model[1:3], params)
+    written = (tmp_path / "new" / "model.safetensors").read_bytes()
+    assert written == GOLDEN[f"{name}/files/model.safetensors"].tobytes()
+    config = (tmp_path / "new" / "config.json").read_text()
+    assert json.loads(config) == json.loads(str(GOLDEN[f"{name}/exported"]))
+    with pytest.raises(ConfigError, match=r"unexpected  body/blocks/down/bias"):
+        huggingface.write(tmp_path / "other", options, *model[1:4])
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_a_network_of_ours_comes_back(name, tmp_path):
     params = fresh(TINY[name])
@@ -276,8 +299,7 @@ def test_a_network_of_ours_comes_back(name, tmp_path):
 def test_what_their_formats_do_not_describe_is_not_written(tmp_path):
     for options, message in (
         ({"positions": "sinusoidal"}, r"gpt2 needs positions='learned' \(it is 'sinusoidal'\)"),
-        ({"bias": False}, r"gpt2 needs bias=True \(it is False\); llama needs norm='rms' \(it"),
-        ({"norm_first": False}, "gpt2 needs norm_first=True"),
+        ({"norm_first": False}, r"gpt2 needs norm_first=True \(it is False\); llama needs norm_f"),
         ({"frames": True}, "gpt2 needs frames=False"),
         ({"kv_heads": 1}, r"gpt2 needs kv_heads=2 \(it is 1\)"),
         ({"head_size": 3}, r"gpt2 needs head_size=4 \(it is 3\)"),
