@@ -26,7 +26,7 @@ from genjax.interop import huggingface
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Ratio, Rules, Tree, find_module
 from genjax.networks.sequence import begins
 from genjax.networks.transformer import unstacked
-from genjax.nn.functional import Functional, functional
+from genjax.nn.functional import Bound, Functional, functional
 from genjax.sampling import logits as processors
 from genjax.sampling.beam import beam_search
 from genjax.sampling.decode import generate, stream
@@ -79,7 +79,7 @@ class Language(NamedTuple):
         if jax.default_backend() == "cpu":
             own = unstacked(own)
         known = self.spec.vocabulary_size if self.spec.modality == "text" else KEYS
-        return Partial(partial(_apply, self.network, known), own, mutable["lm"])
+        return Partial(Bound(_apply, (self.network, known)), own, mutable["lm"])
 
     def terms(self, params: Tree, mutable: Tree, batch: Batch, **training) -> tuple[Terms, Tree]:
         """The terms of every position, and the new mutable state."""
@@ -303,7 +303,14 @@ def sample_frames(
     require(whole, "--frames", frames, f"0 to {most}")
     processors.require_temperature("--temperature", temperature)
     length = frames or model.spec.features["frame"].shape[0]
-    apply = model.bound(params, mutable)
+    return _frames(model.bound(params, mutable), key, num, length, temperature)
+
+
+@partial(jax.jit, static_argnames=("num", "length"))
+def _frames(
+    apply: Partial, key: Array, num: int, length: int, temperature: Float[Array, ""] | float
+) -> UInt8[Array, "B T 88"]:
+    """Frame by frame, each after those before it."""
 
     def draw(logits: Array, position: Array | int) -> Array:
         shares = jax.nn.sigmoid(logits[:, -1:] / temperature)

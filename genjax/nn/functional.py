@@ -24,6 +24,25 @@ class Functional(NamedTuple):
     apply: Callable[..., tuple[Any, Tree]]
 
 
+class Bound(NamedTuple):
+    """A function with its first arguments, equal to any other with the same.
+
+    As a static argument of `jax.jit` it is compiled for once, where a closure or a
+    `functools.partial`, made anew, would be another one each time.
+
+    Attributes:
+      function: what is called; of a module, not of another function.
+      first: its first arguments, hashable.
+    """
+
+    function: Callable[..., Any]
+    first: tuple[Any, ...]
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        """The function of all its arguments."""
+        return self.function(*self.first, *args, **named)
+
+
 def output_shape(network: Functional, *inputs: jax.ShapeDtypeStruct) -> tuple[int, ...]:
     """The shape of what a network with one array as its output makes of inputs."""
     net = jax.eval_shape(network.init, jax.random.key(0))

@@ -6,7 +6,8 @@ Its rows are equally far: the newest token of each stands in the last column tha
 everywhere. A processor made for beam search sees log-probabilities instead of logits.
 
 Each function here but `chain` makes one processor, and `chain` those of a set of options in the
-order of transformers' GenerationMixin. A processor that is off is not in the chain at all.
+order of transformers' GenerationMixin. A processor that is off is not in the chain at all. Those of
+the same options are equal, so that what is compiled with them is not compiled again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from genjax.config import require
+from genjax.nn.functional import Bound
 
 Processor = Callable[[Float[Array, "B V"], Int[Array, "B S"]], Float[Array, "B V"]]
 
@@ -96,7 +98,11 @@ def temperature(value: float) -> Processor:
       ConfigError: below a millionth.
     """
     require_temperature("temperature", value)
-    return lambda logits, history: logits / value
+    return Bound(_temperature, (value,))
+
+
+def _temperature(value: float, logits: Array, history: Array) -> Array:
+    return logits / value
 
 
 def top_k(count: int) -> Processor:
@@ -106,12 +112,12 @@ def top_k(count: int) -> Processor:
       ConfigError: not a whole number above 0.
     """
     require(isinstance(count, int) and count > 0, "top_k", count, "a whole number above 0")
+    return Bound(_top_k, (count,))
 
-    def process(logits: Array, history: Array) -> Array:
-        least = jax.lax.top_k(logits, min(count, logits.shape[-1]))[0][:, -1:]
-        return jnp.where(logits < least, -jnp.inf, logits)
 
-    return process
+def _top_k(count: int, logits: Array, history: Array) -> Array:
+    least = jax.lax.top_k(logits, min(count, logits.shape[-1]))[0][:, -1:]
+    return jnp.where(logits < least, -jnp.inf, logits)
 
 
 def top_p(mass: float) -> Processor:
@@ -124,20 +130,20 @@ def top_p(mass: float) -> Processor:
       ConfigError: not above 0 and at most 1.
     """
     _require_number("top_p", mass, above=0, most=1)
+    return Bound(_top_p, (mass,))
 
-    def process(logits: Array, history: Array) -> Array:
-        probability = jax.nn.softmax(logits.astype(jnp.float32))
-        bits = jax.lax.bitcast_convert_type(probability, jnp.int32)
 
-        def settle(i: Array, least: Int[Array, "B 1"]) -> Int[Array, "B 1"]:
-            higher = least | (1 << (29 - i))  # those of 1.0 need 30 bits
-            kept = jnp.where(bits >= higher, probability, 0).sum(-1, keepdims=True)
-            return jnp.where(kept >= mass, higher, least)
+def _top_p(mass: float, logits: Array, history: Array) -> Array:
+    probability = jax.nn.softmax(logits.astype(jnp.float32))
+    bits = jax.lax.bitcast_convert_type(probability, jnp.int32)
 
-        least = jax.lax.fori_loop(0, 30, settle, jnp.zeros((len(logits), 1), jnp.int32))
-        return jnp.where(bits < least, -jnp.inf, logits)
+    def settle(i: Array, least: Int[Array, "B 1"]) -> Int[Array, "B 1"]:
+        higher = least | (1 << (29 - i))  # those of 1.0 need 30 bits
+        kept = jnp.where(bits >= higher, probability, 0).sum(-1, keepdims=True)
+        return jnp.where(kept >= mass, higher, least)
 
-    return process
+    least = jax.lax.fori_loop(0, 30, settle, jnp.zeros((len(logits), 1), jnp.int32))
+    return jnp.where(bits < least, -jnp.inf, logits)
 
 
 def min_p(share: float) -> Processor:
@@ -147,12 +153,12 @@ def min_p(share: float) -> Processor:
       ConfigError: not above 0 and at most 1.
     """
     _require_number("min_p", share, above=0, most=1)
-    below = math.log(share)
+    return Bound(_min_p, (share,))
 
-    def process(logits: Array, history: Array) -> Array:
-        return jnp.where(logits < logits.max(-1, keepdims=True) + below, -jnp.inf, logits)
 
-    return process
+def _min_p(share: float, logits: Array, history: Array) -> Array:
+    least = logits.max(-1, keepdims=True) + math.log(share)
+    return jnp.where(logits < least, -jnp.inf, logits)
 
 
 def repetition_penalty(penalty: float) -> Processor:
@@ -164,12 +170,12 @@ def repetition_penalty(penalty: float) -> Processor:
       ConfigError: not above 0.
     """
     _require_number("repetition_penalty", penalty, above=0)
+    return Bound(_repetition_penalty, (penalty,))
 
-    def process(logits: Array, history: Array) -> Array:
-        changed = jnp.where(logits < 0, logits * penalty, logits / penalty)
-        return jnp.where(_mark(history, logits), changed, logits)
 
-    return process
+def _repetition_penalty(penalty: float, logits: Array, history: Array) -> Array:
+    changed = jnp.where(logits < 0, logits * penalty, logits / penalty)
+    return jnp.where(_mark(history, logits), changed, logits)
 
 
 def no_repeat_ngram(size: int) -> Processor:
@@ -181,19 +187,19 @@ def no_repeat_ngram(size: int) -> Processor:
       ConfigError: not a whole number above 0.
     """
     require(isinstance(size, int) and size > 0, "no_repeat_ngram", size, "a whole number above 0")
+    return Bound(_no_repeat_ngram, (size,))
 
-    def process(logits: Array, history: Array) -> Array:
-        starts = history.shape[1] - size + 1
-        if starts < 1:
-            return logits
-        begun = newest(history, columns(history), size - 1)
-        repeated = jnp.ones((len(history), starts), bool)
-        for i in range(size - 1):
-            repeated &= history[:, i : i + starts] == begun[:, i : i + 1]
-        completed = jnp.where(repeated, history[:, size - 1 :], -1)
-        return jnp.where(_mark(completed, logits), -jnp.inf, logits)
 
-    return process
+def _no_repeat_ngram(size: int, logits: Array, history: Array) -> Array:
+    starts = history.shape[1] - size + 1
+    if starts < 1:
+        return logits
+    begun = newest(history, columns(history), size - 1)
+    repeated = jnp.ones((len(history), starts), bool)
+    for i in range(size - 1):
+        repeated &= history[:, i : i + starts] == begun[:, i : i + 1]
+    completed = jnp.where(repeated, history[:, size - 1 :], -1)
+    return jnp.where(_mark(completed, logits), -jnp.inf, logits)
 
 
 def allowed(tokens: Sequence[int]) -> Processor:
@@ -203,11 +209,11 @@ def allowed(tokens: Sequence[int]) -> Processor:
       ConfigError: no token, or, at the first call, one outside the vocabulary.
     """
     require(len(tokens) > 0, "allowed", tokens, "at least one token")
+    return Bound(_allowed, (tuple(tokens),))
 
-    def process(logits: Array, history: Array) -> Array:
-        return jnp.where(_vocabulary_mask("allowed", tokens, logits), logits, -jnp.inf)
 
-    return process
+def _allowed(tokens: tuple[int, ...], logits: Array, history: Array) -> Array:
+    return jnp.where(_vocabulary_mask("allowed", tokens, logits), logits, -jnp.inf)
 
 
 def banned(sequences: Sequence[Sequence[int]]) -> Processor:
@@ -217,17 +223,17 @@ def banned(sequences: Sequence[Sequence[int]]) -> Processor:
       ConfigError: an empty sequence, or, at the first call, a token outside the vocabulary.
     """
     require(all(len(s) for s in sequences), "banned", sequences, "sequences of at least one token")
+    return Bound(_banned, (tuple(map(tuple, sequences)),))
 
-    def process(logits: Array, history: Array) -> Array:
-        for sequence in sequences:
-            last = _vocabulary_mask("banned", sequence[-1:], logits)
-            _vocabulary_mask("banned", sequence[:-1], logits)
-            begun = newest(history, columns(history), len(sequence) - 1)
-            begun = (begun == jnp.asarray(sequence[:-1], jnp.int32)).all(-1, keepdims=True)
-            logits = jnp.where(begun & last, -jnp.inf, logits)
-        return logits
 
-    return process
+def _banned(sequences: tuple[tuple[int, ...], ...], logits: Array, history: Array) -> Array:
+    for sequence in sequences:
+        last = _vocabulary_mask("banned", sequence[-1:], logits)
+        _vocabulary_mask("banned", sequence[:-1], logits)
+        begun = newest(history, columns(history), len(sequence) - 1)
+        begun = (begun == jnp.asarray(sequence[:-1], jnp.int32)).all(-1, keepdims=True)
+        logits = jnp.where(begun & last, -jnp.inf, logits)
+    return logits
 
 
 def minimum_new_tokens(count: int, eos: Sequence[int], prompt: int) -> Processor:
@@ -238,12 +244,14 @@ def minimum_new_tokens(count: int, eos: Sequence[int], prompt: int) -> Processor
     """
     whole = isinstance(count, int) and count >= 0
     require(whole, "min_new_tokens", count, "a whole number, 0 or more")
+    return Bound(_minimum_new_tokens, (count, tuple(eos), prompt))
 
-    def process(logits: Array, history: Array) -> Array:
-        early = columns(history) - prompt < count
-        return jnp.where(early & _vocabulary_mask("eos", eos, logits), -jnp.inf, logits)
 
-    return process
+def _minimum_new_tokens(
+    count: int, eos: tuple[int, ...], prompt: int, logits: Array, history: Array
+) -> Array:
+    early = columns(history) - prompt < count
+    return jnp.where(early & _vocabulary_mask("eos", eos, logits), -jnp.inf, logits)
 
 
 def columns(history: Int[Array, "B S"]) -> Int[Array, ""]:

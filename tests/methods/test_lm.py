@@ -201,6 +201,35 @@ def test_texts_begin_with_the_start_and_end_with_the_end():
     assert "".join(words) == "d"
 
 
+def test_the_same_options_are_compiled_for_once():
+    traced = []
+
+    def counting(model):
+        def apply(*args, **named):
+            traced.append(named)
+            return model.network.apply(*args, **named)
+
+        return model._replace(network=Functional(model.network.init, apply))
+
+    def roll(params, mutable, x, *, cache=None, capacity=0):
+        return (0.5 - x, 0), mutable
+
+    text = counting(made())
+    music = counting(lm.Language(Functional(None, roll), lm.Options(), spec("roll"), T))
+    every = {"top_k": 4, "top_p": 0.9, "min_p": 0.01, "temperature": 0.7, "allowed": [1, 2, 3]}
+    every |= {"repetition_penalty": 1.1, "no_repeat_ngram": 3, "min_new_tokens": 2}
+    every |= {"banned": [[2, 3]], "max_new_tokens": 4}
+    beams = {"beams": 2, "max_new_tokens": 3, "top_k": 3}
+    for seed, fresh in ((0, True), (1, False)):
+        for options in (every, beams):
+            traced.clear()
+            lm.sample(text, *arrays(text), jax.random.key(seed), 2, **options)
+            assert bool(traced) == fresh
+        traced.clear()
+        lm.sample_frames(music, {"lm": {}}, {"lm": {}}, jax.random.key(seed), 2, frames=3)
+        assert bool(traced) == fresh
+
+
 def test_options_that_do_not_go_together_are_refused():
     model = made()
     with pytest.raises(configs.ConfigError, match=r"--stop=.*nothing with --beams"):
