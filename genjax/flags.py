@@ -46,7 +46,7 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
     add("--references", default="", help="eval: right texts, a line each; --samples are others")
     add("--num", type=int, default=None, help="sample: how many; 64, of text 1")
     add("--seed", type=int, default=None, help="sample: decides which; 0")
-    add("--prompt", default=None, help="sample: a text to go on from")
+    add("--prompt", action="append", default=[], help="sample: a text to go on from, or several")
     add("--prompt_file", default="", help="sample: the same, out of a file")
     add("--stream", action="store_true", help="sample: print one text as it comes")
     add("--format", default="huggingface", choices=FORMATS, help="export: the other library")

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -260,8 +261,8 @@ def sample(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
     run, state = restored(config, folder, flags)
     options = parse_options(run.method, flags.options)
     tokenizer = prompts.read_tokenizer(folder, run.spec)
-    prompt = prompts.read_prompt(flags.prompt, flags.prompt_file)
-    if tokenizer is None and (prompt is not None or flags.stream):
+    given = prompts.read_prompts(flags.prompt, flags.prompt_file)
+    if tokenizer is None and (given or flags.stream):
         raise ConfigError(f"--prompt and --stream are for text; {run.spec.name} is none.")
     if tokenizer is not None:
         require(
@@ -271,21 +272,21 @@ def sample(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
             "none: texts go on from a --prompt",
         )
         options |= prompts.encode_texts(flags.options, tokenizer)
-        if prompt is not None:
+        if given:
             start = prompts.start_token(config.dataset, run.spec, tokenizer)
-            options["condition"] = prompts.encode_prompts([prompt], tokenizer, start)
+            options["condition"] = prompts.encode_prompts(given, tokenizer, start)
     params = ema.evaluation_params(config, state.params, state.ema)
     if flags.stream:
-        return tell(run, params, state, tokenizer, options, prompt or "", flags)
-    num = flags.num or (64 if tokenizer is None else 1)
+        return tell(run, params, state, tokenizer, options, given, flags)
+    num = flags.num or (64 if tokenizer is None else max(len(given), 1))
     if tokenizer is not None:
-        prompts.check_number(num, options)
+        prompts.check_number(num, len(given), options)
     samples = make_draw(run, num, options)(params, state.mutable, jax.random.key(seed))
     if jax.process_index() == 0:
-        given = "".join(f"_{name}_{value}" for name, value in sorted(flags.options.items()))
-        names = re.sub(r"[^\w.,()-]", "", given)[:100]
+        said = "".join(f"_{name}_{value}" for name, value in sorted(flags.options.items()))
+        names = re.sub(r"[^\w.,()-]", "", said)[:100]
         if tokenizer is not None:  # texts differ by more than fits into a name
-            names += "_" + hashlib.sha256(f"{prompt}{given}".encode()).hexdigest()[:8]
+            names += "_" + hashlib.sha256(f"{given}{said}".encode()).hexdigest()[:8]
         base = folder / "generated" / f"step_{int(state.step):08d}_seed_{seed}{names}"
         written = artifacts.save(base, samples, run.spec, tokenizer)
         if tokenizer is not None:
@@ -300,11 +301,12 @@ def tell(
     state: TrainState,
     tokenizer: Tokenizer,
     options: dict[str, Any],
-    prompt: str,
+    given: Sequence[str],
     flags: argparse.Namespace,
 ) -> int:
     """Prints one text as it comes: that which `sample` draws with the same seed."""
     require(flags.num in (None, 1), "--num", flags.num, "1 with --stream")
+    require(len(given) < 2, "--prompt", tuple(given), "one with --stream")
     require(jax.process_count() == 1, "--stream", True, "one process")
     key = jax.random.fold_in(stream(jax.random.key(flags.seed or 0), "sample"), 0)
     condition = options.pop("condition", None)
@@ -312,7 +314,7 @@ def tell(
         pieces = run.method.sample(
             params, state.mutable, key, 1, condition, decode=tokenizer.decode, **options
         )
-        for piece in itertools.chain([prompt], pieces):
+        for piece in itertools.chain(given, pieces):
             print(piece.translate(artifacts.VISIBLE), end="", flush=True)
     print()
     return 0

@@ -88,17 +88,17 @@ def digest(content: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def read_prompt(prompt: str | None, file: str) -> str | None:
-    """The text of `--prompt` or of `--prompt_file`, whose last line's end is none of it; or None.
+def read_prompts(given: Sequence[str], file: str) -> list[str]:
+    """The texts of each `--prompt`, or that of `--prompt_file` without its last line's end.
 
     Raises:
       ConfigError: both are given, or the file cannot be read as UTF-8.
     """
     if not file:
-        return prompt
-    if prompt is not None:
+        return list(given)
+    if given:
         raise ConfigError("--prompt and --prompt_file are both given: leave one out.")
-    return read_text("--prompt_file", file).removesuffix("\n").removesuffix("\r")
+    return [read_text("--prompt_file", file).removesuffix("\n").removesuffix("\r")]
 
 
 def read_text(flag: str, file: str) -> str:
@@ -150,11 +150,15 @@ def start_token(dataset: ConfigDict, spec: DataSpec, tokenizer: Tokenizer) -> in
     return start if own or dataset.text.documents != "stream" else None
 
 
-def check_number(num: int, options: Mapping[str, Any]) -> None:
-    """Raises ConfigError where several texts would all be the same: of one prompt, by a search."""
-    require(
-        num == 1 or options.get("beams", 1) == 1, "--num", num, "1 with --beams, which draws not"
-    )
+def check_number(num: int, given: int, options: Mapping[str, Any]) -> None:
+    """Raises ConfigError where texts would be the same: more of a search than prompts are given.
+
+    Or if there are fewer texts than prompts.
+    """
+    least = max(given, 1)
+    require(num >= least, "--num", num, f"at least {least}, one text for each --prompt")
+    one = f"{least} with --beams, which draws not: one text for each --prompt"
+    require(num == least or options.get("beams", 1) == 1, "--num", num, one)
 
 
 def encode_texts(given: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, Any]:

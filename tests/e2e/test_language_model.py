@@ -75,6 +75,24 @@ def test_texts_go_on_from_a_prompt(said):
     assert set("".join(text[10:] for text in re.findall(r"=====\n(.*)\n", banned))) <= set("fx ")
 
 
+def test_several_prompts_are_gone_on_from_together(said):
+    common = ("--mode=sample", "--max_new_tokens=10", "--temperature=0")
+    given = ("the quick ", "fox", "the lazy")
+    alone = [said(*common, f"--prompt={prompt}") for prompt in given]
+    expected = [re.findall(r"=====\n(.*)\n", out)[0] for out in alone]
+    many = [f"--prompt={prompt}" for prompt in given]
+    assert re.findall(r"=====\n(.*)\n", said(*common, *many)) == expected
+    assert re.findall(r"=====\n(.*)\n", said(*common, *many, "--num=4")) == [
+        *expected,
+        expected[0],
+    ]
+    beams = ("--mode=sample", "--max_new_tokens=3", "--beams=2")
+    alone = [said(*beams, prompt) for prompt in many]
+    assert re.findall(r"=====\n(.*)\n", said(*beams, *many)) == [
+        re.findall(r"=====\n(.*)\n", out)[0] for out in alone
+    ]
+
+
 def test_a_text_is_told_as_it_comes(said):
     whole = said(
         "--mode=sample", "--prompt=the ", "--num=1", "--max_new_tokens=30", "--temperature=0"
@@ -186,6 +204,8 @@ def test_eval_repeats_the_evaluation_of_training(run, said):
         (["--top_p=2"], ["top_p", "2"]),
         (["--beams=0"], ["beams"]),
         (["--beams=2", "--num=3"], ["--num=3", "--beams"]),
+        (["--prompt=a", "--prompt=b"], ["--num=1", "at least 2"]),
+        (["--prompt=a", "--prompt=b", "--stream"], ["--prompt", "one with --stream"]),
         (["--beams=2", "--stream"], ["--stream", "--beams"]),
         (["--max_new_tokens=few"], ["max_new_tokens='few'", "a whole number"]),
         (["--condition=7"], ["--condition", "--prompt"]),

@@ -37,7 +37,8 @@ def export(kind: str, folder: pathlib.Path) -> tokenizers.Tokenizer:
     size = made.vocabulary_size
     net = functional(lambda rngs: decoder.Network(size, 12, **OPTIONS, rngs=rngs))
     params = jax.tree.map(
-        lambda leaf: np.zeros(leaf.shape, np.float32), jax.eval_shape(net.init, jax.random.key(0))[0]
+        lambda leaf: np.zeros(leaf.shape, np.float32),
+        jax.eval_shape(net.init, jax.random.key(0))[0],
     )
     special = tokenizers.special_tokens(made)
     huggingface.write(folder, OPTIONS, size, 12, params, made.to_json(), special)

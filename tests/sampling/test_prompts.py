@@ -52,4 +52,4 @@ def test_what_stands_before_a_prompt(foreign):
 def test_a_prompt_file_is_read_without_mark_and_last_line_end(content, expected, tmp_path):
     path = tmp_path / "prompt.txt"
     path.write_bytes(content)
-    assert prompts.read_prompt(None, str(path)) == expected
+    assert prompts.read_prompts([], str(path)) == [expected]
