@@ -130,7 +130,8 @@ class Checkpoints:
             shown = "\n".join(different[:10])
             raise ConfigError(
                 f"{self.folder / str(step)} is of another model: {len(different)} arrays differ, "
-                f"such as\n{shown}\nGive the config that it was trained with, or a new --workdir."
+                f"such as\n{shown}\nGive the config, and the version of "
+                "genjax, that it was trained with, or a new --workdir."
             )
         with _disk(self.folder / str(step)):
             return self._orbax.restore(
