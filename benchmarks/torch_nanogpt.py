@@ -4,7 +4,9 @@
 cosine from 1e-3 to 1e-4 after 100 steps, the gradient's norm clipped at 1, no dropout. The loss is
 of all of the last tenth of the text, in windows of 64. Needs PyTorch, numpy and nothing of genjax:
 
-  python benchmarks/torch_nanogpt.py --text=tinyshakespeare.txt [--seed=0]
+  python benchmarks/torch_nanogpt.py --text=tinyshakespeare.txt [--seed=0] [--std=0.02]
+
+--std is that of the blocks' initial weights: 0.056 as in genjax by default, nanoGPT has 0.02.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import numpy as np
 import torch
 import torch_lm
 
-DEPTH, LENGTH, BATCH, STEPS, WARMUP = 4, 64, 12, 2000, 100
+DEPTH, WIDTH, LENGTH, BATCH, STEPS, WARMUP = 4, 128, 64, 12, 2000, 100
 
 
 def rate(step):
@@ -25,12 +27,13 @@ def rate(step):
     return 1e-4 + 0.5 * (1 + math.cos(math.pi * share)) * 9e-4
 
 
-def trained(text):
+def trained(text, std):
     """The model after its steps on `text` [n]."""
-    model = torch_lm.GPT(DEPTH, 4, 128, LENGTH)
-    for name, parameter in model.named_parameters():
-        if name.endswith(("merge.weight", "down.weight")):
-            torch.nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * DEPTH))
+    model = torch_lm.GPT(DEPTH, 4, WIDTH, LENGTH)
+    for name, parameter in model.blocks.named_parameters():
+        if parameter.ndim > 1:
+            into_sum = name.endswith(("merge.weight", "down.weight"))
+            torch.nn.init.normal_(parameter, std=std / math.sqrt(2 * DEPTH) ** into_sum)
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.1},
@@ -54,6 +57,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--text", required=True, help="tiny_shakespeare's file")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--std", type=float, default=math.sqrt(2 / (5 * WIDTH)))
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     with open(options.text, encoding="utf-8") as file:
@@ -63,7 +67,7 @@ def main():
         raise SystemExit(f"error: {len(known)} characters, expected {torch_lm.VALUES}")
     ids = torch.from_numpy(ids)
     train, validation = ids[: int(0.9 * len(ids))], ids[int(0.9 * len(ids)) :]
-    model = trained(train)
+    model = trained(train, options.std)
     windows = validation.unfold(0, LENGTH + 1, LENGTH)
     with torch.no_grad():
         losses = [model(part) * len(part) for part in windows.split(64)]
