@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     """moby_dick, for two CPU cores."""
     config = GPT.get_config()
     config.dataset.name = "moby_dick"
-    config.duration = "1500_steps"
+    config.optimizer.learning_rate = 1e-3
     config.model.lm = ConfigDict(
         {
             "width": 128,
