@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
             "bias": False,
             "tied": True,
             "dropout": 0.2,
+            "init_std": 0.02,
             "remat": "none",
         }
     )

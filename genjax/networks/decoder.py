@@ -51,6 +51,7 @@ class Network(nnx.Module):
         tied: bool = True,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        init_std: float = 0.0,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -96,6 +97,7 @@ class Network(nnx.Module):
             bias=bias,
             dropout=dropout,
             attention_dropout=attention_dropout,
+            init_std=init_std,
             remat=remat,
             **made,
         )

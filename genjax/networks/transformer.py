@@ -83,6 +83,8 @@ class Options(NamedTuple):
       dropout: probability, of what each block adds.
       attention_dropout: probability, of the attention's weights.
       causal: whether a position sees itself and those before it alone.
+      init_std: standard deviation of the initial weights, of those into the sum over sqrt(2 L)
+        (Radford et al. 2019, section 2.3); sqrt(2 / 5D) if 0 (Nguyen & Salazar 2019, "SmallInit").
       remat: what the backward pass computes again: "none", nothing but norms, activations and the
         attention's weights, which cost more to keep; "dots", all but the products with parameters;
         "full", all inside a block.
@@ -106,6 +108,7 @@ class Options(NamedTuple):
     dropout: float = 0.0
     attention_dropout: float = 0.0
     causal: bool = True
+    init_std: float = 0.0
     remat: str = "none"
     dtype: Any = jnp.float32
 
@@ -120,6 +123,7 @@ class Options(NamedTuple):
         for name in ("dropout", "attention_dropout"):
             share = getattr(self, name)
             require(0 <= share < 1, name, share, "at least 0 and below 1")
+        require(self.init_std >= 0, "init_std", self.init_std, "above 0, or 0 for sqrt(2 / 5D)")
         require(self.hidden >= 0, "hidden", self.hidden, f"at least 1, or 0 for {4 * self.width}")
         if not self.head_size:
             fits = self.heads > 0 and self.width % self.heads == 0
@@ -137,6 +141,7 @@ class Options(NamedTuple):
             kv_heads=kv_heads,
             head_size=head_size,
             hidden=self.hidden or 4 * self.width,
+            init_std=self.init_std or math.sqrt(2 / (5 * self.width)),
             rope_scaling=tuple(self.rope_scaling),
         )
 
@@ -173,14 +178,9 @@ class Block(nnx.Module):
     """Self-attention and a two-layer network, each added to the sum so far."""
 
     def __init__(self, o: Options, rngs: nnx.Rngs):
-        """Initial weights N(0, 2 / 5D) (Nguyen & Salazar 2019, "SmallInit"), into the sum less.
-
-        Those into the sum are divided by sqrt(2 L) (Radford et al. 2019, section 2.3). GPT-2's own
-        standard deviation, 0.02, is that of D = 1,000 and far too small for a narrow network.
-        """
-        std = math.sqrt(2 / (5 * o.width))
-        inner = {"init": normal(std), "dtype": o.dtype, "rngs": rngs}
-        back = {**inner, "init": normal(std / math.sqrt(2 * o.depth)), "use_bias": o.bias}
+        """Makes the parameters, of filled options."""
+        inner = {"init": normal(o.init_std), "dtype": o.dtype, "rngs": rngs}
+        back = {**inner, "init": normal(o.init_std / math.sqrt(2 * o.depth)), "use_bias": o.bias}
         self.norm1, self.norm2 = norm(o), norm(o)
         features = (o.heads + 2 * o.kv_heads) * o.head_size
         self.qkv = Linear(o.width, features, use_bias=o.bias, **inner)

@@ -64,16 +64,19 @@ def test_the_tree_of_parameters_of_llama():
     assert jax.tree.map(jnp.shape, found) == expected
 
 
-def test_initial_weights():
+@pytest.mark.parametrize(("option", "std"), [(0.0, 0.1), (0.02, 0.02)])
+def test_initial_weights(option, std):
     """Blocks as Nguyen & Salazar 2019: N(0, 2 / 5D), over sqrt(2 L) for what goes into the sum."""
     net = functional(
-        lambda rngs: decoder.Network(50, 40, width=40, depth=2, heads=2, tied=False, rngs=rngs)
+        lambda rngs: decoder.Network(
+            50, 40, width=40, depth=2, heads=2, tied=False, init_std=option, rngs=rngs
+        )
     )
     params = jax.jit(net.init)(KEY)[0]
     blocks = params["body"]["blocks"]
     for kernel in (params["embed"]["embedding"], params["positions"], params["head"]["kernel"]):
         assert float(kernel.std()) == pytest.approx(0.02, rel=0.05)
-    for name, size in (("qkv", 0.1), ("up", 0.1), ("merge", 0.05), ("down", 0.05)):
+    for name, size in (("qkv", std), ("up", std), ("merge", std / 2), ("down", std / 2)):
         assert float(blocks[name]["kernel"].std()) == pytest.approx(size, rel=0.05)
         assert not blocks[name]["bias"].any()
 
