@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.dataset.text.length = 128
     config.batch_size = 32
     config.duration = "2000_steps"
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.b2 = 0.99
     config.optimizer.weight_decay = 0.1
     config.schedule.name = "cosine"
@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
     with config.unlocked():
         config.lm = ConfigDict(Options()._asdict())
         network = {"width": 128, "depth": 6, "heads": 4, "bias": True, "dropout": 0.1}
+        network["init_std"] = 0.0  # by the width
         sizes = {"length": 0, "vocabulary_size": 0}  # those of the data
         config.model = ConfigDict({"network": "decoder", **sizes, "lm": network})
     return config
@@ -74,6 +75,7 @@ PRESETS = {
         "model.lm.heads": 4,
         "model.lm.bias": False,
         "model.lm.dropout": 0.0,
+        "optimizer.learning_rate": 1e-3,
         "optimizer.weight_decay_rules": ((r"(kernel|embedding|positions)$", 1.0), (r".*", 0.0)),
     },
 }
