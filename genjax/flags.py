@@ -44,7 +44,7 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
     add("--checkpoint", default="", help="step to use in the other modes, or best; the newest")
     add("--samples", default="", help="eval: an .npz of images to judge, or a split of the data")
     add("--references", default="", help="eval: right texts, a line each; --samples are others")
-    add("--num", type=int, default=None, help="sample: how many; 64, of text 1")
+    add("--num", type=int, default=None, help="sample: how many; 64, of text one for each prompt")
     add("--seed", type=int, default=None, help="sample: decides which; 0")
     add("--prompt", action="append", default=[], help="sample: a text to go on from, or several")
     add("--prompt_file", default="", help="sample: the same, out of a file")

@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,13 @@ from ml_collections import ConfigDict
 from genjax import config as configs
 from genjax import method as methods
 from genjax.config import ConfigError, require
-from genjax.data import catalogue, corpora, sources
+from genjax.data import catalogue, corpora
 from genjax.data.alphabets import Tokenizer
 from genjax.data.packages import cache_root
-from genjax.evals import text
-from genjax.evals.comparison import Comparison, read_samples
+from genjax.evals.comparison import Comparison
 from genjax.evals.evaluation import Evaluation
 from genjax.evals.features import data_digest
+from genjax.evals.judge import judge_images, judge_texts
 from genjax.flags import parse
 from genjax.interop.export import write
 from genjax.method import DataSpec
@@ -40,7 +40,7 @@ from genjax.parallel import distributed
 from genjax.parallel.mesh import make_mesh
 from genjax.parallel.rules import path_name
 from genjax.sampling import artifacts, prompts
-from genjax.sampling.draw import make_draw, parse_options
+from genjax.sampling.draw import draw_from_prompts, make_draw, parse_options
 from genjax.train_state import TrainState, stream
 from genjax.training import ema, first_stage, loop, workdir
 from genjax.training.assemble import Assembly, assemble, put_pretrained
@@ -170,9 +170,10 @@ def evaluate(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int
     of its newest checkpoint, with nothing in the config changed.
     """
     if flags.references:
-        return evaluate_texts(flags.samples, flags.references)
+        return tell_metrics(judge_texts(flags.samples, flags.references))
     if flags.samples:
-        return evaluate_samples(config, flags.samples)
+        with logging_to(None):
+            return tell_metrics(judge_images(config, flags.samples))
     run, state = restored(config, folder, flags)
     _, dataset = prepare(config, folder)
     workdir.check_same_data(folder, dataset.spec, flags.allow_config_change)
@@ -189,57 +190,14 @@ def evaluate(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int
             stopped = exhausted(config, folder / "metrics.jsonl")
             evaluation.write_report(state, int(state.step) >= run.total_steps or stopped)
         writers.close()
+    return tell_metrics(metrics)
+
+
+def tell_metrics(metrics: Mapping[str, float]) -> int:
+    """Prints them, on the first process."""
     if jax.process_index() == 0:
         for name, value in metrics.items():
-            print(f"{name} {value:.6g}")
-    return 0
-
-
-def evaluate_samples(config: ConfigDict, samples: str) -> int:
-    """Judges images that are there already, and prints the metrics; needs no run."""
-    dataset = catalogue.load(config.dataset)
-    mesh = make_mesh(config)
-    if dataset.spec.modality != "image":
-        raise ConfigError(
-            f"--samples judges images, and texts with --references; {dataset.spec.name} has no "
-            "images."
-        )
-    if samples.endswith(".npz"):
-        images = read_samples(samples, config.evals.generated)
-    elif source := dataset.splits.get(samples):
-        chosen = sources.order(len(source))[: config.evals.generated]
-        images = np.stack([source[int(i)]["image"] for i in chosen])
-    else:
-        raise ConfigError(
-            f"--samples={samples!r}: expected an .npz file, as --mode=sample writes it, or one of "
-            f"the splits {', '.join(dataset.splits)}."
-        )
-    with logging_to(None), jax.set_mesh(mesh):
-        found = Comparison(config, dataset, mesh)(images)
-    if jax.process_index() == 0:
-        print(f"images {len(images)}")
-        for name, value in found.items():
-            print(f"{name} {value:.6g}")
-    return 0
-
-
-def evaluate_texts(samples: str, references: str) -> int:
-    """Prints what texts of a file, a line each, are worth beside those of another file.
-
-    Raises:
-      ConfigError: a file cannot be read, or they have not as many lines.
-    """
-    texts = prompts.read_text("--samples", samples).splitlines()
-    right = prompts.read_text("--references", references).splitlines()
-    if not texts or len(texts) != len(right):
-        raise ConfigError(
-            f"--samples={samples} has {len(texts)} lines and --references={references} "
-            f"{len(right)}: expected one or more, and the same number in both."
-        )
-    if jax.process_index() == 0:
-        print(f"texts {len(texts)}")
-        for name, value in text.judge(texts, right).items():
-            print(f"{name} {value:.6g}")
+            print(f"{name} {value if isinstance(value, int) else format(value, '.6g')}")
     return 0
 
 
@@ -272,16 +230,19 @@ def sample(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
             "none: texts go on from a --prompt",
         )
         options |= prompts.encode_texts(flags.options, tokenizer)
-        if given:
-            start = prompts.start_token(config.dataset, run.spec, tokenizer)
-            options["condition"] = prompts.encode_prompts(given, tokenizer, start)
+        start = prompts.start_token(config.dataset, run.spec, tokenizer)
+        encoded = prompts.encode_prompts(given, tokenizer, start)
     params = ema.evaluation_params(config, state.params, state.ema)
     if flags.stream:
-        return tell(run, params, state, tokenizer, options, given, flags)
+        return tell_text(run, params, state, tokenizer, options, given, encoded, flags)
     num = flags.num or (64 if tokenizer is None else max(len(given), 1))
     if tokenizer is not None:
         prompts.check_number(num, len(given), options)
-    samples = make_draw(run, num, options)(params, state.mutable, jax.random.key(seed))
+    own = (params, state.mutable, jax.random.key(seed))
+    if given:
+        samples = draw_from_prompts(run, encoded, num, options, *own)
+    else:
+        samples = make_draw(run, num, options)(*own)
     if jax.process_index() == 0:
         said = "".join(f"_{name}_{value}" for name, value in sorted(flags.options.items()))
         names = re.sub(r"[^\w.,()-]", "", said)[:100]
@@ -295,13 +256,14 @@ def sample(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
     return 0
 
 
-def tell(
+def tell_text(
     run: Assembly,
     params: dict,
     state: TrainState,
     tokenizer: Tokenizer,
     options: dict[str, Any],
     given: Sequence[str],
+    encoded: Sequence[np.ndarray],
     flags: argparse.Namespace,
 ) -> int:
     """Prints one text as it comes: that which `sample` draws with the same seed."""
@@ -309,7 +271,7 @@ def tell(
     require(len(given) < 2, "--prompt", tuple(given), "one with --stream")
     require(jax.process_count() == 1, "--stream", True, "one process")
     key = jax.random.fold_in(stream(jax.random.key(flags.seed or 0), "sample"), 0)
-    condition = options.pop("condition", None)
+    condition = np.stack(encoded) if encoded else None
     with jax.set_mesh(run.mesh):
         pieces = run.method.sample(
             params, state.mutable, key, 1, condition, decode=tokenizer.decode, **options

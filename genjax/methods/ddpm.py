@@ -310,7 +310,7 @@ def sample(
     given = dict(sampler=sampler, steps=steps, eta=eta, guidance=guidance)
     options = denoiser.options._replace(**{k: v for k, v in given.items() if v is not None})
     _check_sampling(options)
-    spec, w = denoiser.spec, options.guidance
+    spec, w = denoiser.spec, float(options.guidance)
     known, key_label = options.class_conditional, jax.random.fold_in(key, 2)
     setting = "diffusion.class_conditional=True"
     label = labels_if(setting, known, spec, num, condition, key_label)

@@ -303,7 +303,7 @@ def sample_frames(
     require(whole, "--frames", frames, f"0 to {most}")
     processors.require_temperature("--temperature", temperature)
     length = frames or model.spec.features["frame"].shape[0]
-    return _frames(model.bound(params, mutable), key, num, length, temperature)
+    return _frames(model.bound(params, mutable), key, num, length, float(temperature))
 
 
 @partial(jax.jit, static_argnames=("num", "length"))

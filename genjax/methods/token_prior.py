@@ -112,7 +112,7 @@ def sample(
         (logits, cache), _ = prior.network.apply(
             params["prior"], mutable["prior"], index, label, position=position, cache=cache
         )
-        logits = logits / temperature
+        logits = logits / float(temperature)
         if top_k:
             least = jax.lax.top_k(logits, top_k)[0][:, -1:]
             logits = jnp.where(logits < least, -jnp.inf, logits)

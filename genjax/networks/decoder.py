@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from genjax.config import one_of, require
 from genjax.networks import transformer
+from genjax.networks.kv_cache import Cache, placed
 from genjax.networks.sequence import Head, embedding, small
-from genjax.networks.transformer import Cache, Transformer, placed
+from genjax.networks.transformer import Transformer
 from genjax.nn.layers import dropout, plus
 from genjax.nn.positions import sinusoidal
 

@@ -10,7 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from genjax.networks import transformer
-from genjax.networks.transformer import Cache, Transformer, normal
+from genjax.networks.kv_cache import Cache
+from genjax.networks.transformer import Transformer, normal
 from genjax.nn.layers import Embed, contract, plus
 
 RULES = transformer.RULES

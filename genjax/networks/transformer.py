@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int
 
 from genjax.config import one_of, require
-from genjax.networks.sequence import one_segment, places, visible, visible_of
+from genjax.networks.kv_cache import Cache, bits, held_segments, placed, write
+from genjax.networks.sequence import one_segment, visible, visible_of
 from genjax.nn.attention import attention
 from genjax.nn.layers import LayerNorm, Linear, RMSNorm, dropout
 from genjax.nn.positions import Rotation, frequencies, rotate, rotation
@@ -151,27 +152,6 @@ def norm(o: Options) -> LayerNorm | RMSNorm:
     if o.norm == "rms":
         return RMSNorm(o.width, eps=o.norm_eps)
     return LayerNorm(o.width, eps=o.norm_eps, use_bias=o.bias)
-
-
-class Cache(NamedTuple):
-    """What a transformer keeps of the positions so far; the rest of the S is zero.
-
-    Keys and values in bfloat16 are kept as the integers that their bits are: to write one position
-    or to move one row, a CPU would make all of a bfloat16 array float32, and back.
-
-    Attributes:
-      key: of every block, one after the other; of unstacked parameters a tuple, block by block.
-      value: likewise.
-      segment: of each position.
-      place: of the next position in its segment.
-      length: positions held.
-    """
-
-    key: Shaped[Array, "LK B S H"] | tuple[Shaped[Array, "K B S H"], ...]
-    value: Shaped[Array, "LK B S H"] | tuple[Shaped[Array, "K B S H"], ...]
-    segment: Int[Array, "1 B S"]
-    place: Int[Array, "1 B"]
-    length: Int[Array, ""]
 
 
 class Block(nnx.Module):
@@ -360,19 +340,6 @@ class Transformer(nnx.Module):
         return x, None if held is None else tuple(zip(*each, strict=True))
 
 
-def bits(x: Array) -> Array:
-    """Integers, of bfloat16; anything else as it is."""
-    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
-
-
-def write(held: Array, new: Float[Array, "K B T H"], layer: Array | None, at: Array | int) -> Array:
-    """Keys or values [L, K, B, S, H] with new ones at `at` of a layer; or [K, B, S, H], of one."""
-    new = bits(new)
-    if layer is None:
-        return lax.dynamic_update_slice_in_dim(held, new, at, axis=2)
-    return lax.dynamic_update_slice(held, new[None], (layer, 0, 0, at, 0))
-
-
 class _Look(NamedTuple):
     """What all blocks know of the positions: rotation, mask, the first one's index in the cache."""
 
@@ -380,27 +347,6 @@ class _Look(NamedTuple):
     mask: Bool[Array, "B 1 T S"] | None
     at: Int[Array, ""] | int
     back: bool  # whether there is something to be seen in the cache
-
-
-def placed(
-    T: int, segment: Int[Array, "B T"] | None, cache: Cache | None
-) -> Int[Array, "B T"] | Int[Array, "1 T"]:
-    """The places of T new positions in their segments."""
-    if cache is not None:
-        return cache.place[0][:, None] + jnp.arange(T)
-    return jnp.arange(T)[None] if segment is None else places(segment)
-
-
-def held_segments(
-    B: int, T: int, segment: Int[Array, "B T"] | None, cache: Cache | None, capacity: int
-) -> Int[Array, "1 B S"] | None:
-    """The segments of a cache's positions once T new ones are in it."""
-    if cache is not None:
-        last = lax.dynamic_slice_in_dim(cache.segment, cache.length - 1, 1, axis=2)
-        new = jnp.broadcast_to(last, (1, B, T))
-        return lax.dynamic_update_slice_in_dim(cache.segment, new, cache.length, axis=2)
-    own = jnp.ones((B, T), jnp.int32) if segment is None else segment
-    return jnp.pad(own, ((0, 0), (0, capacity - T)))[None] if capacity else None
 
 
 def unstacked(params: Any) -> Any:

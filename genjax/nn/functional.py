@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,8 @@ class Functional(NamedTuple):
     apply: Callable[..., tuple[Any, Tree]]
 
 
-class Bound(NamedTuple):
+@dataclass(frozen=True)
+class Bound:
     """A function with its first arguments, equal to any other with the same.
 
     As a static argument of `jax.jit` it is compiled for once, where a closure or a

@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from genjax.config import ConfigError, require
-from genjax.sampling.logits import Processor
+from genjax.sampling.logits import MOST_NEW_TOKENS, Processor, ids
 
 Tree = Any
 Apply = Callable[..., tuple[Float[Array, "B T V"], Tree]]
@@ -89,9 +89,9 @@ def generate(
 
     Tokens are drawn as the processed logits have them, or, without a key, the most probable one is
     taken. A text ends with the first of `eos`, or with the token that completes a text to stop at,
-    both of which are kept, and where no token may come. Past `context` positions the window slides:
-    the newest context // 2 tokens are all that the network still knows, and it goes on from them
-    until it is full again.
+    both of which are kept, and where no token may come. Past `context` positions, padding counted,
+    the window slides: the newest context // 2 tokens are all that the network still knows, and it
+    goes on from them until it is full again.
 
     It is compiled here, once for its shapes, options and `apply`, and stops when all texts have
     ended. Within another jitted function the values of the prompt cannot be checked.
@@ -207,8 +207,8 @@ def make_plan(
     if not isinstance(apply, Partial):
         apply = Partial(apply)
     rows, length = np.shape(prompt)
-    whole = isinstance(max_new_tokens, int) and 0 < max_new_tokens <= 2**24
-    require(whole, "max_new_tokens", max_new_tokens, f"a whole number from 1 to {2**24}")
+    whole = isinstance(max_new_tokens, int) and 0 < max_new_tokens <= MOST_NEW_TOKENS
+    require(whole, "max_new_tokens", max_new_tokens, f"a whole number from 1 to {MOST_NEW_TOKENS}")
     require(rows > 0 and length > 0, "prompt", np.shape(prompt), "at least one row, and one token")
     if length > context:
         raise ConfigError(
@@ -219,7 +219,7 @@ def make_plan(
     if not isinstance(prompt, jax.core.Tracer):
         logits = _logits.eval_shape(apply, jax.ShapeDtypeStruct((rows, length), jnp.int32))
         padded = _check_tokens(np.asarray(prompt), logits.shape[-1])
-    eos = tuple(np.atleast_1d(np.asarray(eos, np.int64)).tolist())
+    eos = ids("eos", np.atleast_1d(eos))
     total = length + max_new_tokens
     return apply, Plan(length, total, context, padded, eos, tuple(processors))
 

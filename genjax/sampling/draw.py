@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from genjax.config import ConfigError, nearest
 from genjax.method import Method
@@ -104,3 +105,43 @@ def make_draw(
         return np.concatenate(drawn)[:num]
 
     return draw
+
+
+def draw_from_prompts(
+    run: Assembly,
+    prompts: Sequence[Int[np.ndarray, "P"]],
+    num: int,
+    options: Mapping[str, Any],
+    params: Tree,
+    mutable: Tree,
+    key: jax.Array,
+) -> Int[np.ndarray, "N S"]:
+    """`num` texts that go on from the prompts in turn, each as from its prompt alone.
+
+    Padding would take positions from shorter prompts: those of one length are drawn together, and
+    a program is compiled for each length. Those of the first prompt's length are drawn with `key`,
+    those of the n-th length after it with the key folded with n.
+
+    Args:
+      run: what to draw from.
+      prompts: tokens of each, at least one.
+      num: how many texts.
+      options: keywords of `method.sample`.
+      params: of the method.
+      mutable: of the method.
+      key: draws.
+
+    Returns:
+      Tokens, -1 where nothing is and behind shorter texts.
+    """
+    given = [prompts[i % len(prompts)] for i in range(num)]
+    texts = {}
+    for n, length in enumerate(dict.fromkeys(map(len, given))):
+        rows = [i for i in range(num) if len(given[i]) == length]
+        alike = {**options, "condition": np.stack([given[i] for i in rows])}
+        draw = make_draw(run, len(rows), alike)
+        drawn = draw(params, mutable, jax.random.fold_in(key, n) if n else key)
+        texts |= dict(zip(rows, drawn, strict=True))
+    width = max(map(len, texts.values()))
+    padded = [np.pad(texts[i], (0, width - len(texts[i])), constant_values=-1) for i in range(num)]
+    return np.stack(padded)

@@ -13,6 +13,7 @@ the same options are equal, so that what is compiled with them is not compiled a
 from __future__ import annotations
 
 import math
+import operator
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -24,6 +25,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from genjax.config import require
 from genjax.nn.functional import Bound
+
+MOST_NEW_TOKENS = 2**24
 
 Processor = Callable[[Float[Array, "B V"], Int[Array, "B S"]], Float[Array, "B V"]]
 
@@ -98,7 +101,7 @@ def temperature(value: float) -> Processor:
       ConfigError: below a millionth.
     """
     require_temperature("temperature", value)
-    return Bound(_temperature, (value,))
+    return Bound(_temperature, (float(value),))
 
 
 def _temperature(value: float, logits: Array, history: Array) -> Array:
@@ -130,7 +133,7 @@ def top_p(mass: float) -> Processor:
       ConfigError: not above 0 and at most 1.
     """
     _require_number("top_p", mass, above=0, most=1)
-    return Bound(_top_p, (mass,))
+    return Bound(_top_p, (float(mass),))
 
 
 def _top_p(mass: float, logits: Array, history: Array) -> Array:
@@ -153,7 +156,7 @@ def min_p(share: float) -> Processor:
       ConfigError: not above 0 and at most 1.
     """
     _require_number("min_p", share, above=0, most=1)
-    return Bound(_min_p, (share,))
+    return Bound(_min_p, (float(share),))
 
 
 def _min_p(share: float, logits: Array, history: Array) -> Array:
@@ -170,7 +173,7 @@ def repetition_penalty(penalty: float) -> Processor:
       ConfigError: not above 0.
     """
     _require_number("repetition_penalty", penalty, above=0)
-    return Bound(_repetition_penalty, (penalty,))
+    return Bound(_repetition_penalty, (float(penalty),))
 
 
 def _repetition_penalty(penalty: float, logits: Array, history: Array) -> Array:
@@ -206,10 +209,11 @@ def allowed(tokens: Sequence[int]) -> Processor:
     """Takes away all but these tokens.
 
     Raises:
-      ConfigError: no token, or, at the first call, one outside the vocabulary.
+      ConfigError: no token, what is no whole number, or, at the first call, one outside the
+        vocabulary.
     """
     require(len(tokens) > 0, "allowed", tokens, "at least one token")
-    return Bound(_allowed, (tuple(tokens),))
+    return Bound(_allowed, (ids("allowed", tokens),))
 
 
 def _allowed(tokens: tuple[int, ...], logits: Array, history: Array) -> Array:
@@ -220,10 +224,11 @@ def banned(sequences: Sequence[Sequence[int]]) -> Processor:
     """Takes away each token that would complete one of these sequences.
 
     Raises:
-      ConfigError: an empty sequence, or, at the first call, a token outside the vocabulary.
+      ConfigError: an empty sequence, what is no whole number, or, at the first call, a token
+        outside the vocabulary.
     """
     require(all(len(s) for s in sequences), "banned", sequences, "sequences of at least one token")
-    return Bound(_banned, (tuple(map(tuple, sequences)),))
+    return Bound(_banned, (tuple(ids("banned", s) for s in sequences),))
 
 
 def _banned(sequences: tuple[tuple[int, ...], ...], logits: Array, history: Array) -> Array:
@@ -240,11 +245,12 @@ def minimum_new_tokens(count: int, eos: Sequence[int], prompt: int) -> Processor
     """Takes away the tokens `eos` until `count` tokens follow a prompt of `prompt` columns.
 
     Raises:
-      ConfigError: a number below 0, or, at the first call, a token outside the vocabulary.
+      ConfigError: a number below 0 or beyond `MOST_NEW_TOKENS`, or, at the first call, a token
+        outside the vocabulary.
     """
-    whole = isinstance(count, int) and count >= 0
-    require(whole, "min_new_tokens", count, "a whole number, 0 or more")
-    return Bound(_minimum_new_tokens, (count, tuple(eos), prompt))
+    whole = isinstance(count, int) and 0 <= count <= MOST_NEW_TOKENS
+    require(whole, "min_new_tokens", count, f"a whole number from 0 to {MOST_NEW_TOKENS}")
+    return Bound(_minimum_new_tokens, (count, ids("eos", eos), prompt))
 
 
 def _minimum_new_tokens(
@@ -266,6 +272,21 @@ def newest(
     """The `count` columns of the history that end at column `length`, -1 where there are none."""
     padded = jnp.pad(history, ((0, 0), (count, 0)), constant_values=-1)
     return jax.lax.dynamic_slice_in_dim(padded, length, count, 1)
+
+
+def ids(name: str, tokens: Sequence[int]) -> tuple[int, ...]:
+    """Tokens as Python's integers, which compare and hash, whatever kind of integers they are.
+
+    Raises:
+      ConfigError: one is no whole number of 32 bits.
+    """
+    try:
+        found = tuple(operator.index(token) for token in tokens)
+    except TypeError:
+        found = (math.inf,)
+    fit = all(abs(token) < 2**31 for token in found)
+    require(fit, name, tokens, "tokens, which are whole numbers of 32 bits")
+    return found
 
 
 def require_temperature(name: str, value: object) -> None:

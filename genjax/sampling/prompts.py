@@ -116,8 +116,8 @@ def read_text(flag: str, file: str) -> str:
 
 def encode_prompts(
     prompts: Sequence[str], tokenizer: Tokenizer, start: int | None
-) -> Int[np.ndarray, "B P"]:
-    """Prompts as tokens, with -1 on the left of shorter ones.
+) -> list[Int[np.ndarray, "P"]]:
+    """Prompts as tokens.
 
     Args:
       prompts: the texts.
@@ -128,15 +128,13 @@ def encode_prompts(
       ConfigError: one is empty, or has a character that the tokenizer does not know.
     """
     rows = [tokenizer.encode(text) for text in prompts]
-    if any(not len(row) for row in rows):
+    if not all(map(len, rows)):
         raise ConfigError(
             '--prompt="": expected at least one character; leave it out to begin new.'
         )
     if start is not None:
         rows = [np.concatenate([[start], row]) for row in rows]
-    width = max(map(len, rows))
-    padded = [np.pad(row, (width - len(row), 0), constant_values=-1) for row in rows]
-    return np.stack(padded).astype(np.int32)
+    return [row.astype(np.int32) for row in rows]
 
 
 def start_token(dataset: ConfigDict, spec: DataSpec, tokenizer: Tokenizer) -> int | None:
@@ -151,13 +149,16 @@ def start_token(dataset: ConfigDict, spec: DataSpec, tokenizer: Tokenizer) -> in
 
 
 def check_number(num: int, given: int, options: Mapping[str, Any]) -> None:
-    """Raises ConfigError where texts would be the same: more of a search than prompts are given.
+    """Raises ConfigError at fewer texts than prompts, or more of a search, which would be the same.
 
-    Or if there are fewer texts than prompts.
+    Args:
+      num: texts to draw.
+      given: prompts.
+      options: of `methods.lm.sample`.
     """
     least = max(given, 1)
     require(num >= least, "--num", num, f"at least {least}, one text for each --prompt")
-    one = f"{least} with --beams, which draws not: one text for each --prompt"
+    one = f"{least} with --beams, which draws nothing: one text for each prompt, or one without"
     require(num == least or options.get("beams", 1) == 1, "--num", num, one)
 
 

@@ -75,22 +75,20 @@ def test_texts_go_on_from_a_prompt(said):
     assert set("".join(text[10:] for text in re.findall(r"=====\n(.*)\n", banned))) <= set("fx ")
 
 
-def test_several_prompts_are_gone_on_from_together(said):
-    common = ("--mode=sample", "--max_new_tokens=10", "--temperature=0")
-    given = ("the quick ", "fox", "the lazy")
-    alone = [said(*common, f"--prompt={prompt}") for prompt in given]
-    expected = [re.findall(r"=====\n(.*)\n", out)[0] for out in alone]
-    many = [f"--prompt={prompt}" for prompt in given]
-    assert re.findall(r"=====\n(.*)\n", said(*common, *many)) == expected
-    assert re.findall(r"=====\n(.*)\n", said(*common, *many, "--num=4")) == [
-        *expected,
-        expected[0],
-    ]
-    beams = ("--mode=sample", "--max_new_tokens=3", "--beams=2")
-    alone = [said(*beams, prompt) for prompt in many]
-    assert re.findall(r"=====\n(.*)\n", said(*beams, *many)) == [
-        re.findall(r"=====\n(.*)\n", out)[0] for out in alone
-    ]
+@pytest.mark.parametrize("options", [("--max_new_tokens=30", "--temperature=0"), ("--beams=2",)])
+def test_several_prompts_are_each_gone_on_from_as_if_alone(said, options):
+    """Past the positions, and to the end of what beams have of them."""
+
+    def texts(*flags):
+        return re.findall(r"=====\n(.*)\n", said("--mode=sample", *options, *flags))
+
+    many = [f"--prompt={prompt}" for prompt in ("the quick ", "fox", "the lazy")]
+    expected = [*texts(many[0]), *texts(many[1]), *texts(many[2])]
+    assert texts(*many) == expected
+    if "--beams=2" in options:
+        assert {len(text) for text in expected} == {17}  # 16 positions, and one more
+    else:
+        assert texts(*many, "--num=4") == [*expected, expected[0]]
 
 
 def test_a_text_is_told_as_it_comes(said):
@@ -202,6 +200,7 @@ def test_eval_repeats_the_evaluation_of_training(run, said):
         (["--prompt_file=nowhere.txt"], ["nowhere.txt", "No such file"]),
         (["--prompt=" + "the " * 9], ["36 tokens", "16 positions"]),
         (["--top_p=2"], ["top_p", "2"]),
+        (["--min_new_tokens=10000000000"], ["min_new_tokens=10000000000", "from 0 to 16777216"]),
         (["--beams=0"], ["beams"]),
         (["--beams=2", "--num=3"], ["--num=3", "--beams"]),
         (["--prompt=a", "--prompt=b"], ["--num=1", "at least 2"]),

@@ -228,6 +228,10 @@ def test_the_same_options_are_compiled_for_once():
         traced.clear()
         lm.sample_frames(music, {"lm": {}}, {"lm": {}}, jax.random.key(seed), 2, frames=3)
         assert bool(traced) == fresh
+    for changed in ({"temperature": 0.9}, {"banned": [[3, 2]]}, {"min_new_tokens": 3}):
+        traced.clear()
+        lm.sample(text, *arrays(text), jax.random.key(0), 2, **(every | changed))
+        assert traced, changed
 
 
 def test_options_that_do_not_go_together_are_refused():

@@ -69,14 +69,20 @@ def test_initial_weights(option, std):
     """Blocks as Nguyen & Salazar 2019: N(0, 2 / 5D), over sqrt(2 L) for what goes into the sum."""
     net = functional(
         lambda rngs: decoder.Network(
-            50, 40, width=40, depth=2, heads=2, tied=False, init_std=option, rngs=rngs
+            50,
+            40,
+            **{"width": 40, "depth": 2, "heads": 2, "activation": "swiglu"},
+            tied=False,
+            init_std=option,
+            rngs=rngs,
         )
     )
     params = jax.jit(net.init)(KEY)[0]
     blocks = params["body"]["blocks"]
     for kernel in (params["embed"]["embedding"], params["positions"], params["head"]["kernel"]):
         assert float(kernel.std()) == pytest.approx(0.02, rel=0.05)
-    for name, size in (("qkv", std), ("up", std), ("merge", std / 2), ("down", std / 2)):
+    into = dict.fromkeys(("qkv", "up", "gate"), std)
+    for name, size in {**into, "merge": std / 2, "down": std / 2}.items():
         assert float(blocks[name]["kernel"].std()) == pytest.approx(size, rel=0.05)
         assert not blocks[name]["bias"].any()
 

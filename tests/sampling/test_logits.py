@@ -99,6 +99,30 @@ def test_the_least_of_top_p_is_that_of_a_sort():
             np.testing.assert_array_equal(np.flatnonzero(chosen), np.sort(order[:count]))
 
 
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray, list])
+def test_tokens_are_integers_of_any_kind(kind):
+    """What they make is equal, so that it is compiled once, and does the same."""
+    both = [
+        (lg.allowed((1, 5)), lg.allowed(kind([1, 5]))),
+        (lg.banned(((8, 1), (60, 2))), lg.banned(kind([[8, 1], [60, 2]]))),
+        (lg.minimum_new_tokens(3, EOS, 2), lg.minimum_new_tokens(3, kind(EOS), 2)),
+    ]
+    for expected, found in both:
+        assert found == expected
+        assert hash(found) == hash(expected)
+        np.testing.assert_array_equal(found(LOGITS, HISTORY), expected(LOGITS, HISTORY))
+
+
+def test_numbers_of_more_than_32_bits():
+    many = 10**10
+    cooled = jax.jit(lg.temperature(many))(LOGITS, HISTORY)
+    np.testing.assert_allclose(cooled, LOGITS / 1e10, rtol=1e-6)
+    found = jax.jit(lg.repetition_penalty(many))(LOGITS, HISTORY)
+    changed = np.where(LOGITS < 0, LOGITS * 1e10, LOGITS / 1e10)
+    occurred = (HISTORY[:, :, None] == np.arange(LOGITS.shape[1])).any(1)
+    np.testing.assert_allclose(found, np.where(occurred, changed, LOGITS), rtol=1e-6)
+
+
 def test_the_least_temperature_is_greedy():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 50)) * 100, jnp.float32)
     sharp = jax.nn.softmax(lg.temperature(1e-6)(logits, None))
@@ -132,7 +156,12 @@ def test_the_newest_columns_do_not_depend_on_those_to_come():
         (lambda: lg.repetition_penalty(0.0), "repetition_penalty=0.0"),
         (lambda: lg.no_repeat_ngram(0), "no_repeat_ngram=0"),
         (lambda: lg.minimum_new_tokens(-1, EOS, 2), "min_new_tokens=-1"),
+        (lambda: lg.minimum_new_tokens(10**10, EOS, 2), "min_new_tokens=10000000000: expected a"),
         (lambda: lg.allowed(()), "at least one token"),
+        (lambda: lg.allowed((1, 1.9)), "allowed=(1, 1.9): expected tokens, which are whole"),
+        (lambda: lg.allowed((2**40,)), "allowed=(1099511627776,): expected tokens"),
+        (lambda: lg.banned([["a"]]), "banned=['a']: expected tokens, which are whole"),
+        (lambda: lg.minimum_new_tokens(1, (7.0,), 2), "eos=(7.0,): expected tokens"),
         (lambda: lg.banned([[1], []]), "at least one token"),
         (
             lambda: lg.allowed((1, 61))(LOGITS, HISTORY),
