@@ -14,7 +14,9 @@ from genjax.method import DataSpec, Phase
 from genjax.methods import lm
 from genjax.networks import decoder
 from genjax.nn.functional import Functional, functional
+from genjax.parallel.rules import path_name
 from genjax.sampling.stopping import automaton
+from genjax.training import optim
 from genjax.training.accumulate import gradient
 
 V, T = 5, 6
@@ -257,6 +259,25 @@ def test_a_roll_is_drawn_from_its_own_past():
     np.testing.assert_array_equal(rolls[0], expected)
     with pytest.raises(configs.ConfigError, match=r"--frames=7: expected 0 to 6"):
         lm.sample_frames(model, {"lm": {}}, {"lm": {}}, jax.random.key(0), 3, frames=7)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_nanogpts_setting_decays_what_nanogpt_does(bias):
+    """Parameters of two dimensions or more, before they are stacked over the blocks."""
+    keys = {"model.lm.width": 8, "model.lm.bias": bias}
+    config = configs.load("configs/gpt_char.py:nanogpt", keys)
+    method = lm.build(config, spec(length=64))
+    params = jax.tree.map(lambda p: 1.0 + p, method.init(jax.random.key(0), None)[0]["lm"])
+    optimizer = optim.build(config, "lm", optax.constant_schedule(1.0))
+    still = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(still, optimizer.init(params), params, step=jnp.int32(0))
+    held, counted = dict(jax.tree_util.tree_leaves_with_path(params)), 0
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        matrix = update.ndim - ("blocks" in path_name(path)) > 1
+        counted += matrix
+        expected = -0.1 * held[path] if matrix else 0.0
+        np.testing.assert_allclose(update, expected, rtol=1e-6, err_msg=path_name(path))
+    assert counted == 6  # tokens, positions, and four kernels of the blocks
 
 
 def test_label_smoothing_is_no_option_of_frames():
