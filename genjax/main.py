@@ -43,7 +43,7 @@ from genjax.sampling import artifacts, prompts
 from genjax.sampling.draw import draw_from_prompts, make_draw, parse_options
 from genjax.train_state import TrainState, stream
 from genjax.training import ema, first_stage, loop, workdir
-from genjax.training.assemble import Assembly, assemble, put_pretrained
+from genjax.training.assemble import Assembly, assemble, put_pretrained, read_pretrained
 from genjax.training.averages import Diverged
 from genjax.training.checkpoint import Checkpoints, digest, digests
 from genjax.training.early_stop import exhausted
@@ -129,11 +129,12 @@ def first_state(run: Assembly, checkpoints: Checkpoints) -> TrainState:
         state = checkpoints.restore(run.state)
         loop.logger.info("resuming at step %d", int(state.step))
         return state
+    pretrained = read_pretrained(run)
     state = run.init()
     if source := run.config.checkpoint.init_from:
         state, taken = Checkpoints(source).restore_into(state, run.config.checkpoint.init_map)
         loop.logger.info("took %d arrays from %s", len(taken), source)
-    return put_pretrained(state, run.method)
+    return put_pretrained(state, *pretrained)
 
 
 @contextlib.contextmanager

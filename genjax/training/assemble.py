@@ -134,18 +134,18 @@ def _shapes(networks: dict[str, Tree]) -> dict[str, tuple[int, ...]]:
     return {rules.path_name(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def put_pretrained(state: TrainState, method: Method) -> TrainState:
-    """`state` with the networks that `method.pretrained` brings, sharded as those it has.
+def read_pretrained(run: Assembly) -> tuple[dict[str, Tree], dict[str, Tree]]:
+    """The parameters and mutable state of networks that `method.pretrained` brings, on the host.
 
-    Averages begin anew with them.
+    They are compared with the run's shapes, so that nothing of the run is allocated in vain.
 
     Raises:
       ConfigError: they have other arrays, or of other shapes, than the config's networks.
     """
-    if method.pretrained is None:
-        return state
-
-    def place(old: dict[str, Tree], new: dict[str, Tree]) -> dict[str, Tree]:
+    if run.method.pretrained is None:
+        return {}, {}
+    pretrained = run.method.pretrained()
+    for old, new in zip((run.state.params, run.state.mutable), pretrained, strict=True):
         given, expected = _shapes(new), _shapes({name: old[name] for name in new})
         if given != expected:
             lines = "\n".join(
@@ -158,16 +158,27 @@ def put_pretrained(state: TrainState, method: Method) -> TrainState:
                 f"expected):\n{lines}\nSet what differs, such as model.length and "
                 "model.vocabulary_size, as it was there."
             )
+    return pretrained
+
+
+def put_pretrained(
+    state: TrainState, params: dict[str, Tree], mutable: dict[str, Tree]
+) -> TrainState:
+    """`state` with these in the place of its own, sharded as they are; averages begin anew."""
+
+    def place(old: dict[str, Tree], new: dict[str, Tree]) -> dict[str, Tree]:
         shardings = {name: jax.tree.map(lambda x: x.sharding, old[name]) for name in new}
         return {**old, **jax.device_put(new, shardings)}
 
-    params, mutable = method.pretrained()
-    params, mutable = place(state.params, params), place(state.mutable, mutable)
+    placed = place(state.params, params)
     averages = {
-        profile: {name: jax.tree.map(jnp.copy, params[name]) for name in averaged}
+        profile: {
+            name: jax.tree.map(jnp.copy, placed[name]) if name in params else average
+            for name, average in averaged.items()
+        }
         for profile, averaged in state.ema.items()
     }
-    return state.replace(params=params, mutable=mutable, ema=averages)
+    return state.replace(params=placed, mutable=place(state.mutable, mutable), ema=averages)
 
 
 def _make_init(

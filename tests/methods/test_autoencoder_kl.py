@@ -21,7 +21,7 @@ from genjax.methods import autoencoder_kl as kl
 from genjax.networks import perceptual
 from genjax.nn.functional import Functional
 from genjax.parallel.mesh import global_batch
-from genjax.training.assemble import assemble, put_pretrained
+from genjax.training.assemble import assemble, put_pretrained, read_pretrained
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "autoencoder_kl.npz")
 KEY = jax.random.key(0)
@@ -338,7 +338,7 @@ def test_the_perceptual_network_is_read_when_a_run_begins_and_is_frozen():
     assert set(run.state.params) == {"autoencoder", "perceptual"}
     (path,) = packages.fetch(EFFICIENTNET_LITE0).values()
     weights = perceptual.from_torch(torch_file.read(path))
-    found = put_pretrained(run.init(), run.method).params["perceptual"]
+    found = put_pretrained(run.init(), *read_pretrained(run)).params["perceptual"]
     jax.tree.map(np.testing.assert_array_equal, found, weights)
     same = jax.tree.map(
         lambda a, b: a.sharding == b.sharding, found, run.state.params["perceptual"]
