@@ -44,6 +44,15 @@ class Documents(NamedTuple):
         texts, prompts = ([all_of[i] for i in indices] if all_of else [] for all_of in self)
         return Documents(texts, prompts)
 
+    def groups(self, characters: int) -> Iterator[Documents]:
+        """The documents in order, so many at a time that they have `characters` or more."""
+        start, held = 0, 0
+        for i in range(len(self.texts)):
+            held += len(self.texts[i]) + (len(self.prompts[i]) if self.prompts else 0)
+            if held >= characters or i + 1 == len(self.texts):
+                yield self.at(range(start, i + 1))
+                start, held = i + 1, 0
+
 
 class Corpus(NamedTuple):
     """Documents that have not been read yet.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 # Of what is kept in the cache. A change of what it means, or of how a corpus is read, needs a new
 # number.
 FORMAT = 3
+GROUP = 2**24  # characters whose tokens are held in memory at a time
 
 
 class Text(NamedTuple):
@@ -216,26 +218,61 @@ def _write(
     own = ended and bos is not None and bos != eos  # the end of one text may begin the next
     begin = np.full(int(own), bos if own else 0, np.int32)
     end = np.full(int(ended), eos, np.int32)
-    texts = tokenizer.encode_all(found.texts)
-    prompts = tokenizer.encode_all(found.prompts) or [end[:0]] * len(texts)
-    parts = [
-        part
-        for prompt, text in zip(prompts, texts, strict=True)
-        for part in (begin, prompt, text, end)
-    ]
-    small = tokenizer.vocabulary_size <= 2**16
-    ids = np.concatenate(parts).astype(np.uint16 if small else np.uint32)
-    lengths = np.array([len(part) for part in parts], np.int64).reshape(-1, 4)
-    np.save(folder / f"{split}_ids.npy", ids)
-    np.save(folder / f"{split}_ends.npy", np.cumsum(lengths.sum(1)))
-    if found.prompts:
-        mask = np.repeat(np.tile(np.array([0, 0, 1, 1], np.uint8), len(texts)), lengths.ravel())
-        np.save(folder / f"{split}_loss_mask.npy", mask)
-    true = sum(len(utf8(text)) for both in found for text in both)
-    stood_for = int(token_bytes(tokenizer)[ids].sum(dtype=np.int64))
+    small, weights = tokenizer.vocabulary_size <= 2**16, token_bytes(tokenizer)
+    true = stood_for = 0
+    with contextlib.ExitStack() as files:
+
+        def array(name: str, dtype: type) -> _Growing:
+            return files.enter_context(_Growing(folder / f"{split}_{name}.npy", dtype))
+
+        ids, ends = array("ids", np.uint16 if small else np.uint32), array("ends", np.int64)
+        mask = array("loss_mask", np.uint8) if found.prompts else None
+        for group in found.groups(GROUP):
+            texts = tokenizer.encode_all(group.texts)
+            prompts = tokenizer.encode_all(group.prompts) or [end[:0]] * len(texts)
+            parts = [
+                part
+                for prompt, text in zip(prompts, texts, strict=True)
+                for part in (begin, prompt, text, end)
+            ]
+            lengths = np.array([len(part) for part in parts], np.int64)
+            ends.add(ids.length + np.cumsum(lengths)[3::4])
+            tokens = np.concatenate(parts)
+            ids.add(tokens)
+            if mask is not None:
+                counted = np.tile(np.array([0, 0, 1, 1], np.uint8), len(texts))
+                mask.add(np.repeat(counted, lengths))
+            true += sum(len(utf8(text)) for both in group for text in both)
+            stood_for += int(weights[tokens].sum(dtype=np.int64))
     return {
-        "documents": len(texts),
+        "documents": len(found.texts),
         "characters": sum(map(len, found.texts)) + sum(map(len, found.prompts)),
-        "tokens": len(ids),
+        "tokens": ids.length,
         "bytes_per_byte": true / stood_for if stood_for else 1.0,
     }
+
+
+class _Growing:
+    """An .npy file of one dimension that is written piece by piece; NumPy's headers have room."""
+
+    def __init__(self, path: Path, dtype: type):
+        self.path, self.dtype, self.length = path, np.dtype(dtype), 0
+
+    def __enter__(self) -> _Growing:
+        self.file = self.path.open("wb")
+        self._write_header()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self.file:
+            self._write_header()
+
+    def _write_header(self) -> None:
+        self.file.seek(0)
+        about = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self.file, about)
+
+    def add(self, values: np.ndarray) -> None:
+        """Writes values behind those that are there."""
+        values.astype(self.dtype).tofile(self.file)
+        self.length += len(values)

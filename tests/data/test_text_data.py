@@ -18,6 +18,7 @@ WORDS = ("the", "quick", "brown", "fox", "日本", "naïve", "\n", "over", "a")
 @pytest.fixture(autouse=True)
 def environment(tmp_path, monkeypatch):
     monkeypatch.setenv("GENJAX_DATA", str(tmp_path / "cache"))
+    monkeypatch.setattr(text, "GROUP", 25)  # so that a few documents are several groups
 
 
 def prose(words, seed=0):
@@ -290,11 +291,11 @@ def test_loads_at_once_make_it_once(several, monkeypatch):
 
 
 def test_a_crash_leaves_nothing_half_made(several, monkeypatch, tmp_path):
-    def full(path, array):
+    def full(*_):
         raise OSError("no space left")
 
     with monkeypatch.context() as changed:
-        changed.setattr(text.np, "save", full)
+        changed.setattr(text._Growing, "add", full)
         with pytest.raises(OSError, match="no space left"):
             catalogue.load(dataset(several, length=8))
     assert not list((tmp_path / "cache" / "text").iterdir())
