@@ -33,14 +33,17 @@ SINGLE = {
 }
 # One row of several tunes an update.
 FOLK = {"batch_size": 1, "optimizer.learning_rate": 2e-3, "duration": "45_epochs"}
+# A slow start leaves a GRU where no key sounds, for a thousand updates.
+GRU = {"model.lm.cell": "gru", "schedule.warmup": "0_steps", "duration": "100_epochs"}
+RNN = {"model.lm.cell": "rnn", "optimizer.learning_rate": 1e-3, "duration": "100_epochs"}
 # Row -> config, changes to it, the published figure, what is to be reached here.
 ROWS = {
     "jsb_tcn": ("tcn_music.py", SINGLE, 8.10, 8.15),
     "jsb_lstm": ("lstm.py:jsb", {}, 8.45, 8.50),
-    "jsb_gru": ("lstm.py:jsb", {"model.lm.cell": "gru"}, 8.43, None),
-    "jsb_rnn": ("lstm.py:jsb", {"model.lm.cell": "rnn"}, 8.91, None),
+    "jsb_gru": ("lstm.py:jsb", GRU, 8.43, None),
+    "jsb_rnn": ("lstm.py:jsb", RNN, 8.91, None),
     "nottingham_tcn": ("tcn_music.py:nottingham", FOLK, 3.07, 3.15),
-    "nottingham_lstm": ("lstm.py:nottingham", {}, 3.29, None),
+    "nottingham_lstm": ("lstm.py:nottingham", {"batch_size": 1}, 3.29, None),
 }
 FILES = {"jsb": "JSB_Chorales.mat", "nottingham": "Nottingham.mat"}
 

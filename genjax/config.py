@@ -339,6 +339,7 @@ def validate(config: ConfigDict) -> None:
     for bound, keys in least.items():
         for key in keys:
             check(key, flat[key] >= bound, f"at least {bound}")
+    check("seed", 0 <= config.seed < 2**63, "a number from 0 to 2**63 - 1")
     check(
         "batch_size",
         config.batch_size % config.accumulation == 0,

@@ -46,7 +46,12 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
     add("--references", default="", help="eval: right texts, a line each; --samples are others")
     add("--num", type=int, default=None, help="sample: how many; 64, of text one for each prompt")
     add("--seed", type=int, default=None, help="sample: decides which; 0")
-    add("--prompt", action="append", default=[], help="sample: a text to go on from, or several")
+    add(
+        "--prompt",
+        action="append",
+        default=[],
+        help="sample: a text to go on from; may be repeated",
+    )
     add("--prompt_file", default="", help="sample: the same, out of a file")
     add("--stream", action="store_true", help="sample: print one text as it comes")
     add("--format", default="huggingface", choices=FORMATS, help="export: the other library")

@@ -234,7 +234,8 @@ def sample(
     """
     if condition is None:
         condition = jnp.full((num, 1), model.spec.special_tokens["start"], jnp.int32)
-    whole = isinstance(max_new_tokens, int) and max_new_tokens >= 0
+    whole = processors.whole_number(max_new_tokens) and max_new_tokens >= 0
+    require(processors.whole_number(beams), "--beams", beams, "a whole number from 1")
     require(whole, "--max_new_tokens", max_new_tokens, "a whole number, at least 0")
     room = max(model.context + 1 - condition.shape[1], 1)
     new = max_new_tokens or (min(room, NEW) if beams != 1 else NEW)

@@ -19,6 +19,7 @@ from genjax.training.assemble import Assembly
 
 Tree = Any
 BATCH = 64  # samples drawn at a time
+MOST = 2**20  # samples of one command
 
 
 def parse_options(method: Method, given: Mapping[str, str]) -> dict[str, Any]:
@@ -119,8 +120,9 @@ def draw_from_prompts(
     """`num` texts that go on from the prompts in turn, each as from its prompt alone.
 
     Padding would take positions from shorter prompts: those of one length are drawn together, and
-    a program is compiled for each length. Those of the first prompt's length are drawn with `key`,
-    those of the n-th length after it with the key folded with n.
+    a program is compiled for each length, the longest first, so that one that is too long is told
+    of ahead of all work. Those of the longest are drawn with `key`, those of the n-th length after
+    it with the key folded with n.
 
     Args:
       run: what to draw from.
@@ -136,7 +138,7 @@ def draw_from_prompts(
     """
     given = [prompts[i % len(prompts)] for i in range(num)]
     texts = {}
-    for n, length in enumerate(dict.fromkeys(map(len, given))):
+    for n, length in enumerate(sorted(set(map(len, given)), reverse=True)):
         rows = [i for i in range(num) if len(given[i]) == length]
         alike = {**options, "condition": np.stack([given[i] for i in rows])}
         draw = make_draw(run, len(rows), alike)

@@ -13,9 +13,9 @@ the same options are equal, so that what is compiled with them is not compiled a
 from __future__ import annotations
 
 import math
+import numbers
 import operator
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -27,6 +27,7 @@ from genjax.config import require
 from genjax.nn.functional import Bound
 
 MOST_NEW_TOKENS = 2**24
+LEAST, MOST = 1e-6, 1e6  # of numbers that logits are multiplied with, or divided by
 
 Processor = Callable[[Float[Array, "B V"], Int[Array, "B S"]], Float[Array, "B V"]]
 
@@ -71,6 +72,8 @@ def chain(options: Options, *, eos: Sequence[int] = (), prompt: int = 0) -> tupl
     """
     o = options
     made = []
+    for name in ("top_k", "no_repeat_ngram", "min_new_tokens"):
+        require(whole_number(getattr(o, name)), name, getattr(o, name), "a whole number, 0 or more")
     if o.repetition_penalty != 1:
         made.append(repetition_penalty(o.repetition_penalty))
     if o.no_repeat_ngram:
@@ -98,7 +101,7 @@ def temperature(value: float) -> Processor:
     """Divides by `value`: below 1 sharpens the distribution, above 1 flattens it.
 
     Raises:
-      ConfigError: below a millionth.
+      ConfigError: no number from `LEAST` to `MOST`.
     """
     require_temperature("temperature", value)
     return Bound(_temperature, (float(value),))
@@ -114,8 +117,8 @@ def top_k(count: int) -> Processor:
     Raises:
       ConfigError: not a whole number above 0.
     """
-    require(isinstance(count, int) and count > 0, "top_k", count, "a whole number above 0")
-    return Bound(_top_k, (count,))
+    require(whole_number(count) and count > 0, "top_k", count, "a whole number above 0")
+    return Bound(_top_k, (int(count),))
 
 
 def _top_k(count: int, logits: Array, history: Array) -> Array:
@@ -130,9 +133,9 @@ def top_p(mass: float) -> Processor:
     as the bits of floats above 0 are in the floats' own order.
 
     Raises:
-      ConfigError: not above 0 and at most 1.
+      ConfigError: no number from `LEAST` to 1.
     """
-    _require_number("top_p", mass, above=0, most=1)
+    _require_number("top_p", mass, LEAST, 1)
     return Bound(_top_p, (float(mass),))
 
 
@@ -153,9 +156,9 @@ def min_p(share: float) -> Processor:
     """Keeps tokens of at least `share` of the highest probability (Nguyen et al. 2024).
 
     Raises:
-      ConfigError: not above 0 and at most 1.
+      ConfigError: no number from `LEAST` to 1.
     """
-    _require_number("min_p", share, above=0, most=1)
+    _require_number("min_p", share, LEAST, 1)
     return Bound(_min_p, (float(share),))
 
 
@@ -170,9 +173,9 @@ def repetition_penalty(penalty: float) -> Processor:
     Keskar et al. 2019, section 4.1, with the sign minded.
 
     Raises:
-      ConfigError: not above 0.
+      ConfigError: no number from `LEAST` to `MOST`.
     """
-    _require_number("repetition_penalty", penalty, above=0)
+    _require_number("repetition_penalty", penalty, LEAST, MOST)
     return Bound(_repetition_penalty, (float(penalty),))
 
 
@@ -189,8 +192,8 @@ def no_repeat_ngram(size: int) -> Processor:
     Raises:
       ConfigError: not a whole number above 0.
     """
-    require(isinstance(size, int) and size > 0, "no_repeat_ngram", size, "a whole number above 0")
-    return Bound(_no_repeat_ngram, (size,))
+    require(whole_number(size) and size > 0, "no_repeat_ngram", size, "a whole number above 0")
+    return Bound(_no_repeat_ngram, (int(size),))
 
 
 def _no_repeat_ngram(size: int, logits: Array, history: Array) -> Array:
@@ -212,8 +215,9 @@ def allowed(tokens: Sequence[int]) -> Processor:
       ConfigError: no token, what is no whole number, or, at the first call, one outside the
         vocabulary.
     """
-    require(len(tokens) > 0, "allowed", tokens, "at least one token")
-    return Bound(_allowed, (ids("allowed", tokens),))
+    kept = ids("allowed", tokens)
+    require(kept, "allowed", tokens, "at least one token")
+    return Bound(_allowed, (kept,))
 
 
 def _allowed(tokens: tuple[int, ...], logits: Array, history: Array) -> Array:
@@ -227,8 +231,10 @@ def banned(sequences: Sequence[Sequence[int]]) -> Processor:
       ConfigError: an empty sequence, what is no whole number, or, at the first call, a token
         outside the vocabulary.
     """
-    require(all(len(s) for s in sequences), "banned", sequences, "sequences of at least one token")
-    return Bound(_banned, (tuple(ids("banned", s) for s in sequences),))
+    require(isinstance(sequences, Iterable), "banned", sequences, "sequences of tokens")
+    forms = tuple(ids("banned", sequence) for sequence in sequences)
+    require(all(forms), "banned", sequences, "sequences of at least one token")
+    return Bound(_banned, (forms,))
 
 
 def _banned(sequences: tuple[tuple[int, ...], ...], logits: Array, history: Array) -> Array:
@@ -248,9 +254,9 @@ def minimum_new_tokens(count: int, eos: Sequence[int], prompt: int) -> Processor
       ConfigError: a number below 0 or beyond `MOST_NEW_TOKENS`, or, at the first call, a token
         outside the vocabulary.
     """
-    whole = isinstance(count, int) and 0 <= count <= MOST_NEW_TOKENS
+    whole = whole_number(count) and 0 <= count <= MOST_NEW_TOKENS
     require(whole, "min_new_tokens", count, f"a whole number from 0 to {MOST_NEW_TOKENS}")
-    return Bound(_minimum_new_tokens, (count, ids("eos", eos), prompt))
+    return Bound(_minimum_new_tokens, (int(count), ids("eos", eos), prompt))
 
 
 def _minimum_new_tokens(
@@ -281,24 +287,28 @@ def ids(name: str, tokens: Sequence[int]) -> tuple[int, ...]:
       ConfigError: one is no whole number of 32 bits.
     """
     try:
-        found = tuple(operator.index(token) for token in tokens)
+        found = tuple(map(operator.index, tokens))
     except TypeError:
         found = (math.inf,)
     fit = all(abs(token) < 2**31 for token in found)
-    require(fit, name, tokens, "tokens, which are whole numbers of 32 bits")
+    require(fit, name, tokens, "a sequence of tokens, which are whole numbers of 32 bits")
     return found
 
 
 def require_temperature(name: str, value: object) -> None:
     """Raises ConfigError unless it is a number that logits can be divided by."""
-    fit = isinstance(value, int | float) and 1e-6 <= value <= sys.float_info.max
-    require(fit, name, value, "a number of 1e-6 or more")
+    _require_number(name, value, LEAST, MOST)
 
 
-def _require_number(name: str, value: object, *, above: float, most: float = math.inf) -> None:
-    fit = isinstance(value, int | float) and above < value <= min(most, sys.float_info.max)
-    limit = "" if most == math.inf else f" and at most {most}"
-    require(fit, name, value, f"a number above {above}{limit}")
+def _require_number(name: str, value: object, least: float, most: float) -> None:
+    """Real numbers of any kind, far enough from the ends of float32 that products are none."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    require(real and least <= value <= most, name, value, f"a number from {least:g} to {most:g}")
+
+
+def whole_number(value: object) -> bool:
+    """Whether it is an integer, of any kind, and no truth."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _mark(tokens: Int[Array, "B N"], logits: Float[Array, "B V"]) -> Bool[Array, "B V"]:

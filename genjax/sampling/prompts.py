@@ -130,7 +130,8 @@ def encode_prompts(
     rows = [tokenizer.encode(text) for text in prompts]
     if not all(map(len, rows)):
         raise ConfigError(
-            '--prompt="": expected at least one character; leave it out to begin new.'
+            "--prompt or --prompt_file: expected at least one character, found none; leave it out "
+            "to begin new."
         )
     if start is not None:
         rows = [np.concatenate([[start], row]) for row in rows]

@@ -62,6 +62,8 @@ def refused(capsys, tmp_path):
         (["--config.optimizer.freeze=('^nothing',)"], ["freeze", "^nothing"]),
         (["--checkpont=5"], ["--checkpont", "--checkpoint"]),
         (["--seed=5"], ["--config.seed"]),
+        (["--config.seed=-1"], ["config.seed=-1", "from 0 to"]),
+        (["--config.seed=99999999999999999999"], ["config.seed=9999", "from 0 to"]),
     ],
 )
 def test_wrong_values(refused, arguments, expected):

@@ -95,7 +95,7 @@ def test_each_of_several_prompts_is_gone_on_from_as_if_alone(options):
 
 
 def test_texts_of_several_prompts_are_drawn_apart():
-    """No two lengths share their draws; those of the first length have the draws of one alone."""
+    """No two lengths share their draws; those of the longest have the draws of one alone."""
 
     def drawing(params, mutable, key, num, condition=None):
         new = jax.random.randint(key, (num, 1), 0, 2**30)
@@ -109,5 +109,5 @@ def test_texts_of_several_prompts_are_drawn_apart():
     np.testing.assert_array_equal(lengths, [3, 4, 3, 5] * 2)
     drawn = texts[np.arange(8), lengths - 1]
     assert len(np.unique(drawn)) == 8
-    first = make_draw(run, 4, {"condition": given[0][None]})({}, {}, jax.random.key(0))
-    np.testing.assert_array_equal(first[:, 2], drawn[lengths == 3])
+    longest = make_draw(run, 2, {"condition": given[3][None]})({}, {}, jax.random.key(0))
+    np.testing.assert_array_equal(longest[:, 4], drawn[lengths == 5])

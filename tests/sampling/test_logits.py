@@ -113,14 +113,25 @@ def test_tokens_are_integers_of_any_kind(kind):
         np.testing.assert_array_equal(found(LOGITS, HISTORY), expected(LOGITS, HISTORY))
 
 
-def test_numbers_of_more_than_32_bits():
-    many = 10**10
-    cooled = jax.jit(lg.temperature(many))(LOGITS, HISTORY)
-    np.testing.assert_allclose(cooled, LOGITS / 1e10, rtol=1e-6)
-    found = jax.jit(lg.repetition_penalty(many))(LOGITS, HISTORY)
-    changed = np.where(LOGITS < 0, LOGITS * 1e10, LOGITS / 1e10)
-    occurred = (HISTORY[:, :, None] == np.arange(LOGITS.shape[1])).any(1)
-    np.testing.assert_allclose(found, np.where(occurred, changed, LOGITS), rtol=1e-6)
+@pytest.mark.parametrize("value", [lg.LEAST, 1, np.float32(0.5), np.int64(2), int(lg.MOST)])
+def test_numbers_of_any_kind_up_to_their_bounds(value):
+    """What may not come stays so, and what may is finite."""
+    x = jnp.asarray(LOGITS).at[:, 3].set(-jnp.inf)
+    cooled = np.asarray(jax.jit(lg.temperature(value))(x, HISTORY))
+    np.testing.assert_allclose(cooled, np.asarray(x) / float(value), rtol=1e-6)
+    found = np.asarray(jax.jit(lg.repetition_penalty(value))(x, HISTORY))
+    changed = np.where(x < 0, x * float(value), x / float(value))
+    occurred = (HISTORY[:, :, None] == np.arange(x.shape[1])).any(1)
+    np.testing.assert_allclose(found, np.where(occurred, changed, x), rtol=1e-6)
+    for array in (cooled, found):
+        np.testing.assert_array_equal(np.isfinite(array), np.isfinite(np.asarray(x)))
+
+
+def test_the_least_shares_keep_the_most_probable_token():
+    for make in (lg.top_p, lg.min_p):
+        kept = np.isfinite(jax.jit(make(lg.LEAST))(LOGITS, HISTORY))
+        assert kept[np.arange(len(LOGITS)), LOGITS.argmax(1)].all()
+    assert (np.isfinite(jax.jit(lg.top_p(lg.LEAST))(LOGITS, HISTORY)).sum(1) == 1).all()
 
 
 def test_the_least_temperature_is_greedy():
@@ -141,27 +152,38 @@ def test_the_newest_columns_do_not_depend_on_those_to_come():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: lg.temperature(0), "temperature=0: expected a number of 1e-6 or more"),
-        (lambda: lg.temperature(1e-7), "temperature=1e-07: expected a number of 1e-6"),
+        (lambda: lg.temperature(0), "temperature=0: expected a number from 1e-06 to 1e+06"),
+        (lambda: lg.temperature(1e-7), "temperature=1e-07: expected a number from 1e-06"),
         (lambda: lg.chain(lg.Options(temperature=-1.0)), "temperature=-1.0"),
         (lambda: lg.chain(lg.Options(temperature=0, top_k=-5)), "top_k=-5"),
         (lambda: lg.chain(lg.Options(min_new_tokens="few")), "min_new_tokens='few'"),
-        (lambda: lg.temperature(math.inf), "temperature=inf: expected a number of 1e-6 or more"),
+        (lambda: lg.temperature(math.inf), "temperature=inf: expected a number from"),
         (lambda: lg.temperature("hot"), "temperature='hot'"),
         (lambda: lg.top_k(-1), "top_k=-1: expected a whole number above 0"),
         (lambda: lg.top_k(2.5), "top_k=2.5"),
-        (lambda: lg.top_p(0.0), "top_p=0.0: expected a number above 0 and at most 1"),
+        (lambda: lg.top_p(0.0), "top_p=0.0: expected a number from 1e-06 to 1"),
         (lambda: lg.top_p(1.5), "top_p=1.5"),
         (lambda: lg.min_p(2.0), "min_p=2.0"),
         (lambda: lg.repetition_penalty(0.0), "repetition_penalty=0.0"),
         (lambda: lg.no_repeat_ngram(0), "no_repeat_ngram=0"),
         (lambda: lg.minimum_new_tokens(-1, EOS, 2), "min_new_tokens=-1"),
+        (lambda: lg.temperature(1e39), "temperature=1e+39: expected a number from 1e-06 to 1e+06"),
+        (lambda: lg.temperature(True), "temperature=True"),
+        (lambda: lg.temperature("1"), "temperature='1'"),
+        (lambda: lg.repetition_penalty(1e-38), "repetition_penalty=1e-38: expected a number from"),
+        (lambda: lg.top_p(1e-50), "top_p=1e-50: expected a number from 1e-06 to 1"),
+        (lambda: lg.top_k(True), "top_k=True: expected a whole number"),
+        (lambda: lg.chain(lg.Options(top_k=[])), "top_k=[]: expected a whole number"),
+        (lambda: lg.allowed(5), "allowed=5: expected a sequence of tokens"),
+        (lambda: lg.banned([1, 2]), "banned=1: expected a sequence of tokens"),
+        (lambda: lg.banned(1), "banned=1: expected sequences of tokens"),
+        (lambda: lg.minimum_new_tokens(1, 5, 0), "eos=5: expected a sequence of tokens"),
         (lambda: lg.minimum_new_tokens(10**10, EOS, 2), "min_new_tokens=10000000000: expected a"),
         (lambda: lg.allowed(()), "at least one token"),
-        (lambda: lg.allowed((1, 1.9)), "allowed=(1, 1.9): expected tokens, which are whole"),
-        (lambda: lg.allowed((2**40,)), "allowed=(1099511627776,): expected tokens"),
-        (lambda: lg.banned([["a"]]), "banned=['a']: expected tokens, which are whole"),
-        (lambda: lg.minimum_new_tokens(1, (7.0,), 2), "eos=(7.0,): expected tokens"),
+        (lambda: lg.allowed((1, 1.9)), "allowed=(1, 1.9): expected a sequence of tokens, which"),
+        (lambda: lg.allowed((2**40,)), "allowed=(1099511627776,): expected a sequence"),
+        (lambda: lg.banned([["a"]]), "banned=['a']: expected a sequence of tokens"),
+        (lambda: lg.minimum_new_tokens(1, (7.0,), 2), "eos=(7.0,): expected a sequence of tokens"),
         (lambda: lg.banned([[1], []]), "at least one token"),
         (
             lambda: lg.allowed((1, 61))(LOGITS, HISTORY),
