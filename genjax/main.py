@@ -40,7 +40,7 @@ from genjax.parallel import distributed
 from genjax.parallel.mesh import make_mesh
 from genjax.parallel.rules import path_name
 from genjax.sampling import artifacts, prompts
-from genjax.sampling.draw import MOST, draw_from_prompts, make_draw, parse_options
+from genjax.sampling.draw import MOST_SAMPLES, draw_from_prompts, make_draw, parse_options
 from genjax.train_state import TrainState, stream
 from genjax.training import ema, first_stage, loop, workdir
 from genjax.training.assemble import Assembly, assemble, put_pretrained, read_pretrained
@@ -216,7 +216,8 @@ def statistics(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> i
 def sample(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
     """Draws samples from a checkpoint into files; texts are printed too."""
     seed = flags.seed or 0
-    require(flags.num is None or 0 < flags.num <= MOST, "--num", flags.num, f"1 to {MOST}")
+    enough = flags.num is None or 0 < flags.num <= MOST_SAMPLES
+    require(enough, "--num", flags.num, f"1 to {MOST_SAMPLES}")
     require(abs(seed) < 2**63, "--seed", seed, "a number of 64 bits")
     run, state = restored(config, folder, flags)
     options = parse_options(run.method, flags.options)

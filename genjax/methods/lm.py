@@ -234,8 +234,8 @@ def sample(
     """
     if condition is None:
         condition = jnp.full((num, 1), model.spec.special_tokens["start"], jnp.int32)
-    whole = processors.whole_number(max_new_tokens) and max_new_tokens >= 0
     require(processors.whole_number(beams), "--beams", beams, "a whole number from 1")
+    whole = processors.whole_number(max_new_tokens) and max_new_tokens >= 0
     require(whole, "--max_new_tokens", max_new_tokens, "a whole number, at least 0")
     room = max(model.context + 1 - condition.shape[1], 1)
     new = max_new_tokens or (min(room, NEW) if beams != 1 else NEW)
@@ -300,7 +300,7 @@ def sample_frames(
     """
     require(condition is None, "--condition", condition, "nothing: a roll is drawn from its start")
     most = min(model.context, MOST_FRAMES)
-    whole = isinstance(frames, int) and 0 <= frames <= most
+    whole = processors.whole_number(frames) and 0 <= frames <= most
     require(whole, "--frames", frames, f"0 to {most}")
     processors.require_temperature("--temperature", temperature)
     length = frames or model.spec.features["frame"].shape[0]

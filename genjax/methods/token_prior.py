@@ -20,7 +20,7 @@ from genjax.config import ConfigError, construct, read_options, require
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree, find_module
 from genjax.nn.functional import Functional, functional
 from genjax.sampling.conditions import labels_if
-from genjax.sampling.logits import require_temperature
+from genjax.sampling.logits import require_temperature, whole_number
 
 
 class Options(NamedTuple):
@@ -98,7 +98,7 @@ def sample(
     values = prior.spec.vocabulary_size
     require_temperature("--temperature", temperature)
     require(
-        isinstance(top_k, int) and 0 <= top_k <= values,
+        whole_number(top_k) and 0 <= top_k <= values,
         "--top_k",
         top_k,
         f"a whole number from 0 to {values}",

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from genjax.config import require
 from genjax.sampling.decode import Apply, Plan, advance, make_plan, prefill
-from genjax.sampling.logits import Processor
+from genjax.sampling.logits import Processor, whole_number
 
 Tree = Any
 
@@ -101,7 +101,7 @@ def beam_search(
       ConfigError: as `decode.generate`; prompt and new tokens do not fit into `context`; an
         argument is out of range.
     """
-    whole = isinstance(beams, int) and 0 < beams <= MOST_BEAMS
+    whole = whole_number(beams) and 0 < beams <= MOST_BEAMS
     require(whole, "beams", beams, f"a whole number from 1 to {MOST_BEAMS:,}")
     known = isinstance(early_stopping, bool) or early_stopping == "never"
     require(known, "early_stopping", early_stopping, 'True, False or "never"')

@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from genjax.config import ConfigError, require
-from genjax.sampling.logits import MOST_NEW_TOKENS, Processor, ids
+from genjax.sampling.logits import MOST_NEW_TOKENS, Processor, ids, whole_number
 
 Tree = Any
 Apply = Callable[..., tuple[Float[Array, "B T V"], Tree]]
@@ -207,7 +207,7 @@ def make_plan(
     if not isinstance(apply, Partial):
         apply = Partial(apply)
     rows, length = np.shape(prompt)
-    whole = isinstance(max_new_tokens, int) and 0 < max_new_tokens <= MOST_NEW_TOKENS
+    whole = whole_number(max_new_tokens) and 0 < max_new_tokens <= MOST_NEW_TOKENS
     require(whole, "max_new_tokens", max_new_tokens, f"a whole number from 1 to {MOST_NEW_TOKENS}")
     require(rows > 0 and length > 0, "prompt", np.shape(prompt), "at least one row, and one token")
     if length > context:

@@ -19,7 +19,7 @@ from genjax.training.assemble import Assembly
 
 Tree = Any
 BATCH = 64  # samples drawn at a time
-MOST = 2**20  # samples of one command
+MOST_SAMPLES = 2**20  # of one command
 
 
 def parse_options(method: Method, given: Mapping[str, str]) -> dict[str, Any]:

@@ -72,15 +72,13 @@ def chain(options: Options, *, eos: Sequence[int] = (), prompt: int = 0) -> tupl
     """
     o = options
     made = []
-    for name in ("top_k", "no_repeat_ngram", "min_new_tokens"):
-        require(whole_number(getattr(o, name)), name, getattr(o, name), "a whole number, 0 or more")
     if o.repetition_penalty != 1:
         made.append(repetition_penalty(o.repetition_penalty))
-    if o.no_repeat_ngram:
+    if o.no_repeat_ngram != 0:
         made.append(no_repeat_ngram(o.no_repeat_ngram))
     if o.banned:
         made.append(banned(o.banned))
-    if o.min_new_tokens:
+    if o.min_new_tokens != 0:
         later = minimum_new_tokens(o.min_new_tokens, eos, prompt)
         made += [later] if eos else []
     if o.allowed:
@@ -88,11 +86,11 @@ def chain(options: Options, *, eos: Sequence[int] = (), prompt: int = 0) -> tupl
     drawn = []
     if o.temperature not in (0, 1):
         drawn.append(temperature(o.temperature))
-    if o.top_k:
+    if o.top_k != 0:
         drawn.append(top_k(o.top_k))
     if o.top_p != 1:
         drawn.append(top_p(o.top_p))
-    if o.min_p:
+    if o.min_p != 0:
         drawn.append(min_p(o.min_p))
     return tuple(made if o.temperature == 0 else made + drawn)
 

@@ -174,6 +174,7 @@ def test_the_newest_columns_do_not_depend_on_those_to_come():
         (lambda: lg.top_p(1e-50), "top_p=1e-50: expected a number from 1e-06 to 1"),
         (lambda: lg.top_k(True), "top_k=True: expected a whole number"),
         (lambda: lg.chain(lg.Options(top_k=[])), "top_k=[]: expected a whole number"),
+        (lambda: lg.chain(lg.Options(min_p="")), "min_p='': expected a number from 1e-06 to 1"),
         (lambda: lg.allowed(5), "allowed=5: expected a sequence of tokens"),
         (lambda: lg.banned([1, 2]), "banned=1: expected a sequence of tokens"),
         (lambda: lg.banned(1), "banned=1: expected sequences of tokens"),
