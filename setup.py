@@ -1,11 +1,26 @@
 """Metadata and dependencies of genjax; pyproject.toml holds tool settings only."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name="genjax-models",
     version="0.1.0",
     description="Train generative models in JAX: one file of pure functions per family.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     packages=find_packages(include=["genjax", "genjax.*"]),
     python_requires=">=3.11",
     install_requires=[
@@ -17,7 +32,7 @@ setup(
         "tensorflow-datasets>=4.9.10",
         "array-record",
         "importlib_resources",  # tensorflow-datasets needs it and does not say so
-        "etils",
+        "etils[epath]",
         "chex",
         "ml-collections",
         "jaxtyping",
@@ -31,7 +46,9 @@ setup(
         "tpu": ["jax[tpu]"],
         "text": ["tokenizers"],
         "wandb": ["wandb"],
-        "test": ["pytest", "pytest-xdist", "ruff", "scikit-learn", "scipy"],
+        "gcs": ["gcsfs>=2024.12"],  # runs in gs://BUCKET/FOLDER
+        "s3": ["s3fs>=2024.12"],
+        "test": ["pytest", "pytest-xdist", "ruff", "scikit-learn", "scipy", "tokenizers"],
         "parity": [
             "torch==2.13.0",
             "diffusers==0.42.1",

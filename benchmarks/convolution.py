@@ -206,7 +206,7 @@ def main():
         try:
             import torch  # noqa: F401
         except ModuleNotFoundError:
-            parser.error("--torch needs PyTorch: pip install 'genjax-models[parity]'")
+            parser.error("--torch needs PyTorch: pip install -e '.[parity]'")
     columns = " | ".join(
         f"{member:>7} {'xla':>7} {'gather':>7}" for member in ("forward", "image", "kernel")
     )

@@ -25,7 +25,8 @@ from racing import FOLDER, among, measured, race, several, started
 
 from genjax import config as configs
 from genjax import method as methods
-from genjax.method import DataSpec
+from genjax.data.alphabets import Bytes
+from genjax.method import DataSpec, Field
 
 VALUES, PROMPT, NEW = 50257, 32, 128
 PRECISIONS = ("float32", "bfloat16")
@@ -46,13 +47,16 @@ def decoder(weights, precision, texts, beams):
     """The jitted function () -> tokens [B, S]."""
     path = str(FOLDER.parent / "configs" / "import_lm.py")
     config = configs.load(path, {"weights": str(weights), "precision": precision})
-    token = jax.ShapeDtypeStruct((PROMPT + NEW + 1,), np.int32)
-    spec = DataSpec("made", "text", {"token": token}, {"train": 1}, 0, VALUES, {"start": 0})
+    facts = {"vocabulary_size": VALUES, "special": {"start": 0}, "tokenizer": Bytes({})}
+    token = Field("text", (PROMPT + NEW + 1,), np.dtype(np.int32), facts)
+    spec = DataSpec("made", {"token": token}, "token", {"train": 1})
     method = methods.build(config, spec)
     params = jax.tree.map(jnp.asarray, method.pretrained()[0])
     _, mutable = jax.eval_shape(method.init, jax.random.key(0), None)
     draw = partial(method.sample, max_new_tokens=NEW, temperature=0, beams=beams)
-    jitted = jax.jit(lambda p, prompt: draw(p, mutable, jax.random.key(0), texts, prompt))
+    jitted = jax.jit(
+        lambda p, prompt: draw(p, mutable, jax.random.key(0), texts, {"prompt": prompt})
+    )
     prompt = jnp.asarray(prompts(texts))
     return lambda: jax.block_until_ready(jitted(params, prompt))
 

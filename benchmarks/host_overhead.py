@@ -23,6 +23,7 @@ import numpy as np
 
 from genjax import config as configs
 from genjax.data import catalogue, loader
+from genjax.evals.evaluation import Evaluation
 from genjax.method import Aux, Method, Phase
 from genjax.parallel.mesh import global_batch
 from genjax.parallel.rules import replicate
@@ -93,7 +94,13 @@ def assembled(steps, milliseconds):
 def loop_seconds(dataset, run):
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        loop.train(run, dataset, Path(folder), lambda checkpoints: run.init())
+        loop.train(
+            run,
+            dataset,
+            Path(folder),
+            lambda checkpoints: run.init(),
+            lambda writers: Evaluation(run, dataset, Path(folder), writers),
+        )
         return time.perf_counter() - start
 
 

@@ -52,8 +52,7 @@ def assembled(samples, count):
         "mesh.data": 1,
     }
     config = configs.load(str(FOLDER.parent / "configs" / "iwae.py"), overrides)
-    image = jax.ShapeDtypeStruct((28, 28, 1), np.uint8)
-    spec = DataSpec("mnist", "image", {"image": image}, {"train": count})
+    spec = DataSpec("mnist", sources.image_fields((28, 28, 1), 0), "image", {"train": count})
     return assemble(config, spec, devices=jax.devices()[:1])
 
 

@@ -51,6 +51,8 @@ def keys(model, options):
     data = {"name": "npz", "path": options.data} if options.data else {"name": "mnist"}
     return {
         **{f"dataset.{key}": value for key, value in data.items()},
+        "dataset.validation": "",  # the paper trains on all of train
+        "evals.split": "test",
         "batch_size": BATCH,
         "steps_per_dispatch": 20,
         "vae.bound": bound,
@@ -60,7 +62,7 @@ def keys(model, options):
         "schedule.name": "ladder",
         "schedule.final": 0.1,
         "ema.decay": "",
-        "evals.features": "",
+        "evals.judges": "",
         "evals.batch_size": BATCH,
         "evals.limit": 2000,
         "evals.every": f"{100 // EVALUATIONS}_percent",

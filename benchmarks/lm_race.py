@@ -25,7 +25,8 @@ import numpy as np
 from racing import FOLDER, ONE_THREAD, among, either_way, fastest, measured, race, several, started
 
 from genjax import config as configs
-from genjax.method import DataSpec
+from genjax.data.alphabets import Bytes
+from genjax.method import DataSpec, Field
 from genjax.training.assemble import assemble
 
 VALUES, BATCH = 65, 12
@@ -48,8 +49,9 @@ def assembled(size, precision):
         "model.lm.width": width,
     }
     config = configs.load(f"{FOLDER.parent / 'configs' / 'gpt_char.py'}:nanogpt", overrides)
-    token = jax.ShapeDtypeStruct((length + 1,), np.int32)
-    spec = DataSpec("made", "text", {"token": token}, {"train": 100}, 0, VALUES, {"start": 0})
+    facts = {"vocabulary_size": VALUES, "special": {"start": 0}, "tokenizer": Bytes({})}
+    token = Field("text", (length + 1,), np.dtype(np.int32), facts)
+    spec = DataSpec("made", {"token": token}, "token", {"train": 100})
     return assemble(config, spec, devices=jax.devices()[:1])
 
 

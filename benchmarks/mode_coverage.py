@@ -27,7 +27,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from genjax import config as configs
-from genjax.method import DataSpec
+from genjax.method import DataSpec, Field
 from genjax.training.assemble import assemble
 from genjax.training.checkpoint import Checkpoints
 
@@ -55,8 +55,8 @@ def assembled(packing, seed, epochs):
                 "discriminator": {"widths": (200,) * 3, "dropout": 0.0, "input_dropout": 0.0},
             }
         )
-    point = jax.ShapeDtypeStruct((1, 1, 2), jnp.float32)  # as an image of one pixel
-    spec = DataSpec("points", "image", {"image": point}, {"train": POINTS})
+    point = Field("image", (1, 1, 2), np.dtype(np.float32))  # as an image of one pixel
+    spec = DataSpec("points", {"image": point}, "image", {"train": POINTS})
     return assemble(config, spec)
 
 
@@ -98,7 +98,7 @@ def trial(folder, data, packing, seed, epochs):
     with jax.set_mesh(run.mesh):
         begun, epoch = checkpoints.latest() or 0, make_epoch(run, points, packing)
         state = checkpoints.restore(run.state) if begun else run.init()
-        sample = jax.jit(lambda s, key: run.method.sample(s.params, s.mutable, key, SAMPLES, None))
+        sample = jax.jit(lambda s, key: run.method.sample(s.params, s.mutable, key, SAMPLES, {}))
 
         def draw(state):
             return np.asarray(sample(state, jax.random.key(1))).reshape(-1, 2)

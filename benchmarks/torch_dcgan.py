@@ -4,7 +4,8 @@ The peer of docs/results.md: the same data, networks, optimizer and batch in eag
 tutorials write it. Its samples are judged by genjax's evaluator:
 
   python benchmarks/torch_dcgan.py --seconds=600 --output=torch_dcgan.npz
-  python -m genjax.main --config=configs/dcgan.py --mode=eval --samples=torch_dcgan.npz
+  python -m genjax.main --config=configs/dcgan.py --config.dataset.validation= \
+      --mode=eval --samples=torch_dcgan.npz
 
 Needs the [parity] extra.
 """

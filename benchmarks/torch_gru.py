@@ -69,7 +69,7 @@ def main():
         for rows in torch.randperm(len(frames)).split(BATCH):
             rate = RATE * (0.1 + 0.45 * (1 + math.cos(math.pi * step / total)))
             for group in optimizer.param_groups:
-                group["lr"] = rate * (min(1, step / options.warmup) if options.warmup else 1)
+                group["lr"] = rate * (min(1, (step + 1) / options.warmup) if options.warmup else 1)
             loss = model.train()(frames[rows], counted[rows])
             optimizer.zero_grad()
             loss.backward()

@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     config.dataset.validation = "10_percent"
     config.dataset.text.tokenizer = "characters"
     config.dataset.text.length = 128
+    config.evals.judges = ("diversity",)
     config.batch_size = 32
     config.duration = "2000_steps"
     config.optimizer.learning_rate = 3e-3
@@ -38,7 +39,6 @@ def get_config() -> ConfigDict:
     config.schedule.warmup = "100_steps"
     config.schedule.final = 0.1
     config.ema.decay = ()
-    config.evals.split = "validation"
     config.evals.samples = 16
     config.log.every = "50_steps"
     with config.unlocked():

@@ -23,7 +23,6 @@ def get_config() -> ConfigDict:
     config.method = "lm"
     config.schedule.name = "cosine"
     config.ema.decay = ()
-    config.evals.split = "validation"
     config.log.every = "50_steps"
     with config.unlocked():
         config.lm = ConfigDict(Options()._asdict())
@@ -48,6 +47,7 @@ ROLLS = {
     "optimizer.clip_norm": 0.4,
     "checkpoint.best": "eval/loss",
     "evals.samples": 8,
+    "evals.judges": (),
 }
 NOTTINGHAM = {
     "dataset.name": "nottingham",

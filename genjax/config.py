@@ -9,33 +9,31 @@ adds sections of its own. Unknown keys are errors that name the nearest ones.
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib.util
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from inspect import signature
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ml_collections import ConfigDict
 
+from genjax.checks import ConfigError, nearest, one_of, require
+from genjax.durations import parse_duration
+
 T = TypeVar("T", bound=tuple)
 Built = TypeVar("Built")
+# (config, overrides) -> config with the sections of what is chosen
+Complete = Callable[[ConfigDict, Mapping[str, Any]], ConfigDict]
 
-UNITS = ("steps", "epochs", "examples", "percent")
-
-# Keys that a resumed run may change: how long it runs, and how often and where it looks.
+# Keys that a resumed run may change: how long it runs, on what devices, and how often it looks.
 FREE_ON_RESUME = (
-    r"duration|early_stop\..*|log\..*|.*\.every"
+    r"duration|early_stop\..*|log\..*|mesh\..*|.*\.every"
     r"|checkpoint\.(minutes|keep|best|mode)|dataset\.threads"
 )
-
-
-class ConfigError(ValueError):
-    """The user's config, data or disk is at fault; the message says what to do."""
 
 
 # Keys of `optimizer` that `optimizer.networks.<name>` may set for one network.
@@ -54,7 +52,9 @@ def base() -> ConfigDict:
     """
     return ConfigDict(
         {
-            "method": "",  # a module of genjax.methods, or a dotted path
+            "method": "",  # a module of genjax.methods, or one of your own
+            # name -> a run's folder, or a config that is trained first: frozen parts of the run
+            "stages": {},
             "seed": 0,
             "batch_size": 64,  # examples in one update, over all devices
             "accumulation": 1,  # microbatches in one update
@@ -62,11 +62,15 @@ def base() -> ConfigDict:
             "duration": "10_epochs",
             "precision": "float32",  # or "bfloat16": compute; parameters stay float32
             "dataset": {
-                "name": "",  # a catalogue name, a TFDS name, "npz", "folder", "text" or "rolls"
+                # a catalogue name, a TFDS name, "npz", "folder", "text", "pairs", "rolls", a module
+                "name": "",
                 "path": "",  # of the files
+                "fields": (),  # (name, kind) of more arrays of "npz", or the texts of "pairs"
+                "target": "",  # the field that is generated, of these
+                "codes": "",  # the stage whose codes of the target are generated in its place
                 "validation": "",  # carved out of train if the data set has no such split
                 "test": "",
-                "image_size": 0,  # resize and centre crop; 0 keeps the size
+                "image_size": (),  # a side, or height and width: resize, centre crop; () keeps it
                 "channels": 0,  # 1 or 3 converts; 0 keeps them
                 "flip": False,
                 "crop_padding": 0,
@@ -108,7 +112,10 @@ def base() -> ConfigDict:
             },
             "ema": {
                 "decay": (0.999,),  # one average each; evaluations use the first
-                "warmup": True,
+                # and each of these relative standard deviations: below 0.288 of the run, with
+                # weights t^gamma (Karras et al. 2024)
+                "power": (),
+                "warmup": True,  # of those with a decay
                 "networks": (),  # the networks averaged; empty: all that are trained
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # -1: what the others leave
@@ -123,42 +130,18 @@ def base() -> ConfigDict:
             },
             "evals": {
                 "every": "10_percent",
-                "split": "test",
+                "split": "validation",  # in training; --mode=eval takes "test" by itself
                 "batch_size": 128,
                 "limit": 0,  # examples per evaluation; 0 is all
                 "samples": 64,  # in the grid
-                # "classifier", "efficientnet_lite0", "inception": what samples are judged by
-                "features": (),
-                "generated": 5000,  # samples that are judged
-                "reference": "train",  # split they are compared with, or file of statistics
-                "inception_path": "",  # file of Inception's weights; downloaded if empty
+                # who judges the samples: "fidelity", "diversity", "overlap", or modules of one's
+                # own; their settings are in the section of evals with their name
+                "judges": (),
             },
             "early_stop": {"metric": "", "mode": "min", "patience": 5, "min_delta": 0.0},
             "log": {"every": "50_steps", "wandb": False, "wandb_project": "genjax"},
         }
     ).lock()
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known names most like `name`, comma-separated, for an error message."""
-    known = list(known)
-    by_leaf = [k for k in known if k.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
-    near = list(dict.fromkeys(difflib.get_close_matches(name, known, n=3, cutoff=0.5) + by_leaf))
-    return ", ".join(near[:4] or sorted(known)[:12])
-
-
-def require(ok: bool, name: str, value: object, expected: str) -> None:
-    """Raises ConfigError, "`name`=`value`: expected `expected`", unless `ok`."""
-    if not ok:
-        raise ConfigError(f"{name}={value!r}: expected {expected}.")
-
-
-def one_of(name: str, value: object, choices: Sequence[str]) -> None:
-    """Raises ConfigError unless `value` is among `choices`; names the nearest of them."""
-    if value not in choices:
-        listed = ", ".join(map(str, choices))
-        near = nearest(str(value), choices)
-        raise ConfigError(f"{name}={value!r}: expected one of {listed}. Nearest: {near}.")
 
 
 def read_options(section: ConfigDict, name: str, options: type[T]) -> T:
@@ -243,6 +226,7 @@ def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     """A copy of `config` with dotted keys replaced; strings are parsed to the old value's type.
 
     `optimizer.networks.<network>.<key>` need not be there before: it begins as `optimizer.<key>`.
+    Nor need `stages.<name>`.
 
     Raises:
       ConfigError: a key does not exist, or a value has another type.
@@ -256,6 +240,11 @@ def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
                 own = config.optimizer.networks.get(match[1], {})
                 started = {**own, match[2]: config.optimizer[match[2]]}
                 config.optimizer.networks[match[1]] = ConfigDict(started)
+            flat = flatten(config)
+        stage = re.fullmatch(r"stages\.(\w+)", key)
+        if stage and isinstance(value, str) and key not in flat:
+            with config.unlocked():
+                config.stages[stage[1]] = ""
             flat = flatten(config)
         if key not in flat:
             if any(k.startswith(key + ".") for k in flat):
@@ -282,11 +271,20 @@ def read_module(file: str | Path) -> ModuleType:
     return module
 
 
-def load(location: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
-    """Loads `path/to/file.py[:preset]`, applies the preset, then `overrides`, and checks it.
+class Experiment(NamedTuple):
+    """A config file that has been run, and the preset that is chosen in it."""
+
+    location: str
+    module: ModuleType
+    preset: str
+    values: Mapping[str, Any]  # of the preset: dotted key -> value
+
+
+def read_experiment(location: str) -> Experiment:
+    """Reads `path/to/file.py[:preset]`.
 
     Raises:
-      ConfigError: no such file or preset, an unknown key, or a value out of its range.
+      ConfigError: no such file or preset.
     """
     path, _, preset = location.partition(":")
     file = Path(path)
@@ -297,22 +295,60 @@ def load(location: str, overrides: Mapping[str, Any] | None = None) -> ConfigDic
     module = read_module(file)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"--config={location}: {path} has no function get_config().")
+    presets = {"": {}, **getattr(module, "PRESETS", {})}
+    if preset not in presets:
+        near = nearest(preset, filter(None, presets))
+        raise ConfigError(f"--config={location}: no preset {preset!r}. Presets: {near}.")
+    return Experiment(location, module, preset, presets[preset])
+
+
+def given(
+    experiment: Experiment,
+    overrides: Mapping[str, Any] | None = None,
+    complete: Complete | None = None,
+) -> ConfigDict:
+    """What file, preset and `overrides` say, before `resolve` adds what follows from it.
+
+    `complete(config, overrides)` adds the sections of what is chosen, before the overrides.
+
+    Raises:
+      ConfigError: an unknown key, or a value of another type.
+    """
     try:
-        config = module.get_config()
+        config = experiment.module.get_config()
     except (AttributeError, KeyError, TypeError) as error:
-        raise ConfigError(f"--config={location}: {error}") from error
-    presets = getattr(module, "PRESETS", {})
-    if preset:
-        if preset not in presets:
-            raise ConfigError(
-                f"--config={location}: no preset {preset!r}. Presets: {nearest(preset, presets)}."
-            )
-        config = override(config, presets[preset])
-    config = override(config, overrides or {})
-    if hasattr(module, "resolve"):
-        config = module.resolve(config)
+        raise ConfigError(f"--config={experiment.location}: {error}") from error
+    config = override(config, experiment.values)
+    if complete:
+        config = complete(config, overrides or {})
+    return override(config, overrides or {})
+
+
+def resolve(experiment: Experiment, config: ConfigDict) -> ConfigDict:
+    """A copy of `config` with what the experiment's own `resolve` fills in, checked.
+
+    Raises:
+      ConfigError: a value is out of its range.
+    """
+    config = config.copy_and_resolve_references()
+    if hasattr(experiment.module, "resolve"):
+        config = experiment.module.resolve(config)
     validate(config)
     return config
+
+
+def load(
+    location: str,
+    overrides: Mapping[str, Any] | None = None,
+    complete: Complete | None = None,
+) -> ConfigDict:
+    """Loads `path/to/file.py[:preset]`, applies the preset, then `overrides`, and checks it.
+
+    Raises:
+      ConfigError: no such file or preset, an unknown key, or a value out of its range.
+    """
+    experiment = read_experiment(location)
+    return resolve(experiment, given(experiment, overrides, complete))
 
 
 def validate(config: ConfigDict) -> None:
@@ -330,7 +366,6 @@ def validate(config: ConfigDict) -> None:
             *("checkpoint.keep", "early_stop.patience", "steps_per_dispatch"),
             "dataset.text.length",
         ),
-        11: ("evals.generated",),
         0: (
             *("evals.samples", "evals.limit", "checkpoint.minutes", "optimizer.clip_norm"),
             "dataset.text.vocabulary_size",
@@ -359,6 +394,11 @@ def validate(config: ConfigDict) -> None:
         all(isinstance(d, float) and 0 < d < 1 for d in config.ema.decay),
         "a tuple of numbers between 0 and 1, or ()",
     )
+    check(
+        "ema.power",
+        all(isinstance(s, float) and 0 < s < 12**-0.5 for s in config.ema.power),
+        "a tuple of numbers above 0 and below 0.288, or ()",
+    )
     check("duration", bool(config.duration), "a duration such as '10_epochs'")
     for key, value in flat.items():
         if value and (key in ("duration", "schedule.warmup") or key.endswith(".every")):
@@ -367,68 +407,6 @@ def validate(config: ConfigDict) -> None:
                 raise ConfigError(f"config.duration={value!r}: a run is not a share of itself.")
             none = key == "schedule.warmup" or (key == "duration" and config.get("weights"))
             check(key, amount > 0 or none, "a positive duration")
-
-
-def parse_duration(text: str, name: str = "duration") -> tuple[float, str]:
-    """`"2_000_steps"` -> `(2000.0, "steps")`.
-
-    Raises:
-      ConfigError: not a number, an underscore and one of `UNITS`.
-    """
-    match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?)_([a-z]+)", str(text))
-    if not match or match[2].rstrip("s") not in {u.rstrip("s") for u in UNITS}:
-        raise ConfigError(
-            f"{name}={text!r}: expected a number and a unit, as in '2000_steps', '5_epochs', "
-            "'60000_examples' or '10_percent'."
-        )
-    unit = next(u for u in UNITS if u.rstrip("s") == match[2].rstrip("s"))
-    return float(match[1].replace("_", "")), unit
-
-
-def steps(text: str, *, batch_size: int, examples: int, total: int = 0) -> int:
-    """A duration in training steps, rounded up; 0 for an empty one.
-
-    Args:
-      text: the duration.
-      batch_size: examples per step.
-      examples: examples in one epoch.
-      total: steps of the whole run, for percentages.
-    """
-    if not text:
-        return 0
-    amount, unit = parse_duration(text)
-    if unit == "epochs" and not examples:
-        raise ConfigError(f"{text!r}: the number of examples is not known yet; give steps instead.")
-    per_step = {
-        "steps": 1.0,
-        "epochs": batch_size / max(examples, 1),
-        "examples": float(batch_size),
-    }
-    if unit == "percent":
-        return max(1, math.ceil(amount / 100 * total - 1e-9))
-    return max(1, math.ceil(amount / per_step[unit] - 1e-9)) if amount else 0
-
-
-def steps_within(config: ConfigDict, examples: int, key: str, text: str) -> int:
-    """Steps of a stretch of the run, such as a warm-up.
-
-    Args:
-      config: of the run.
-      examples: in one epoch.
-      key: of the config, that has the stretch.
-      text: the duration; 0 for an empty one.
-
-    Raises:
-      ConfigError: it is no duration, or longer than the run.
-    """
-    size = {"batch_size": config.batch_size, "examples": examples}
-    total = steps(config.duration, **size)
-    try:
-        found = steps(text, **size, total=total)
-    except ConfigError as error:
-        raise ConfigError(f"config.{key}={text!r}: {error}") from error
-    require(found <= total, f"config.{key}", text, f"at most the run's {total} steps")
-    return found
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
@@ -447,12 +425,48 @@ def from_json(data: Mapping[str, Any]) -> ConfigDict:
     return ConfigDict(restore(dict(data)))
 
 
-def differences(stored: ConfigDict, given: ConfigDict) -> list[str]:
-    """Lines `key: stored -> given` for the keys that a resumed run may not change."""
-    old, new = flatten(from_json(to_json(stored))), flatten(from_json(to_json(given)))
+def filled(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
+    """`config` with the defaults of `base()` for the keys that it lacks, and these keys, sorted.
+
+    Raises:
+      ValueError: it has no method, and is no config at all.
+    """
+    if "method" not in config:
+        raise ValueError("its config names no method")
+    present = flatten(config)
+    lacking = {k: v for k, v in sorted(flatten(base()).items()) if k not in present}
+    values = config.to_dict()
+    for key, value in lacking.items():
+        *path, leaf = key.split(".")
+        section = values
+        for name in path:
+            section = section.setdefault(name, {})
+        section[leaf] = value
+    return ConfigDict(values), list(lacking)
+
+
+def differences(
+    stored: ConfigDict, given: ConfigDict, defaults: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Lines `key: stored -> given` for the keys that a resumed run may not change.
+
+    Args:
+      stored: the config that the run was started with.
+      given: the config to go on with.
+      defaults: by dotted key, what a key of a family means where it is absent. Those of `base()`
+        are known.
+    """
     missing = "(absent)"
-    return [
-        f"{key}: {old.get(key, missing)!r} -> {new.get(key, missing)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, missing) != new.get(key, missing) and not re.fullmatch(FREE_ON_RESUME, key)
-    ]
+    known = _plain(base()) | _plain(ConfigDict(defaults or {}))
+    old, new = _plain(stored), _plain(given)
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        before, now = (flat.get(key, known.get(key, missing)) for flat in (old, new))
+        if before != now and not re.fullmatch(FREE_ON_RESUME, key):
+            lines.append(f"{key}: {old.get(key, missing)!r} -> {new.get(key, missing)!r}")
+    return lines
+
+
+def _plain(config: ConfigDict) -> dict[str, Any]:
+    """Dotted key -> value, as it comes back from a file."""
+    return flatten(from_json(to_json(config)))

@@ -11,7 +11,7 @@ from genjax.interop.export import FORMATS
 
 # Flags that belong to some modes, and to which.
 OWN = {
-    **dict.fromkeys(("num", "seed", "prompt", "prompt_file", "stream"), ("sample",)),
+    **dict.fromkeys(("num", "seed", "conditions", "stream"), ("sample",)),
     "samples": ("eval",),
     "references": ("eval",),
     "format": ("export",),
@@ -22,8 +22,9 @@ OWN = {
 def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """Splits the command line into flags and config overrides.
 
-    With --mode=sample any other `--name=value` is an option of the method's sampler, and ends up
-    in `flags.options`.
+    With --mode=sample any other `--name=value` is a condition, or an option of the method's
+    sampler, and ends up in `flags.options`: name -> each of its values. The overrides are in
+    `flags.overrides` too.
 
     Raises:
       ConfigError: an argument that is none of these.
@@ -32,8 +33,8 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
         prog="python -m genjax.main",
         description="Train, evaluate, sample or inspect a generative model.",
         epilog="Any key of the config is set by --config.KEY=VALUE, such as "
-        "--config.optimizer.learning_rate=3e-4. With --mode=sample, the options of the method are "
-        "given in the same way: --sampler=ddim --steps=50 --guidance=3 --condition=7.",
+        "--config.optimizer.learning_rate=3e-4. With --mode=sample, the conditions and options of "
+        "the method are given in the same way: --label=7 --prompt='Once' --sampler=ddim.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -42,17 +43,11 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
     add("--mode", default="train", choices=tuple(modes))
     add("--allow_config_change", action="store_true", help="go on with another config")
     add("--checkpoint", default="", help="step to use in the other modes, or best; the newest")
-    add("--samples", default="", help="eval: an .npz of images to judge, or a split of the data")
-    add("--references", default="", help="eval: right texts, a line each; --samples are others")
+    add("--samples", default="", help="eval: a file of samples to judge, or a split of the data")
+    add("--references", default="", help="eval: what --samples should be, in the same form")
     add("--num", type=int, default=None, help="sample: how many; 64, of text one for each prompt")
     add("--seed", type=int, default=None, help="sample: decides which; 0")
-    add(
-        "--prompt",
-        action="append",
-        default=[],
-        help="sample: a text to go on from; may be repeated",
-    )
-    add("--prompt_file", default="", help="sample: the same, out of a file")
+    add("--conditions", default="", help="sample: a file of them, or the split that has them")
     add("--stream", action="store_true", help="sample: print one text as it comes")
     add("--format", default="huggingface", choices=FORMATS, help="export: the other library")
     add("--output", default="", help="export: a new folder; tokenizer: a new file")
@@ -67,17 +62,20 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
         raise ConfigError("--samples are judged without a run: leave --checkpoint out.")
     if flags.references and not flags.samples:
         raise ConfigError("--references are for --samples, a file of texts: give that as well.")
-    overrides, flags.options = {}, {}
+    overrides = flags.overrides = {}
+    flags.options = {}
     for argument in rest:
         name, equals, value = argument.partition("=")
         if name.startswith("--config.") and equals:
             overrides[name.removeprefix("--config.")] = value
         elif flags.mode == "sample" and name.startswith("--") and equals:
-            flags.options[name[2:]] = value
+            flags.options.setdefault(name[2:], []).append(value)
         else:
-            known = [f"--{name}" for name in vars(flags) if name != "options"]
+            known = [f"--{name}" for name in vars(flags) if name not in ("options", "overrides")]
             raise ConfigError(
                 f"{argument!r} is not understood. Nearest: {configs.nearest(name, known)}, or "
                 "--config.KEY=VALUE."
+                + " Conditions and options of a method belong to --mode=sample."
+                * bool(equals)
             )
     return flags, overrides

@@ -1,58 +1,48 @@
 """The command line: a config, a workdir and one mode.
 
 python -m genjax.main --config=configs/ddpm.py[:preset] [--config.a.b=value ...] --workdir=DIR
-    --mode=train|eval|sample|inspect|statistics|tokenizer|export
+    --mode=train|eval|sample|inspect|statistics|tokenizer|export|config
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
-import hashlib
-import itertools
 import logging
 import os
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from genjax import config as configs
-from genjax import method as methods
+from genjax import provenance
 from genjax.config import ConfigError, require
-from genjax.data import catalogue, corpora
-from genjax.data.alphabets import Tokenizer
+from genjax.data import catalogue
 from genjax.data.packages import cache_root
-from genjax.evals.comparison import Comparison
-from genjax.evals.evaluation import Evaluation
-from genjax.evals.features import data_digest
-from genjax.evals.judge import judge_images, judge_texts
+from genjax.evals import judges
+from genjax.evals.judges import fidelity
+from genjax.files import is_local, place, write_atomic
 from genjax.flags import parse
 from genjax.interop.export import write
-from genjax.method import DataSpec
+from genjax.modes.evaluate import evaluate
+from genjax.modes.runs import logging_to, restored
+from genjax.modes.sample import sample
+from genjax.modes.train import train
 from genjax.parallel import distributed
-from genjax.parallel.mesh import make_mesh
+from genjax.parallel.mesh import fitted, make_mesh
 from genjax.parallel.rules import path_name
-from genjax.sampling import artifacts, prompts
-from genjax.sampling.draw import MOST_SAMPLES, draw_from_prompts, make_draw, parse_options
-from genjax.train_state import TrainState, stream
-from genjax.training import ema, first_stage, loop, workdir
-from genjax.training.assemble import Assembly, assemble, put_pretrained, read_pretrained
+from genjax.training import ema, workdir
 from genjax.training.averages import Diverged
-from genjax.training.checkpoint import Checkpoints, digest, digests
-from genjax.training.early_stop import exhausted
-from genjax.training.metrics import JsonlWriter, Writers
-from genjax.training.pictures import write_atomic
-from genjax.training.progress import setup_logging
+from genjax.training.checkpoint import digest, digests
+
+logger = logging.getLogger("genjax")
 
 
-def resolve(flags: argparse.Namespace, overrides: dict[str, str]) -> tuple[ConfigDict, Path]:
+def resolve(flags: argparse.Namespace, overrides: dict[str, str]) -> tuple[ConfigDict, epath.Path]:
     """The config, from the file or from the workdir, and the workdir.
 
     Raises:
@@ -61,231 +51,74 @@ def resolve(flags: argparse.Namespace, overrides: dict[str, str]) -> tuple[Confi
     if not flags.config and not flags.workdir:
         raise ConfigError("give --config=FILE.py, --workdir=DIR of a run, or both.")
     path, _, preset = flags.config.partition(":")
-    folder = Path(flags.workdir or Path("runs") / "_".join(filter(None, (Path(path).stem, preset))))
+    named = "_".join(filter(None, (Path(path).stem, preset)))
+    folder = place(flags.workdir or Path("runs") / named, "--workdir")
+    beside = Path(path).resolve().parent if flags.config else workdir.read_source(folder)
+    workdir.import_from(beside)
     if flags.config:
-        config = configs.load(flags.config, overrides)
-        if not (flags.samples or flags.mode in ("statistics", "tokenizer")):
-            workdir.check_same_config(folder, config, flags.allow_config_change)
-        return config, folder
+        config = configs.load(flags.config, overrides, judges.with_sections)
+        if flags.samples or flags.mode in ("statistics", "tokenizer", "config"):
+            return config, folder
+        workdir.check_same_config(folder, config, flags.allow_config_change, judges.with_sections)
+        return adapt(config, folder, flags, overrides), folder
     stored = workdir.read_config(folder)
     if stored is None:
         raise ConfigError(f"--workdir={folder} holds no run (no config.json). Give --config too.")
-    config = configs.override(stored, overrides)
+    config = configs.override(judges.with_sections(stored, overrides), overrides)
     configs.validate(config)
     if flags.mode == "train":
-        workdir.check_same_config(folder, config, flags.allow_config_change)
-    return config, folder
+        workdir.check_same_config(folder, config, flags.allow_config_change, judges.with_sections)
+    return adapt(config, folder, flags, overrides), folder
 
 
-def train(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
-    """Trains, or resumes; returns the exit code."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with workdir.locked(folder), logging_to(folder):
-        run, dataset = prepare(config, folder)
-        workdir.check_same_data(folder, dataset.spec, flags.allow_config_change)
-        loop.logger.info("%s: %s; data from %s", folder, config.method, dataset.route)
+def adapt(
+    config: ConfigDict, folder: epath.Path, flags: argparse.Namespace, overrides: Mapping[str, str]
+) -> ConfigDict:
+    """What follows for a run that is there from the devices and the mode, unless flags say it.
 
-        def start(checkpoints: Checkpoints) -> TrainState:
-            state = first_state(run, checkpoints)
-            if jax.process_index() == 0:
-                if dataset.decoded:
-                    first_stage.keep(config, folder)
-                tokenizer = prompts.keep_tokenizer(folder, dataset.tokenizer)
-                digest = data_digest(dataset) if run.method.codec else ""
-                workdir.write_config(folder, config, run.spec, sys.argv, digest, tokenizer)
-            return state
-
-        return loop.train(run, dataset, folder, start)
-
-
-def prepare(config: ConfigDict, folder: Path) -> tuple[Assembly, catalogue.Dataset]:
-    """The run and its data; with a first stage, joined with it and the codes of the data.
-
-    Raises:
-      ConfigError: config, data, first stage and devices do not go together.
+    Its mesh is made to fit the devices, and --mode=eval looks at the test split if there is one.
     """
-    dataset = catalogue.load(prompts.with_own_tokenizer(config.dataset, folder))
-    stage = first_stage.find(config, folder)
-    if stage is None:
-        return assemble(config, dataset.spec), dataset
-    first_stage.check(config, stage, dataset)
-    run = build(config, first_stage.code_spec(stage), stage)  # complain before the work
-    with jax.set_mesh(run.mesh):
-        arrays = first_stage.read(stage, config, folder, run.mesh)
-        codes = first_stage.encoded(config, stage, arrays, dataset, run.mesh)
-    return run._replace(method=run.method._replace(pretrained=lambda: arrays)), codes
+    spec = workdir.read_spec(folder)
+    if spec is None or flags.mode == "config":
+        return config
+    found = config
+    if not any(key.startswith("mesh.") for key in overrides):
+        found = fitted(config, jax.device_count())
+        if found.mesh != config.mesh:
+            was, now = (", ".join(f"{k}={v}" for k, v in c.mesh.items()) for c in (config, found))
+            message = "the run's mesh %s does not fit the devices here (%d): it becomes %s"
+            logger.info(message, was, jax.device_count(), now)
+    if flags.mode == "eval" and "evals.split" not in overrides and spec.sizes.get("test"):
+        found = configs.override(found, {"evals.split": "test"})
+    return found
 
 
-def build(config: ConfigDict, spec: DataSpec | None, stage: first_stage.Stage | None) -> Assembly:
-    """The run on data of `spec`; with a first stage, joined with it."""
-    if stage is None:
-        return assemble(config, spec)
-    return assemble(config, spec, first_stage.join(methods.build(config, spec), stage))
-
-
-def first_state(run: Assembly, checkpoints: Checkpoints) -> TrainState:
-    """The state to train from: the newest checkpoint, another run's parameters, or init."""
-    if checkpoints.latest() is not None:
-        state = checkpoints.restore(run.state)
-        loop.logger.info("resuming at step %d", int(state.step))
-        return state
-    pretrained = read_pretrained(run)
-    state = run.init()
-    if source := run.config.checkpoint.init_from:
-        state, taken = Checkpoints(source).restore_into(state, run.config.checkpoint.init_map)
-        loop.logger.info("took %d arrays from %s", len(taken), source)
-    return put_pretrained(state, *pretrained)
-
-
-@contextlib.contextmanager
-def logging_to(folder: Path | None):
-    """The log of the first process, on the terminal alone if there is no folder."""
-    with setup_logging(folder) if jax.process_index() == 0 else contextlib.nullcontext():
-        yield
-
-
-def restored(
-    config: ConfigDict, folder: Path, flags: argparse.Namespace
-) -> tuple[Assembly, TrainState]:
-    """The run in `folder` and its state at `--checkpoint`; needs no data.
-
-    Raises:
-      ConfigError: there is no such checkpoint.
-    """
-    run = build(config, workdir.read_spec(folder), first_stage.find(config, folder))
-    checkpoints = Checkpoints(folder)
-    given = flags.checkpoint
-    if given == "best":
-        step = checkpoints.best(config)
-    elif given and not given.isdigit():
-        raise ConfigError(f"--checkpoint={given!r}: expected a step or 'best'.")
-    else:
-        step = int(given) if given else None
-    return run, checkpoints.restore(run.state, step)
-
-
-def evaluate(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
-    """Evaluates a checkpoint and prints the metrics.
-
-    They go into the run's metrics, pictures and report as well if the evaluation is the run's own:
-    of its newest checkpoint, with nothing in the config changed.
-    """
-    if flags.references:
-        return tell_metrics(judge_texts(flags.samples, flags.references))
-    if flags.samples:
-        with logging_to(None):
-            return tell_metrics(judge_images(config, flags.samples))
-    run, state = restored(config, folder, flags)
-    _, dataset = prepare(config, folder)
-    workdir.check_same_data(folder, dataset.spec, flags.allow_config_change)
-    prompts.check_tokenizer(folder, dataset.tokenizer)
-    stored = workdir.read_config(folder)
-    own = configs.to_json(stored) == configs.to_json(config)
-    own = own and int(state.step) == Checkpoints(folder).latest()
-    with workdir.locked(folder), logging_to(folder), jax.set_mesh(run.mesh):
-        write = own and jax.process_index() == 0
-        writers = Writers([JsonlWriter(folder / "metrics.jsonl", sys.maxsize)] if write else [])
-        evaluation = Evaluation(run, dataset, folder, writers)
-        metrics = evaluation(state, int(state.step), pictures=own)
-        if own:
-            stopped = exhausted(config, folder / "metrics.jsonl")
-            evaluation.write_report(state, int(state.step) >= run.total_steps or stopped)
-        writers.close()
-    return tell_metrics(metrics)
-
-
-def tell_metrics(metrics: Mapping[str, float]) -> int:
-    """Prints them, on the first process."""
-    if jax.process_index() == 0:
-        for name, value in metrics.items():
-            print(f"{name} {value if isinstance(value, int) else format(value, '.6g')}")
-    return 0
-
-
-def statistics(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
+def statistics(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
     """Makes the reference statistics of the data, and says where they are."""
-    mesh = make_mesh(config)
-    with logging_to(None), jax.set_mesh(mesh):
-        made = Comparison(config, catalogue.load(config.dataset), mesh).references()
+    mesh, section = make_mesh(config), config.evals.get("fidelity", ConfigDict())
+    options = configs.read_options(section, "evals.fidelity", fidelity.Options)
+    with jax.set_mesh(mesh):
+        dataset = catalogue.load(config.dataset)
+        made = fidelity.Comparison(options, config.evals, dataset, mesh).references()
     if jax.process_index() == 0:
         for name, path, count in made:
             print(f"{name}: statistics of {count} images in {path}")
     return 0
 
 
-def sample(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
-    """Draws samples from a checkpoint into files; texts are printed too."""
-    seed = flags.seed or 0
-    enough = flags.num is None or 0 < flags.num <= MOST_SAMPLES
-    require(enough, "--num", flags.num, f"1 to {MOST_SAMPLES}")
-    require(abs(seed) < 2**63, "--seed", seed, "a number of 64 bits")
-    run, state = restored(config, folder, flags)
-    options = parse_options(run.method, flags.options)
-    tokenizer = prompts.read_tokenizer(folder, run.spec)
-    given = prompts.read_prompts(flags.prompt, flags.prompt_file)
-    if tokenizer is None and (given or flags.stream):
-        raise ConfigError(f"--prompt and --stream are for text; {run.spec.name} is none.")
-    if tokenizer is not None:
-        require(
-            "condition" not in options,
-            "--condition",
-            flags.options.get("condition"),
-            "none: texts go on from a --prompt",
-        )
-        options |= prompts.encode_texts(flags.options, tokenizer)
-        start = prompts.start_token(config.dataset, run.spec, tokenizer)
-        encoded = prompts.encode_prompts(given, tokenizer, start)
-    params = ema.evaluation_params(config, state.params, state.ema)
-    if flags.stream:
-        return tell_text(run, params, state, tokenizer, options, given, encoded, flags)
-    num = flags.num or (64 if tokenizer is None else max(len(given), 1))
-    if tokenizer is not None:
-        prompts.check_number(num, len(given), options)
-    own = (params, state.mutable, jax.random.key(seed))
-    if given:
-        samples = draw_from_prompts(run, encoded, num, options, *own)
-    else:
-        samples = make_draw(run, num, options)(*own)
-    if jax.process_index() == 0:
-        said = "".join(f"_{name}_{value}" for name, value in sorted(flags.options.items()))
-        names = re.sub(r"[^\w.,()-]", "", said)[:100]
-        if tokenizer is not None:  # texts differ by more than fits into a name
-            names += "_" + hashlib.sha256(f"{given}{said}".encode()).hexdigest()[:8]
-        base = folder / "generated" / f"step_{int(state.step):08d}_seed_{seed}{names}"
-        written = artifacts.save(base, samples, run.spec, tokenizer)
-        if tokenizer is not None:
-            print(artifacts.text(samples, run.spec, tokenizer))
-        print(f"wrote {' and '.join(map(str, written))}")
-    return 0
+def local_output(given: str, default: epath.Path) -> Path:
+    """The place that --output names, or the default.
+
+    Raises:
+      ConfigError: it is in object storage.
+    """
+    target = place(given, "--output") if given else default
+    if not is_local(target):
+        raise ConfigError(f"--output={target}: expected a local folder or file. Give one.")
+    return Path(target)
 
 
-def tell_text(
-    run: Assembly,
-    params: dict,
-    state: TrainState,
-    tokenizer: Tokenizer,
-    options: dict[str, Any],
-    given: Sequence[str],
-    encoded: Sequence[np.ndarray],
-    flags: argparse.Namespace,
-) -> int:
-    """Prints one text as it comes: that which `sample` draws with the same seed."""
-    require(flags.num in (None, 1), "--num", flags.num, "1 with --stream")
-    require(len(given) < 2, "--prompt", tuple(given), "one with --stream")
-    require(jax.process_count() == 1, "--stream", True, "one process")
-    key = jax.random.fold_in(stream(jax.random.key(flags.seed or 0), "sample"), 0)
-    condition = np.stack(encoded) if encoded else None
-    with jax.set_mesh(run.mesh):
-        pieces = run.method.sample(
-            params, state.mutable, key, 1, condition, decode=tokenizer.decode, **options
-        )
-        for piece in itertools.chain(given, pieces):
-            print(piece.translate(artifacts.VISIBLE), end="", flush=True)
-    print()
-    return 0
-
-
-def export(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
+def export(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
     """Writes a checkpoint's model as another library has it, by default into the run's folder.
 
     Raises:
@@ -293,18 +126,17 @@ def export(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
         one of several processes.
     """
     require(jax.process_count() == 1, "--mode", "export", "one process")
-    target = Path(flags.output or folder / flags.format)
+    target = local_output(flags.output, folder / flags.format)
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"{target} is not empty: give another --output, or delete it.")
-    run, state = restored(config, folder, flags)
-    tokenizer = prompts.read_tokenizer(folder, run.spec)
+    run, state = restored(config, folder, flags.checkpoint)
     params = ema.evaluation_params(config, state.params, state.ema)
-    write(flags.format, target, config, run.spec, params, tokenizer)
+    write(flags.format, target, config, run.spec, params)
     print(f"wrote {target}")
     return 0
 
 
-def tokenizer(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
+def tokenizer(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
     """Writes the tokenizer of the data, trained on them if it is of such a kind.
 
     By default into the run's folder; `config.dataset.text.tokenizer` takes its path.
@@ -314,20 +146,21 @@ def tokenizer(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> in
         processes.
     """
     require(jax.process_count() == 1, "--mode", "tokenizer", "one process")
-    target = Path(flags.output or folder / prompts.FILE)
+    target = local_output(flags.output, folder / "tokenizer.json")
     if target.exists():
         raise ConfigError(f"{target} is there already: give another --output, or delete it.")
-    if config.dataset.name not in corpora.TEXTS:
+    spec = catalogue.load(config.dataset).spec
+    made = spec.generated.facts.get("tokenizer")
+    if made is None:
         raise ConfigError(f"config.dataset.name={config.dataset.name!r} is no text: no tokens.")
-    made = catalogue.load(config.dataset).tokenizer
     write_atomic(target, made.to_json().encode())
     print(f"wrote {target}, {made.vocabulary_size:,} kinds of tokens")
     return 0
 
 
-def inspect(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
+def inspect(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
     """Prints the state: a line for every array, the step, and the sha256 of it all."""
-    run, state = restored(config, folder, flags)
+    run, state = restored(config, folder, flags.checkpoint)
     found = digests(state)
     if jax.process_index():
         return 0
@@ -345,6 +178,17 @@ def inspect(config: ConfigDict, folder: Path, flags: argparse.Namespace) -> int:
     return 0
 
 
+def describe(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
+    """Prints the config, a line for every key, with where its value comes from; needs no data."""
+    if flags.config:
+        config, sources = provenance.of_file(flags.config, flags.overrides, judges.with_sections)
+    else:
+        sources = provenance.of_run(config, flags.overrides)
+    if not distributed.several() or jax.process_index() == 0:
+        print("\n".join(provenance.lines(config, sources)))
+    return 0
+
+
 MODES = {
     "train": train,
     "eval": evaluate,
@@ -353,6 +197,7 @@ MODES = {
     "statistics": statistics,
     "tokenizer": tokenizer,
     "export": export,
+    "config": describe,
 }
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
@@ -375,8 +220,9 @@ def main(argv: list[str] | None = None) -> int:
         distributed.initialize()
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
-        config, folder = resolve(flags, overrides)
-        return MODES[flags.mode](config, folder, flags)
+        with logging_to(None):
+            config, folder = resolve(flags, overrides)
+            return MODES[flags.mode](config, folder, flags)
     except (ConfigError, Diverged) as error:
         return failed(f"error: {error}")
     except KeyboardInterrupt:

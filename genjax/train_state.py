@@ -32,6 +32,16 @@ class TrainState:
     key: jax.Array
 
 
+def seeded_key(seed: int) -> jax.Array:
+    """The root key of a seed of 64 bits; other seeds have other keys.
+
+    Of a seed from 0 to 2**32 - 1 it is `jax.random.key(seed)`, which knows no more bits.
+    """
+    low, high = seed % 2**32, (seed >> 32) % 2**32
+    key = jax.random.key(low)
+    return jax.random.fold_in(key, high) if high else key
+
+
 def stream(key: jax.Array, name: str) -> jax.Array:
     """The key of the random stream `name`."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))

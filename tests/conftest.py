@@ -1,5 +1,6 @@
 """Eight simulated CPU devices, and a persistent compilation cache."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -13,6 +14,16 @@ os.environ["XLA_FLAGS"] = (
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "genjax" / "xla_tests"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+import jax  # noqa: E402  (reads the environment)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_are_let_go():
+    """What one file has compiled is of no use to the next: it would fill the memory."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -4,7 +4,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from genjax import config as configs
+from genjax import durations
 from genjax.config import ConfigError
+from genjax.training import lengths
 
 FILE = """
 from ml_collections import ConfigDict
@@ -50,6 +52,7 @@ def test_a_preset_and_then_overrides(file):
         ("model.multipliers", "[3]", (3,)),
         ("ema.decay", "0.99", (0.99,)),
         ("ema.decay", "()", ()),
+        ("ema.power", "(0.05, 0.1)", (0.05, 0.1)),
     ],
 )
 def test_overrides_take_the_type_of_the_key(file, key, text, value):
@@ -74,6 +77,7 @@ def test_overrides_take_the_type_of_the_key(file, key, text, value):
         ({"accumulation": "3"}, r"a multiple of config\.accumulation=3"),
         ({"precision": "float16"}, r"float32, bfloat16"),
         ({"ema.decay": "1.5"}, r"between 0 and 1"),
+        ({"ema.power": "0.289"}, r"ema\.power=\(0\.289,\): expected .* above 0 and below 0\.288"),
         ({"duration": ""}, r"duration"),
         ({"duration": "5_lightyears"}, r"'2000_steps'"),
         ({"duration": "100"}, r"'2000_steps'"),
@@ -122,12 +126,36 @@ def test_wrong_files_and_presets(file, tmp_path):
     ],
 )
 def test_durations_in_steps(text, expected):
-    assert configs.steps(text, batch_size=64, examples=1000, total=500) == expected
+    assert durations.steps(text, batch_size=64, examples=1000, total=500) == expected
 
 
 def test_epochs_of_unknown_data_are_refused():
     with pytest.raises(ConfigError, match="give steps"):
-        configs.steps("5_epochs", batch_size=64, examples=0)
+        durations.steps("5_epochs", batch_size=64, examples=0)
+
+
+def test_shares_of_the_run_are_its_stretches_and_no_cadences(file):
+    given = {"schedule.warmup": "10_percent", "evals.every": "5_percent"}
+    given |= {"dataset.test": "20_percent", "duration": "3_epochs"}
+    config = configs.load(file, given)
+    assert lengths.shares(config) == {"schedule.warmup": "10_percent"}
+    settled = lengths.settled(config, 155)
+    assert settled.schedule.warmup == "16_steps"
+    config.schedule.warmup = "20_percents"
+    assert lengths.settled(config, 155).schedule.warmup == "31_steps"
+    config.schedule.warmup = "10_percent"
+    assert configs.differences(settled, config) == ["schedule.warmup: '16_steps' -> '10_percent'"]
+    assert lengths.settled(configs.load(file), 155) == configs.load(file)
+
+
+def test_a_stored_config_gets_the_defaults_of_what_it_lacks(file):
+    stored = configs.from_json(configs.to_json(configs.load(file, {"ema.decay": "0.9"})))
+    del stored.ema.power, stored.mesh
+    filled, missing = configs.filled(stored)
+    assert missing == ["ema.power", "mesh.data", "mesh.fsdp", "mesh.tensor"]
+    assert configs.to_json(filled) == configs.to_json(configs.load(file, {"ema.decay": "0.9"}))
+    with pytest.raises(ValueError, match="no method"):
+        configs.filled(ConfigDict({"seed": 3}))
 
 
 def test_json_and_back(file):
@@ -140,6 +168,7 @@ def test_json_and_back(file):
 def test_only_length_and_cadence_may_differ(file):
     stored = configs.load(file)
     free = {"duration": "7_steps", "evals.every": "3_steps", "checkpoint.keep": "9"}
+    free |= {"mesh.data": "1", "mesh.fsdp": "-1"}
     assert configs.differences(stored, configs.load(file, free)) == []
     changed = {"batch_size": "2", "model.multipliers": "(1,)", "optimizer.name": "sgd"}
     assert configs.differences(stored, configs.load(file, changed)) == [
@@ -150,6 +179,31 @@ def test_only_length_and_cadence_may_differ(file):
     with stored.unlocked():
         del stored.model.channels
     assert configs.differences(stored, configs.load(file)) == ["model.channels: '(absent)' -> 8"]
+
+
+def test_a_key_that_is_absent_has_its_default(file):
+    """Of the keys of all configs, and of the family's where its defaults are known."""
+    given = configs.load(file)
+    older = configs.load(file)
+    with older.unlocked(), given.unlocked():
+        del older.seed, older.dataset.text.documents
+        given.diffusion = ConfigDict({"num_timesteps": 10, "levels": (1, 2)})
+        older.diffusion = ConfigDict({"num_timesteps": 10})
+    new = "diffusion.levels: '(absent)' -> (1, 2)"
+    assert configs.differences(older, given) == [new]
+    assert configs.differences(older, given, {"diffusion": {"levels": [1, 2]}}) == []
+    assert configs.differences(given, older, {"diffusion": {"levels": (1, 2)}}) == []
+    assert configs.differences(older, given, {"diffusion": {"levels": (3,)}}) == [new]
+    given.seed = 1
+    given.dataset.text.documents = "packed"
+    assert configs.differences(older, given)[:1] == [
+        "dataset.text.documents: '(absent)' -> 'packed'"
+    ]
+    whole, lacking = configs.filled(older)
+    assert lacking == ["dataset.text.documents", "seed"]
+    assert (whole.seed, whole.dataset.text.documents) == (0, "stream")
+    assert whole.diffusion.to_dict() == {"num_timesteps": 10}
+    assert configs.filled(whole)[1] == []
 
 
 class Network:

@@ -10,10 +10,14 @@ import pytest
 from ml_collections import ConfigDict
 
 from genjax import config as configs
-from genjax import main, method
+from genjax import method
 from genjax.data import catalogue, rolls
+from genjax.data.alphabets import Characters
+from genjax.evals import judges
+from genjax.method import Field
 from genjax.methods.lm import NEW
-from genjax.training import first_stage, optim
+from genjax.modes import runs
+from genjax.training import codes, optim
 from genjax.training.assemble import assemble
 
 FOLDER = Path(__file__).parent.parent / "configs"
@@ -44,16 +48,17 @@ def text_spec(config):
     if config.method != "lm":
         return None
     text, sizes = config.dataset.text, {"train": 1000}
-    row = jax.ShapeDtypeStruct((text.length + 1,), np.int32)
+    row = Field("real", (text.length + 1,), np.dtype(np.int32))
     if config.dataset.name in rolls.NAMES:
-        frame = jax.ShapeDtypeStruct((text.length + 1, 88), np.uint8)
-        return method.DataSpec("rolls", "roll", {"frame": frame, "segment": row}, sizes)
-    features = {"token": row, "bytes": jax.ShapeDtypeStruct((), np.float32)}
+        frame = Field("roll", (text.length + 1, 88), np.dtype(np.uint8))
+        return method.DataSpec("rolls", {"frame": frame, "segment": row}, "frame", sizes)
+    facts = {"vocabulary_size": text.vocabulary_size or 100, "special": {"start": 0, "eos": 1}}
+    facts["tokenizer"] = Characters("abc", {})
+    token = Field("text", row.shape, row.dtype, facts)
+    fields = {"token": token, "bytes": Field("real", (), np.dtype(np.float32))}
     if text.documents != "stream":
-        features["segment"] = row
-    special = {"start": 0, "eos": 1}
-    values = text.vocabulary_size or 100
-    return method.DataSpec("text", "text", features, sizes, 0, values, special)
+        fields["segment"] = row
+    return method.DataSpec("text", fields, "token", sizes)
 
 
 def gpt2(folder):
@@ -66,15 +71,17 @@ def gpt2(folder):
 def prepared(location, folder):
     """(the run of a config, what its samples look like); on the default VQ-VAE if on any."""
     given = {"weights": gpt2(folder)} if Path(location).stem == "import_lm" else {}
-    config = configs.load(location, given)
-    if "first_stage" not in config:
+    config = configs.load(location, given, judges.with_sections)
+    if not config.stages:
         run = assemble(config, text_spec(config), devices=jax.devices()[:4])
-        return run, next(iter(run.spec.features.values())).shape
+        return run, run.spec.generated.shape
     first = configs.load(f"{FOLDER / 'vqvae.py'}")
     spec = catalogue.spec(first.dataset)
-    stage = first_stage.Stage(first, spec, method.build(first, spec), "")
-    run = main.build(config, first_stage.code_spec(stage), stage)
-    return run, spec.features["image"].shape
+    made = method.build(first, spec)
+    (name,) = config.stages
+    stage = method.Stage(name, first, spec, made, made.codec.networks)
+    run = runs.build(config, codes.code_spec(stage, spec), {name: stage}, folder, spec)
+    return run, spec.generated.shape
 
 
 @pytest.mark.parametrize("location", ALL, ids=lambda text: Path(text).name)
@@ -91,16 +98,30 @@ def test_init_step_evaluation_and_samples_have_shapes(location, tmp_path):
     assert any(v.shape for v in jax.tree.leaves(values))
 
     def draw(params, mutable, key):
-        return run.method.sample(params, mutable, key, 3, None)
+        return run.method.sample(params, mutable, key, 3, {})
 
     if not run.config.evals.samples:  # no generative model, such as the classifier
         with pytest.raises(configs.ConfigError, match="does not sample"):
             jax.eval_shape(draw, state.params, state.mutable, state.key)
         return
     samples = jax.eval_shape(draw, state.params, state.mutable, state.key)
-    if run.spec.modality == "text":
+    if run.spec.generated.kind == "text":
         shape = (1 + NEW,)
     assert samples.shape == (3, *shape)
+
+
+@pytest.mark.parametrize("location", ALL, ids=lambda text: Path(text).name)
+def test_training_looks_at_a_split_that_is_there_and_not_at_the_test_split(location, tmp_path):
+    """But where a paper's network is trained on all of train."""
+    given = {"weights": gpt2(tmp_path)} if Path(location).stem == "import_lm" else {}
+    config = configs.load(location, given)
+    data = config.dataset
+    expected = "test" if location.endswith("ddpm.py:cifar10") else "validation"
+    assert config.evals.split == expected
+    if config.method == "lm":
+        assert data.validation or data.name in rolls.NAMES
+    else:
+        assert catalogue.spec(data).sizes[expected] > 100
 
 
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)

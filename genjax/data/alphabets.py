@@ -67,7 +67,19 @@ def utf8(text: str) -> bytes:
         ) from None
 
 
-class Bytes:
+class Compared:
+    """A tokenizer that equals every other that is the same."""
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it writes the same tokens."""
+        return isinstance(other, Compared) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        """Of all that it is."""
+        return hash(self.to_json())
+
+
+class Bytes(Compared):
     """A token for each byte of UTF-8; its id is the byte."""
 
     def __init__(self, special: Mapping[str, int]):
@@ -93,7 +105,7 @@ class Bytes:
         return json.dumps({"kind": "bytes", "special": self.special})
 
 
-class Characters:
+class Characters(Compared):
     """A token for each character of a set, in the order of their code points."""
 
     def __init__(self, characters: str, special: Mapping[str, int]):

@@ -1,31 +1,47 @@
 """Names of data sets -> what they look like (`spec`) and their examples (`load`).
 
-Images are one of `packaged.NAMES`, any TFDS data set of images ("cifar10", "name/config"), "npz" or
-"folder" (with `dataset.path`). Text is one of `corpora.NAMES`, "text" with `dataset.path`, or
-"tokenizer", which has no text; piano rolls are one of `rolls.NAMES`. `spec` of most images needs
-none of their data.
+A name is one of those of the modules `PROVIDERS` (text, music, pairs of texts, arrays), of
+`packaged.NAMES`, "folder", the name of any TFDS data set of images ("cifar10", "name/config"), or
+that of a module of one's own that exports `load(config.dataset) -> Dataset`. `spec` of most images
+needs none of their data.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gzip
+import importlib
+import importlib.util
 import logging
 import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, nearest
-from genjax.data import corpora, folders, packaged, packages, records, rolls, sources, splits, text
-from genjax.data.alphabets import Tokenizer
+from genjax.data import (
+    arrays,
+    captions,
+    folders,
+    packaged,
+    packages,
+    pairs,
+    records,
+    rolls,
+    sources,
+    splits,
+    text,
+    tokenizers,
+)
 from genjax.data.sources import Raw
-from genjax.method import DataSpec
+from genjax.data.transforms import height_and_width
+from genjax.method import DataSpec, Field, find_module
 
 log = logging.getLogger(__name__)
 
@@ -44,19 +60,17 @@ class Dataset(NamedTuple):
       splits: "train" and, where there are any, "validation" and "test" -> random-access source.
       route: where it came from.
       decoded: of codes: the data set that they are the codes of, which samples are like.
-      tokenizer: of text; None for all else.
     """
 
     spec: DataSpec
     splits: dict[str, Any]
     route: str
     decoded: Dataset | None = None
-    tokenizer: Tokenizer | None = None
 
 
-TOKENIZER = "tokenizer"  # no text at all
-# Text and music.
-SEQUENCES = (*corpora.TEXTS, *rolls.NAMES, TOKENIZER)
+# Modules with NAMES and `load(dataset) -> (spec, splits, route)`, of data that are no pictures.
+PROVIDERS = (text, rolls, pairs)
+OWN = [*(name for module in (*PROVIDERS, arrays) for name in module.NAMES), "folder"]
 
 # Split sizes of TFDS data sets, which TFDS itself knows only once they are prepared.
 SIZES = {
@@ -73,27 +87,33 @@ SIZES = {
 def spec(dataset: ConfigDict) -> DataSpec:
     """What the examples of `config.dataset` look like after its transforms.
 
-    Reads the data itself, as `load` does, only for text, piano rolls, "npz", "folder" and a TFDS
-    name that is neither prepared nor in `SIZES`.
+    Reads the data itself, as `load` does, for all but packaged data sets and TFDS data sets that
+    are prepared or in `SIZES`; for these too if a tokenizer is made of their captions.
 
     Raises:
       ConfigError: as for `load`.
     """
     _check(dataset)
-    name = dataset.name
-    if name in (*SEQUENCES, "npz", "folder"):
+    name, size = dataset.name, height_and_width(dataset.image_size)
+    if name in OWN or _own_module(name):
         return load(dataset).spec
-    if entry := packaged.find(name, dataset.image_size):
-        native, num_classes, sizes = entry.shape, len(entry.classes), {"train": entry.count}
+    if entry := packaged.find(name, max(size)):
+        native, classes, sizes = entry.shape, entry.classes, {"train": entry.count}
+        captioned = entry.captioned
     else:
         built = _known(name, dataset.path)
-        _, native, num_classes = records.image_features(built)
-        sizes = records.sizes(built) or SIZES.get(name)
-        if not sizes:
-            return load(dataset).spec
-    shape = records.final_shape(name, native, dataset.channels, dataset.image_size)
+        keys, native, classes = records.image_features(built)
+        sizes, captioned = records.sizes(built) or SIZES.get(name), bool(keys.caption)
+    made = dataset.text.tokenizer in (*tokenizers.TRAINED, "characters")
+    if not sizes or (captioned and made):
+        return load(dataset).spec
+    shape = records.final_shape(name, native, dataset.channels, size)
+    fields = sources.image_fields(shape, len(classes), records.named(classes))
+    if captioned:
+        own = captions.tokenizer(dataset, {})
+        fields["text"] = captions.field(own, dataset.text.length)
     sizes = {split: count for split, (count, _) in splits.carve(sizes, dataset).items()}
-    return _spec(dataset, shape, num_classes, sizes)
+    return _spec(dataset, fields, "image", sizes)
 
 
 def load(dataset: ConfigDict) -> Dataset:
@@ -102,25 +122,24 @@ def load(dataset: ConfigDict) -> Dataset:
     Official splits are used as they are. A validation or test split that the data set lacks and
     `dataset.validation` / `dataset.test` ask for ("10_percent", "5000_examples") is taken out of
     train by a permutation that is the same in every run, or of one long text from its end; splits
-    never share an example.
+    never share an example. Captions become a field `text` of `dataset.text.length` tokens.
 
     Raises:
       ConfigError: an unknown name (with the nearest ones); an impossible size or split;
         unreachable data (with every route tried and what it said); bad files.
     """
     _check(dataset)
-    if dataset.name in corpora.TEXTS:
-        found = text.load(dataset)
-        return Dataset(found.spec, found.splits, found.route, tokenizer=found.tokenizer)
-    if dataset.name == TOKENIZER:
-        found = text.without(dataset)
-        return Dataset(found.spec, found.splits, found.route, tokenizer=found.tokenizer)
-    if dataset.name in rolls.NAMES:
-        return Dataset(*rolls.load(dataset))
-    if dataset.name == "npz":
-        raw = sources.npz(dataset.path, dataset.channels, dataset.image_size)
-    elif dataset.name == "folder":
-        raw = folders.read(dataset.path, dataset.channels, dataset.image_size, dataset.on_corrupt)
+    name = dataset.name
+    for provider in PROVIDERS:
+        if name in provider.NAMES:
+            return Dataset(*provider.load(dataset))
+    if name in arrays.NAMES:
+        raw = arrays.load(dataset)
+    elif name == "folder":
+        given = dataset.path, dataset.channels, dataset.image_size, dataset.on_corrupt
+        raw = folders.read(*given)
+    elif own := _own_module(name):
+        return own.load(dataset)
     else:
         raw = _resolve(dataset)
     carved = splits.carve({split: len(source) for split, source in raw.splits.items()}, dataset)
@@ -130,8 +149,37 @@ def load(dataset: ConfigDict) -> Dataset:
         else sources.Subset(raw.splits["train"], indices)
         for split, (_, indices) in carved.items()
     }
+    fields = dict(raw.fields)
+    if raw.texts:
+        texts = {
+            split: raw.texts[split] if indices is None else [raw.texts["train"][i] for i in indices]
+            for split, (_, indices) in carved.items()
+        }
+        own = captions.tokenizer(dataset, texts)
+        fields["text"] = field = captions.field(own, dataset.text.length)
+        for split, said in texts.items():
+            rows = captions.rows(said, field, name, split)
+            found[split] = sources.Joined(found[split], sources.Columns({"text": rows}))
     sizes = {split: len(source) for split, source in found.items()}
-    return Dataset(_spec(dataset, raw.shape, raw.num_classes, sizes), found, raw.route)
+    return Dataset(_spec(dataset, fields, raw.target, sizes), found, raw.route)
+
+
+def _own_module(name: str) -> ModuleType | None:
+    """A module of the user's own that exports `load`; None if the name is of another kind."""
+    known = name in packaged.NAMES or name.partition(".")[0] in sys.stdlib_module_names
+    if known or not all(part.isidentifier() for part in name.split(".")):
+        return None
+    try:
+        if "." not in name and importlib.util.find_spec(name) is None:
+            return None
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if "." not in name or not (error.name and (name + ".").startswith(error.name + ".")):
+            raise
+        return find_module("dataset.name", name, "genjax.data", "load")
+    if "." in name:
+        return find_module("dataset.name", name, "genjax.data", "load")
+    return module if hasattr(module, "load") else None
 
 
 def _check(dataset: ConfigDict) -> None:
@@ -141,31 +189,37 @@ def _check(dataset: ConfigDict) -> None:
                 f"config.dataset.{key}={dataset[key]!r}: expected one of "
                 f"{', '.join(map(repr, allowed))}."
             )
-    for key in ("image_size", "crop_padding", "threads"):
+    for key in ("crop_padding", "threads"):
         if dataset[key] < 0:
             raise ConfigError(f"config.dataset.{key}={dataset[key]}: expected at least 0.")
+    size = height_and_width(dataset.image_size)
     if not dataset.name:
-        own = ", ".join((*packaged.NAMES, *SEQUENCES))
+        own = ", ".join((*packaged.NAMES, *OWN))
         raise ConfigError(
             f"config.dataset.name is empty: expected {own}, a TFDS name such as 'fashion_mnist', "
-            "'npz' or 'folder'."
+            "or a module of your own."
         )
-    for key in ("image_size", "channels", "flip", "crop_padding", "dequantize"):
-        if dataset.name in SEQUENCES and dataset[key]:
+    sequence = any(dataset.name in provider.NAMES for provider in PROVIDERS)
+    keys = {key: dataset[key] for key in ("channels", "flip", "crop_padding", "dequantize")}
+    for key, value in ({"image_size": any(size) and dataset.image_size} | keys).items():
+        if sequence and value:
             raise ConfigError(
-                f"config.dataset.{key}={dataset[key]!r} is for images; {dataset.name} is text or "
+                f"config.dataset.{key}={value!r} is for images; {dataset.name} is text or "
                 "music. Leave it out."
             )
 
 
 def _spec(
-    dataset: ConfigDict, shape: tuple[int, ...], num_classes: int, sizes: dict[str, int]
+    dataset: ConfigDict, fields: Mapping[str, Field], target: str, sizes: dict[str, int]
 ) -> DataSpec:
-    dtype = np.float32 if dataset.dequantize else np.uint8
-    features = {"image": jax.ShapeDtypeStruct(shape, dtype)}
-    if num_classes:
-        features["label"] = jax.ShapeDtypeStruct((), np.int32)
-    return DataSpec(dataset.name, "image", features, sizes, num_classes)
+    """The fields as the transforms leave them: images that are dequantised are float32."""
+    made = {
+        name: field._replace(dtype=np.dtype(np.float32))
+        if dataset.dequantize and field.kind == "image"
+        else field
+        for name, field in fields.items()
+    }
+    return DataSpec(dataset.name, made, target, sizes)
 
 
 # ---- routes --------------------------------------------------------------------------------------
@@ -178,11 +232,11 @@ def _known(name: str, path: str) -> Any:
     try:
         return records.builder(name)
     except LookupError:
-        own = [*packaged.NAMES, *SEQUENCES, "npz", "folder"]
-        near = nearest(name, dict.fromkeys([*own, *records.names()]))
+        near = nearest(name, dict.fromkeys([*packaged.NAMES, *OWN, *records.names()]))
         raise ConfigError(
             f"config.dataset.name={name!r}: no such data set. Nearest: {near}. For files of your "
-            "own use 'folder' or 'npz' (images), 'text' or 'rolls', with dataset.path."
+            "own use 'folder' or 'npz' (images), 'text', 'pairs' or 'rolls', with dataset.path, or "
+            "the name of a module that exports load."
         ) from None
 
 
@@ -195,11 +249,12 @@ def _data_dirs(path: str) -> list[Path]:
 def _resolve(dataset: ConfigDict) -> Raw:
     """The data set of a name, by the first route that works."""
     name, data_dirs = dataset.name, _data_dirs(dataset.path)
-    if entry := packaged.find(name, dataset.image_size):
+    size = height_and_width(dataset.image_size)
+    if entry := packaged.find(name, max(size)):
         name, routes = entry.stored, _packaged_routes(entry)
     else:  # complain before anything is downloaded
         _, native, _ = records.image_features(_known(name, dataset.path))
-        records.final_shape(name, native, dataset.channels, dataset.image_size)
+        records.final_shape(name, native, dataset.channels, size)
         routes = _tfds_routes(name)
     try:
         built = records.prepared(name, data_dirs)
@@ -210,8 +265,7 @@ def _resolve(dataset: ConfigDict) -> Raw:
         route = "prepared" + (f" before from {origin.read_text()}" if origin.is_file() else "")
     route = f"{route} ({built.data_dir})"
     log.info("data set %s: %s", name, route)
-    found, shape, num_classes = records.read(built, dataset.channels, dataset.image_size)
-    return Raw(found, shape, num_classes, route)
+    return records.read(built, dataset.channels, size)._replace(route=route)
 
 
 def _prepare(name: str, routes: Routes, data_dirs: list[Path]) -> tuple[Any, str]:

@@ -104,8 +104,8 @@ def corpus(dataset: ConfigDict) -> Corpus:
     """
     if not dataset.path:
         raise ConfigError(
-            'dataset.name="text" needs dataset.path: a text file, a folder of text files, or a '
-            ".jsonl file."
+            f'dataset.name="{dataset.name}" needs dataset.path: a text file, a folder of text '
+            "files, or a .jsonl file."
         )
     root = Path(dataset.path)
     splits = _splits(root)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from genjax.config import ConfigError
 from genjax.data import packages
-from genjax.training.pictures import write_atomic
+from genjax.files import write_atomic
 
 DOWNLOAD_SECONDS = 60  # without a word from the host
 

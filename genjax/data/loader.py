@@ -50,7 +50,7 @@ def train_batches(
 
     Args:
       source: `len(source)` examples, `source[i]` a dict of arrays.
-      seed: of the order and of every random draw, 0 <= seed < 2**32.
+      seed: of the order and of every random draw, 0 <= seed < 2**64.
       batch_size: B, examples in the global batch.
       transform: seeded `(example, rng) -> example`, or None.
       process_index: which part of each batch this process gets.
@@ -63,7 +63,6 @@ def train_batches(
     count = len(source)
     if not count:
         raise ConfigError("the training split is empty: expected at least one example.")
-    seed %= 2**32
     order = lru_cache(2)(partial(_order, seed, count))  # most batches are of one epoch or two
     if transform is None:
 
@@ -79,15 +78,30 @@ def train_batches(
             epoch, place = divmod(position, count)
             return source[int(order(epoch)[place])]
 
-        examples = grain.MapDataset.range(sys.maxsize).seed(seed).map(example)
-        batches = examples.random_map(transform).batch(rows, batch_fn=sources.stack)
+        examples = grain.MapDataset.range(sys.maxsize).seed(seed % 2**32).map(example)
+        batches = examples.random_map(_with_high_word(transform, seed)).batch(
+            rows, batch_fn=sources.stack
+        )
     return batches[process_index::process_count]
 
 
 def _order(seed: int, count: int, epoch: int) -> Int[np.ndarray, " N"]:
     """The order of an epoch's examples, in the smallest type that holds it."""
     examples = np.arange(count, dtype=np.min_scalar_type(count))
-    return np.random.default_rng([seed, epoch]).permutation(examples)
+    low, high = seed % 2**32, seed >> 32  # a word each: numpy would put the high one in the middle
+    words = [low, epoch, high] if high else [low, epoch]
+    return np.random.default_rng(words).permutation(examples)
+
+
+def _with_high_word(transform: Transform, seed: int) -> Transform:
+    """`transform` with draws that depend on the upper 32 bits of the seed, which grain lacks."""
+    if not (high := seed >> 32):
+        return transform
+
+    def mixed(example: Example, rng: np.random.Generator) -> Example:
+        return transform(example, np.random.default_rng([*rng.integers(2**32, size=4), high]))
+
+    return mixed
 
 
 def train_loader(

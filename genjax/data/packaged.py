@@ -1,7 +1,7 @@
 """The data sets that genjax itself makes out of registry packages.
 
 Each becomes one split, train, in an order that is that of the package. Captions are kept in the
-records as text; batches do not have them.
+records as text; batches have their tokens as the field `text`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _emoji(files: Files) -> Iterator[dict[str, Any]]:
         character = "".join(chr(int(code, 16)) for code in entry["unified"].split("-"))
         words = [word.replace("_", " ") for word in keywords.get(character, ())]
         with Image.open(by_name[entry["image"]]) as picture:
-            image = transforms.pixels(picture, 3, 0)
+            image = transforms.pixels(picture, 3)
         caption = ", ".join(dict.fromkeys([entry["name"].lower(), *words]))
         yield {"image": image, "label": entry["category"], "caption": caption}
 
@@ -89,7 +89,7 @@ def _stamps(side: int, files: Files) -> Iterator[dict[str, Any]]:
         if text is None:
             continue
         with Image.open(path) as picture:
-            image = Image.fromarray(transforms.pixels(picture, 3, 0))
+            image = Image.fromarray(transforms.pixels(picture, 3))
         image = ImageOps.pad(image, (side, side), Image.Resampling.BICUBIC, "white")
         yield {
             "image": np.asarray(image),
@@ -104,7 +104,7 @@ def _photos(side: int, files: Files) -> Iterator[dict[str, Any]]:
         with Image.open(path) as picture:
             if picture.mode != "RGB":
                 continue
-            image = transforms.pixels(picture, 3, 0)
+            image = transforms.pixels(picture, 3)
         for top in range(0, image.shape[0] - side + 1, side):
             for left in range(0, image.shape[1] - side + 1, side):
                 yield {"image": image[top : top + side, left : left + side]}

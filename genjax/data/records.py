@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -28,7 +28,7 @@ from genjax.config import ConfigError
 from genjax.data import sources, transforms
 from genjax.data.packages import cache_root
 from genjax.data.transforms import Example
-from genjax.training.pictures import png
+from genjax.pictures import png
 
 # Seconds to wait for the first answer of a download's host.
 PROBE_SECONDS = 10
@@ -73,8 +73,22 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines[0] else type(error).__name__
 
 
-def image_features(built: Any) -> tuple[tuple[str, str | None], tuple[Any, ...], int]:
-    """((image key, label key or None), image shape with None where it varies, label count).
+class Keys(NamedTuple):
+    """Which features of a data set are delivered; None where it has no such one.
+
+    Attributes:
+      image: of pixels.
+      label: a class.
+      caption: a text.
+    """
+
+    image: str
+    label: str | None
+    caption: str | None
+
+
+def image_features(built: Any) -> tuple[Keys, tuple[Any, ...], tuple[str, ...]]:
+    """(keys, image shape with None where it varies, the names of the classes).
 
     Raises:
       ConfigError: the data set has no feature that is an image of bytes.
@@ -85,6 +99,8 @@ def image_features(built: Any) -> tuple[tuple[str, str | None], tuple[Any, ...],
     supervised = built.info.supervised_keys or ()
     image_key = next((k for k in ("image", *supervised, *images) if k in images), None)
     label_key = next((k for k in ("label", *supervised, *labels[:1]) if k in labels), None)
+    texts = [k for k, f in built.info.features.items() if isinstance(f, features.Text)]
+    caption_key = next((k for k in ("caption", "text") if k in texts), None)
     if image_key is None or len(built.info.features[image_key].shape) != 3:
         raise ConfigError(
             f"dataset.name={built.name!r}: expected a TFDS data set with an image; its features "
@@ -95,8 +111,8 @@ def image_features(built: Any) -> tuple[tuple[str, str | None], tuple[Any, ...],
         raise ConfigError(
             f"dataset.name={built.name!r}: its images are {image.np_dtype}, expected uint8."
         )
-    num_classes = built.info.features[label_key].num_classes if label_key else 0
-    return (image_key, label_key), image.shape, num_classes
+    classes = tuple(built.info.features[label_key].names) if label_key else ()
+    return Keys(image_key, label_key, caption_key), image.shape, classes
 
 
 def prepared(name: str, data_dirs: list[Path]) -> Any:
@@ -138,39 +154,47 @@ def sizes(built: Any) -> dict[str, int]:
     return {split: splits[split].num_examples for split in sources.SPLITS if split in splits}
 
 
-def read(built: Any, channels: int, image_size: int) -> tuple[dict[str, Any], tuple, int]:
-    """(split -> source, image shape (H, W, C), number of classes) of a prepared data set.
+def read(built: Any, channels: int, size: tuple[int, int]) -> sources.Raw:
+    """The splits of a prepared data set, its images in these channels and of this size.
 
     Raises:
-      ConfigError: no train split; or its images vary in size and `image_size` is 0.
+      ConfigError: no train split; or its images vary in size and none is given.
     """
     tfds = _tfds()
-    keys, native, num_classes = image_features(built)
-    shape = final_shape(built.name, native, channels, image_size)
-    splits = {}
+    keys, native, classes = image_features(built)
+    shape = final_shape(built.name, native, channels, size)
+    fields = sources.image_fields(shape, len(classes), named(classes))
+    splits, texts = {}, {}
     for split in sizes(built):
         data = built.as_data_source(
             split,
             deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
             file_format="array_record",
         )
-        kept = sources.fits(len(data), shape)
-        source = Records(data, built.info.features, keys, shape, image_size, kept)
-        splits[split] = sources.Memory(source, shape, keys[1] is not None) if kept else source
-    return splits, shape, num_classes
+        kept = sources.fits(len(data), fields)
+        source = Records(data, built.info.features, keys, shape, size, kept)
+        if keys.caption:
+            texts[split] = source.captions()
+        splits[split] = sources.Memory(source, fields) if kept else source
+    return sources.Raw(splits, fields, "image", f"prepared ({built.data_dir})", texts or None)
+
+
+def named(classes: Sequence[str]) -> tuple[str, ...]:
+    """The names of classes; none if they are but their numbers."""
+    return () if list(classes) == list(map(str, range(len(classes)))) else tuple(classes)
 
 
 def final_shape(
-    name: str, native: tuple[Any, ...], channels: int, image_size: int
+    name: str, native: tuple[Any, ...], channels: int, size: tuple[int, int]
 ) -> tuple[int, int, int]:
     """The shape that images of shape `native` (None: varies) have once resized and converted."""
     height, width, depth = native
-    if not image_size and not (height and width):
+    if not any(size) and not (height and width):
         raise ConfigError(
             f"dataset.name={name!r}: its images vary in size. Set dataset.image_size."
         )
     depth = channels or (1 if depth == 1 else 3)
-    return (image_size or height, image_size or width, depth)
+    return (size[0] or height, size[1] or width, depth)
 
 
 class Records:
@@ -184,16 +208,15 @@ class Records:
         self,
         records: Any,
         features: Any,
-        keys: tuple[str, str | None],
+        keys: Keys,
         shape: tuple[int, int, int],
-        image_size: int,
+        size: tuple[int, int],
         read_ahead: bool,
     ):
-        """`keys` names the image and the label (or None) among `features`."""
-        self._records, self._features = records, features
-        self._image_key, self._label_key = keys
-        self._shape, self._image_size = shape, image_size
-        self._decoders = {self._image_key: _tfds().decode.SkipDecoding()}
+        """`keys` are those among `features` that are delivered."""
+        self._records, self._features, self._keys = records, features, keys
+        self._shape, self._size = shape, size
+        self._decoders = {keys.image: _tfds().decode.SkipDecoding()}
         self._read_ahead, self._lock = read_ahead, threading.Lock()
 
     def __len__(self) -> int:
@@ -202,20 +225,29 @@ class Records:
 
     def __getitem__(self, index: int) -> Example:
         """Decodes example `index`."""
+        record = self._record(index)
+        with Image.open(io.BytesIO(record[self._keys.image])) as picture:
+            image = transforms.pixels(picture, self._shape[2], self._size)
+        if image.shape != self._shape:
+            raise ConfigError(sources.wrong_shape(f"example {index}", image, self._shape))
+        if self._keys.label is None:
+            return {"image": image}
+        return {"image": image, "label": np.int32(record[self._keys.label])}
+
+    def captions(self) -> list[str]:
+        """The text of every example."""
+        found = [self._record(index)[self._keys.caption] for index in range(len(self))]
+        return [text.decode("utf-8") for text in found]
+
+    def _record(self, index: int) -> Mapping[str, Any]:
+        """The features of example `index`, its image still encoded."""
         if self._read_ahead:
             with self._lock:
                 if self._read_ahead:
                     self._records = self._records.__getitems__(list(range(len(self._records))))
                     self._read_ahead = False
         encoded = self._records[index]
-        record = self._features.deserialize_example_np(encoded, decoders=self._decoders)
-        with Image.open(io.BytesIO(record[self._image_key])) as picture:
-            image = transforms.pixels(picture, self._shape[2], self._image_size)
-        if image.shape != self._shape:
-            raise ConfigError(sources.wrong_shape(f"example {index}", image, self._shape))
-        if self._label_key is None:
-            return {"image": image}
-        return {"image": image, "label": np.int32(record[self._label_key])}
+        return self._features.deserialize_example_np(encoded, decoders=self._decoders)
 
 
 # ---- writing -------------------------------------------------------------------------------------

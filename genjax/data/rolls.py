@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 from genjax.config import ConfigError
 from genjax.data import downloads, splits, windows
 from genjax.data.transforms import Example
-from genjax.method import DataSpec
+from genjax.method import DataSpec, Field
 
 log = logging.getLogger(__name__)
 
@@ -114,12 +113,12 @@ def load(dataset: ConfigDict) -> Music:
     for split, tunes in chosen.items():
         cut = sum(len(tune) > length + 1 for tune in tunes)
         log.info("%s: %s %d tunes, %d of them in pieces", dataset.name, split, len(tunes), cut)
-    features = {
-        "frame": jax.ShapeDtypeStruct((length + 1, KEYS), np.uint8),
-        "segment": jax.ShapeDtypeStruct((length + 1,), np.int32),
+    fields = {
+        "frame": Field("roll", (length + 1, KEYS), np.dtype(np.uint8)),
+        "segment": Field("mask", (length + 1,), np.dtype(np.int32)),
     }
     sizes = {split: len(source) for split, source in sources.items()}
-    spec = DataSpec(dataset.name, "roll", features, sizes)
+    spec = DataSpec(dataset.name, fields, "frame", sizes)
     return Music(spec, sources, route)
 
 

@@ -1,24 +1,21 @@
-"""Random-access sources of image examples: whole arrays and parts of other sources.
+"""Random-access sources: whole arrays, parts of other sources, what is kept in memory.
 
-A source has `len(source)` and `source[i]`, a dict with `image` uint8 [H, W, C] of one shape for
-all examples and, where there are labels, `label` int32.
+A source has `len(source)` and `source[i]`, a dict with an array for each field, of the same shape
+for all examples.
 """
 
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
-from genjax.config import ConfigError
 from genjax.data import transforms
 from genjax.data.transforms import Example
+from genjax.method import Field
 
 SPLITS = ("train", "validation", "test")
 # Decoded splits up to this many bytes are kept in memory: decoding costs more than training can
@@ -31,52 +28,60 @@ class Raw(NamedTuple):
 
     Attributes:
       splits: official split -> source.
-      shape: (H, W, C) of every image.
-      num_classes: number of labels, 0 if there are none.
+      fields: of one example.
+      target: the field that is generated.
       route: where it came from.
+      texts: split -> the caption of each example; None if there are none.
     """
 
     splits: dict[str, Any]
-    shape: tuple[int, int, int]
-    num_classes: int
+    fields: dict[str, Field]
+    target: str
     route: str
+    texts: dict[str, Sequence[str]] | None = None
 
 
-class Arrays:
-    """Examples out of whole arrays, resized as they are read."""
+def image_fields(
+    shape: tuple[int, int, int], num_classes: int, classes: Sequence[str] = ()
+) -> dict[str, Field]:
+    """The fields of 8-bit images with labels of so many classes, or without if there are none."""
+    fields = {"image": Field("image", tuple(shape), np.dtype(np.uint8))}
+    if num_classes:
+        facts = {"num_classes": num_classes, "classes": tuple(classes)}
+        fields["label"] = Field("label", (), np.dtype(np.int32), facts)
+    return fields
+
+
+class Fitted:
+    """`source` with images, of these names, in other channels or of another size."""
 
     def __init__(
         self,
-        images: UInt8[np.ndarray, "N H W C"],
-        labels: Int[np.ndarray, " N"] | None,
-        channels: int = 0,
-        image_size: int = 0,
+        source: Any,
+        names: Sequence[str],
+        channels: int,
+        size: tuple[int, int],
+        masks: Sequence[str] = (),
     ):
-        """0 for `channels` or `image_size` keeps that of the images."""
-        self._images, self._labels = images, labels
-        self._channels, self._image_size = channels, image_size
+        """0 for `channels` or `size` keeps that of the images; `masks` are resized like them."""
+        self._source, self._names, self._masks = source, names, masks
+        self._channels, self._size = channels, size
 
     def __len__(self) -> int:
         """The number of examples."""
-        return len(self._images)
+        return len(self._source)
 
     def __getitem__(self, index: int) -> Example:
         """Example `index`."""
-        image = transforms.fit(self._images[index], self._channels, self._image_size)
-        if self._labels is None:
-            return {"image": image}
-        return {"image": image, "label": np.int32(self._labels[index])}
-
-    def take(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
-        """The examples at `indices`, stacked."""
-        _, height, width, channels = self._images.shape
-        size = self._image_size
-        if self._channels not in (0, channels) or size not in (0, height) or size not in (0, width):
-            return stack([self[i] for i in indices])
-        batch = {"image": self._images[indices]}
-        if self._labels is not None:
-            batch["label"] = self._labels[indices].astype(np.int32)
-        return batch
+        example = self._source[index]
+        fitted = {
+            name: transforms.fit(example[name], self._channels, self._size) for name in self._names
+        }
+        masks = {
+            name: transforms.fit(example[name] * np.uint8(255), 1, self._size) // np.uint8(128)
+            for name in self._masks
+        }
+        return {**example, **fitted, **masks}
 
 
 class Columns:
@@ -134,38 +139,73 @@ class Subset:
 class Memory:
     """`source`, each example decoded once and kept. Threads may read it at the same time."""
 
-    def __init__(self, source: Any, shape: tuple[int, int, int], labelled: bool):
-        """`shape` is that of every image; `labelled` says whether there are labels."""
+    def __init__(self, source: Any, fields: Mapping[str, Field]):
+        """`fields` are those of every example."""
         count = len(source)
         self._source = source
-        self._images = np.zeros((count, *shape), np.uint8)
-        self._labels = np.zeros(count, np.int32) if labelled else None
+        self._rows = {n: np.zeros((count, *f.shape), f.dtype) for n, f in fields.items()}
         self._filled = np.zeros(count, bool)
 
     def __len__(self) -> int:
         """The number of examples."""
-        return len(self._images)
+        return len(self._filled)
 
     def __getitem__(self, index: int) -> Example:
         """Example `index`."""
         if not self._filled[index]:
             example = self._source[index]
-            self._images[index] = example["image"]
-            if self._labels is not None:
-                self._labels[index] = example["label"]
+            for name, rows in self._rows.items():
+                rows[index] = example[name]
             self._filled[index] = True  # last: a thread that sees it sees the example too
-        if self._labels is None:
-            return {"image": self._images[index]}
-        return {"image": self._images[index], "label": self._labels[index]}
+        return {name: rows[index] for name, rows in self._rows.items()}
 
     def take(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
         """The examples at `indices`, stacked."""
         for index in np.unique(indices[~self._filled[indices]]):
             self[int(index)]
-        batch = {"image": self._images[indices]}
-        if self._labels is not None:
-            batch["label"] = self._labels[indices]
-        return batch
+        return {name: rows[indices] for name, rows in self._rows.items()}
+
+
+class Without:
+    """`source` less one of its fields."""
+
+    def __init__(self, source: Any, field: str):
+        """`field` is left out."""
+        self._source, self._field = source, field
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        """Example `index`."""
+        return {name: v for name, v in self._source[index].items() if name != self._field}
+
+    def take(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
+        """The examples at `indices`, stacked."""
+        rows = take(self._source, indices)
+        return {name: v for name, v in rows.items() if name != self._field}
+
+
+class Joined:
+    """The fields of several sources of one length side by side."""
+
+    def __init__(self, *sources: Any):
+        """No two have a field of the same name."""
+        self._sources = sources
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self._sources[0])
+
+    def __getitem__(self, index: int) -> Example:
+        """Example `index`."""
+        return {name: value for source in self._sources for name, value in source[index].items()}
+
+    def take(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
+        """The examples at `indices`, stacked."""
+        parts = [take(source, indices) for source in self._sources]
+        return {name: rows for part in parts for name, rows in part.items()}
 
 
 def order(count: int) -> Int[np.ndarray, " N"]:
@@ -181,9 +221,10 @@ def order(count: int) -> Int[np.ndarray, " N"]:
     return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")
 
 
-def fits(count: int, shape: tuple[int, int, int]) -> bool:
-    """Whether `count` images of `shape` are to be kept in memory."""
-    return count * math.prod(shape) <= MEMORY_LIMIT
+def fits(count: int, fields: Mapping[str, Field]) -> bool:
+    """Whether `count` examples with these fields are to be kept in memory."""
+    each = sum(math.prod(f.shape) * np.dtype(f.dtype).itemsize for f in fields.values())
+    return count * each <= MEMORY_LIMIT
 
 
 def wrong_shape(what: str, image: np.ndarray, expected: tuple[int, ...]) -> str:
@@ -192,114 +233,3 @@ def wrong_shape(what: str, image: np.ndarray, expected: tuple[int, ...]) -> str:
         f"{what} has shape {image.shape}, expected {expected}. "
         "Set dataset.image_size to resize and crop every image to one size."
     )
-
-
-_SPLIT_NAMES = {
-    "train": ("train",),
-    "validation": ("validation", "valid", "val"),
-    "test": ("test",),
-}
-_IMAGE_NAMES = ("x_{}", "{}_x", "{}_image", "{}_images", "image_{}", "images_{}")
-_LABEL_NAMES = ("y_{}", "{}_y", "{}_label", "{}_labels", "label_{}", "labels_{}")
-_PLAIN_IMAGE = ("image", "images", "x", "arr_0")
-_PLAIN_LABEL = ("label", "labels", "y", "arr_1")
-
-
-def _find(names: Sequence[str], split: str, patterns: Sequence[str], plain: Sequence[str]) -> str:
-    wanted = [p.format(alias) for alias in _SPLIT_NAMES[split] for p in patterns]
-    wanted += plain if split == "train" else ()
-    return next((name for name in wanted if name in names), "")
-
-
-def _checked_images(array: np.ndarray, where: str) -> np.ndarray:
-    expected = "expected uint8 of shape [N, H, W], or [N, H, W, C] with C = 1 or 3"
-    got = f"{where} has shape {list(array.shape)} and dtype {array.dtype}"
-    if array.dtype != np.uint8:
-        raise ConfigError(f"{got}; {expected}. Scale the pixels to 0..255 and save them as uint8.")
-    if array.ndim == 3:
-        array = array[..., None]
-    if array.ndim != 4 or 0 in array.shape[1:] or array.shape[3] not in (1, 3):
-        hint = " Move the channels last." if array.ndim == 4 and array.shape[1] in (1, 3) else ""
-        raise ConfigError(f"{got}; {expected}.{hint}")
-    return array
-
-
-def _checked_labels(array: np.ndarray, count: int, where: str) -> np.ndarray:
-    flat = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
-    if flat.shape != (count,) or flat.dtype.kind not in "iu" or (count and flat.min() < 0):
-        raise ConfigError(
-            f"{where} has shape {list(array.shape)} and dtype {array.dtype}; expected whole "
-            f"numbers from 0 on, of shape [{count}], one for each image."
-        )
-    return flat.astype(np.int32)
-
-
-def npz(path: str, channels: int, image_size: int) -> Raw:
-    """Splits out of an .npz file of arrays; nothing in it is ever unpickled.
-
-    Images are `x_train`, `train_images`, `image` ... and the like for validation and test; labels
-    `y_train`, `train_labels`, `label` ... Images are uint8 [N, H, W] or [N, H, W, C], labels whole
-    numbers [N] or [N, 1]. `channels` and `image_size` convert; 0 keeps what the file has.
-
-    Raises:
-      ConfigError: no such file, not an .npz, no array of images, a wrong shape or dtype.
-    """
-    if not path:
-        raise ConfigError('dataset.name="npz" needs dataset.path: the .npz file.')
-    if not Path(path).is_file():
-        raise ConfigError(f"dataset.path={path!r}: no such file. Give the path of an .npz file.")
-    try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ConfigError(f"{path} holds one array. Expected an .npz of named arrays.")
-        with file:
-            arrays = _npz_arrays(file, path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(
-            f"{path} cannot be read: {error}. Expected an .npz of plain arrays (numpy.savez)."
-        ) from error
-    images = {split: pair[0] for split, pair in arrays.items()}
-    shapes = {tuple(array.shape[1:]) for array in images.values()}
-    if len(shapes) > 1 and not image_size:
-        listed = ", ".join(f"{split} {list(a.shape)}" for split, a in images.items())
-        raise ConfigError(
-            f"the splits in {path} differ in shape: {listed}. Set dataset.image_size."
-        )
-    labelled = all(pair[1] is not None for pair in arrays.values())
-    classes = [int(labels.max()) + 1 for _, labels in arrays.values() if labelled and len(labels)]
-    height, width, native = next(iter(shapes))
-    shape = (image_size or height, image_size or width, channels or native)
-    splits = {
-        split: Arrays(x, y if labelled else None, shape[2], image_size)
-        for split, (x, y) in arrays.items()
-    }
-    if shape != (height, width, native) or len(shapes) > 1:
-        splits = {
-            split: Memory(source, shape, labelled) if fits(len(source), shape) else source
-            for split, source in splits.items()
-        }
-    return Raw(splits, shape, max(classes, default=0), f"the file {path}")
-
-
-def _npz_arrays(file: Any, path: str) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-    arrays = {}
-    for split in SPLITS:
-        key = _find(file.files, split, _IMAGE_NAMES, _PLAIN_IMAGE)
-        if not key:
-            continue
-        images = _checked_images(file[key], f"array {key!r} in {path}")
-        label_key = _find(file.files, split, _LABEL_NAMES, _PLAIN_LABEL)
-        labels = None
-        if label_key:
-            where = f"array {label_key!r} in {path}"
-            labels = _checked_labels(file[label_key], len(images), where)
-        arrays[split] = (images, labels)
-    if "train" not in arrays:
-        raise ConfigError(
-            f"{path} holds the arrays {', '.join(file.files) or '(none)'}; expected images for "
-            "training named 'image', 'x_train' or 'train_images' (and labels 'label', 'y_train' "
-            "or 'train_labels')."
-        )
-    return arrays

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError, parse_duration
+from genjax.config import ConfigError
 from genjax.data import sources
+from genjax.durations import parse_duration
 
 
 def carve(

@@ -13,7 +13,7 @@ from jaxtyping import Int32
 
 from genjax.config import ConfigError
 from genjax.data import packages
-from genjax.data.alphabets import utf8
+from genjax.data.alphabets import Compared, utf8
 
 END = "<|endoftext|>"  # of a document
 UNKNOWN = "[UNK]"  # of WordPiece
@@ -39,7 +39,7 @@ BYTES = {chr(byte): bytes([byte]) for byte in _SEEN}
 BYTES |= {chr(256 + i): bytes([b]) for i, b in enumerate(sorted({*range(256)} - {*_SEEN}))}
 
 
-class HuggingFace:
+class HuggingFace(Compared):
     """A `tokenizers.Tokenizer`, with the roles of its special tokens."""
 
     def __init__(self, inner: Any, special: Mapping[str, int]):
@@ -257,8 +257,8 @@ def library() -> Any:
         import tokenizers
     except ImportError as error:
         raise ConfigError(
-            "BPE, WordPiece, Unigram and files of Hugging Face need the package tokenizers: "
-            'install genjax with the extra text (pip install "genjax-models[text]"), or use the '
-            "tokenizer bytes or characters."
+            "BPE, WordPiece, Unigram and files of Hugging Face need the package tokenizers, "
+            "which is not installed: run launch/local.sh with the same arguments, which installs "
+            "it (or pip install tokenizers), or use the tokenizer bytes or characters."
         ) from error
     return tokenizers

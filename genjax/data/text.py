@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -21,7 +20,7 @@ from genjax.config import ConfigError
 from genjax.data import corpora, documents, packages, splits, tokenizers, windows
 from genjax.data.alphabets import Tokenizer, token_bytes, utf8
 from genjax.data.documents import Corpus, Documents
-from genjax.method import DataSpec
+from genjax.method import DataSpec, Field
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +30,10 @@ FORMAT = 3
 GROUP = 2**24  # characters whose tokens are held in memory at a time
 
 
+TOKENIZER = "tokenizer"  # the name of no text at all
+NAMES = (*corpora.TEXTS, TOKENIZER)
+
+
 class Text(NamedTuple):
     """A text data set.
 
@@ -38,13 +41,11 @@ class Text(NamedTuple):
       spec: what its examples look like.
       splits: split -> source.
       route: where it came from.
-      tokenizer: of its tokens.
     """
 
     spec: DataSpec
     splits: dict[str, Any]
     route: str
-    tokenizer: Tokenizer
 
 
 def load(dataset: ConfigDict) -> Text:
@@ -63,6 +64,8 @@ def load(dataset: ConfigDict) -> Text:
     Raises:
       ConfigError: an unknown tokenizer; data that cannot be had or read, or are empty or too short.
     """
+    if dataset.name == TOKENIZER:
+        return without(dataset)
     options = dataset.text
     tokenizers.check(options.tokenizer, options.vocabulary_size)
     own = dataset.name == "text"
@@ -76,20 +79,14 @@ def load(dataset: ConfigDict) -> Text:
         split: _source(_tokens(folder, split, tokenizer, kept), split, special, dataset)
         for split, kept in about.items()
     }
-    spec = DataSpec(
-        dataset.name,
-        "text",
-        _features(found["train"]),
-        {split: len(source) for split, source in found.items()},
-        vocabulary_size=tokenizer.vocabulary_size,
-        special_tokens=special,
-    )
+    sizes = {split: len(source) for split, source in found.items()}
+    spec = DataSpec(dataset.name, fields(found["train"][0], tokenizer, special), "token", sizes)
     counts = "; ".join(
         f"{split} {kept['documents']:,} documents, {kept['tokens']:,} tokens"
         for split, kept in about.items()
     )
     log.info("%s in %d kinds of tokens: %s", dataset.name, tokenizer.vocabulary_size, counts)
-    return Text(spec, found, f"{corpus.route} ({folder})", tokenizer)
+    return Text(spec, found, f"{corpus.route} ({folder})")
 
 
 def without(dataset: ConfigDict) -> Text:
@@ -107,18 +104,30 @@ def without(dataset: ConfigDict) -> Text:
         )
     tokenizer = tokenizers.make(options.tokenizer, (), 0, 0, end=False)
     special = tokenizers.special_tokens(tokenizer)
-    features = {
-        "token": jax.ShapeDtypeStruct((options.length + 1,), np.int32),
-        "bytes": jax.ShapeDtypeStruct((), np.float32),
+    example = {"token": np.zeros(options.length + 1, np.int32), "bytes": np.float32(0)}
+    spec = DataSpec(dataset.name, fields(example, tokenizer, special), "token", {"train": 0})
+    return Text(spec, {"train": ()}, "no text")
+
+
+# What goes with tokens: of which document each is, whether it counts, how many bytes count.
+_KINDS = {"token": "text", "segment": "mask", "loss_mask": "mask", "bytes": "real"}
+
+
+def fields(
+    example: Mapping[str, np.ndarray], tokenizer: Tokenizer, special: Mapping[str, int]
+) -> dict[str, Field]:
+    """The fields of an example of text."""
+    text = {
+        "vocabulary_size": tokenizer.vocabulary_size,
+        "special": dict(special),
+        "tokenizer": tokenizer,
     }
-    sizes, values = {"train": 0}, tokenizer.vocabulary_size
-    spec = DataSpec(dataset.name, "text", features, sizes, 0, values, special)
-    return Text(spec, {"train": ()}, "no text", tokenizer)
-
-
-def _features(source: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    example = source[0]
-    return {k: jax.ShapeDtypeStruct(np.shape(v), np.asarray(v).dtype) for k, v in example.items()}
+    return {
+        name: Field(
+            _KINDS[name], np.shape(value), np.asarray(value).dtype, text if name == "token" else {}
+        )
+        for name, value in example.items()
+    }
 
 
 def _source(

@@ -16,7 +16,7 @@ from typing import Any
 from genjax.config import ConfigError, nearest
 from genjax.data import subwords
 from genjax.data.alphabets import Bytes, Characters, Tokenizer, ends
-from genjax.interop.safetensors import read_json
+from genjax.files import read_json
 
 TRAINED = ("bpe", "wordpiece", "unigram")
 NAMES = ("bytes", "characters", *TRAINED, "gpt2")

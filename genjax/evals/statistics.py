@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from genjax.config import ConfigError
-from genjax.training.pictures import write_atomic
+from genjax.files import write_atomic
 
 
 class Statistics(NamedTuple):

@@ -25,11 +25,16 @@ from genjax import config as configs
 from genjax.config import ConfigError
 from genjax.data import packages
 from genjax.data.catalogue import Dataset
+from genjax.evals.evaluation import Evaluation
+from genjax.files import write_atomic
 from genjax.methods import classifier as method
 from genjax.nn.functional import Functional
 from genjax.parallel.distributed import barrier, largest
 from genjax.parallel.rules import path_name
-from genjax.training.pictures import write_atomic
+from genjax.training import ema, loop, workdir
+from genjax.training.assemble import assemble
+from genjax.training.checkpoint import Checkpoints
+from genjax.training.metrics import Writers, read_metrics
 
 logger = logging.getLogger("genjax")
 
@@ -72,9 +77,12 @@ def classifier(dataset: Dataset, data_digest: str) -> tuple[Functional, Tree]:
       SystemExit: a signal ended the training; it has been saved.
       ConfigError: the file of the trained parameters is damaged.
     """
-    image = dataset.spec.features["image"]
-    eight_bit = {**dataset.spec.features, "image": jax.ShapeDtypeStruct(image.shape, np.uint8)}
-    dataset = dataset._replace(spec=dataset.spec._replace(features=eight_bit))
+    spec = dataset.spec
+    seen = {
+        "image": spec.generated._replace(dtype=np.dtype(np.uint8)),
+        "label": spec.fields["label"],
+    }
+    dataset = dataset._replace(spec=spec._replace(fields=seen, target="image"))
     config = _config_for(dataset)
     name = "-".join((dataset.spec.name.replace("/", "_"), data_digest[:16], _digest(config)[:16]))
     path = packages.cache_root() / "classifiers" / name / "parameters.npz"
@@ -107,7 +115,7 @@ def _config_for(dataset: Dataset) -> ConfigDict:
     """`classifier_config` for images of this data set."""
     config, spec = classifier_config(), dataset.spec
     config.dataset.name = spec.name
-    if min(spec.features["image"].shape[:2]) < 16:
+    if min(spec.generated.shape[:2]) < 16:
         config.model.patch_size = 1
     splits = [name for name in ("test", "validation", "train") if dataset.splits.get(name)]
     config.evals.split = splits[0]
@@ -116,12 +124,6 @@ def _config_for(dataset: Dataset) -> ConfigDict:
 
 def _train(config: ConfigDict, dataset: Dataset, path: Path) -> None:
     """Trains, or goes on, in the folder of `path`, and writes the averaged parameters there."""
-    # The loop evaluates, and evaluations have features: this would be a circle at import.
-    from genjax.training import ema, loop, workdir
-    from genjax.training.assemble import assemble
-    from genjax.training.checkpoint import Checkpoints
-    from genjax.training.metrics import read_metrics
-
     count, folder = jax.device_count(), path.parent
     for section in (config, config.evals):  # a whole number of examples on every device
         section.batch_size = -(-section.batch_size // count) * count
@@ -130,13 +132,16 @@ def _train(config: ConfigDict, dataset: Dataset, path: Path) -> None:
 
     def start(checkpoints: Checkpoints):
         if jax.process_index() == 0:
-            workdir.write_config(folder, config, run.spec, sys.argv)
+            workdir.write_config(folder, config, run.spec, sys.argv, run.total_steps)
         if checkpoints.latest() is None:
             return run.init()
         logger.info("resuming at step %d", checkpoints.latest())
         return checkpoints.restore(run.state)
 
-    if code := loop.train(run, dataset, folder, start):
+    def evaluation(writers: Writers) -> Evaluation:
+        return Evaluation(run, dataset, folder, writers)
+
+    if code := loop.train(run, dataset, folder, start, evaluation):
         raise SystemExit(code)
     state = Checkpoints(folder).restore(run.state)
     params = ema.evaluation_params(config, state.params, state.ema)["classifier"]

@@ -9,7 +9,6 @@ import jax
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, one_of
-from genjax.data.alphabets import Tokenizer
 from genjax.interop import huggingface
 from genjax.method import DataSpec
 
@@ -24,7 +23,6 @@ def write(
     config: ConfigDict,
     spec: DataSpec,
     params: dict[str, Tree],
-    tokenizer: Tokenizer | None,
 ) -> None:
     """Writes a model into `folder`, in a format of FORMATS.
 
@@ -36,29 +34,29 @@ def write(
       config: of the run.
       spec: of its data.
       params: by network.
-      tokenizer: of the run.
 
     Raises:
       ConfigError: the format does not know such a model, or several processes hold it.
     """
     one_of("--format", kind, FORMATS)
     network = config.model.get("network")
-    if (config.method, spec.modality, network) != ("lm", "text", "decoder"):
+    if (config.method, spec.generated.kind, network) != ("lm", "text", "decoder"):
         raise ConfigError(
             f"--format={kind} knows language models with model.network='decoder'; this run is "
             f"method {config.method!r} with {network!r} on {spec.name}."
         )
     if jax.process_count() > 1:
         raise ConfigError("--mode=export runs in one process: start it alone.")
-    special = dict(spec.special_tokens)
-    if tokenizer is None or not {special["start"]} & {*tokenizer.special.values()}:
+    facts = spec.generated.facts
+    special, tokenizer = dict(facts["special"]), facts["tokenizer"]
+    if special["start"] not in tokenizer.special.values():
         del special["start"]  # such as a newline, after which a text may as well begin
     huggingface.write(
         folder,
         config.model.lm.to_dict(),
-        config.model.vocabulary_size or spec.vocabulary_size,
-        config.model.length or spec.features["token"].shape[0] - 1,
+        config.model.vocabulary_size or facts["vocabulary_size"],
+        config.model.length or spec.generated.shape[0] - 1,
         jax.device_get(params["lm"]),
-        None if tokenizer is None else tokenizer.to_json(),
+        tokenizer.to_json(),
         special,
     )

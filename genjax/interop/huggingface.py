@@ -19,6 +19,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from genjax.config import ConfigError, require
+from genjax.files import read_json
 from genjax.interop import huggingface_config, safetensors
 from genjax.interop.huggingface_config import Description, Options
 
@@ -239,7 +240,7 @@ def describe(folder: str | Path) -> Pretrained:
     """
     folder = Path(folder)
     what = str(folder / CONFIG)
-    model = huggingface_config.read(what, safetensors.read_json(what))
+    model = huggingface_config.read(what, read_json(what))
     tokenizer = str(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else None
     sizes = model.vocabulary_size, model.length
     return Pretrained(model.options, *sizes, None, tokenizer)
@@ -256,7 +257,7 @@ def read(folder: str | Path) -> Pretrained:
     """
     folder = Path(folder)
     what = str(folder / CONFIG)
-    model = huggingface_config.read(what, safetensors.read_json(what))
+    model = huggingface_config.read(what, read_json(what))
     found, depth = _tensors(folder, _FAMILIES[model.family]), model.options["depth"]
     require(
         depth <= len(found), f"{what}: layers", depth, f"at most {len(found)}, as many as tensors"

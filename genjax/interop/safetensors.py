@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import reprlib
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +19,9 @@ import ml_dtypes
 import numpy as np
 
 from genjax.config import ConfigError
+from genjax.files import LONGEST, damaged, parse_json, read_json, shown
 
 LENGTH = 8  # bytes that say how long the header is
-LONGEST = 100_000_000  # bytes of a header, as in the official library
 METADATA = "__metadata__"  # the one key of a header that is no tensor
 
 # From the loosest alignment to the strictest, the order of the official library, which sorts by it.
@@ -59,40 +57,9 @@ class _Entry(NamedTuple):
     shape: tuple[int, ...]
 
 
-def _shown(value: Any) -> str:
-    """A value of the file for a message, cut where it is long or deep."""
-    short = reprlib.Repr()
-    short.maxstring = 120
-    return short.repr(value)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, of which no key comes twice: readers would differ in which one counts."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {_shown(twice)} comes twice")
-    return found
-
-
-def _parse(content: bytes) -> dict[str, Any]:
-    """A JSON object in UTF-8.
-
-    Raises:
-      ValueError: it is something else, is nested too deeply, or has a key twice.
-    """
-    try:
-        found = json.loads(content.decode(), object_pairs_hook=_unique)
-    except RecursionError as error:
-        raise ValueError("the JSON is nested too deeply") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"the JSON is {_shown(found)}, not an object")
-    return found
-
-
 def _strings(found: Any, name: str) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
-        raise ValueError(f"{name} is {_shown(found)}: expected an object of strings")
+        raise ValueError(f"{name} is {shown(found)}: expected an object of strings")
     return found
 
 
@@ -100,28 +67,28 @@ def _numbers(found: Any, name: str) -> list[int]:
     """A list as long as a shape may be, of integers that 63 bits hold."""
     is_list = isinstance(found, list) and len(found) <= 64
     if not is_list or any(type(n) is not int or not 0 <= n < 2**63 for n in found):
-        raise ValueError(f"{name} is {_shown(found)}: expected integers from 0 on")
+        raise ValueError(f"{name} is {shown(found)}: expected integers from 0 on")
     return found
 
 
 def _entry(name: str, info: Any) -> _Entry:
     """What the header says of a tensor; its bytes are as many as its shape needs."""
     name.encode()  # which half of a surrogate pair would break
-    tensor = f"tensor {_shown(name)}"
+    tensor = f"tensor {shown(name)}"
     fields = ("dtype", "shape", "data_offsets")
     if not isinstance(info, dict) or any(field not in info for field in fields):
-        raise ValueError(f"{tensor} is {_shown(info)}: expected {', '.join(fields)}")
+        raise ValueError(f"{tensor} is {shown(info)}: expected {', '.join(fields)}")
     dtype, shape, offsets = (info[field] for field in fields)
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         known = ", ".join(_DTYPES)
-        raise ValueError(f"{tensor} is of dtype {_shown(dtype)}: expected {known}")
+        raise ValueError(f"{tensor} is of dtype {shown(dtype)}: expected {known}")
     shape = tuple(_numbers(shape, f"the shape of {tensor}"))
     offsets = _numbers(offsets, f"data_offsets of {tensor}")
     if len(offsets) != 2 or offsets[0] > offsets[1]:
         raise ValueError(f"data_offsets of {tensor} are {offsets}: expected [begin, end]")
     size = _DTYPES[dtype].itemsize
     if math.prod(n for n in shape if n) * size >= 2**63:  # numpy has no such shape, even if empty
-        raise ValueError(f"{tensor} of shape {_shown(list(shape))} is too large")
+        raise ValueError(f"{tensor} of shape {shown(list(shape))} is too large")
     if (taken := offsets[1] - offsets[0]) != (needed := math.prod(shape) * size):
         raise ValueError(
             f"{tensor}, {dtype} of shape {list(shape)}, has {taken} bytes: expected {needed}"
@@ -143,40 +110,18 @@ def _header(content: np.ndarray) -> tuple[int, dict[str, _Entry]]:
     text = content[LENGTH:start].tobytes()
     if not text.startswith(b"{"):
         raise ValueError(f"its header begins with {text[:16]!r}, not with '{{'")
-    found = _parse(text)
+    found = parse_json(text)
     _strings(found.pop(METADATA, {}), METADATA)
     entries = {name: _entry(name, info) for name, info in found.items()}
     at = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1][:2]):
         if entry.begin != at:
             what = "overlaps the one before it" if entry.begin < at else "leaves a hole before it"
-            raise ValueError(f"tensor {_shown(name)} begins at {entry.begin}, not {at}: it {what}")
+            raise ValueError(f"tensor {shown(name)} begins at {entry.begin}, not {at}: it {what}")
         at = entry.end
     if at != content.size - start:
         raise ValueError(f"its tensors take {at} bytes, and it has {content.size - start} for them")
     return start, entries
-
-
-def _damaged(path: Path, error: Exception, form: str = "as safetensors") -> ConfigError:
-    reason = " ".join(str(error).split())
-    return ConfigError(f"{path} cannot be read {form}: {reason}. Fetch it again.")
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """The JSON object that a file holds.
-
-    Raises:
-      ConfigError: no such file, or it holds something else, or an object that has a key twice.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"there is no file {path}: expected a JSON object.")
-    try:
-        if (size := path.stat().st_size) > LONGEST:
-            raise ValueError(f"it has {size} bytes: expected at most {LONGEST}")
-        return _parse(path.read_bytes())
-    except (ValueError, OSError) as error:
-        raise _damaged(path, error, "as JSON") from error
 
 
 def _read_index(path: Path) -> dict[str, np.ndarray]:
@@ -186,15 +131,15 @@ def _read_index(path: Path) -> dict[str, np.ndarray]:
         files = _strings(found.get("weight_map"), "weight_map")
         for file in set(files.values()):
             if file != Path(file).name or not file.endswith(".safetensors"):
-                raise ValueError(f"it names {_shown(file)}: expected a .safetensors of its folder")
+                raise ValueError(f"it names {shown(file)}: expected a .safetensors of its folder")
         shards = {file: read(path.with_name(file)) for file in sorted(set(files.values()))}
         for name, file in files.items():
             if name not in shards[file]:
-                raise ValueError(f"tensor {_shown(name)} is not in {file}, where it says")
+                raise ValueError(f"tensor {shown(name)} is not in {file}, where it says")
     except ConfigError:
         raise
     except ValueError as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     return {name: shards[file][name] for name, file in files.items()}
 
 
@@ -217,7 +162,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         content = np.asarray(np.memmap(path, np.uint8, "r"))
         start, entries = _header(content)
     except (ValueError, OSError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     return {
         name: content[start + entry.begin : start + entry.end]
         .view(entry.dtype)
@@ -248,7 +193,7 @@ def write(
         if names[name] is None or name == METADATA:
             known = ", ".join(str(dtype) for dtype in _NAMES)
             raise ConfigError(
-                f"tensor {_shown(name)} of dtype {array.dtype} cannot be written as safetensors: "
+                f"tensor {shown(name)} of dtype {array.dtype} cannot be written as safetensors: "
                 f"expected a name other than {METADATA}, and one of {known}."
             )
     header: dict[str, Any] = {} if metadata is None else {METADATA: dict(metadata)}

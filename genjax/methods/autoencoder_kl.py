@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -19,10 +20,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError, construct, one_of, read_options, require, steps_within
+from genjax.config import ConfigError, construct, one_of, read_options, require
 from genjax.data import packages
-from genjax.evals import latents
-from genjax.evals.features import EFFICIENTNET_LITE0
+from genjax.data.packages import EFFICIENTNET_LITE0
+from genjax.durations import steps_within
 from genjax.interop import torch_file
 from genjax.method import (
     Aux,
@@ -35,6 +36,7 @@ from genjax.method import (
     Tree,
     find_module,
 )
+from genjax.modalities.image import image_shape
 from genjax.networks import patch_discriminator, perceptual
 from genjax.networks.autoencoders import check_mirrored
 from genjax.nn import likelihoods
@@ -42,7 +44,8 @@ from genjax.nn.adversarial import LOSSES
 from genjax.nn.functional import Functional, functional, output_shape
 from genjax.nn.pixels import nearness, to_float, to_uint8
 from genjax.parallel.rules import replicate
-from genjax.sampling.conditions import labels_if
+from genjax.sampling import latents
+from genjax.sampling.conditions import Condition, labels
 
 GAME = LOSSES["hinge"]
 LOG_VARIANCE = (-30.0, 20.0)  # of q(z | x), whatever a network says
@@ -177,7 +180,7 @@ def loss(
     o, own, kept = model.options, params["autoencoder"], mutable["autoencoder"]
     key_z, key_net, key_judge = (jax.random.fold_in(key, i) for i in range(3))
     training = {"key": key_net, "train": True}
-    x = to_float(batch["image"])
+    x = to_float(batch[model.spec.target])
     mean, log_scale, encoder = model.posterior(own, kept, x, **training)
     z = _draw(key_z, mean, log_scale)
 
@@ -242,7 +245,7 @@ def discriminator_loss(
     own, kept = params["autoencoder"], mutable["autoencoder"]
     key_z, key_net, key_real, key_fake = (jax.random.fold_in(key, i) for i in range(4))
     training = {"key": key_net, "train": True}
-    x = to_float(batch["image"])
+    x = to_float(batch[model.spec.target])
     mean, log_scale, _ = model.posterior(own, kept, x, **training)
     made, _ = model.decode(own, kept, _draw(key_z, mean, log_scale), **training)
     real, changed = model.judge(params, mutable, x, key_real)
@@ -267,7 +270,7 @@ def evaluate(
     decoded from the mean of q(z | x).
     """
     own, kept = params["autoencoder"], mutable["autoencoder"]
-    x = to_float(batch["image"])
+    x = to_float(batch[model.spec.target])
     mean, log_scale, _ = model.posterior(own, kept, x)
     drawn, _ = model.decode(own, kept, _draw(key, mean, log_scale))
     made, _ = model.decode(own, kept, mean)
@@ -291,7 +294,7 @@ def encode(
 ) -> Float[Array, "B h w c"]:
     """The means of the latents of 8-bit images."""
     own, kept = params["autoencoder"], mutable["autoencoder"]
-    return model.posterior(own, kept, to_float(batch["image"]))[0]
+    return model.posterior(own, kept, to_float(batch[model.spec.target]))[0]
 
 
 def decode(
@@ -308,7 +311,7 @@ def sample(
     mutable: dict,
     key: Array,
     num: int,
-    condition: Array | None = None,
+    condition: Condition = MappingProxyType({}),
 ) -> UInt8[Array, "B H W C"]:
     """The centres of p(x | z) of `num` latents from the prior N(0, I) of the ELBO.
 
@@ -318,8 +321,8 @@ def sample(
     Raises:
       ConfigError: conditions, which this model does not know.
     """
-    labels_if("", False, model.spec, num, condition, key)
-    x = jax.ShapeDtypeStruct((1, *model.spec.features["image"].shape), jnp.float32)
+    labels(model.spec, False, num, condition, key)
+    x = jax.ShapeDtypeStruct((1, *model.spec.generated.shape), jnp.float32)
     height, width = output_shape(model.encoder, x)[1:3]
     z = jax.random.normal(key, (num, height, width, model.options.latent_channels))
     return decode(model, params, mutable, z)
@@ -331,7 +334,7 @@ def pictures(
     """Reconstructions, and straight ways between the latents of two images."""
     code = encode(model, params, mutable, batch)
     made = decode(model, params, mutable, code)
-    found = {"reconstructions": latents.reconstructions(batch["image"], made)}
+    found = {"reconstructions": latents.reconstructions(batch[model.spec.target], made)}
     if len(code) > 1:
         found["interpolations"] = latents.interpolations(
             code.reshape(len(code), -1),
@@ -405,22 +408,17 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
       ConfigError: the data are no 8-bit images, or the config asks for something that does not
         exist.
     """
-    image = spec.features.get("image")
-    if spec.modality != "image" or image.dtype != jnp.uint8 or len(image.shape) != 3:
-        raise ConfigError(
-            f"method autoencoder_kl needs 8-bit images; {spec.name} holds {spec.modality} of "
-            f"{image and image.dtype}. Set dataset.dequantize=False."
-        )
+    shape = image_shape(spec, "autoencoder_kl")
     o, model = options_from_config(config.autoencoder_kl), config.model
-    if o.perceptual_weight and image.shape[-1] not in (1, 3):
+    if o.perceptual_weight and shape[-1] not in (1, 3):
         raise ConfigError(
             f"autoencoder_kl.perceptual_weight={o.perceptual_weight} needs grey or RGB images; "
-            f"{spec.name} has {image.shape[-1]} channels. Set it to 0."
+            f"{spec.name} has {shape[-1]} channels. Set it to 0."
         )
     module = find_module(
         "model.network", model.network, "genjax.networks", "Encoder", "Decoder", "RULES"
     )
-    shared = {"shape": image.shape, "dtype": jnp.dtype(config.precision)}
+    shared = {"shape": shape, "dtype": jnp.dtype(config.precision)}
 
     def network(cls: type, name: str, **given):
         return functional(
@@ -437,7 +435,7 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
         network(module.Encoder, "encoder", features=2 * o.latent_channels),
         network(module.Decoder, "decoder", features=o.latent_channels),
     )
-    check_mirrored(*nets, image.shape, o.latent_channels)
+    check_mirrored(*nets, shape, o.latent_channels)
     return from_networks(
         *nets,
         network(patch_discriminator.Discriminator, "discriminator") if judge else None,

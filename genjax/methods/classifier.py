@@ -17,9 +17,12 @@ from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, construct
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Tree
+from genjax.modalities.image import image_shape
+from genjax.modalities.label import required_classes
 from genjax.networks import cnn
 from genjax.nn.functional import Functional, functional
 from genjax.nn.pixels import to_float
+from genjax.sampling.conditions import Condition
 
 
 def network(config: ConfigDict, spec: DataSpec) -> Functional:
@@ -28,23 +31,15 @@ def network(config: ConfigDict, spec: DataSpec) -> Functional:
     Raises:
       ConfigError: the data are not 8-bit images with labels.
     """
-    if spec.modality != "image" or not spec.num_classes:
-        raise ConfigError(
-            f"method classifier needs images with labels; {spec.name} holds {spec.modality}s with "
-            f"{spec.num_classes or 'no'} classes. Choose a data set with labels."
-        )
-    if spec.features["image"].dtype != jnp.uint8:
-        raise ConfigError(
-            "method classifier scales 8-bit images itself: set dataset.dequantize=False "
-            f"(the images are {spec.features['image'].dtype})."
-        )
+    shape = image_shape(spec, "classifier")
+    classes = required_classes(spec, "method='classifier'", True)
     return functional(
         lambda rngs: construct(
             cnn.Classifier,
             config.model,
             "model",
-            shape=spec.features["image"].shape,
-            num_classes=spec.num_classes,
+            shape=shape,
+            num_classes=classes,
             dtype=jnp.dtype(config.precision),
             rngs=rngs,
         )
@@ -103,9 +98,7 @@ def _right(logits: Float[Array, "B K"], batch: Batch) -> Float[Array, "B"]:
     return (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
 
 
-def sample(
-    params: dict, mutable: dict, key: jax.Array, num: int, condition: Array | None = None
-) -> NoReturn:
+def sample(params: dict, mutable: dict, key: jax.Array, num: int, condition: Condition) -> NoReturn:
     """Refuses: there is nothing that a classifier could draw.
 
     Raises:

@@ -7,22 +7,25 @@ class conditioning with classifier-free guidance; the variational bound in bits 
 from __future__ import annotations
 
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, construct, one_of, read_options, require
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree
+from genjax.modalities.image import image_shape
+from genjax.modalities.label import label_condition, num_classes, required_classes
 from genjax.networks import unet
 from genjax.nn.functional import Functional, functional
 from genjax.nn.pixels import to_float, to_uint8
 from genjax.sampling import diffusion
 from genjax.sampling import diffusion_bound as bound
-from genjax.sampling.conditions import labels_if
+from genjax.sampling.conditions import Condition, labels
 from genjax.sampling.diffusion import Prediction, Schedule
 
 WEIGHTINGS = ("simple", "min_snr", "variational")
@@ -81,11 +84,7 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
     require(0 <= o.label_dropout < 1, "diffusion.label_dropout", o.label_dropout, "0 <= p < 1")
     K, choice = o.eval_timesteps, f"0 (all of them, exact) or between 2 and num_timesteps={T}"
     require(K == 0 or 2 <= K <= T, "diffusion.eval_timesteps", K, choice)
-    if o.class_conditional and not spec.num_classes:
-        raise ConfigError(
-            f"diffusion.class_conditional=True, but {spec.name} has no labels. Set it to False or "
-            "choose a data set with labels."
-        )
+    required_classes(spec, "diffusion.class_conditional=True", o.class_conditional)
     _check_sampling(o)
     return o
 
@@ -131,19 +130,7 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
       ConfigError: the data are not square images, or `config.diffusion` asks for something that
         does not exist.
     """
-    if spec.modality != "image":
-        raise ConfigError(f"method ddpm needs images; {spec.name} holds {spec.modality}.")
-    if spec.features["image"].dtype != jnp.uint8:
-        raise ConfigError(
-            "method ddpm scales 8-bit images itself: set dataset.dequantize=False "
-            f"(the images are {spec.features['image'].dtype})."
-        )
-    height, width, channels = spec.features["image"].shape
-    if height != width:
-        raise ConfigError(
-            f"method ddpm needs square images; {spec.name} has {height} x {width}. "
-            "Set dataset.image_size."
-        )
+    height, _, channels = image_shape(spec, "ddpm", square=True)
     options = options_from_config(config.diffusion, spec)
 
     def network(rngs):
@@ -154,7 +141,7 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
             resolution=height,
             in_channels=channels,
             out_channels=channels,
-            num_classes=spec.num_classes if options.class_conditional else 0,
+            num_classes=num_classes(spec) if options.class_conditional else 0,
             dtype=jnp.dtype(config.precision),
             rngs=rngs,
         )
@@ -204,6 +191,7 @@ def from_network(net: Functional, options: Options, spec: DataSpec, rules: Rules
         evaluate=partial(evaluate, denoiser),
         sample=partial(sample, denoiser),
         rules=rules,
+        conditions=label_condition(spec, options.class_conditional),
     )
 
 
@@ -217,16 +205,16 @@ def loss(
     """
     options, schedule = denoiser.options, denoiser.schedule
     key_time, key_noise, key_label, key_net = (jax.random.fold_in(key, i) for i in range(4))
-    x0 = to_float(batch["image"])
+    x0 = to_float(batch[denoiser.spec.target])
     B, T = x0.shape[0], options.num_timesteps
     index = jnp.minimum((bound.stratified_uniform(key_time, B) * T).astype(jnp.int32), T - 1)
     noise = jax.random.normal(key_noise, x0.shape)
     x = diffusion.q_sample(schedule, x0, index, noise)
-    label = None
+    known = None
     if options.class_conditional:
         hidden = jax.random.bernoulli(key_label, options.label_dropout, (B,))
-        label = jnp.where(hidden, denoiser.spec.num_classes, batch["label"])
-    output, changed = denoiser(params, mutable, x, index, label, key=key_net, train=True)
+        known = jnp.where(hidden, num_classes(denoiser.spec), batch["label"])
+    output, changed = denoiser(params, mutable, x, index, known, key=key_net, train=True)
     prediction = denoiser.interpret(output, x, index)
     if options.weighting == "variational":
         losses = T * bound.term(schedule, options.variance, x0, prediction.x0, index)
@@ -250,8 +238,8 @@ def evaluate(
     Beside the bound come its decoder term L_0 and its prior term L_T.
     """
     options, schedule = denoiser.options, denoiser.schedule
-    x0 = to_float(batch["image"])
-    label = batch["label"] if options.class_conditional else None
+    x0 = to_float(batch[denoiser.spec.target])
+    known = batch["label"] if options.class_conditional else None
     key_time, key_noise = (jax.random.fold_in(key, i) for i in range(2))
     index, weight = bound.draw_timesteps(
         schedule, options.variance, options.eval_timesteps, x0.shape[0], key_time
@@ -260,7 +248,7 @@ def evaluate(
     def term(count, index):
         noise = jax.random.normal(jax.random.fold_in(key_noise, count), x0.shape)
         x = diffusion.q_sample(schedule, x0, index, noise)
-        output, _ = denoiser(params, mutable, x, index, label)
+        output, _ = denoiser(params, mutable, x, index, known)
         x0_hat = jnp.clip(denoiser.interpret(output, x, index).x0, -1.0, 1.0)
         return count + 1, bound.term(schedule, options.variance, x0, x0_hat, index)
 
@@ -280,7 +268,7 @@ def sample(
     mutable: dict,
     key: Array,
     num: int,
-    condition: Int[Array, "B"] | None = None,
+    condition: Condition = MappingProxyType({}),
     *,
     sampler: str | None = None,
     steps: int | None = None,
@@ -298,7 +286,7 @@ def sample(
       mutable: its mutable state.
       key: draws x_T and the noise of the steps.
       num: images to draw.
-      condition: labels, or None for each class in turn.
+      condition: `label`; without it each class in turn.
       sampler: a name in `diffusion.SAMPLERS`.
       steps: between 1 and T, or 0 for all.
       eta: noise of the "ddim" sampler, between 0 and 1.
@@ -311,21 +299,20 @@ def sample(
     options = denoiser.options._replace(**{k: v for k, v in given.items() if v is not None})
     _check_sampling(options)
     spec, w = denoiser.spec, float(options.guidance)
-    known, key_label = options.class_conditional, jax.random.fold_in(key, 2)
-    setting = "diffusion.class_conditional=True"
-    label = labels_if(setting, known, spec, num, condition, key_label)
+    setting, key_label = "diffusion.class_conditional=True", jax.random.fold_in(key, 2)
+    known = labels(spec, options.class_conditional, num, condition, key_label, setting)
 
     def predict(x, index):
         if w == 1:
-            output, _ = denoiser(params, mutable, x, index, label)
+            output, _ = denoiser(params, mutable, x, index, known)
         else:
-            null = jnp.full_like(label, spec.num_classes)
-            twice = (jnp.concatenate(pair) for pair in ((x, x), (index, index), (label, null)))
+            null = jnp.full_like(known, num_classes(spec))
+            twice = (jnp.concatenate(pair) for pair in ((x, x), (index, index), (known, null)))
             with_label, without = jnp.split(denoiser(params, mutable, *twice)[0], 2)
             output = without + w * (with_label - without)
         return denoiser.interpret(output, x, index)
 
-    x = jax.random.normal(jax.random.fold_in(key, 0), (num, *spec.features["image"].shape))
+    x = jax.random.normal(jax.random.fold_in(key, 0), (num, *spec.generated.shape))
     visited = diffusion.respace(denoiser.schedule, options.steps or None)
     own = {"ancestral": {"variance": options.variance}, "ddim": {"eta": options.eta}}
     solve = partial(diffusion.SAMPLERS[options.sampler], **own[options.sampler])

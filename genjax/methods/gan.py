@@ -7,6 +7,7 @@ other. The discriminator is also what the Wasserstein papers call the critic.
 from __future__ import annotations
 
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,6 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, construct, one_of, read_options, require
-from genjax.evals.metric_names import metric_name
 from genjax.method import (
     Alarm,
     Aux,
@@ -29,6 +29,8 @@ from genjax.method import (
     Tree,
     find_module,
 )
+from genjax.modalities.image import image_shape
+from genjax.modalities.label import label_condition, num_classes, required_classes
 from genjax.networks import gan_head
 from genjax.nn import augment
 from genjax.nn.adversarial import (
@@ -41,7 +43,7 @@ from genjax.nn.adversarial import (
 from genjax.nn.functional import Functional, functional
 from genjax.nn.pixels import to_float, to_uint8
 from genjax.parallel.rules import path_name, replicate
-from genjax.sampling.conditions import labels_if
+from genjax.sampling.conditions import Condition, labels
 
 AUGMENTATIONS = {"none": (), "diffaugment": augment.DIFFAUGMENT, "ada": augment.ADA}
 
@@ -118,11 +120,7 @@ def options_from_config(config: ConfigDict, spec: DataSpec) -> Options:
             f"gan.penalty_every={o.penalty_every}, but there is no penalty. Set gan.r1, gan.r2 or "
             "gan.gradient_penalty, or penalty_every=1."
         )
-    if o.conditioning != "none" and not spec.num_classes:
-        raise ConfigError(
-            f"gan.conditioning={o.conditioning!r}, but {spec.name} has no labels. Set it to 'none' "
-            "or choose a data set with labels."
-        )
+    required_classes(spec, f"gan.conditioning={o.conditioning!r}", o.conditioning != "none")
     if o.packing > 1 and o.conditioning in ("projection", "auxiliary"):
         raise ConfigError(
             f"gan.packing={o.packing} with gan.conditioning={o.conditioning!r}: {o.packing} "
@@ -157,7 +155,7 @@ class Game(NamedTuple):
 
     def data(self, batch: Batch) -> tuple[Float[Array, "B *shape"], Int[Array, "B"] | None]:
         """The real examples, 8-bit ones in [-1, 1], and their labels if the game knows them."""
-        x = batch["image"]
+        x = batch[self.spec.target]
         label = batch["label"] if self.options.conditioning != "none" else None
         return to_float(x) if x.dtype == jnp.uint8 else x, label
 
@@ -274,7 +272,7 @@ def discriminator_loss(
             images=max(o.ada_images // o.packing, 1),
         )
         metrics["ada_p"] = changed["augment"]["p"]
-    return loss, Aux(metrics, changed, float(batch["image"].shape[0]))
+    return loss, Aux(metrics, changed, float(batch[game.spec.target].shape[0]))
 
 
 def penalty_loss(
@@ -284,7 +282,7 @@ def penalty_loss(
     found = confront(game, params, mutable, batch, key, penalised=True)
     changed = {"discriminator": found.mutable["discriminator"]}
     loss = game.options.penalty_every * game.options.critic_steps * found.penalty
-    return loss, Aux(found.metrics, changed, float(batch["image"].shape[0]))
+    return loss, Aux(found.metrics, changed, float(batch[game.spec.target].shape[0]))
 
 
 def generator_loss(
@@ -333,7 +331,7 @@ def sample(
     mutable: dict,
     key: Array,
     num: int,
-    condition: Int[Array, "B"] | None = None,
+    condition: Condition = MappingProxyType({}),
 ) -> Array:
     """Draws `num` samples, as the data are: 8-bit images, or floats.
 
@@ -343,16 +341,16 @@ def sample(
       mutable: their mutable state; batch norm uses its running averages.
       key: draws z.
       num: samples to draw.
-      condition: labels, or None for each class in turn.
+      condition: `label`; without it each class in turn.
 
     Raises:
       ConfigError: labels for a game that knows none.
     """
     known, key_label = game.options.conditioning != "none", jax.random.fold_in(key, 2)
     setting = "gan.conditioning='projection'"
-    label = labels_if(setting, known, game.spec, num, condition, key_label)
-    x, _ = game.generate(params, mutable, key, num, label)
-    return to_uint8(x) if game.spec.features["image"].dtype == jnp.uint8 else x
+    given = labels(game.spec, known, num, condition, key_label, setting)
+    x, _ = game.generate(params, mutable, key, num, given)
+    return to_uint8(x) if game.spec.generated.dtype == jnp.uint8 else x
 
 
 def from_networks(
@@ -384,6 +382,7 @@ def from_networks(
         evaluate=partial(evaluate, game),
         sample=partial(sample, game),
         rules=(("^mutable/augment/", replicate), *rules),
+        conditions=label_condition(spec, options.conditioning != "none"),
     )
 
 
@@ -398,22 +397,13 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
       ConfigError: the data are no square images, or the config asks for something that does not
         exist.
     """
-    if spec.modality != "image":
-        raise ConfigError(f"method gan needs images; {spec.name} holds {spec.modality}.")
-    height, width, _ = spec.features["image"].shape
-    if height != width:
-        raise ConfigError(
-            f"method gan needs square images; {spec.name} has {height} x {width}. "
-            "Set dataset.image_size."
-        )
-    if config.dataset.dequantize:
-        raise ConfigError("method gan scales 8-bit images itself: set dataset.dequantize=False.")
+    shape = image_shape(spec, "gan", square=True)
     options, model = options_from_config(config, spec), config.model
     module = find_module(
         "model.network", model.network, "genjax.networks", "Generator", "Discriminator", "RULES"
     )
-    classes = spec.num_classes if options.conditioning != "none" else 0
-    shape, dtype = spec.features["image"].shape, jnp.dtype(config.precision)
+    classes = num_classes(spec) if options.conditioning != "none" else 0
+    dtype = jnp.dtype(config.precision)
 
     def generator(rngs):
         return construct(
@@ -461,5 +451,4 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
         "the samples are nearly all alike. Lower the generator's learning rate, add gan.r1 or "
         "gan.gradient_penalty, or judge several samples together with gan.packing=2."
     )
-    watched = [f"eval/{metric_name('diversity', name)}" for name in config.evals.features]
-    return method._replace(alarms=tuple(Alarm(name, 0.1, 2, collapse) for name in watched))
+    return method._replace(alarms=(Alarm(r"eval/diversity_\w+", 0.1, 2, collapse),))

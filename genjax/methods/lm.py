@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, UInt8
@@ -23,12 +25,25 @@ from genjax.data.alphabets import ends
 from genjax.data.rolls import KEYS
 from genjax.data.windows import targets_of
 from genjax.interop import huggingface
-from genjax.method import Aux, Batch, DataSpec, Method, Phase, Ratio, Rules, Tree, find_module
+from genjax.method import (
+    Aux,
+    Batch,
+    DataSpec,
+    Field,
+    Method,
+    Phase,
+    Ratio,
+    Rules,
+    Tree,
+    find_module,
+)
 from genjax.networks.sequence import begins
 from genjax.networks.transformer import unstacked
 from genjax.nn.functional import Bound, Functional, functional
 from genjax.sampling import logits as processors
+from genjax.sampling import prompts
 from genjax.sampling.beam import beam_search
+from genjax.sampling.conditions import Condition
 from genjax.sampling.decode import generate, stream
 
 NEW = 256  # tokens that a sample has, unless more or fewer are asked for
@@ -78,13 +93,22 @@ class Language(NamedTuple):
         own = params["lm"]
         if jax.default_backend() == "cpu":
             own = unstacked(own)
-        known = self.spec.vocabulary_size if self.spec.modality == "text" else KEYS
-        return Partial(Bound(_apply, (self.network, known)), own, mutable["lm"])
+        return Partial(Bound(_apply, (self.network, outputs(self.spec))), own, mutable["lm"])
 
     def terms(self, params: Tree, mutable: Tree, batch: Batch, **training) -> tuple[Terms, Tree]:
         """The terms of every position, and the new mutable state."""
-        judge = tokens if self.spec.modality == "text" else frames
+        judge = tokens if is_text(self.spec) else frames
         return judge(self, params, mutable, batch, **training)
+
+
+def is_text(spec: DataSpec) -> bool:
+    """Whether tokens of text are generated, and not the frames of piano rolls."""
+    return spec.generated.kind == "text"
+
+
+def outputs(spec: DataSpec) -> int:
+    """How many logits a position has: one a token, or one a key."""
+    return spec.generated.facts["vocabulary_size"] if is_text(spec) else KEYS
 
 
 def _apply(
@@ -162,7 +186,7 @@ def evaluate(
     """
     terms, _ = model.terms(params["lm"], mutable["lm"], batch)
     weight = terms.weight
-    if model.spec.modality != "text":
+    if not is_text(model.spec):
         weight = weight * ~begins(batch["segment"])
     nll, count = (terms.nll * weight).sum(-1), weight.sum(-1)
     found = {"loss": Ratio(nll, count), "accuracy": Ratio((terms.correct * weight).sum(-1), count)}
@@ -182,7 +206,7 @@ def sample(
     mutable: dict,
     key: Array,
     num: int,
-    condition: Int[Array, "B P"] | None = None,
+    condition: Condition = MappingProxyType({}),
     *,
     decode: Callable[[Sequence[int]], str] | None = None,
     max_new_tokens: int = 0,
@@ -208,7 +232,7 @@ def sample(
       mutable: its mutable state.
       key: draws.
       num: samples.
-      condition: prompts, -1 on the left of shorter ones; None begins new texts.
+      condition: `prompt` [num, P], with -1 on the left of shorter ones; without it texts begin new.
       decode: the tokenizer's; with it the only prompt's continuation comes as an iterator of texts.
       max_new_tokens: to add to each prompt, at most; 0 stands for 256, or with beams for as many of
         these as the network's positions leave.
@@ -232,19 +256,24 @@ def sample(
     Raises:
       ConfigError: an option out of range, or options that exclude each other.
     """
-    if condition is None:
-        condition = jnp.full((num, 1), model.spec.special_tokens["start"], jnp.int32)
+    special = model.spec.generated.facts["special"]
     require(processors.whole_number(beams), "--beams", beams, "a whole number from 1")
+    if "prompt" in condition:
+        prompt = condition["prompt"]
+    else:
+        one = "1 with --beams, which draws nothing: every text would be the same"
+        require(num == 1 or beams == 1, "--num", num, one)
+        prompt = jnp.full((num, 1), special["start"], jnp.int32)
     whole = processors.whole_number(max_new_tokens) and max_new_tokens >= 0
     require(whole, "--max_new_tokens", max_new_tokens, "a whole number, at least 0")
-    room = max(model.context + 1 - condition.shape[1], 1)
+    room = max(model.context + 1 - prompt.shape[1], 1)
     new = max_new_tokens or (min(room, NEW) if beams != 1 else NEW)
-    eos = ends(model.spec.special_tokens)
+    eos = ends(special)
     chosen = processors.Options(
         *(temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram),
         *(tuple(allowed), tuple(banned), min_new_tokens),
     )
-    chain = processors.chain(chosen, eos=eos, prompt=condition.shape[1])
+    chain = processors.chain(chosen, eos=eos, prompt=prompt.shape[1])
     common = {
         "max_new_tokens": new,
         "context": model.context,
@@ -258,12 +287,12 @@ def sample(
         require(plain, "--length_penalty, --early_stopping", given, "nothing without --beams")
         key = None if temperature == 0 else key
         if decode is None:
-            return generate(apply, condition, key, stop=stop, **common)
-        return stream(apply, condition[0], key, decode=decode, stop=stop, **common)
+            return generate(apply, prompt, key, stop=stop, **common)
+        return stream(apply, prompt[0], key, decode=decode, stop=stop, **common)
     require(stop is None, "--stop", True, "nothing with --beams: it does not go with it")
     require(decode is None, "--stream", True, "nothing with --beams: it does not go with it")
     tokens, _ = beam_search(
-        *(apply, condition),
+        *(apply, prompt),
         beams=beams,
         length_penalty=length_penalty,
         early_stopping=early_stopping,
@@ -278,7 +307,7 @@ def sample_frames(
     mutable: dict,
     key: Array,
     num: int,
-    condition: Array | None = None,
+    condition: Condition = MappingProxyType({}),
     *,
     frames: int = 0,
     temperature: float = 1.0,
@@ -291,19 +320,20 @@ def sample_frames(
       mutable: its mutable state.
       key: draws.
       num: rolls.
-      condition: must be None.
+      condition: must be empty.
       frames: length of a roll; 0 stands for the length trained on.
       temperature: divides the logits.
 
     Raises:
       ConfigError: a condition, or an option out of range.
     """
-    require(condition is None, "--condition", condition, "nothing: a roll is drawn from its start")
+    given = tuple(condition)
+    require(not given, "conditions", given, "none: a roll is drawn from its start")
     most = min(model.context, MOST_FRAMES)
     whole = processors.whole_number(frames) and 0 <= frames <= most
     require(whole, "--frames", frames, f"0 to {most}")
     processors.require_temperature("--temperature", temperature)
-    length = frames or model.spec.features["frame"].shape[0]
+    length = frames or model.spec.generated.shape[0]
     return _frames(model.bound(params, mutable), key, num, length, float(temperature))
 
 
@@ -331,11 +361,19 @@ def _frames(
 
 
 def from_network(
-    network: Functional, options: Options, spec: DataSpec, context: int, rules: Rules
+    network: Functional,
+    options: Options,
+    spec: DataSpec,
+    context: int,
+    rules: Rules,
+    documents: str = "stream",
 ) -> Method:
-    """The model of any network with the call of `networks/sequence.py`."""
+    """The model of any network with the call of `networks/sequence.py`.
+
+    `documents` is `dataset.text.documents`, which says what stands before a prompt.
+    """
     model = Language(network, options, spec, context)
-    text = spec.modality == "text"
+    text = is_text(spec)
 
     def init(key: Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:
         params, mutable = network.init(key)
@@ -348,7 +386,22 @@ def from_network(
         sample=partial(sample if text else sample_frames, model),
         rules=rules,
         derived=derived if text else None,
+        conditions={"prompt": prompt_field(spec, documents)} if text else {},
+        options=prompts.readers(spec.generated.facts["tokenizer"]) if text else {},
     )
+
+
+def prompt_field(spec: DataSpec, documents: str) -> Field:
+    """What a prompt is: text of any length, behind the token that begins one if there is any.
+
+    That is the token which documents begin with, if it is for nothing else or each example of the
+    data begins with it. In a stream of documents a text may as well go on from their middle.
+    """
+    facts = spec.generated.facts
+    start, special = facts["special"]["start"], facts["tokenizer"].special
+    own = start == special.get("bos") and start != special.get("eos")
+    begin = start if own or documents != "stream" else None
+    return Field("text", (None,), np.dtype(np.int32), {**facts, "begin": begin})
 
 
 def build(config: ConfigDict, spec: DataSpec) -> Method:
@@ -363,9 +416,10 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     Raises:
       ConfigError: the data are no sequences, or the config asks for something that does not exist.
     """
-    if spec.modality not in ("text", "roll"):
+    if spec.generated.kind not in ("text", "roll"):
         raise ConfigError(
-            f"method lm models text and piano rolls; {spec.name} holds {spec.modality}s. Give a "
+            f"method lm models text and piano rolls; {spec.target!r} of {spec.name} is of kind "
+            f"{spec.generated.kind!r}. Give a "
             "--config.dataset.name such as tiny_shakespeare, or text with --config.dataset.path."
         )
     options = read_options(config.lm, "lm", Options)
@@ -374,12 +428,10 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     module = find_module(
         "model.network", config.model.network, "genjax.networks", "Network", "RULES"
     )
-    text = spec.modality == "text"
+    text = is_text(spec)
     for name, value in options._asdict().items():
         require(text or not value, f"config.lm.{name}", value, "0 with piano rolls")
-    trained = spec.features["token" if text else "frame"].shape[0] - text
-    known = spec.vocabulary_size if text else KEYS
-    sizes = {"length": trained, "vocabulary_size": known}
+    sizes = {"length": spec.generated.shape[0] - text, "vocabulary_size": outputs(spec)}
     for name, least in sizes.items():
         sizes[name] = config.model[name] or least
         needed = f"at least {least}, which the data have, or 0"
@@ -399,7 +451,8 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
         )
 
     context = ENDLESS if getattr(module, "ENDLESS", False) else sizes["length"]
-    made = from_network(functional(network), options, spec, context, module.RULES)
+    how = config.dataset.text.documents
+    made = from_network(functional(network), options, spec, context, module.RULES, how)
     if not config.get("weights"):
         return made
     return made._replace(pretrained=lambda: ({"lm": huggingface.read(config.weights).params}, {}))

@@ -1,13 +1,14 @@
 """An autoregressive prior over the tokens of a first stage (van den Oord et al. 2017, section 3.3).
 
 p(tokens) is a product over positions, each token given those before it. With the first stage's
-decoder it is a generator of images: the core joins the two, see `training/first_stage.py`.
+decoder it is a generator of images: the core joins the two, see `training/stages.py`.
 """
 
 from __future__ import annotations
 
 import math
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -18,8 +19,9 @@ from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, construct, read_options, require
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree, find_module
+from genjax.modalities.label import label_condition, required_classes
 from genjax.nn.functional import Functional, functional
-from genjax.sampling.conditions import labels_if
+from genjax.sampling.conditions import Condition, labels
 from genjax.sampling.logits import require_temperature, whole_number
 
 
@@ -44,9 +46,9 @@ class Prior(NamedTuple):
         self, params: Tree, mutable: Tree, batch: Batch, **training
     ) -> tuple[Float[Array, "B S"], Tree]:
         """log p of each token given those before it, in nats, and the new mutable state."""
-        index = batch["code"].reshape(len(batch["code"]), -1)
-        label = batch["label"] if self.options.class_conditional else None
-        (logits, _), mutable = self.network.apply(params, mutable, index, label, **training)
+        index = batch[self.spec.target].reshape(len(batch[self.spec.target]), -1)
+        known = batch["label"] if self.options.class_conditional else None
+        (logits, _), mutable = self.network.apply(params, mutable, index, known, **training)
         return -optax.softmax_cross_entropy_with_integer_labels(logits, index), mutable
 
 
@@ -75,7 +77,7 @@ def sample(
     mutable: dict,
     key: Array,
     num: int,
-    condition: Int[Array, "B"] | None = None,
+    condition: Condition = MappingProxyType({}),
     *,
     temperature: float = 1.0,
     top_k: int = 0,
@@ -88,14 +90,14 @@ def sample(
       mutable: its mutable state.
       key: draws.
       num: samples to draw.
-      condition: labels, or None for each class in turn.
+      condition: `label`; without it each class in turn.
       temperature: divides the logits; 1 draws from the model.
       top_k: draws among the most probable so many tokens; 0 among all.
 
     Raises:
       ConfigError: labels for a prior that knows none; a temperature or top_k out of range.
     """
-    values = prior.spec.vocabulary_size
+    values = prior.spec.generated.facts["vocabulary_size"]
     require_temperature("--temperature", temperature)
     require(
         whole_number(top_k) and 0 <= top_k <= values,
@@ -103,14 +105,14 @@ def sample(
         top_k,
         f"a whole number from 0 to {values}",
     )
-    setting = "token_prior.class_conditional=True"
+    setting, key_label = "token_prior.class_conditional=True", jax.random.fold_in(key, 0)
     known = prior.options.class_conditional
-    label = labels_if(setting, known, prior.spec, num, condition, jax.random.fold_in(key, 0))
+    given = labels(prior.spec, known, num, condition, key_label, setting)
     keys = jax.random.split(jax.random.fold_in(key, 1), shape_size(prior))
 
     def draw(index: Array, cache: Tree, position: Array | int) -> tuple[Array, Tree]:
         (logits, cache), _ = prior.network.apply(
-            params["prior"], mutable["prior"], index, label, position=position, cache=cache
+            params["prior"], mutable["prior"], index, given, position=position, cache=cache
         )
         logits = logits / float(temperature)
         if top_k:
@@ -125,12 +127,12 @@ def sample(
     first = draw(jnp.zeros(num, jnp.int32), None, 0)
     _, rest = jax.lax.scan(step, first, jnp.arange(1, len(keys)))
     index = jnp.concatenate([first[0][None], rest]).T
-    return index.reshape(num, *prior.spec.features["code"].shape)
+    return index.reshape(num, *prior.spec.generated.shape)
 
 
 def shape_size(prior: Prior) -> int:
     """Tokens of an example."""
-    return math.prod(prior.spec.features["code"].shape)
+    return math.prod(prior.spec.generated.shape)
 
 
 def from_network(network: Functional, options: Options, spec: DataSpec, rules: Rules) -> Method:
@@ -147,6 +149,7 @@ def from_network(network: Functional, options: Options, spec: DataSpec, rules: R
         evaluate=partial(evaluate, prior),
         sample=partial(sample, prior),
         rules=rules,
+        conditions=label_condition(spec, options.class_conditional),
     )
 
 
@@ -159,17 +162,17 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     Raises:
       ConfigError: the data are no tokens, or the config asks for something that does not exist.
     """
-    if spec.modality != "code" or not spec.vocabulary_size:
-        held = "codes of real numbers" if spec.modality == "code" else f"{spec.modality}s"
+    code = spec.generated
+    if code.kind != "code" or not code.facts.get("vocabulary_size"):
+        held = "codes of real numbers" if code.kind == "code" else f"{spec.target} ({code.kind})"
         raise ConfigError(
-            f"method token_prior needs tokens; {spec.name} holds {held}. Give "
-            "--config.first_stage=RUNDIR, the workdir of a trained VQ-VAE (configs/vqvae.py)."
+            f"method token_prior needs tokens; the target of {spec.name} is {held}. Set "
+            "dataset.codes to the stage whose tokens are meant, and give that stage: "
+            "--config.stages.autoencoder=RUNDIR, of a VQ-VAE (configs/vqvae.py)."
         )
     options = read_options(config.token_prior, "token_prior", Options)
-    if options.class_conditional and not spec.num_classes:
-        raise ConfigError(
-            f"token_prior.class_conditional=True, but {spec.name} has no labels. Set it to False."
-        )
+    known = options.class_conditional
+    classes = required_classes(spec, "token_prior.class_conditional=True", known)
     module = find_module(
         "model.network", config.model.network, "genjax.networks", "Network", "RULES"
     )
@@ -179,9 +182,9 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
             module.Network,
             config.model.prior,
             "model.prior",
-            shape=spec.features["code"].shape,
-            vocabulary_size=spec.vocabulary_size,
-            num_classes=spec.num_classes if options.class_conditional else 0,
+            shape=code.shape,
+            vocabulary_size=code.facts["vocabulary_size"],
+            num_classes=classes,
             dtype=jnp.dtype(config.precision),
             rngs=rngs,
         )

@@ -10,22 +10,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError, construct, one_of, read_options, require, steps_within
-from genjax.evals import latents
+from genjax.config import ConfigError, construct, one_of, read_options, require
+from genjax.durations import steps_within
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree, find_module
+from genjax.modalities.image import image_shape
+from genjax.modalities.label import label_condition, num_classes, required_classes
 from genjax.nn import likelihoods
 from genjax.nn.functional import Functional, functional
 from genjax.nn.pixels import binarised, nearness, to_float, to_uint8
 from genjax.parallel.rules import replicate
-from genjax.sampling.conditions import labels_if
+from genjax.sampling import latents
+from genjax.sampling.conditions import Condition, labels
 
 BOUNDS = ("elbo", "iwae", "dreg")
 LIKELIHOODS = ("bernoulli", "gaussian", "logistic")
@@ -95,15 +99,11 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
             f"vae.eval_samples={o.eval_samples}: expected a multiple of "
             f"vae.eval_chunk={o.eval_chunk}."
         )
-    if o.class_conditional and not spec.num_classes:
-        raise ConfigError(
-            f"vae.class_conditional=True, but {spec.name} has no labels. Set it to False, or "
-            "choose a data set with labels."
-        )
-    if o.likelihood != "gaussian" and spec.features["image"].dtype != jnp.uint8:
+    required_classes(spec, "vae.class_conditional=True", o.class_conditional)
+    if o.likelihood != "gaussian" and spec.generated.dtype != jnp.uint8:
         raise ConfigError(
             f"vae.likelihood={o.likelihood!r} is one of 8-bit images, and these are "
-            f"{spec.features['image'].dtype}: set dataset.dequantize=False."
+            f"{spec.generated.dtype}: set dataset.dequantize=False."
         )
     return o
 
@@ -120,11 +120,14 @@ class Autoencoder(NamedTuple):
     @property
     def discrete(self) -> bool:
         """Whether the data are 8-bit images."""
-        return self.spec.features["image"].dtype == jnp.uint8
+        return self.spec.generated.dtype == jnp.uint8
 
     def data(self, batch: Batch, key: Array) -> tuple[Float[Array, "B *shape"], Array | None]:
         """x as the likelihood has it, and the labels if the networks know them."""
-        x, label = batch["image"], batch["label"] if self.options.class_conditional else None
+        x, label = (
+            batch[self.spec.target],
+            batch["label"] if self.options.class_conditional else None,
+        )
         if self.options.likelihood == "bernoulli":
             # Drawn once: without the barrier XLA draws it again in every loop that reads it.
             return jax.lax.optimization_barrier(binarised(key, x)), label
@@ -331,7 +334,8 @@ def evaluate(
         nats = found["log_likelihood"] = weight - math.log(o.eval_samples)
     if model.discrete:
         found["bits_per_dim"] = -nats / (math.log(2) * x[0].size)
-        made, image = model.centre(params, mutable, mean, label), to_float(batch["image"])
+        made = model.centre(params, mutable, mean, label)
+        image = to_float(batch[model.spec.target])
         found |= nearness(to_float(made), image)
     return found
 
@@ -342,7 +346,7 @@ def sample(
     mutable: dict,
     key: Array,
     num: int,
-    condition: Int[Array, "B"] | None = None,
+    condition: Condition = MappingProxyType({}),
 ) -> Array:
     """Draws `num` codes from the prior and returns the centre of p(x | z), as the data are.
 
@@ -352,22 +356,21 @@ def sample(
       mutable: their mutable state.
       key: draws z.
       num: samples to draw.
-      condition: labels, or None for each class in turn.
+      condition: `label`; without it each class in turn.
 
     Raises:
       ConfigError: labels for a model that knows none.
     """
     known, key_label = model.options.class_conditional, jax.random.fold_in(key, 1)
-    setting = "vae.class_conditional=True"
-    label = labels_if(setting, known, model.spec, num, condition, key_label)
+    given = labels(model.spec, known, num, condition, key_label, "vae.class_conditional=True")
     z = jax.random.normal(jax.random.fold_in(key, 0), (num, model.options.latent_dim))
-    return model.centre(params["vae"], mutable["vae"], z, label)
+    return model.centre(params["vae"], mutable["vae"], z, given)
 
 
 def pictures(
     model: Autoencoder, params: dict, mutable: dict, batch: Batch, key: Array
 ) -> dict[str, Array]:
-    """Reconstructions, interpolations, traversals and a map of the code: see `evals.latents`."""
+    """Reconstructions, interpolations, traversals and a map of the code: see `sampling.latents`."""
     params, mutable = params["vae"], mutable["vae"]
     x, label = model.data(batch, jax.random.fold_in(key, 0))
     code, _, _ = model.posterior(params, mutable, x, label)
@@ -378,7 +381,7 @@ def pictures(
 
     made = {
         "reconstructions": latents.reconstructions(
-            batch["image"], decode(code, jnp.arange(len(code)))
+            batch[model.spec.target], decode(code, jnp.arange(len(code)))
         ),
         "traversals": latents.traversals(code, decode),
         "latent_map": latents.scatter(code, batch.get("label")),
@@ -417,6 +420,7 @@ def from_networks(
         sample=partial(sample, model),
         rules=(("log_scale$", replicate), *rules),
         pictures=partial(pictures, model),
+        conditions=label_condition(spec, options.class_conditional),
     )
 
 
@@ -429,22 +433,16 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     Raises:
       ConfigError: the data are no images, or the config asks for something that does not exist.
     """
-    if spec.modality != "image":
-        raise ConfigError(f"method vae needs images; {spec.name} holds {spec.modality}.")
-    image = spec.features["image"]
-    if len(image.shape) == 3 and image.dtype != jnp.uint8:
-        raise ConfigError(
-            "method vae scales 8-bit images itself: set dataset.dequantize=False "
-            f"(the images are {image.dtype})."
-        )
     options, model = options_from_config(config.vae, spec), config.model
     module = find_module(
         "model.network", model.network, "genjax.networks", "Encoder", "Decoder", "RULES"
     )
-    *space, channels = shape = image.shape
+    # Vectors of real numbers are what the theory is tested on; pictures are 8-bit.
+    vectors = spec.generated.kind == "real"
+    *space, channels = shape = spec.generated.shape if vectors else image_shape(spec, "vae")
     shared = {
         "latent_dim": options.latent_dim,
-        "num_classes": spec.num_classes if options.class_conditional else 0,
+        "num_classes": num_classes(spec) if options.class_conditional else 0,
         "dtype": jnp.dtype(config.precision),
     }
     outputs = (*space, 2 * channels if options.likelihood == "logistic" else channels)

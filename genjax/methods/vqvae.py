@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,6 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, construct, one_of, read_options, require
-from genjax.evals import latents
 from genjax.method import (
     Alarm,
     Aux,
@@ -29,12 +29,14 @@ from genjax.method import (
     Tree,
     find_module,
 )
+from genjax.modalities.image import image_shape
 from genjax.networks.autoencoders import check_mirrored
 from genjax.nn import likelihoods, quantize
 from genjax.nn.functional import Functional, functional, output_shape
 from genjax.nn.pixels import nearness, to_float, to_uint8
 from genjax.parallel.rules import replicate
-from genjax.sampling.conditions import labels_if
+from genjax.sampling import latents
+from genjax.sampling.conditions import Condition, labels
 
 # Choice -> the keys that it makes useless; 0, where they know it, says so.
 USELESS = {
@@ -279,7 +281,7 @@ def loss(
     params, mutable = params["autoencoder"], mutable["autoencoder"]
     key_net, key_code = (jax.random.fold_in(key, i) for i in range(2))
     training = {"key": key_net, "train": True}
-    x = to_float(batch["image"])
+    x = to_float(batch[model.spec.target])
     z, encoder = model.encode(params, mutable, x, **training)
     found = model.quantise(params, mutable, z, key_code, train=True)
     made, decoder = model.decode(params, mutable, found.z, **training)
@@ -321,7 +323,7 @@ def evaluate(
     counts as used with more than a hundredth of an equal share.
     """
     params, mutable = params["autoencoder"], mutable["autoencoder"]
-    x = to_float(batch["image"])
+    x = to_float(batch[model.spec.target])
     made, index = _reconstruct(model, params, mutable, x)
     shares = model.shares(mutable)
     perplexity = jax.vmap(quantize.perplexity)(shares)
@@ -342,7 +344,7 @@ def evaluate(
 def encode(model: Autoencoder, params: dict, mutable: dict, batch: Batch) -> Int[Array, "B h w Q"]:
     """The tokens of 8-bit images."""
     params, mutable = params["autoencoder"], mutable["autoencoder"]
-    z, _ = model.encode(params, mutable, to_float(batch["image"]))
+    z, _ = model.encode(params, mutable, to_float(batch[model.spec.target]))
     return model.quantise(params, mutable, z, jax.random.key(0), train=False).index
 
 
@@ -352,7 +354,7 @@ def log_likelihood(
     """log p(x | tokens) of 8-bit images, in nats."""
     params, mutable = params["autoencoder"], mutable["autoencoder"]
     made, _ = model.decode(params, mutable, model.look_up(params, mutable, index))
-    return _log_likelihood(mutable, made, to_float(batch["image"]))
+    return _log_likelihood(mutable, made, to_float(batch[model.spec.target]))
 
 
 def decode(model: Autoencoder, params: dict, mutable: dict, index: Int[Array, "B h w Q"]) -> Array:
@@ -367,7 +369,7 @@ def sample(
     mutable: dict,
     key: Array,
     num: int,
-    condition: Array | None = None,
+    condition: Condition = MappingProxyType({}),
 ) -> Array:
     """Images of tokens drawn independently by their shares in training.
 
@@ -376,7 +378,7 @@ def sample(
     Raises:
       ConfigError: conditions, which this model does not know.
     """
-    labels_if("", False, model.spec, num, condition, key)
+    labels(model.spec, False, num, condition, key)
     shares = model.shares(mutable["autoencoder"])
     logits = jnp.log(jnp.maximum(shares, 1e-20))
     side = output_shape(model.encoder, _one(model.spec))[1:3]
@@ -385,7 +387,7 @@ def sample(
 
 
 def _one(spec: DataSpec) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((1, *spec.features["image"].shape), jnp.float32)
+    return jax.ShapeDtypeStruct((1, *spec.generated.shape), jnp.float32)
 
 
 def pictures(
@@ -393,9 +395,9 @@ def pictures(
 ) -> dict[str, Array]:
     """Reconstructions, and how often each code was used in training, the most used first."""
     own = (params["autoencoder"], mutable["autoencoder"])
-    made = to_uint8(_reconstruct(model, *own, to_float(batch["image"]))[0])
+    made = to_uint8(_reconstruct(model, *own, to_float(batch[model.spec.target]))[0])
     return {
-        "reconstructions": latents.reconstructions(batch["image"], made),
+        "reconstructions": latents.reconstructions(batch[model.spec.target], made),
         "code_usage": latents.bars(model.shares(own[1])),
     }
 
@@ -459,18 +461,13 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
       ConfigError: the data are no 8-bit images, or the config asks for something that does not
         exist.
     """
-    image = spec.features.get("image")
-    if spec.modality != "image" or image.dtype != jnp.uint8:
-        raise ConfigError(
-            f"method vqvae needs 8-bit images; {spec.name} holds {spec.modality} of "
-            f"{image and image.dtype}. Set dataset.dequantize=False."
-        )
+    shape = image_shape(spec, "vqvae")
     options, model = options_from_config(config.vqvae), config.model
     module = find_module(
         "model.network", model.network, "genjax.networks", "Encoder", "Decoder", "RULES"
     )
     features = options.code_dim if options.quantizer == "vq" else len(options.levels)
-    shared = {"shape": image.shape, "features": features, "dtype": jnp.dtype(config.precision)}
+    shared = {"shape": shape, "features": features, "dtype": jnp.dtype(config.precision)}
 
     def encoder(rngs):
         return construct(module.Encoder, model.encoder, "model.encoder", rngs=rngs, **shared)
@@ -479,5 +476,5 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
         return construct(module.Decoder, model.decoder, "model.decoder", rngs=rngs, **shared)
 
     nets = functional(encoder), functional(decoder)
-    check_mirrored(*nets, image.shape, features)
+    check_mirrored(*nets, shape, features)
     return from_networks(*nets, options, spec, module.RULES)

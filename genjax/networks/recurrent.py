@@ -76,7 +76,7 @@ def _scan(cell, x, taps, kernel, new, state) -> tuple[Float[Array, "T B H"], Sta
     return out, state
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
 def unroll(
     cell: Callable,
     x: Float[Array, "T B F"],
@@ -100,30 +100,30 @@ def unroll(
     Returns:
       The first array of the state after each step, and the state after the last.
     """
-    taps = None if bias is None else jnp.broadcast_to(bias, x.shape)
-    return _scan(cell, x, taps, kernel, new, state)
+    return _scan(cell, x, _everywhere(bias, x), kernel, new, state)
 
 
-def _unroll_forward(cell, x, kernel, bias, new, state):
-    taps = None if bias is None else jnp.broadcast_to(bias, x.shape)
-    (out, last), pull = jax.vjp(
-        lambda x, taps, state: _scan(cell, x, taps, kernel, new, state), x, taps, state
+@unroll.defjvp
+def _unroll_jvp(cell: Callable, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+    x, kernel, bias, new, state = primals
+    dx, dkernel, dbias, _, dstate = tangents
+    (out, last), moved = jax.linearize(
+        lambda x, taps, state: _scan(cell, x, taps, kernel, new, state),
+        x,
+        _everywhere(bias, x),
+        state,
     )
     before = jnp.concatenate([state[0][None], out[:-1]])
     if new is not None:
         before = jnp.where(new[..., None], 0, before)
-    return (out, last), (pull, before.astype(kernel.dtype))
+    slope = contract("tbh,hf->tbf", before.astype(kernel.dtype), dkernel)
+    if bias is None:  # what comes from the state is added to what comes from the input
+        return (out, last), moved(dx + slope, None, dstate)
+    return (out, last), moved(dx, _everywhere(dbias, x) + slope, dstate)
 
 
-def _unroll_backward(cell, residual, g):
-    pull, before = residual
-    dx, taps, state = pull(g)
-    slope = dx if taps is None else taps  # of what comes from the state, at each step
-    kernel = contract("tbh,tbf->hf", before, slope.astype(before.dtype)).astype(before.dtype)
-    return dx, kernel, None if taps is None else taps.sum((0, 1)), None, state
-
-
-unroll.defvjp(_unroll_forward, _unroll_backward)
+def _everywhere(bias: Float[Array, "F"] | None, x: Array) -> Array | None:
+    return None if bias is None else jnp.broadcast_to(bias, x.shape)
 
 
 class Layer(nnx.Module):

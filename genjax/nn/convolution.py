@@ -1,165 +1,240 @@
-"""Strided convolution and its transposes, to any order of derivative.
+"""Convolution and its transposes, as bilinear primitives, to any order of derivative.
 
-A 2D convolution is linear in its image and in its kernel. With its two transposes it makes a
-closed family: the derivatives of any member are members again.
+A convolution is linear in its image and in its kernel. With its two transposes it makes a closed
+family: the derivatives of any member are members again.
 
-  convolve(x, w)     y[i] = sum_t x[s i + t - pad] w[t]       "SAME" padding, stride s
-  spread(g, w)       its transpose in x: the gradient of the image; a transposed convolution
-  correlate(x, g)    its transpose in w: the gradient of the kernel
+  convolution(x, w)       y[i] = sum_t x[s i + d t - low] w[t]    stride s, dilation d, padding low
+  image_gradient(g, w)    its transpose in x: the gradient of the image; a transposed convolution
+  kernel_gradient(x, g)   its transpose in w: the gradient of the kernel
 
 Left to itself JAX differentiates a transposed convolution, and the gradient of a strided one,
 into convolutions dilated on both sides. XLA has no fast form of those on the CPU: the two gradients
 of a transposed convolution of 64 to 128 channels take 18 to 27 times as long as here
 (benchmarks/convolution.py). A gradient penalty needs them even of a critic without transposed
-convolutions. Reverse mode only, like `layers.product`.
+convolutions. As members they have names, and `genjax.nn.cpu.convolution` a form for each.
+
+Arrays have channels last and any number of axes of space. `convolve`, `spread` and `correlate` are
+the members with equal strides and zeros around the image so that it keeps its size at stride 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from genjax.nn.bilinear import bilinear, differentiated, precision_of
+from genjax.nn.cpu import convolution as cpu
+from genjax.nn.window import Shape, Window, channels_last, result_size, window_of
 
-def dot(x: Float[Array, "*B D"], kernel: Float[Array, "D F"]) -> Float[Array, "*B F"]:
-    """`x @ kernel` over the last axis of x, float32 (float64 of float64)."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    return lax.dot_general(
-        x, kernel, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=wide
+
+def convolution(
+    x: Float[Array, "B *space C"],
+    kernel: Float[Array, "*k c F"],
+    window: Window,
+    precision: lax.PrecisionLike = None,
+) -> Float[Array, "B *small F"]:
+    """`lax.conv_general_dilated` with channels last, in x's dtype; c = C / groups.
+
+    Raises:
+      TypeError: x and the kernel have different dtypes.
+      ValueError: their channels or numbers of axes do not fit.
+    """
+    return convolution_p.bind(x, kernel, window=window, precision=precision_of(precision))
+
+
+def image_gradient(
+    g: Float[Array, "B *small F"],
+    kernel: Float[Array, "*k c F"],
+    window: Window,
+    size: Shape,
+    precision: lax.PrecisionLike = None,
+) -> Float[Array, "B *space C"]:
+    """The transpose of `convolution` in its image of `size`, in g's dtype.
+
+    Raises:
+      TypeError: g and the kernel have different dtypes.
+      ValueError: the convolution of such an image has not g's shape.
+    """
+    return image_gradient_p.bind(
+        g, kernel, window=window, size=tuple(size), precision=precision_of(precision)
     )
 
 
-def _plain(x: Array, kernel: Array, stride: int) -> Array:
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+def kernel_gradient(
+    x: Float[Array, "B *space C"],
+    g: Float[Array, "B *small F"],
+    window: Window,
+    taps: Shape,
+    precision: lax.PrecisionLike = None,
+) -> Float[Array, "*k c F"]:
+    """The transpose of `convolution` in its kernel of `taps`, in x's dtype.
+
+    Raises:
+      TypeError: x and g have different dtypes.
+      ValueError: the convolution with such a kernel has not g's shape.
+    """
+    return kernel_gradient_p.bind(
+        x, g, window=window, taps=tuple(taps), precision=precision_of(precision)
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(
     x: Float[Array, "B H W C"], kernel: Float[Array, "k k C F"], stride: int
 ) -> Float[Array, "B h w F"]:
     """Convolution with zeros around the image so that h = ceil(H / stride), in x's dtype."""
-    return _plain(x, kernel, stride)
+    return convolution(x, kernel, window_of(x.shape[1:3], kernel.shape[:2], (stride, stride)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def spread(
     g: Float[Array, "B h w F"], kernel: Float[Array, "k k C F"], stride: int, size: tuple[int, int]
 ) -> Float[Array, "B H W C"]:
-    """The transpose of `convolve` in its image of `size` (H, W), in g's dtype.
-
-    With a stride, on the CPU, by sub-pixel phases: see `phases`.
-    """
-
-    def plain(g: Array, kernel: Array) -> Array:
-        image = jax.ShapeDtypeStruct((len(g), *size, kernel.shape[2]), g.dtype)
-        return jax.linear_transpose(lambda x: _plain(x, kernel, stride), image)(g)[0]
-
-    if stride == 1:  # written out, because of loops and branches: see `swapped`
-        low = (len(kernel) - 1) // 2
-        return lax.conv_general_dilated(
-            g,
-            kernel[::-1, ::-1].swapaxes(2, 3),
-            (1, 1),
-            [(len(kernel) - 1 - low, low)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-    return lax.platform_dependent(
-        g, kernel, cpu=partial(phases, stride=stride, size=size), default=plain
-    )
+    """The transpose of `convolve` in its image of `size` (H, W), in g's dtype."""
+    return image_gradient(g, kernel, window_of(size, kernel.shape[:2], (stride, stride)), size)
 
 
-def phases(
-    g: Float[Array, "B h w F"], kernel: Float[Array, "k k C F"], stride: int, size: tuple[int, int]
-) -> Float[Array, "B H W C"]:
-    """`spread` as one matrix product and stride^2 sums of its shifted parts.
-
-    Pixel s m + r of the padded image gets tap r + s a of pixel m - a of g, for each a: phase r,
-    interleaved with the others at the end.
-    """
-    k, _, C, F = kernel.shape
-    B, *small, _ = g.shape
-    taps = dot(g, kernel.reshape(-1, F).T).astype(g.dtype).reshape(B, *small, k, k, C)
-    most = -(-k // stride)  # taps of a phase along one axis
-
-    def phase(r: int, c: int) -> Array:
-        total = jnp.zeros((B, *(n + most - 1 for n in small), C), g.dtype)
-        for a in range(most):
-            for b in range(most):
-                if r + stride * a < k and c + stride * b < k:
-                    part = taps[:, :, :, r + stride * a, c + stride * b]
-                    width = ((0, 0), (a, most - 1 - a), (b, most - 1 - b), (0, 0))
-                    total = total + jnp.pad(part, width)
-        return total
-
-    rows = [jnp.stack([phase(r, c) for c in range(stride)], 3) for r in range(stride)]
-    image = jnp.stack(rows, 2)  # [B, m, r, n, c, C]
-    image = image.reshape(B, *(stride * (n + most - 1) for n in small), C)
-    for axis, (n, full) in enumerate(zip(small, size, strict=True), start=1):
-        low = max((n - 1) * stride + k - full, 0) // 2
-        short = max(low + full - image.shape[axis], 0)
-        image = jnp.pad(image, [(0, short if i == axis else 0) for i in range(4)])
-        image = lax.slice_in_dim(image, low, low + full, axis=axis)
-    return image
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def correlate(
     x: Float[Array, "B H W C"], g: Float[Array, "B h w F"], stride: int, taps: int
 ) -> Float[Array, "k k C F"]:
-    """The transpose of `convolve` in its kernel of `taps` x `taps`, in x's dtype.
+    """The transpose of `convolve` in its kernel of `taps` x `taps`, in x's dtype."""
+    window = window_of(x.shape[1:3], (taps, taps), (stride, stride))
+    return kernel_gradient(x, g, window, (taps, taps))
 
-    On the CPU as a convolution of transposed arrays: see `swapped`.
-    """
 
-    def plain(x: Array, g: Array) -> Array:
-        kernel = jax.ShapeDtypeStruct((taps, taps, x.shape[-1], g.shape[-1]), x.dtype)
-        return jax.linear_transpose(lambda w: _plain(x, w, stride), kernel)(g)[0]
+def _check(what: str, window: Window, x: Shape, kernel: Shape, g: Shape) -> None:
+    """Whether x and the kernel have a convolution, and it has the shape g."""
+    channels = x[-1] == kernel[-2] * window.groups and kernel[-1] % window.groups == 0
+    axes = len(x) == len(kernel) == len(window.strides) + 2
+    if not (
+        axes and channels and (x[0], *result_size(x[1:-1], kernel[:-2], window), kernel[-1]) == g
+    ):
+        raise ValueError(f"{what}: image {x}, kernel {kernel} and result {g} do not fit {window}")
 
-    return lax.platform_dependent(
-        x, g, cpu=partial(swapped, stride=stride, taps=taps), default=plain
+
+def _convolution_result(x: Any, w: Any, *, window: Window, **_) -> tuple[Shape, Any]:
+    if x.ndim != w.ndim:
+        raise ValueError(f"convolution of an image {x.shape} with a kernel {w.shape}")
+    shape = (x.shape[0], *result_size(x.shape[1:-1], w.shape[:-2], window), w.shape[-1])
+    _check("convolution", window, x.shape, w.shape, shape)
+    return shape, x.dtype
+
+
+def _image_result(g: Any, w: Any, *, window: Window, size: Shape, **_) -> tuple[Shape, Any]:
+    shape = (g.shape[0], *size, w.shape[-2] * window.groups)
+    _check("gradient of an image", window, shape, w.shape, g.shape)
+    return shape, g.dtype
+
+
+def _kernel_result(x: Any, g: Any, *, window: Window, taps: Shape, **_) -> tuple[Shape, Any]:
+    shape = (*taps, x.shape[-1] // window.groups, g.shape[-1])
+    _check("gradient of a kernel", window, x.shape, shape, g.shape)
+    return shape, x.dtype
+
+
+def _convolution(x: Array, w: Array, *, window: Window, precision: Any) -> Array:
+    return lax.conv_general_dilated(
+        x,
+        w,
+        window.strides,
+        window.padding,
+        rhs_dilation=window.dilation,
+        dimension_numbers=channels_last(x.ndim),
+        feature_group_count=window.groups,
+        precision=precision,
     )
 
 
-def swapped(
-    x: Float[Array, "B H W C"], g: Float[Array, "B h w F"], stride: int, taps: int
-) -> Float[Array, "k k C F"]:
-    """`correlate` as a convolution of x over g, with examples for channels and the reverse.
+def _image_gradient(g: Array, w: Array, *, size: Shape, window: Window, precision: Any) -> Array:
+    image = jax.ShapeDtypeStruct((len(g), *size, w.shape[-2] * window.groups), g.dtype)
+    forward = partial(_convolution, w=w, window=window, precision=precision)
+    return jax.linear_transpose(forward, image)(g)[0]
 
-    XLA itself does so outside of loops and branches; inside of them its CPU compiler leaves the
-    kernel's gradient in a form that takes 10 to 20 times as long.
+
+def _kernel_gradient(x: Array, g: Array, *, taps: Shape, window: Window, precision: Any) -> Array:
+    channels = x.shape[-1] // window.groups
+    kernel = jax.ShapeDtypeStruct((*taps, channels, g.shape[-1]), x.dtype)
+    forward = partial(_convolution, x, window=window, precision=precision)
+    return jax.linear_transpose(lambda w: forward(w=w), kernel)(g)[0]
+
+
+def _batched(bind: Callable, first: tuple[int, int], second: tuple[int, int], both: tuple) -> Any:
+    """The rule of `vmap` of a member.
+
+    Args:
+      bind: the member.
+      first: (axis of the first array into which its batch is folded, axis of the result out of
+        which it is unfolded) where the second array has none.
+      second: the same of the second array.
+      both: (axis of the first, axis of the second, axis of the result): of channels, as the batch
+        is then one of groups.
     """
-    total = [
-        max((n - 1) * stride + taps - full, 0)
-        for n, full in zip(g.shape[1:3], x.shape[1:3], strict=True)
-    ]
-    found = lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0),
-        g.transpose(1, 2, 0, 3),
-        (1, 1),
-        [(t // 2, t - t // 2) for t in total],
-        rhs_dilation=(stride, stride),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    return found[:, :taps, :taps].transpose(1, 2, 0, 3)
+
+    def rule(arrays: tuple, axes: tuple, *, window: Window, **parameters) -> tuple[Array, int]:
+        number = next(
+            a.shape[axis] for a, axis in zip(arrays, axes, strict=True) if axis is not None
+        )
+        arrays = [
+            a if axis is None else jnp.moveaxis(a, axis, 0)
+            for a, axis in zip(arrays, axes, strict=True)
+        ]
+        alone = first if axes[1] is None else second if axes[0] is None else None
+        if alone is not None and (alone[0] == 0 or window.groups == 1):
+            index = 0 if axes[1] is None else 1
+            arrays[index] = _folded(arrays[index], alone[0])
+            out = alone[1]
+        else:
+            arrays = [
+                jnp.broadcast_to(a, (number, *a.shape)) if axis is None else a
+                for a, axis in zip(arrays, axes, strict=True)
+            ]
+            arrays = [_folded(a, axis) for a, axis in zip(arrays, both, strict=False)]
+            window, out = window._replace(groups=window.groups * number), both[2]
+        found = bind(*arrays, window=window, **parameters)
+        axis = out % found.ndim
+        shape = found.shape
+        return found.reshape(*shape[:axis], number, -1, *shape[axis + 1 :]), axis
+
+    return rule
 
 
-convolve.defvjp(
-    lambda x, w, s: (convolve(x, w, s), (x, w)),
-    lambda s, xw, g: (
-        spread(g, xw[1], s, xw[0].shape[1:3]),
-        correlate(xw[0], g, s, xw[1].shape[0]),
-    ),
+def _folded(a: Array, axis: int) -> Array:
+    """The first axis of a in front of what is `axis` of its rest, and both as one."""
+    axis %= a.ndim - 1
+    a = jnp.moveaxis(a, 0, axis)
+    return a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2 :])
+
+
+convolution_p = bilinear(
+    "convolution", result=_convolution_result, standard=_convolution, cpu=cpu.convolution
 )
-spread.defvjp(
-    lambda g, w, s, size: (spread(g, w, s, size), (g, w)),
-    lambda s, size, gw, x: (convolve(x, gw[1], s), correlate(x, gw[0], s, gw[1].shape[0])),
+image_gradient_p = bilinear(
+    "image_gradient", result=_image_result, standard=_image_gradient, cpu=cpu.image_gradient
 )
-correlate.defvjp(
-    lambda x, g, s, taps: (correlate(x, g, s, taps), (x, g)),
-    lambda s, taps, xg, w: (spread(xg[1], w, s, xg[0].shape[1:3]), convolve(xg[0], w, s)),
+kernel_gradient_p = bilinear(
+    "kernel_gradient", result=_kernel_result, standard=_kernel_gradient, cpu=cpu.kernel_gradient
+)
+
+
+differentiated(
+    convolution_p,
+    in_first=lambda g, x, w, **p: image_gradient(g, w, size=x.aval.shape[1:-1], **p),
+    in_second=lambda g, x, w, **p: kernel_gradient(x, g, taps=w.aval.shape[:-2], **p),
+    batched=_batched(convolution, (0, 0), (-1, -1), (-1, -1, -1)),
+)
+differentiated(
+    image_gradient_p,
+    in_first=lambda x, g, w, size, **p: convolution(x, w, **p),
+    in_second=lambda x, g, w, size, **p: kernel_gradient(x, g, taps=w.aval.shape[:-2], **p),
+    batched=_batched(image_gradient, (0, 0), (-2, -1), (-1, -1, -1)),
+)
+differentiated(
+    kernel_gradient_p,
+    in_first=lambda w, x, g, taps, **p: image_gradient(g, w, size=x.aval.shape[1:-1], **p),
+    in_second=lambda w, x, g, taps, **p: convolution(x, w, **p),
+    batched=_batched(kernel_gradient, (-1, -2), (-1, -1), (-1, -1, -1)),
 )

@@ -10,7 +10,9 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from genjax.nn.convolution import convolution
 from genjax.nn.layers import Initializer, uniform_fan_avg
+from genjax.nn.window import window_of
 
 
 class ExactConv(nnx.Module):
@@ -51,35 +53,10 @@ class ExactConv(nnx.Module):
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w F"]:
         """Applies the layer."""
-        if 1 < self.groups == x.shape[-1] == self.kernel.shape[-1]:
-            return self._depthwise(x) + self.bias[...]
-        y = lax.conv_general_dilated(
-            x,
-            self.kernel[...],
-            (self.stride, self.stride),
-            self.padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
-            precision=lax.Precision.HIGHEST,
-        )
-        return y + self.bias[...]
-
-    def _depthwise(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
-        """Every channel for itself: the sum over the kernel of shifted images.
-
-        On the CPU this takes a fifth to a seventeenth of the time of XLA's grouped convolution.
-        """
-        kernel, step = self.kernel[...], self.stride
-        pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (step, step), self.padding)
-        x = jnp.pad(x, [(0, 0), *pads, (0, 0)])
-        height, width = (
-            (n - k) // step * step + 1 for n, k in zip(x.shape[1:3], kernel.shape, strict=False)
-        )
-        return sum(
-            x[:, i : i + height : step, j : j + width : step] * kernel[i, j, 0]
-            for i in range(kernel.shape[0])
-            for j in range(kernel.shape[1])
-        )
+        kernel = self.kernel[...]
+        strides = (self.stride, self.stride)
+        over = window_of(x.shape[1:3], kernel.shape[:2], strides, self.padding, self.groups)
+        return convolution(x, kernel, over, lax.Precision.HIGHEST) + self.bias[...]
 
 
 def exact_product(x: Float[Array, "B D"], kernel: Float[Array, "D F"]) -> Float[Array, "B F"]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +15,9 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from genjax.nn.convolution import convolve, dot, spread
+from genjax.nn.convolution import convolve, spread
 from genjax.nn.norm import SpectralNorm
+from genjax.nn.products import contraction
 
 Initializer = Callable[..., jax.Array]
 
@@ -26,31 +26,22 @@ standard_normal = jax.nn.initializers.normal(1.0)
 zeros = jax.nn.initializers.zeros
 
 
-@jax.custom_vjp
 def product(x: Float[Array, "... D"], kernel: Float[Array, "D F"]) -> Float[Array, "... F"]:
     """`x @ kernel`, accumulated in float32 and returned in x's dtype.
 
-    The backward pass casts the cotangent to the operands' dtype, so that with bfloat16 operands
-    all three products run on the matrix units (TPU, GPU, AMX); JAX's own rule would mix float32
-    and bfloat16. It is made of `contract`, so the same holds of gradients of gradients; a kernel
-    that is transposed first would keep a CPU from its matrix units.
+    Its derivatives are products of the operands' dtype too: see `contract`.
     """
-    return dot(x, kernel).astype(x.dtype)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    y = contraction("rd,df->rf", rows, kernel)
+    return y.reshape(*x.shape[:-1], kernel.shape[-1]).astype(x.dtype)
 
 
-def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return product(x, kernel), (x, kernel)
+def contract(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`jnp.einsum(spec, x, y)`, accumulated and returned in float32 (float64 of float64).
 
-
-def _product_backward(residual: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, kernel = residual
-    rows = math.prod(x.shape[:-1])
-    flat, g = x.reshape(rows, -1), g.reshape(rows, -1)
-    dx = contract("rf,df->rd", g, kernel).reshape(x.shape).astype(x.dtype)
-    return dx, contract("rd,rf->df", flat, g).astype(kernel.dtype)
-
-
-product.defvjp(_product_forward, _product_backward)
+    For products with batch axes or a float32 result; see `genjax.nn.products.contraction`.
+    """
+    return contraction(spec, x, y)
 
 
 def plus(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -269,61 +260,6 @@ class Embed(nnx.Module):
     def __call__(self, index: Int[Array, "..."]) -> Float[Array, "... D"]:
         """Looks the vectors up."""
         return self.embedding[...][index].astype(self.dtype)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def contract(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`jnp.einsum(spec, x, y)`, accumulated and returned in float32 (float64 of float64).
-
-    For products with batch axes or a float32 result. The backward pass casts the cotangent to the
-    operands' dtype, for the same reason as `product`. `spec` is a letter an index, two operands and
-    a result, without spaces; every index of an operand must be one of the other or of the result.
-    """
-    if x.dtype != jnp.bfloat16:
-        return _einsum(spec, x, y)
-    return lax.platform_dependent(x, y, cpu=partial(_by_rows, spec), default=partial(_einsum, spec))
-
-
-def _einsum(spec: str, x: Array, y: Array) -> Array:
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    return jnp.einsum(spec, x, y, preferred_element_type=wide)
-
-
-def _by_rows(spec: str, x: Array, y: Array) -> Array:
-    """`_einsum` as the CPU's matrix units want it: the last indices of one operand are summed.
-
-    Of other products, such as a gradient of parameters, XLA makes one of float32, which takes twice
-    the time. So the smaller operand is transposed. XLA decides by its layout, which a transpose
-    leaves as it was and a reshape does not; barriers keep XLA from leaving out the two. Another one
-    keeps a transpose of the result from being merged into the product, which XLA's runtime would
-    then refuse; the result's indices come in a product's own order for the same reason.
-    """
-    operands, out = spec.split("->")
-    a, b = operands.split(",")
-    if a[-1] in out and (b[-1] not in out or x.size > y.size):
-        x, y, a, b = y, x, b, a
-    if a[-1] in out:
-        rows = "".join(sorted(a, key=lambda index: index not in out))
-        x, a = lax.optimization_barrier(x.transpose([a.index(index) for index in rows])), rows
-        x = lax.squeeze(lax.optimization_barrier(jnp.expand_dims(x, 0)), [0])
-    shared = [index for index in a if index in b and index in out]
-    order = "".join(dict.fromkeys(index for index in (*shared, *a, *b) if index in out))
-    found = lax.optimization_barrier(_einsum(f"{a},{b}->{order}", x, y))
-    return found.transpose([order.index(index) for index in out])
-
-
-def _contract_forward(spec: str, x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
-    return contract(spec, x, y), (x, y)
-
-
-def _contract_backward(spec: str, residual: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    (x, y), (operands, out) = residual, spec.split("->")
-    a, b = operands.split(",")
-    dx = contract(f"{out},{b}->{a}", g.astype(y.dtype), y).astype(x.dtype)
-    return dx, contract(f"{out},{a}->{b}", g.astype(x.dtype), x).astype(y.dtype)
-
-
-contract.defvjp(_contract_forward, _contract_backward)
 
 
 def dropout(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -47,6 +48,28 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
                 "devices on these axes."
             )
     return jax.make_mesh(sizes, AXES, (AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def fitted(config: ConfigDict, count: int) -> ConfigDict:
+    """`config` with its mesh made to fit `count` devices, if it does not.
+
+    `tensor` and `fsdp` become divisors of what they were and of the devices that are left; the axis
+    that was -1, or else `data`, takes the rest. One that `make_mesh` refuses for another reason
+    stays as it is.
+    """
+    sizes = {axis: config.mesh[axis] for axis in AXES}
+    free = [axis for axis, size in sizes.items() if size == -1] or ["data"]
+    known = math.prod(size for size in sizes.values() if size != -1)
+    fits = count % known == 0 if -1 in sizes.values() else count == known
+    if fits or len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        return config
+    rest = count
+    for axis in reversed(AXES):
+        sizes[axis] = -1 if axis in free else math.gcd(sizes[axis], rest)
+        rest //= abs(sizes[axis])
+    found = config.copy_and_resolve_references()
+    found.mesh.update(sizes)
+    return found
 
 
 @functools.cache

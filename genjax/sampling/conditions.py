@@ -1,48 +1,267 @@
-"""What to sample: the conditions of a batch of samples."""
+"""What samples are drawn for: conditions given by a user, in a file, or by held-out examples.
+
+`Method.conditions` says which there are. A row is one value of each: name -> array.
+"""
 
 from __future__ import annotations
 
+import ast
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
-from genjax.config import ConfigError
-from genjax.method import DataSpec
+from genjax import modalities
+from genjax.config import ConfigError, nearest
+from genjax.data import sources
+from genjax.data.transforms import Transform
+from genjax.method import DataSpec, Field
+from genjax.modalities.label import NAME, num_classes
+from genjax.modalities.text import read_file
 
+Condition = Mapping[str, Array]
+Rows = list[dict[str, np.ndarray]]
 
-def labels_if(
-    setting: str, known: bool, spec: DataSpec, num: int, condition: Array | None, key: Array
-) -> Int[Array, "B"] | None:
-    """`labels` for a model that knows them; None for one that does not.
+_SPELLED = ("text", "label", "code", "real")  # kinds whose values are no names of files
 
-    Raises:
-      ConfigError: labels for a model that knows none; `setting` would have taught it.
-    """
-    if known:
-        return labels(spec, num, condition, key)
-    if condition is not None:
-        raise ConfigError(
-            "labels were given, but the model knows none: give none"
-            + (f", or train with {setting}." if setting else ".")
-        )
-    return None
+# ---- for methods ---------------------------------------------------------------------------------
 
 
 def labels(
-    spec: DataSpec, num: int, condition: Int[Array, "B"] | None, key: Array
-) -> Int[Array, "B"]:
-    """The labels of `num` samples: those given, or each class in turn.
+    spec: DataSpec, known: bool, num: int, condition: Condition, key: Array, setting: str = ""
+) -> Int[Array, "B"] | None:
+    """The labels of `num` samples: those given, or each class in turn; None for a model without.
 
     Where the turns begin is drawn from `key`: over many batches all classes come equally often,
     also where there are more of them than samples in a batch.
 
     Raises:
-      ValueError: not one label for each sample.
+      ConfigError: labels for a model that knows none; `setting` would have taught it. Not one label
+        for each sample.
     """
-    if condition is None:
-        first = jax.random.randint(key, (), 0, spec.num_classes)
-        return (first + jnp.arange(num)) % spec.num_classes
-    given = jnp.asarray(condition, jnp.int32)
+    if not known:
+        if condition:
+            raise ConfigError(
+                f"{', '.join(condition)}: the model knows no such condition: give none"
+                + (f", or train with {setting}." if setting else ".")
+            )
+        return None
+    if NAME not in condition:
+        classes = num_classes(spec)
+        return (jax.random.randint(key, (), 0, classes) + jnp.arange(num)) % classes
+    given = jnp.asarray(condition[NAME], jnp.int32)
     if given.shape != (num,):
-        raise ValueError(f"condition: expected {num} labels, got an array of {given.shape}.")
+        raise ConfigError(f"label: expected {num} labels, got an array of {given.shape}.")
     return given
+
+
+def required(condition: Condition, name: str) -> Array:
+    """The condition `name`, which the method cannot do without.
+
+    Raises:
+      ConfigError: it is not given.
+    """
+    if name not in condition:
+        raise ConfigError(
+            f"--{name} is missing: the method draws nothing without it. Give it, or --conditions="
+            "FILE, or --conditions=test for those of held-out examples."
+        )
+    return condition[name]
+
+
+# ---- for the command line ------------------------------------------------------------------------
+
+
+def parse(known: Mapping[str, Field], given: Mapping[str, Sequence[str]]) -> Rows:
+    """The rows that flags name: of each condition one value for all, or as many as there are rows.
+
+    Args:
+      known: the conditions of the method.
+      given: flag -> each of its values. `NAME_file` is a file with the text of condition NAME. A
+        condition of one number takes a Python tuple for several.
+
+    Raises:
+      ConfigError: a value that is none of its condition, or several of different number.
+    """
+    columns: dict[str, list[np.ndarray]] = {}
+    for flag, texts in given.items():
+        name = flag.removesuffix("_file") if flag not in known else flag
+        if name in columns:
+            raise ConfigError(f"--{name} and --{name}_file are both given: leave one out.")
+        field = known[name]
+        if flag != name:
+            texts = [
+                read_file(f"--{flag}", file).removesuffix("\n").removesuffix("\r") for file in texts
+            ]
+        columns[name] = [
+            _value(flag, text, field) for one in texts for text in _several(one, field)
+        ]
+    count = max(map(len, columns.values()), default=0)
+    for name, values in columns.items():
+        if len(values) not in (1, count):
+            numbers = ", ".join(f"{len(v)} of {n}" for n, v in columns.items())
+            raise ConfigError(
+                f"--{name}: {numbers}. Expected one for all samples, or as many of each condition."
+            )
+    return [
+        {name: values[i % len(values)] for name, values in columns.items()} for i in range(count)
+    ]
+
+
+def flags_of(known: Mapping[str, Field]) -> list[str]:
+    """The flags that conditions have."""
+    return [flag for name, f in known.items() for flag in (name, f"{name}_file")[: 1 + _is_text(f)]]
+
+
+def _is_text(field: Field) -> bool:
+    return field.kind == "text"
+
+
+def _several(text: str, field: Field) -> list[str]:
+    """The values in a Python tuple or list, for a condition of one number; else the text itself."""
+    if tuple(field.shape) == () and text[:1] in ("(", "["):
+        try:
+            return [str(value) for value in ast.literal_eval(text)]
+        except (ValueError, SyntaxError, TypeError):
+            pass
+    return [text]
+
+
+def _value(flag: str, text: str, field: Field) -> np.ndarray:
+    try:
+        return modalities.find(field).parse(text, field)
+    except ConfigError as error:
+        raise ConfigError(f"--{flag}: {error}") from error
+
+
+def read(known: Mapping[str, Field], file: str) -> Rows:
+    """The rows of a file: .csv or .jsonl with a column a condition, or .npz with an array of each.
+
+    Names of files in it are relative to it.
+
+    Raises:
+      ConfigError: no such file, another kind of one, a column that is no condition, or none.
+    """
+    path = Path(file)
+    flag = f"--conditions={file}"
+    if path.suffix not in (".csv", ".jsonl", ".npz"):
+        raise ConfigError(f"{flag}: expected a .csv, .jsonl or .npz file, or a split of the data.")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                columns = {name: arrays[name] for name in arrays.files}
+            _check_names(flag, known, columns)
+            checked = {name: _column(flag, name, v, known[name]) for name, v in columns.items()}
+            return [dict(zip(columns, row, strict=True)) for row in _zip(flag, checked)]
+        text = read_file("--conditions", file)
+        if path.suffix == ".csv":
+            found = list(csv.DictReader(io.StringIO(text, newline="")))
+        else:
+            found = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{flag} cannot be read: {error}.") from error
+    rows = []
+    for number, row in enumerate(found, 1):
+        if not isinstance(row, dict):
+            raise ConfigError(f"{flag}, row {number}: expected an object with {', '.join(known)}.")
+        if None in row:  # where the csv module puts what is left over
+            raise ConfigError(f"{flag}, row {number}: more values than columns.")
+        _check_names(f"{flag}, row {number}", known, row)
+        values = {}
+        for name, value in row.items():
+            where, field = f"conditions, row {number}, {name}", known[name]
+            if value is None:
+                raise ConfigError(f"--{where}: expected a text or a number, found nothing.")
+            text = str(value) if field.kind in _SPELLED else _beside(path, str(value))
+            values[name] = _value(where, text, field)
+        rows.append(values)
+    if not rows:
+        raise ConfigError(f"{flag} has no row.")
+    return rows
+
+
+def _column(flag: str, name: str, values: np.ndarray, field: Field) -> np.ndarray:
+    """The array of a condition, in the field's dtype.
+
+    Raises:
+      ConfigError: another shape or kind of number, or no class or token of the field.
+    """
+    inner = values.shape[1:]
+    alike = len(inner) == len(field.shape) and values.ndim
+    alike = alike and all(want in (None, got) for got, want in zip(inner, field.shape, strict=True))
+    if not alike or not np.can_cast(values.dtype, field.dtype, "same_kind"):
+        axes = ", ".join(["N", *("any" if side is None else str(side) for side in field.shape)])
+        raise ConfigError(
+            f"{flag}: {name} has shape {list(values.shape)} and dtype {values.dtype}; expected "
+            f"{np.dtype(field.dtype)} of shape [{axes}]."
+        )
+    most = field.facts.get("num_classes") or field.facts.get("vocabulary_size")
+    least = -1 if None in field.shape else 0  # -1 fills up shorter texts
+    if most and not ((values >= least) & (values < most)).all():
+        what = "classes" if "num_classes" in field.facts else "tokens"
+        raise ConfigError(f"{flag}: {name}: expected {what} from 0 to {most - 1}.")
+    return values.astype(field.dtype)
+
+
+def _zip(flag: str, columns: Mapping[str, np.ndarray]) -> list[tuple[Any, ...]]:
+    if not columns:
+        raise ConfigError(f"{flag} has no array.")
+    if len({len(column) for column in columns.values()}) != 1:
+        sizes = ", ".join(f"{name} {len(column)}" for name, column in columns.items())
+        raise ConfigError(f"{flag}: arrays of different length ({sizes}).")
+    if not len(next(iter(columns.values()))):
+        raise ConfigError(f"{flag} has no row.")
+    return list(zip(*columns.values(), strict=True))
+
+
+def _beside(path: Path, text: str) -> str:
+    """`text`, or the file that it names in the folder of `path`."""
+    beside = path.parent / text
+    return str(beside) if "\n" not in text and len(text) < 256 and beside.is_file() else text
+
+
+def _check_names(where: str, known: Mapping[str, Field], given: Mapping[str, Any]) -> None:
+    for name in given:
+        if name not in known:
+            raise ConfigError(
+                f"{where}: {name!r} is no condition of this run. "
+                + (f"Nearest: {nearest(name, known)}." if known else "It has none.")
+            )
+
+
+# ---- held-out examples ---------------------------------------------------------------------------
+
+
+def in_data(known: Mapping[str, Field], spec: DataSpec) -> dict[str, str]:
+    """Condition -> the field of the data that has it, of those that have one."""
+    fields = {name: field.facts.get("field", name) for name, field in known.items()}
+    return {name: field for name, field in fields.items() if field in spec.fields}
+
+
+def held_out(source: Any, num: int, transform: Transform | None = None) -> dict[str, np.ndarray]:
+    """`num` examples of a split as one batch, spread over all of it, the same every time.
+
+    If there are fewer, they are taken in turn. `transform` is that of evaluations; an example's
+    draws are always the same.
+
+    Raises:
+      ConfigError: the split is empty.
+    """
+    if not len(source):
+        raise ConfigError("the split has no examples to take conditions from.")
+    order = sources.order(len(source))
+    chosen = order[np.arange(num) % len(order)]
+    if transform is None:
+        return sources.take(source, chosen)
+    rows = [transform(source[int(i)], np.random.default_rng(int(i))) for i in chosen]
+    return sources.stack(rows)

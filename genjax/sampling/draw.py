@@ -1,4 +1,4 @@
-"""Drawing any number of samples from a method, in batches."""
+"""Drawing any number of samples from a method, in batches, over all devices."""
 
 from __future__ import annotations
 
@@ -9,39 +9,44 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Int
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from genjax.config import ConfigError, nearest
 from genjax.method import Method
+from genjax.parallel.mesh import BATCH as OVER_DEVICES
+from genjax.sampling.conditions import flags_of
 from genjax.train_state import stream
-from genjax.training.assemble import Assembly
 
 Tree = Any
-BATCH = 64  # samples drawn at a time
+BATCH = 64  # samples drawn with one key
 MOST_SAMPLES = 2**20  # of one command
 
 
-def parse_options(method: Method, given: Mapping[str, str]) -> dict[str, Any]:
+def parse_options(method: Method, given: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """The keyword options of `method.sample` that the command line gives, as Python values.
 
-    Options that are functions cannot be given there.
-
-    `condition` is one value for all samples, or a tuple that is repeated in turn.
+    Options that are functions cannot be given there. `method.options` says how some are read.
 
     Raises:
-      ConfigError: an option that the method does not have.
+      ConfigError: an option that the method does not have, or one that is given twice.
     """
     parameters = inspect.signature(method.sample).parameters.values()
     plain = [p for p in parameters if "Callable" not in str(p.annotation)]
-    known = ["condition", *(p.name for p in plain if p.kind is p.KEYWORD_ONLY)]
+    known = [p.name for p in plain if p.kind is p.KEYWORD_ONLY]
     options = {}
-    for name, text in given.items():
+    for name, texts in given.items():
         if name not in known:
+            near = nearest(name, [*flags_of(method.conditions), *known])
+            hint = f"Nearest: {near}." if near else "It has none."
             raise ConfigError(
-                f"--{name}={text}: the method has no such sampling option. "
-                f"Nearest: {nearest(name, known)}."
+                f"--{name}={texts[0]}: this run has no such condition or sampling option. {hint}"
             )
+        if len(texts) > 1:
+            raise ConfigError(f"--{name} is given {len(texts)} times: give it once.")
+        (text,) = texts
+        if name in method.options:
+            options[name] = method.options[name](text)
+            continue
         try:
             options[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -50,100 +55,121 @@ def parse_options(method: Method, given: Mapping[str, str]) -> dict[str, Any]:
 
 
 def make_draw(
-    run: Assembly, num: int, options: Mapping[str, Any]
+    method: Method,
+    mesh: Mesh,
+    num: int,
+    condition: Mapping[str, np.ndarray] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Callable[[Tree, Tree, jax.Array], np.ndarray]:
     """The function (params, mutable, key) -> `num` samples, on the host of every process.
 
     It is compiled at its first call. Batches of `BATCH` are drawn with the key folded with their
-    index, so that the first samples do not depend on how many follow.
+    index, so that the first samples depend neither on how many follow nor on the devices. As many
+    batches as devices share a batch are drawn at once, one on each; fewer one after the other, each
+    spread over the devices if they divide it.
 
     Args:
-      run: what to draw from.
+      method: what to draw from.
+      mesh: the devices.
       num: how many samples.
-      options: keywords of `method.sample`; `condition` is one value for all samples, or a tuple
-        or an array of several that are taken in turn.
+      condition: rows of each condition that is given, taken in turn.
+      options: keywords of `method.sample`.
 
     Raises:
-      ConfigError: a condition that is no class; at the first call, an option has a value that
-        the method cannot follow.
+      ConfigError: at the first call, an option has a value that the method cannot follow.
     """
-    options = dict(options)
-    condition = options.pop("condition", None)
+    options, split = dict(options or {}), mesh.shape["data"] * mesh.shape["fsdp"]
     size = min(num, BATCH)
     batches = -(-num // size)
-    if condition is not None:
-        values = condition if isinstance(condition, tuple | np.ndarray) else (condition,)
-        classes = run.spec.num_classes
-        if not classes and not isinstance(condition, np.ndarray):
-            raise ConfigError(
-                f"--condition={condition!r}: expected none, the data have no classes."
-            )
-        if classes and not all(isinstance(v, int) and 0 <= v < classes for v in values):
-            raise ConfigError(
-                f"--condition={condition!r}: expected classes from 0 to {classes - 1}, one or a "
-                "tuple."
-            )
-        in_turn = np.asarray(values)[np.arange(batches * size) % len(values)]
-        condition = in_turn.reshape(batches, size, *in_turn.shape[1:])
+    at_once = split if batches >= split or (batches > 1 and size % split) else 1
+    rounds = -(-batches // at_once)
+    rows = {
+        name: np.asarray(values)[np.arange(rounds * at_once * size) % len(values)].reshape(
+            rounds, at_once, size, *np.shape(values)[1:]
+        )
+        for name, values in (condition or {}).items()
+    }
+    spread = at_once > 1 or size % split == 0
+    sharding = NamedSharding(mesh, OVER_DEVICES if spread else PartitionSpec())
 
-    def batch(params: Tree, mutable: Tree, key: jax.Array, condition: jax.Array | None):
-        return run.method.sample(params, mutable, key, size, condition, **options)
+    def batch(params: Tree, mutable: Tree, key: jax.Array, index: jax.Array, condition: Tree):
+        def one(key: jax.Array, condition: Mapping[str, jax.Array]) -> jax.Array:
+            return method.sample(params, mutable, key, size, condition, **options)
 
-    jitted = jax.jit(batch, out_shardings=NamedSharding(run.mesh, PartitionSpec()))
+        def place(tree: Tree) -> Tree:
+            return jax.lax.with_sharding_constraint(tree, sharding) if spread else tree
+
+        if at_once == 1:
+            own = jax.random.fold_in(key, index[0])
+            return place(one(own, place({n: c[0] for n, c in condition.items()})))[None]
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+        return place(jax.vmap(one)(place(keys), place(condition)))
+
+    jitted = jax.jit(batch, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def draw(params: Tree, mutable: Tree, key: jax.Array) -> np.ndarray:
         key = stream(key, "sample")
-        with jax.set_mesh(run.mesh):
-            drawn = [
-                np.asarray(
-                    jitted(
-                        *(params, mutable, jax.random.fold_in(key, i)),
-                        None if condition is None else condition[i],
-                    )
-                )
-                for i in range(batches)
-            ]
+        with jax.set_mesh(mesh):
+            drawn = []
+            for i in range(rounds):
+                given = {name: values[i] for name, values in rows.items()}
+                index = np.arange(i * at_once, (i + 1) * at_once)
+                made = np.asarray(jitted(params, mutable, key, index, given))
+                drawn.append(made.reshape(-1, *made.shape[2:]))
         return np.concatenate(drawn)[:num]
 
     return draw
 
 
-def draw_from_prompts(
-    run: Assembly,
-    prompts: Sequence[Int[np.ndarray, "P"]],
+def draw_rows(
+    method: Method,
+    mesh: Mesh,
+    rows: Sequence[Mapping[str, np.ndarray]],
     num: int,
     options: Mapping[str, Any],
     params: Tree,
     mutable: Tree,
     key: jax.Array,
-) -> Int[np.ndarray, "N S"]:
-    """`num` texts that go on from the prompts in turn, each as from its prompt alone.
+) -> np.ndarray:
+    """`num` samples for rows of conditions in turn, which may be of different shapes.
 
-    Padding would take positions from shorter prompts: those of one length are drawn together, and
-    a program is compiled for each length, the longest first, so that one that is too long is told
-    of ahead of all work. Those of the longest are drawn with `key`, those of the n-th length after
-    it with the key folded with n.
+    Padding would mean something to a method: rows of one shape are drawn together, each as if
+    alone, and a program is compiled for each shape, the largest first, so that one that is too long
+    is told of ahead of all work. Those of the largest are drawn with `key`, those of the n-th shape
+    after it with the key folded with n.
 
     Args:
-      run: what to draw from.
-      prompts: tokens of each, at least one.
-      num: how many texts.
+      method: what to draw from.
+      mesh: the devices.
+      rows: at least one: condition -> array.
+      num: how many samples.
       options: keywords of `method.sample`.
       params: of the method.
       mutable: of the method.
       key: draws.
 
     Returns:
-      Tokens, -1 where nothing is and behind shorter texts.
+      The samples; where they differ in their first axis, filled up with -1.
     """
-    given = [prompts[i % len(prompts)] for i in range(num)]
-    texts = {}
-    for n, length in enumerate(sorted(set(map(len, given)), reverse=True)):
-        rows = [i for i in range(num) if len(given[i]) == length]
-        alike = {**options, "condition": np.stack([given[i] for i in rows])}
-        draw = make_draw(run, len(rows), alike)
+    given = [rows[i % len(rows)] for i in range(num)]
+    shapes = [tuple(sorted((name, np.shape(v)) for name, v in row.items())) for row in given]
+    samples: dict[int, np.ndarray] = {}
+    for n, shape in enumerate(sorted(set(shapes), reverse=True)):
+        alike = [i for i in range(num) if shapes[i] == shape]
+        condition = {name: np.stack([given[i][name] for i in alike]) for name, _ in shape}
+        draw = make_draw(method, mesh, len(alike), condition, options)
         drawn = draw(params, mutable, jax.random.fold_in(key, n) if n else key)
-        texts |= dict(zip(rows, drawn, strict=True))
-    width = max(map(len, texts.values()))
-    padded = [np.pad(texts[i], (0, width - len(texts[i])), constant_values=-1) for i in range(num)]
-    return np.stack(padded)
+        samples |= dict(zip(alike, drawn, strict=True))
+    if len({sample.shape for sample in samples.values()}) == 1:
+        return np.stack([samples[i] for i in range(num)])
+    width = max(map(len, samples.values()))
+    return np.stack(
+        [
+            np.pad(
+                samples[i],
+                ((0, width - len(samples[i])), *((0, 0),) * (samples[i].ndim - 1)),
+                constant_values=-1,
+            )
+            for i in range(num)
+        ]
+    )

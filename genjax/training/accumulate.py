@@ -35,16 +35,17 @@ def gradient(
     """The gradient over `accumulation` microbatches, each weighted by its `Aux.weight`.
 
     Returns:
-      (gradient with respect to params[phase.trains], metrics with "loss", the new mutable).
+      (gradient with respect to the networks that the phase trains, by name; metrics with "loss";
+      the new mutable).
     """
 
     def loss(trained: Tree, mutable: Tree, batch: Batch, key: jax.Array):
-        value, aux = phase.loss({**params, phase.trains: trained}, mutable, batch, key, step)
+        value, aux = phase.loss({**params, **trained}, mutable, batch, key, step)
         return value, Aux(aux.metrics, {**mutable, **aux.mutable}, jnp.float32(aux.weight))
 
     def one(mutable: Tree, index: jax.Array | int) -> tuple[Tree, tuple[Tree, Metrics]]:
         (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(
-            params[phase.trains],
+            {name: params[name] for name in phase.networks},
             mutable,
             part(batch, accumulation, index),
             jax.random.fold_in(key, index),

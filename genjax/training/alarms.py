@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+
+from etils import epath
 
 from genjax.method import Alarm
 from genjax.training.metrics import read_metrics
 
 
-def ringing(alarms: Sequence[Alarm], path: Path) -> list[str]:
+def ringing(alarms: Sequence[Alarm], path: epath.Path) -> list[str]:
     """What to say of each alarm whose metric has been below its bound long enough.
 
     There is no counter to save: the file has the whole history, also after a resume. A value that
@@ -21,10 +23,11 @@ def ringing(alarms: Sequence[Alarm], path: Path) -> list[str]:
     """
     metrics = read_metrics(path) if alarms else {}
     return [
-        f"{alarm.metric} has been below {alarm.below:.4g} for {alarm.evaluations} evaluations: "
+        f"{name} has been below {alarm.below:.4g} for {alarm.evaluations} evaluations: "
         f"{alarm.advice}"
         for alarm in alarms
-        if _rings(alarm, metrics.get(alarm.metric, {}))
+        for name, history in metrics.items()
+        if re.fullmatch(alarm.metric, name) and _rings(alarm, history)
     ]
 
 

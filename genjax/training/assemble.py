@@ -11,16 +11,16 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from genjax import config as configs
+from genjax import durations
 from genjax import method as methods
 from genjax.config import ConfigError
 from genjax.data import catalogue
 from genjax.method import Batch, DataSpec, Method, Tree
 from genjax.parallel import rules
 from genjax.parallel.mesh import BATCH, make_mesh
-from genjax.train_state import TrainState, stream
-from genjax.training import ema, optim
-from genjax.training.step import StepOutput, make_step, slices
+from genjax.train_state import TrainState, seeded_key, stream
+from genjax.training import ema, follow, game, optim
+from genjax.training.step import StepOutput, make_step
 
 
 class Assembly(NamedTuple):
@@ -77,24 +77,28 @@ def assemble(
     mesh = make_mesh(config, devices)
     spec = catalogue.spec(config.dataset) if spec is None else spec
     method = methods.build(config, spec) if method is None else method
-    examples = config.batch_size * slices(method)
+    game.check(method)
+    examples = config.batch_size * game.slices(method)
     size = {"batch_size": examples, "examples": spec.sizes.get("train", 0)}
-    total = configs.steps(config.duration, **size)
-    warmup = configs.steps(config.schedule.warmup, **size, total=total)
-    trained = sorted({phase.trains for phase in method.phases})
+    total = total_steps(config, spec, method)
+    warmup = durations.steps(config.schedule.warmup, **size, total=total)
+    trained = game.trained(method)
     rates = {name: optim.learning_rate(config, name, total, warmup) for name in trained}
     optimizers = {name: optim.build(config, name, rates[name]) for name in trained}
 
     on_batch = NamedSharding(mesh, BATCH)
     batch = {
         name: jax.ShapeDtypeStruct((examples, *s.shape), s.dtype, sharding=on_batch)
-        for name, s in spec.features.items()
+        for name, s in spec.fields.items()
     }
     init = _make_init(config, method, optimizers, batch)
     abstract = jax.eval_shape(init)
-    optim.check_rules(config, abstract.params)
-    placed = rules.shardings(abstract, method.rules, mesh)
-    step = make_step(config, method, optimizers)
+    own = {name: tree for name, tree in abstract.params.items() if name not in method.follows}
+    optim.check_rules(config, own)
+    placed = rules.shardings(abstract.replace(params=own), method.rules, mesh)
+    followers = {name: placed.params[rule.source] for name, rule in method.follows.items()}
+    placed = placed.replace(params={**placed.params, **followers})
+    step = make_step(config, _spread(method, mesh), optimizers)
 
     def compiled(function, split: PartitionSpec):
         on_batches = NamedSharding(mesh, split)
@@ -127,6 +131,29 @@ def assemble(
         state=state,
         batch=batch,
     )
+
+
+def total_steps(config: ConfigDict, spec: DataSpec, method: Method) -> int:
+    """Steps of the whole run."""
+    size = {"batch_size": config.batch_size * game.slices(method)}
+    return durations.steps(config.duration, **size, examples=spec.sizes.get("train", 0))
+
+
+def _spread(method: Method, mesh: Mesh) -> Method:
+    """`method` whose prepared batches lie on the mesh as the loader's do, where they can."""
+    if method.prepare is None:
+        return method
+    parts, on_batch = mesh.shape["data"] * mesh.shape["fsdp"], NamedSharding(mesh, BATCH)
+
+    def prepare(*given) -> Batch:
+        return {
+            name: jax.lax.with_sharding_constraint(value, on_batch)
+            if value.ndim and value.shape[0] % parts == 0
+            else value
+            for name, value in method.prepare(*given).items()
+        }
+
+    return method._replace(prepare=prepare)
 
 
 def _shapes(networks: dict[str, Tree]) -> dict[str, tuple[int, ...]]:
@@ -190,7 +217,7 @@ def _make_init(
     """The function () -> the state before the first step, from `config.seed`."""
 
     def init() -> TrainState:
-        key = jax.random.key(config.seed)
+        key = seeded_key(config.seed)
         zeros = {name: jnp.zeros(s.shape, s.dtype) for name, s in batch.items()}
         params, mutable = method.init(stream(key, "init"), zeros)
         if missing := optimizers.keys() - params.keys():
@@ -198,6 +225,7 @@ def _make_init(
                 f"method {config.method!r} trains {sorted(missing)}, but init made only "
                 f"{sorted(params)}."
             )
+        params = follow.begin(method.follows, params, optimizers)
         return TrainState(
             step=jnp.int32(0),
             params=params,

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import math
+import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from flax.traverse_util import unflatten_dict
-from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from genjax.config import ConfigError
+from genjax.files import absolute, is_local
 from genjax.parallel.rules import path_name
 from genjax.train_state import TrainState
 
 Tree = Any
+
+BLOCK = 2**26  # bytes of an array that a digest has on the host at a time
 
 
 class Checkpoints:
@@ -35,9 +40,9 @@ class Checkpoints:
     is never picked up; what is left of it is removed at the next start of training.
     """
 
-    def __init__(self, workdir: str | Path, config: ConfigDict | None = None):
+    def __init__(self, workdir: str | os.PathLike, config: ConfigDict | None = None):
         """Opens `workdir/checkpoints`: for writing if a config is given, else only to read."""
-        self.folder = Path(workdir).resolve() / "checkpoints"
+        self.folder = absolute(workdir) / "checkpoints"
         if config is None:
             options = ocp.CheckpointManagerOptions(
                 read_only=True, create=False, save_interval_steps=0, best_fn=_no_best
@@ -168,7 +173,10 @@ class Checkpoints:
         return {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(loaded)}
 
     def restore_into(
-        self, state: TrainState, mapping: Sequence[tuple[str, str]]
+        self,
+        state: TrainState,
+        mapping: Sequence[tuple[str, str]],
+        follows: Collection[str] = (),
     ) -> tuple[TrainState, list[str]]:
         """`state` with some of its parameters and mutables taken from the newest checkpoint.
 
@@ -177,6 +185,7 @@ class Checkpoints:
           mapping: `(regex, replacement)` from a path in `state`, such as `params/denoiser/...`,
             to the saved path; the first regex that matches counts, a path that none matches
             keeps its initial value.
+          follows: networks that follow others, which are not taken.
 
         Returns:
           The state, its averages set to its parameters, and the paths that were taken.
@@ -193,7 +202,7 @@ class Checkpoints:
         for path, leaf in jax.tree_util.tree_leaves_with_path(target):
             name = path_name(path)
             rule = next((r for r in mapping if re.search(r[0], name)), None)
-            if rule is None:
+            if rule is None or path[1].key in follows:
                 continue
             source = re.sub(rule[0], rule[1], name)
             if saved.get(source) != tuple(leaf.shape):
@@ -263,8 +272,10 @@ def _no_best(metrics: Mapping[str, float]) -> float:
     return 0.0
 
 
-def _check_room(folder: Path, needed: int) -> None:
+def _check_room(folder: epath.Path, needed: int) -> None:
     """Raises OSError if the disk has no room for `needed` bytes, before anything is written."""
+    if not is_local(folder):
+        return
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
@@ -273,7 +284,7 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 @contextlib.contextmanager
-def _disk(folder: Path) -> Iterator[None]:
+def _disk(folder: epath.Path) -> Iterator[None]:
     """Turns what tensorstore says of a full disk or a damaged file into one OSError."""
     try:
         yield
@@ -299,20 +310,89 @@ def _shapes(tree: Tree) -> list[tuple[str, tuple[int, ...]]]:
     return [(path_name(path), tuple(leaf.shape)) for path, leaf in leaves]
 
 
-def digests(state: TrainState) -> dict[str, str]:
+def digests(state: Tree, block: int = BLOCK) -> dict[str, str]:
     """Path -> sha256 of each array's dtype, shape and bytes (little endian, row-major).
 
-    With several processes all of them must call it: arrays that are spread over them are gathered.
+    The same however the arrays are sharded. They come to the host in blocks of at most `block`
+    bytes and are gathered nowhere. With several processes all of them must call it.
     """
-    found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(as_data(state)):
-        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-            leaf = multihost_utils.process_allgather(leaf, tiled=True)
-        array = np.asarray(leaf)
-        array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
-        head = f"{array.dtype.name}{array.shape}".encode()
-        found[path_name(path)] = hashlib.sha256(head + array.tobytes()).hexdigest()
-    return found
+    return {
+        path_name(path): _sha256(leaf, block)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(as_data(state))
+    }
+
+
+def _sha256(array: jax.Array, block: int) -> str:
+    head = f"{array.dtype.name}{array.shape or (1,)}"  # a number is hashed as an array of one
+    hashed = hashlib.sha256(head.encode())
+    for start, shape in _blocks(array.shape, max(block // array.dtype.itemsize, 1)):
+        rows = _read_block(array, start, shape)
+        hashed.update(rows.astype(rows.dtype.newbyteorder("<"), copy=False).tobytes())
+    return hashed.hexdigest()
+
+
+Block = tuple[tuple[int, ...], tuple[int, ...]]  # where it starts, and its shape
+
+
+def _blocks(shape: tuple[int, ...], most: int) -> Iterator[Block]:
+    """An array in pieces of at most `most` elements that follow each other in its memory."""
+    if math.prod(shape) <= most:
+        yield (0,) * len(shape), shape
+        return
+    inner = math.prod(shape[1:])
+    rows = max(most // inner, 1)
+    for first in range(0, shape[0], rows):
+        count = min(rows, shape[0] - first)
+        for start, rest in _blocks(shape[1:], most):
+            yield (first, *start), (count, *rest)
+
+
+def _read_block(array: jax.Array, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """A block of `array` on the host, of every process that has a part of the array."""
+    here = array.is_fully_addressable or array.is_fully_replicated
+    found, seen = np.zeros(shape, array.dtype), set()
+    first, end = np.array(start, int), np.array(start, int) + shape
+    for shard in array.addressable_shards:
+        own = tuple(index.start or 0 for index in shard.index)
+        if own in seen or not (here or shard.replica_id == 0):
+            continue
+        seen.add(own)
+        low = np.maximum(first, own)
+        size = np.minimum(end, np.add(own, shard.data.shape)) - low
+        if (size > 0).all():
+            target = tuple(map(slice, low - first, low - first + size))
+            found[target] = _cut(shard.data, tuple(low - own), tuple(map(int, size)))
+    return found if here else _over_processes(found)
+
+
+def _cut(data: jax.Array, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """A part of an array that one device has, on the host."""
+    if shape == data.shape:
+        return np.asarray(data)
+    (device,) = data.devices()
+    with jax.set_mesh(Mesh(np.array([device]), ("all",))), jax.transfer_guard("allow"):
+        return np.asarray(_slice(data, start, shape))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _slice(data: jax.Array, start: tuple[int, ...], shape: tuple[int, ...]) -> jax.Array:
+    return jax.lax.dynamic_slice(data, start, shape)
+
+
+def _over_processes(block: np.ndarray) -> np.ndarray:
+    """The block of which every process has a part, and zeros elsewhere."""
+    of_process = {device.process_index: device for device in jax.devices()}
+    mesh = Mesh(np.array([device for _, device in sorted(of_process.items())]), ("process",))
+    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("process",), ()))
+    with jax.set_mesh(mesh), jax.transfer_guard("allow"):
+        own = np.frombuffer(block.tobytes(), np.uint8)[None]
+        parts = jax.make_array_from_process_local_data(split, own)
+        total = jax.jit(_sum_bytes, out_shardings=whole)(parts)
+        return np.asarray(total).view(block.dtype).reshape(block.shape)
+
+
+def _sum_bytes(parts: jax.Array) -> jax.Array:
+    return parts.sum(0, dtype=np.uint8)
 
 
 def digest(found: Mapping[str, str]) -> str:

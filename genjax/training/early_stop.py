@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from genjax.parallel.distributed import largest
@@ -15,7 +15,7 @@ from genjax.training.metrics import read_metrics
 logger = logging.getLogger("genjax")
 
 
-def exhausted(config: ConfigDict, path: Path) -> bool:
+def exhausted(config: ConfigDict, path: epath.Path) -> bool:
     """Whether `early_stop.metric` has not improved for `early_stop.patience` evaluations.
 
     There is no counter to save: the file has the whole history, also after a resume. An

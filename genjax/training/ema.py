@@ -1,21 +1,73 @@
-"""Exponential moving averages of the parameters, one profile for each decay."""
+"""Averages of the parameters over the steps, one for each profile that the config names.
+
+A profile is a name and a function: how much of the parameters after step t comes into the average.
+`config.ema.decay` names exponential averages, by their decays; `config.ema.power` those whose
+weights grow with a power of the step, by their relative standard deviations. Several of the latter
+are what an average of any other length can be put together from after a run (Karras et al. 2024,
+section 3.2).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError
 
 Tree = Any
+Profile = Callable[[jax.Array], jax.Array]  # step, from 0 -> the weight of its parameters
+
+
+def exponential(decay: float, warmup: bool) -> Profile:
+    """1 - d with d = `decay`.
+
+    With `warmup`, d is min(decay, (1 + step) / (10 + step)), so that the average forgets the
+    initial parameters early in a run.
+    """
+
+    def weight(step: jax.Array) -> jax.Array:
+        d = jnp.asarray(decay, jnp.float32)
+        return 1.0 - (jnp.minimum(d, (1.0 + step) / (10.0 + step)) if warmup else d)
+
+    return weight
+
+
+def exponent(deviation: float) -> float:
+    """gamma of the weights t^gamma whose standard deviation is this share of the run.
+
+    The root above 0 of sigma^2 (gamma + 2)^2 (gamma + 3) = gamma + 1, for 0 < sigma < 12^(-1/2)
+    (Karras et al. 2024, algorithm 2).
+    """
+    return float(np.roots([1, 7, 16 - deviation**-2, 12 - deviation**-2]).real.max())
+
+
+def power(deviation: float) -> Profile:
+    """1 - beta with beta = (1 - 1/t)^(gamma + 1), t = step + 1 (Karras et al. 2024, section 3.1).
+
+    The average of t steps weighs the parameters of step s by s^gamma, but for what a sum differs
+    from an integral, and has forgotten the initial ones after the first.
+    """
+    factor = 1 + exponent(deviation)
+    return lambda step: -jnp.expm1(factor * jnp.log1p(-1.0 / (step + 1.0)))
+
+
+def profiles(config: ConfigDict) -> dict[str, Profile]:
+    """The averages that `config.ema` names, by their name in the state: "0.999", "power_0.05".
+
+    Evaluations, samples and second stages use the first.
+    """
+    c = config.ema
+    constant = {str(decay): exponential(decay, c.warmup) for decay in c.decay}
+    return constant | {f"power_{deviation}": power(deviation) for deviation in c.power}
 
 
 def init(config: ConfigDict, params: dict[str, Tree], trained: Iterable[str]) -> dict[str, Tree]:
-    """A copy of the averaged networks for each decay of `config.ema.decay`, named by it.
+    """A copy of the averaged networks for each profile, named by it.
 
     Args:
       config: the whole config.
@@ -33,30 +85,24 @@ def init(config: ConfigDict, params: dict[str, Tree], trained: Iterable[str]) ->
             f"{sorted(trained)}."
         )
     averaged = {name: params[name] for name in names}
-    return {str(decay): jax.tree.map(jnp.array, averaged) for decay in config.ema.decay}
+    return {profile: jax.tree.map(jnp.array, averaged) for profile in profiles(config)}
 
 
 def update(
     config: ConfigDict, ema: dict[str, Tree], params: dict[str, Tree], step: jax.Array
 ) -> dict[str, Tree]:
-    """`ema <- d ema + (1 - d) params` after the update of `step` (0-based).
+    """`ema <- ema + w (params - ema)` after the update of `step` (0-based), w by its profile."""
 
-    With `config.ema.warmup`, d is min(decay, (1 + step) / (10 + step)), so that the average
-    forgets the initial parameters early in a run.
-    """
+    def averaged(weight: jax.Array, tree: Tree) -> Tree:
+        new = {name: params[name] for name in tree}
+        return jax.tree.map(lambda e, p: e + weight * (p - e), tree, new)
 
-    def profile(decay: float, tree: Tree) -> Tree:
-        d = jnp.asarray(decay, jnp.float32)
-        if config.ema.warmup:
-            d = jnp.minimum(d, (1.0 + step) / (10.0 + step))
-        averaged = {name: params[name] for name in tree}
-        return jax.tree.map(lambda e, p: e + (1.0 - d) * (p - e), tree, averaged)
-
-    return {str(decay): profile(decay, ema[str(decay)]) for decay in config.ema.decay}
+    return {name: averaged(profile(step), ema[name]) for name, profile in profiles(config).items()}
 
 
 def evaluation_params(
     config: ConfigDict, params: dict[str, Tree], ema: dict[str, Tree]
 ) -> dict[str, Tree]:
     """What evaluations and samples use: the first profile where there is one, else the raw."""
-    return {**params, **(ema[str(config.ema.decay[0])] if config.ema.decay else {})}
+    first = next(iter(profiles(config)), None)
+    return {**params, **(ema[first] if first else {})}

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
+from etils import epath
 
 from genjax import config as configs
-from genjax.data import loader, transforms
+from genjax import durations, modalities
+from genjax.data import loader
 from genjax.data.catalogue import Dataset
-from genjax.evals.evaluation import Evaluation
-from genjax.parallel.distributed import barrier, largest
+from genjax.files import is_local
+from genjax.parallel.distributed import barrier
 from genjax.parallel.mesh import batch_part, global_batch, global_batches
 from genjax.train_state import TrainState
 from genjax.training.assemble import Assembly
 from genjax.training.averages import Averages
 from genjax.training.checkpoint import Checkpoints, best_metric
 from genjax.training.early_stop import exhausted
+from genjax.training.interruptions import Interruptions, signals
 from genjax.training.metrics import (
     JsonlWriter,
     TensorBoardWriter,
     WandbWriter,
+    Writer,
     Writers,
 )
 from genjax.training.progress import Progress
@@ -35,32 +36,15 @@ from genjax.training.step import StepOutput
 logger = logging.getLogger("genjax")
 
 
-@contextlib.contextmanager
-def signals() -> Iterator[list[int]]:
-    """A list that SIGTERM and Ctrl-C append to; a second Ctrl-C interrupts at once."""
-    received: list[int] = []
-
-    def handle(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and number in received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    old = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-def make_writers(run: Assembly, workdir: Path, start: int) -> Writers:
+def make_writers(run: Assembly, workdir: epath.Path, start: int) -> Writers:
     """The writers that the config asks for; none on processes other than the first."""
     if jax.process_index():
         return Writers([])
-    writers = [
-        JsonlWriter(workdir / "metrics.jsonl", start),
-        TensorBoardWriter(workdir / "tensorboard", start),
-    ]
+    writers: list[Writer] = [JsonlWriter(workdir / "metrics.jsonl", start)]
+    if is_local(workdir):
+        writers.append(TensorBoardWriter(workdir / "tensorboard", start))
+    else:
+        logger.info("no TensorBoard files in object storage: metrics.jsonl has all numbers")
     if run.config.log.wandb:
         stored = configs.to_json(run.config)
         writers.append(WandbWriter(run.config.log.wandb_project, stored, workdir))
@@ -70,8 +54,9 @@ def make_writers(run: Assembly, workdir: Path, start: int) -> Writers:
 def train(
     run: Assembly,
     dataset: Dataset,
-    workdir: Path,
+    workdir: epath.Path,
     start: Callable[[Checkpoints], TrainState],
+    evaluation: Callable[[Writers], Evaluation],
 ) -> int:
     """Trains until the run's end, an early stop, or a signal; resumes at `state.step`.
 
@@ -80,6 +65,7 @@ def train(
       dataset: the splits.
       workdir: where everything goes; the caller holds its lock.
       start: gives the state to begin with: restored, or initialised.
+      evaluation: makes what evaluates the run into these writers.
 
     Returns:
       The process's exit code: 0, or 128 + the signal that ended the run.
@@ -102,7 +88,7 @@ def train(
                 checkpoints.wait()
             logger.info("nothing to do: the run is finished at step %d", first)
             return 0
-        evaluate = Evaluation(run, dataset, workdir, writers)
+        evaluate = evaluation(writers)
         if best_metric(run.config)[0] and run.config.evals.split == "test":
             logger.warning(
                 "the best step is chosen on the test split, which flatters it: set "
@@ -115,7 +101,7 @@ def train(
             dataset.splits["train"],
             seed=config.seed,
             batch_size=run.examples_per_step,
-            transform=transforms.build(config.dataset, train=True),
+            transform=modalities.transforms(config.dataset, run.spec, train=True),
             start_step=first,
             process_index=part,
             process_count=parts,
@@ -129,7 +115,7 @@ def train(
 def _cadences(run: Assembly) -> dict[str, int]:
     """Steps between two log lines, evaluations and checkpoints; 0 is never."""
     return {
-        name: configs.steps(
+        name: durations.steps(
             run.config[name].every,
             batch_size=run.examples_per_step,
             examples=run.spec.sizes["train"],
@@ -139,28 +125,17 @@ def _cadences(run: Assembly) -> dict[str, int]:
     }
 
 
-class Interruptions:
-    """Signals, and the minutes between timed checkpoints, agreed on by all processes."""
+class Evaluation(Protocol):
+    """What the loop needs of an evaluation."""
 
-    POLL = 10  # dispatches between two agreements, if there are several processes
+    writers: Writers
+    workdir: epath.Path
 
-    def __init__(self, minutes: float, received: Sequence[int]):
-        """Starts the clock; `received` is the list that `signals` appends to."""
-        self._seconds, self._received = minutes * 60, received
-        self._saved, self._polls = time.monotonic(), 0
+    def __call__(self, state: TrainState, step: int) -> dict[str, float]:
+        """Evaluates the state, writes what it finds, and returns the metrics."""
 
-    def saved(self) -> None:
-        """Starts the clock anew: a checkpoint was just saved."""
-        self._saved = time.monotonic()
-
-    def poll(self) -> tuple[int, bool]:
-        """(the signal that ends the run, or 0; whether a timed checkpoint is due)."""
-        self._polls += 1
-        if jax.process_count() > 1 and self._polls % self.POLL:
-            return 0, False
-        late = bool(self._seconds) and time.monotonic() - self._saved > self._seconds
-        number = self._received[0] if self._received else 0
-        return largest(number), bool(largest(int(late)))
+    def write_report(self, state: TrainState, finished: bool) -> None:
+        """Writes the report."""
 
 
 def dispatches(first: int, total: int, count: int, every: Iterable[int]) -> Iterator[range]:

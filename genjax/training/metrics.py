@@ -4,7 +4,7 @@ Every writer has the same four methods: `scalars(step, values)`, `images(step, n
 `text(step, name, text)` and `close()`; `Writers` fans out to any number of them (none on every
 process but the first). A metric's name begins with `train/` or `eval/`. Writing is synchronous and
 flushed, so that what was logged before a crash is on disk, and a full disk is an `OSError` here and
-not a silence.
+not a silence; in object storage the last seconds before a crash may be missing.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -29,7 +30,8 @@ from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboardX.proto.tensor_pb2 import TensorProto
 
 from genjax.config import ConfigError
-from genjax.training.pictures import png, write_atomic
+from genjax.files import Growing, absolute, is_local, write_atomic
+from genjax.pictures import png
 
 logger = logging.getLogger("genjax")
 
@@ -50,7 +52,7 @@ class Writer(Protocol):
         """Ends the record; the writer is not used again."""
 
 
-def _records(path: Path) -> tuple[list[dict], int]:
+def _records(path: epath.Path) -> tuple[list[dict], int]:
     """The JSON objects of a metrics file, and how many lines were none (torn by a crash)."""
     records, bad = [], 0
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
@@ -78,7 +80,7 @@ def read_metrics(path: str | os.PathLike) -> dict[str, dict[int, float | None]]:
       values for the same step the later line wins. `time` (unix seconds) is among the names.
     """
     metrics: dict[str, dict[int, float | None]] = {}
-    for record in sorted(_records(Path(path))[0], key=lambda record: record["step"]):
+    for record in sorted(_records(epath.Path(path))[0], key=lambda record: record["step"]):
         for name, value in record.items():
             if name != "step" and (value is None or isinstance(value, int | float)):
                 metrics.setdefault(name, {})[record["step"]] = value
@@ -112,8 +114,7 @@ class JsonlWriter:
 
     def __init__(self, path: str | os.PathLike, start_step: int):
         """Opens the file for appending, rid of what the run will write again."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = epath.Path(path)
         records, bad = _records(path)
         kept = [record for record in records if record["step"] <= start_step]
         content = "".join(json.dumps(record) + "\n" for record in kept).encode()
@@ -123,16 +124,17 @@ class JsonlWriter:
                 "%s: dropped %d lines beyond step %d and %d torn ones",
                 *(path.name, len(records) - len(kept), start_step, bad),
             )
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open until close()
+        self._file = Growing(path)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Appends one line and flushes it."""
+        """Appends one line; an evaluation's, which is read again, is in the file at once."""
         record: dict[str, Any] = {"step": int(step), "time": round(time.time(), 3)}
         for name, value in values.items():
             number = _scalar(name, value)
             record[name] = number if math.isfinite(number) else None
         self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        if any(name.startswith("eval/") for name in values):
+            self._file.sync()
 
     def images(self, step: int, name: str, picture: UInt8[np.ndarray, "H W 3"]) -> None:
         """Leaves pictures to `samples/` and to the other writers."""
@@ -215,11 +217,12 @@ class WandbWriter:
             from wandb import Html, Image, init
         except ImportError as error:
             raise ConfigError(
-                "log.wandb=True needs the package wandb, which is not installed: "
-                "pip install 'genjax-models[wandb]', or leave it out with --config.log.wandb=False"
+                "log.wandb=True needs the package wandb, which is not installed: run "
+                "GENJAX_EXTRAS=wandb launch/local.sh with the same arguments (or pip install "
+                "wandb), or leave it out with --config.log.wandb=False."
             ) from error
         self._image, self._html = Image, Html
-        marker = Path(workdir) / "wandb_id"
+        marker = epath.Path(workdir) / "wandb_id"
         if not marker.exists():
             write_atomic(marker, uuid.uuid4().hex[:12].encode())
         self._run = init(
@@ -227,8 +230,8 @@ class WandbWriter:
             id=marker.read_text().strip(),
             resume="allow",
             config=dict(config),
-            dir=str(workdir),
-            name=Path(workdir).resolve().name,
+            dir=str(workdir) if is_local(workdir) else None,
+            name=absolute(workdir).name,
         )
         # Our own step as the axis: wandb's would refuse the steps that a resumed run repeats.
         self._run.define_metric("*", step_metric="step")

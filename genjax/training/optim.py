@@ -88,9 +88,10 @@ def learning_rate(
 ) -> optax.Schedule:
     """The learning rate of one network as a function of the step.
 
-    Linear warm-up from 0 over `warmup_steps`, then by `config.schedule.name`: "constant";
-    "cosine" (Loshchilov & Hutter 2017, eq. 5) and "linear" to `schedule.final` times the peak at
-    `total_steps`; "inverse_sqrt" (Vaswani et al. 2017, eq. 3), peak * sqrt(warmup / step);
+    Linear warm-up, in which update n (counted from 1) has n / `warmup_steps` of the peak, then by
+    `config.schedule.name`: "constant"; "cosine" (Loshchilov & Hutter 2017, eq. 5) and "linear" to
+    `schedule.final` times the peak at `total_steps`; "inverse_sqrt" (Vaswani et al. 2017, eq. 3),
+    peak * sqrt(warmup / n);
     "ladder" (Burda et al. 2016, section 5), peak * final^(i/7) in the stretch i = 0 ... 7 of the
     run, each three times as long as the one before.
 
@@ -113,17 +114,18 @@ def learning_rate(
         "constant": lambda: optax.constant_schedule(peak),
         "cosine": lambda: optax.cosine_decay_schedule(peak, after, final),
         "linear": lambda: optax.linear_schedule(peak, peak * final, after),
-        "inverse_sqrt": lambda: lambda step: peak * jnp.sqrt(shift / jnp.maximum(shift + step, 1)),
+        "inverse_sqrt": lambda: lambda step: peak * jnp.sqrt(shift / (warmup_steps + step + 1)),
         "ladder": lambda: _ladder(peak, final, after),
     }
     if name not in schedules:
         raise ConfigError(
             f"config.schedule.name={name!r}: no such schedule. Nearest: {nearest(name, schedules)}."
         )
-    warmup = optax.linear_schedule(0.0, peak, shift)
     if not warmup_steps:
         return schedules[name]()
-    return optax.join_schedules([warmup, schedules[name]()], [warmup_steps])
+    return optax.join_schedules(
+        [lambda step: peak * ((step + 1) / warmup_steps), schedules[name]()], [warmup_steps]
+    )
 
 
 def _by_path(rules: Sequence[tuple[str, Any]], params: Tree, prefix: str, what: str) -> Tree:

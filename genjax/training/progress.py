@@ -9,9 +9,11 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
+from etils import epath
 from tqdm import tqdm
+
+from genjax.files import Growing
 
 logger = logging.getLogger("genjax")
 
@@ -102,45 +104,51 @@ class _Terminal(logging.Handler):
             tqdm.write(self.format(record), file=sys.stderr)
 
 
-class _LogFile(logging.FileHandler):
+class _LogFile(logging.StreamHandler):
     """Appends to a file; on a full disk it stays quiet, for the metrics writer will raise."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
+    def close(self) -> None:
+        self.stream.close()
+        super().close()
 
-@contextlib.contextmanager
-def setup_logging(workdir: str | os.PathLike | None) -> Iterator[None]:
-    """Sends the logger "genjax" to the terminal and to `workdir/log.txt` while inside.
 
-    Touches no other logger; level, propagation and handlers are as before on leaving.
+def terminal_logging() -> contextlib.AbstractContextManager[None]:
+    """Sends the logger "genjax" to the terminal while inside; touches no other logger."""
+    handler = _Terminal()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    return _handled_by(handler)
+
+
+def file_logging(workdir: str | os.PathLike) -> contextlib.AbstractContextManager[None]:
+    """Sends the logger "genjax" to `workdir/log.txt` as well while inside.
 
     Args:
-      workdir: the run's folder; made if missing. The log is appended to. None: no file.
+      workdir: the run's folder; made if missing. The log is appended to.
 
     Raises:
       OSError: the log file cannot be opened.
     """
-    terminal = _Terminal()
-    terminal.setFormatter(logging.Formatter("%(message)s"))
-    handlers: list[logging.Handler] = [terminal]
-    if workdir is not None:
-        Path(workdir).mkdir(parents=True, exist_ok=True)
-        file = _LogFile(Path(workdir) / "log.txt", encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        handlers.insert(0, file)
+    handler = _LogFile(Growing(epath.Path(workdir) / "log.txt"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    return _handled_by(handler)
+
+
+@contextlib.contextmanager
+def _handled_by(handler: logging.Handler) -> Iterator[None]:
+    """Level, propagation and handlers are as before on leaving."""
     before = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
     logger.propagate = False  # absl puts a handler on the root logger: lines would come twice
-    for handler in handlers:
-        logger.addHandler(handler)
+    logger.addHandler(handler)
     try:
         yield
     finally:
-        for handler in handlers:
-            logger.removeHandler(handler)
-            with contextlib.suppress(OSError):
-                handler.close()
+        logger.removeHandler(handler)
+        with contextlib.suppress(OSError):
+            handler.close()
         logger.setLevel(before[0])
         logger.propagate = before[1]

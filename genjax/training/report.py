@@ -20,18 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from PIL import Image
 
 from genjax.config import flatten
+from genjax.files import absolute, size, write_atomic
 from genjax.training.chart import line_chart, number
 from genjax.training.metrics import read_metrics
 from genjax.training.page import SCRIPT, STYLE
-from genjax.training.pictures import write_atomic
 
 logger = logging.getLogger("genjax")
 
 MAX_PICTURES = 12  # or texts, of a family
 MAX_BYTES = 8_000_000  # of the same, as files
+SHOWN = (".png", ".txt", ".wav")  # of samples, in order of preference
 THUMBNAIL = 152  # pixels, twice what is shown
 CRISP_BELOW = 640  # pixels: the shown width, under which a picture is enlarged
 PACKAGES = (
@@ -176,40 +178,57 @@ def _charts(title: str, metrics: Mapping[str, Curve], steps: tuple[int, int]) ->
     return f'<h2>{title}</h2><div class="charts">{"".join(cards)}</div>'
 
 
-def _families(folder: Path) -> dict[str, dict[int, Path]]:
-    """Pictures and texts `<name>_<step>.png` or `.txt`: by name, by step; "step" is "samples"."""
-    found: dict[str, dict[int, Path]] = {}
-    for path in sorted((*folder.glob("*.png"), *folder.glob("*.txt"))):
-        match = re.fullmatch(r"(.+)_(\d+)", path.stem)
-        if match and not path.name.startswith("."):
+def _families(folder: epath.Path) -> dict[str, dict[int, epath.Path]]:
+    """Files `<name>_<step>` with one of `SHOWN` endings: by name, by step; "step" is "samples".
+
+    Of several with the same stem it is the first kind; a sound is played below a picture.
+    """
+    found: dict[str, dict[int, epath.Path]] = {}
+    paths = folder.iterdir() if folder.exists() else ()
+    for path in sorted(p for p in paths if p.suffix in SHOWN):  # the endings sort as they stand
+        match = re.fullmatch(r"([^.].*)_(\d+)", path.stem)
+        if match:
             name = "samples" if match[1] == "step" else match[1]
-            found.setdefault(name, {})[int(match[2])] = path
+            found.setdefault(name, {}).setdefault(int(match[2]), path)
     order = sorted(found, key=lambda name: (name != "samples", name))
     return {name: dict(sorted(found[name].items())) for name in order}
 
 
-def _choose(pictures: Mapping[int, Path]) -> list[int]:
+def _choose(pictures: Mapping[int, epath.Path]) -> list[int]:
     """Evenly spread steps, with the first and the last: few enough to keep the page small."""
     steps, count = list(pictures), min(len(pictures), MAX_PICTURES)
     while True:
         ends = max(count - 1, 1)
         picked = [steps[len(steps) - 1 - (len(steps) - 1) * i // ends] for i in range(count)]
         picked.reverse()
-        if count == 1 or sum(pictures[s].stat().st_size for s in picked) <= MAX_BYTES:
+        files = [f for s in picked for f in (pictures[s], _sound(pictures[s])) if f is not None]
+        if count == 1 or sum(size(file) for file in set(files)) <= MAX_BYTES:
             return picked
         count -= 1
 
 
+def _sound(path: epath.Path) -> epath.Path | None:
+    """The sound that goes with a file of samples."""
+    sound = path.with_suffix(".wav")
+    return sound if sound.exists() else None
+
+
 def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _figure(path: Path, alt: str) -> tuple[str, str] | None:
-    """A picture or text as HTML, large and on a button; None if it cannot be read."""
+def _figure(path: epath.Path, alt: str) -> tuple[str, str] | None:
+    """A picture, text or sound as HTML, large and on a button; None if it cannot be read."""
     try:
+        sound, player = _sound(path), ""
+        if sound is not None:
+            player = f'<audio controls src="{_data_uri(sound.read_bytes(), "audio/wav")}"></audio>'
+        if path.suffix == ".wav":
+            return player, ""
         if path.suffix == ".txt":
-            return f"<pre>{html.escape(path.read_text())}</pre>", ""
-        with Image.open(path) as image:
+            return f"<pre>{html.escape(path.read_text())}</pre>{player}", ""
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
             width, small = image.width, image.convert("RGB")
     except OSError as error:
         logger.warning("left out of the report: %s (%s)", path, error)
@@ -219,12 +238,12 @@ def _figure(path: Path, alt: str) -> tuple[str, str] | None:
     small.save(buffer, "JPEG", quality=82)
     crisp = ' class="crisp"' if width < CRISP_BELOW else ""
     return (
-        f'<img{crisp} alt="{alt}" src="{_data_uri(path.read_bytes(), "png")}">',
-        f'<img alt="" src="{_data_uri(buffer.getvalue(), "jpeg")}">',
+        f'<img{crisp} alt="{alt}" src="{_data_uri(content, "image/png")}">{player}',
+        f'<img alt="" src="{_data_uri(buffer.getvalue(), "image/jpeg")}">',
     )
 
 
-def _viewer(name: str, files: Mapping[int, Path]) -> str:
+def _viewer(name: str, files: Mapping[int, epath.Path]) -> str:
     """The latest picture or text of a family, large, and a strip to choose earlier ones from."""
     alts = {step: f"{html.escape(name)} at step {number(step)}" for step in _choose(files)}
     made = {step: _figure(files[step], alt) for step, alt in alts.items()}
@@ -246,7 +265,7 @@ def _viewer(name: str, files: Mapping[int, Path]) -> str:
 
 
 def _header(
-    config: Mapping[str, Any], workdir: Path, step: int, total: int | None, finished: bool
+    config: Mapping[str, Any], workdir: epath.Path, step: int, total: int | None, finished: bool
 ) -> str:
     method = html.escape(str(config.get("method") or "run"))
     data = html.escape(str((config.get("dataset") or {}).get("name") or "unknown data"))
@@ -276,6 +295,41 @@ def _tiles(metrics: Mapping[str, Curve]) -> str:
     return f'<div class="tiles">{tiles}</div>' if tiles else ""
 
 
+def _data(data: Mapping[str, Any]) -> list[str]:
+    """What the data look like: each field and what is known of it, and the splits."""
+    rows = {}
+    for name, field in data.get("fields", {}).items():
+        facts = {k: v for k, v in field["facts"].items() if k not in ("tokenizer", "special") and v}
+        known = "".join(
+            f"; {key}: {', '.join(map(str, v)) if isinstance(v, list) else v}"
+            for key, v in facts.items()
+        )
+        mark = " (generated)" if name == data["target"] else ""
+        rows[name + mark] = f"{field['kind']} {field['shape']} {field['dtype']}{known}"
+    rows |= {f"{split} examples": count for split, count in data.get("sizes", {}).items()}
+    return [f"<details><summary>Data</summary>{_pairs(rows)}</details>"] if rows else []
+
+
+def _stages(folder: epath.Path) -> list[str]:
+    """The stages that were trained under the workdir, with a link to the report of each."""
+    rows = []
+    stages = sorted(folder.iterdir()) if folder.exists() else ()
+    for report in (stage / "report.html" for stage in stages if (stage / "report.html").exists()):
+        metrics = read_metrics(report.with_name("metrics.jsonl"))
+        last = {
+            n: c[max(c)] for n, c in metrics.items() if n.startswith("eval/") and "_se" not in n
+        }
+        told = ", ".join(f"{n.removeprefix('eval/')} {number(v)}" for n, v in last.items())
+        name = html.escape(report.parent.name)
+        link = f'<a href="stages/{name}/report.html">{name}</a>'
+        rows.append(
+            f'<tr><td class="mono">{link}</td><td class="any">{html.escape(told)}</td></tr>'
+        )
+    if not rows:
+        return []
+    return [f'<h2>Stages</h2><div class="card scroll"><table>{"".join(rows)}</table></div>']
+
+
 def write_report(
     workdir: str | os.PathLike,
     *,
@@ -284,11 +338,12 @@ def write_report(
     total: int | None = None,
     finished: bool = False,
     warnings: Sequence[str] = (),
-) -> Path:
+) -> epath.Path:
     """Writes `workdir/report.html` anew, atomically, from what the run has left in `workdir`.
 
-    Reads `config.json` (its key "config"), `metrics.jsonl`, and the pictures and texts
-    `samples/<name>_<step>.png` and `.txt`; any of them may be missing or still empty.
+    Reads `config.json` (its keys "config" and "data"), `metrics.jsonl`, the samples
+    `samples/<name>_<step>.png`, `.txt` and `.wav`, and the reports of `stages/`; any of them may be
+    missing or still empty.
 
     Args:
       workdir: the run's folder.
@@ -304,9 +359,10 @@ def write_report(
     Raises:
       OSError: the page cannot be written.
     """
-    workdir = Path(workdir)
+    workdir = epath.Path(workdir)
     stored = workdir / "config.json"
-    config = json.loads(stored.read_text())["config"] if stored.exists() else {}
+    content = json.loads(stored.read_text()) if stored.exists() else {}
+    config = content.get("config", {})
     metrics = read_metrics(workdir / "metrics.jsonl")
     metrics.pop("time", None)
     names = sorted(metrics, key=lambda name: ("loss" not in name, "grad_norm" not in name, name))
@@ -320,13 +376,15 @@ def write_report(
     step = max(reached, default=0)
     title = f"{config.get('method') or 'run'} on {(config.get('dataset') or {}).get('name')}"
     body = [
-        _header(config, workdir.resolve(), step, total, finished),
+        _header(config, absolute(workdir), step, total, finished),
         *[f'<div class="card warning">{html.escape(text)}</div>' for text in warnings],
         _tiles(train | curves),
         *[_viewer(name, pictures) for name, pictures in families.items()],
         _charts("Evaluation", curves, (0, step)),
         _charts("Training", train, (0, step)),
         f"<h2>Metrics</h2>{_metric_table(evals | train)}",
+        *_stages(workdir / "stages"),
+        *_data(content.get("data") or {}),
         f"<details><summary>Config</summary>{_pairs(flatten(config))}</details>",
         f"<h2>Environment</h2>{_pairs(environment)}",
         f'<h2>State</h2><div class="card digest">sha256 <code>{state}</code></div>',

@@ -1,14 +1,13 @@
 """The one generic training step: it plays any game of phases.
 
-For each phase in order, `repeat` times: the gradient of its loss over its slice of the batch,
-accumulated over microbatches by weight, then the optimizer; then the averages. An update whose
-loss or gradient is not finite is skipped, and counted.
+The batch is prepared; then for each phase in order, `passes` times over its slices: the gradient of
+its loss over each of them, accumulated over microbatches by weight, then the optimizers; then the
+followers and the averages. An update whose loss or gradient is not finite is skipped, and counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,11 +17,12 @@ from ml_collections import ConfigDict
 
 from genjax.method import Batch, Method, Phase
 from genjax.train_state import TrainState, stream
-from genjax.training import ema
+from genjax.training import ema, follow
 from genjax.training.accumulate import Metrics, gradient, part
+from genjax.training.game import prefixes, prepared, slices
+from genjax.training.guard import chosen, guarded
 
 Tree = Any
-Apply = Callable[..., tuple[Tree, Tree]]  # (grads, params, opt_state) -> the new ones
 
 
 class StepOutput(NamedTuple):
@@ -30,41 +30,6 @@ class StepOutput(NamedTuple):
 
     metrics: Metrics
     skipped: jax.Array
-
-
-def slices(method: Method) -> int:
-    """How many batches of `batch_size` one step takes from the loader."""
-    return max(phase.repeat for phase in method.phases)
-
-
-def prefixes(method: Method) -> list[str]:
-    """What each phase's metrics are called: nothing for a lone one, else by what it trains."""
-    if len(method.phases) == 1:
-        return [""]
-    names = [phase.trains for phase in method.phases]
-    return [
-        f"{name}_{names[:i].count(name) + 1}/" if name in names[:i] else f"{name}/"
-        for i, name in enumerate(names)
-    ]
-
-
-def chosen(finite: jax.Array, new: Tree, old: Tree) -> Tree:
-    """The new arrays where `finite`, else the old."""
-    return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-
-
-def by_choice(apply: Apply, finite: jax.Array, grads: Tree, *old: Tree) -> tuple[Tree, Tree]:
-    """`apply(grads, *old)` where `finite`, else `old`."""
-    return chosen(finite, apply(grads, *old), old)
-
-
-def by_branch(apply: Apply, finite: jax.Array, grads: Tree, *old: Tree) -> tuple[Tree, Tree]:
-    """The same, computed if it is needed.
-
-    On the CPU XLA then updates everything in place, in half the time of a choice; an accelerator
-    would have to wait for the branch to be known.
-    """
-    return jax.lax.cond(finite, apply, lambda grads, *old: old, grads, *old)
 
 
 def make_step(
@@ -79,29 +44,30 @@ def make_step(
     repeats = slices(method)
 
     def update(phase: Phase, state: TrainState, batch: Batch, key: jax.Array):
-        name = phase.trains
+        names = phase.networks
         grads, metrics, mutable = gradient(
             phase, state.params, state.mutable, batch, key, state.step, config.accumulation
         )
-        norm, weight = optax.tree.norm(grads), metrics["loss"][1]
-        metrics["grad_norm"] = jnp.stack([norm * weight, weight])
-        finite = jnp.isfinite(metrics["loss"][0] + norm)
-        old = state.params[name], state.opt_state[name]
+        norms, weight = {n: optax.tree.norm(grads[n]) for n in names}, metrics["loss"][1]
+        for name, norm in norms.items():
+            called = "grad_norm" if len(names) == 1 else f"grad_norm_{name}"
+            metrics[called] = jnp.stack([norm * weight, weight])
+        finite = jnp.isfinite(metrics["loss"][0] + sum(norms.values()))
+        old = ({n: tree[n] for n in names} for tree in (state.params, state.opt_state))
 
         def apply(grads: Tree, params: Tree, opt_state: Tree) -> tuple[Tree, Tree]:
-            updates, opt_state = optimizers[name].update(grads, opt_state, params, step=state.step)
-            return optax.apply_updates(params, updates), opt_state
+            new, states = {}, {}
+            for n in names:
+                updates, states[n] = optimizers[n].update(
+                    grads[n], opt_state[n], params[n], step=state.step
+                )
+                new[n] = optax.apply_updates(params[n], updates)
+            return new, states
 
-        params, opt_state = jax.lax.platform_dependent(
-            finite,
-            grads,
-            *old,
-            cpu=partial(by_branch, apply),
-            default=partial(by_choice, apply),
-        )
+        params, opt_state = guarded(apply, finite, grads, *old)
         state = state.replace(
-            params={**state.params, name: params},
-            opt_state={**state.opt_state, name: opt_state},
+            params={**state.params, **params},
+            opt_state={**state.opt_state, **opt_state},
             mutable=chosen(finite, mutable, state.mutable),
         )
         return state, StepOutput(metrics, 1 - finite.astype(jnp.int32))
@@ -109,32 +75,43 @@ def make_step(
     def play(index: int, phase: Phase, state: TrainState, batch: Batch):
         key = jax.random.fold_in(stream(state.key, "train"), state.step)
         key = jax.random.fold_in(key, index)
-        outputs = []
-        for r in range(phase.repeat):
-            state, output = update(
-                phase, state, part(batch, repeats, r), jax.random.fold_in(key, r)
-            )
-            outputs.append(output)
-        return state, jax.tree.map(lambda *leaves: sum(leaves), *outputs)
+
+        def once(state: TrainState, number: jax.Array | int) -> tuple[TrainState, StepOutput]:
+            outputs = []
+            for r in range(phase.repeat):
+                own = jax.random.fold_in(key, number * phase.repeat + r)
+                state, output = update(phase, state, part(batch, repeats, r), own)
+                outputs.append(output)
+            return state, jax.tree.map(lambda *leaves: sum(leaves), *outputs)
+
+        if phase.passes == 1:
+            return once(state, 0)
+        state, outputs = jax.lax.scan(once, state, jnp.arange(phase.passes))
+        return state, jax.tree.map(lambda leaf: leaf.sum(0), outputs)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepOutput]:
+        batch = prepared(method, state, batch, repeats * config.accumulation)
         metrics, skipped = {}, jnp.int32(0)
         for index, (phase, prefix) in enumerate(zip(method.phases, prefixes(method), strict=True)):
 
             def run(state: TrainState, index=index, phase=phase):
                 return play(index, phase, state, batch)
 
-            if phase.every == 1 and not phase.start:
+            if phase.every == 1 and not phase.start and phase.stop is None:
                 state, output = run(state)
             else:
                 nothing = jax.tree.map(
                     lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(run, state)[1]
                 )
                 due = (state.step >= phase.start) & (state.step % phase.every == 0)
+                if phase.stop is not None:
+                    due &= state.step < phase.stop
                 state, output = jax.lax.cond(due, run, lambda s, n=nothing: (s, n), state)
             metrics |= {prefix + name: value for name, value in output.metrics.items()}
             skipped += output.skipped
-        averages = ema.update(config, state.ema, state.params, state.step)
-        return state.replace(step=state.step + 1, ema=averages), StepOutput(metrics, skipped)
+        params = follow.update(method.follows, state.params, state.step)
+        averages = ema.update(config, state.ema, params, state.step)
+        state = state.replace(step=state.step + 1, params=params, ema=averages)
+        return state, StepOutput(metrics, skipped)
 
     return step

@@ -5,53 +5,172 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
+import hashlib
 import json
+import logging
 import os
 import socket
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from genjax import config as configs
 from genjax.config import ConfigError
-from genjax.method import DataSpec
-from genjax.training.pictures import write_atomic
+from genjax.data import tokenizers
+from genjax.files import create_exclusively, is_local, write_atomic
+from genjax.method import DataSpec, Field, defaults
+from genjax.training import older
+
+logger = logging.getLogger("genjax")
 
 
 @contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Holds `workdir/lock`, which names this process; freed by the system if the process dies.
+def locked(workdir: epath.Path) -> Iterator[None]:
+    """Holds the lock of `workdir`, which names this process.
 
     Of several processes of one run the first takes it for all.
 
     Raises:
       ConfigError: another process holds it; the message names its pid.
     """
-    if jax.process_index():
+    with lock(workdir) as holder:
+        if holder:
+            advice = "Wait for it, stop it, or give another --workdir."
+            if not is_local(workdir):
+                advice += f" If it was killed, delete {workdir / 'lock'}."
+            raise ConfigError(f"{workdir} is in use by another run ({holder}). {advice}")
         yield
+
+
+@contextlib.contextmanager
+def lock(workdir: epath.Path) -> Iterator[str]:
+    """Takes the file `workdir/lock` without waiting: gives "", or who holds it if another does.
+
+    The system frees it if the process dies. In object storage it is an object that is there as long
+    as it is held, and stays if the process is killed. Only the first process of a run asks for it;
+    the others are always told "".
+    """
+    own = f"pid {os.getpid()} on {socket.gethostname()}"
+    if jax.process_index():
+        yield ""
         return
-    path = workdir / "lock"
-    with open(path, "a+", encoding="utf-8") as file:
+    if not is_local(workdir):
+        now = time.strftime("%Y-%m-%d %H:%M:%S%z")
+        with _object_lock(workdir / "lock", f"{own} since {now}") as holder:
+            yield holder
+        return
+    with open(workdir / "lock", "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             file.seek(0)
-            raise ConfigError(
-                f"{workdir} is in use by another run ({file.read().strip()}). Wait for it, stop "
-                "it, or give another --workdir."
-            ) from None
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
+            holder = file.read().strip() or "unknown"
+        else:
+            holder = ""
+            file.truncate(0)
+            file.write(f"{own}\n")
+            file.flush()
+        yield holder
 
 
-def read_config(workdir: Path) -> ConfigDict | None:
+@contextlib.contextmanager
+def _object_lock(path: epath.Path, own: str) -> Iterator[str]:
+    if not create_exclusively(path, own.encode()):
+        yield path.read_text()
+        return
+    try:
+        yield ""
+    finally:
+        if path.exists() and path.read_text() == own:  # and not one that came after its removal
+            path.unlink()
+
+
+# ---- what the data look like ---------------------------------------------------------------------
+
+
+def tokenizers_of(spec: DataSpec) -> dict[str, str]:
+    """Field -> the JSON of its tokenizer, of the texts among the fields."""
+    facts = {name: field.facts.get("tokenizer") for name, field in spec.fields.items()}
+    return {name: own.to_json() for name, own in facts.items() if own is not None}
+
+
+def tokenizer_file(spec: DataSpec, field: str) -> str:
+    """The file in a workdir that has the tokenizer of a field."""
+    return "tokenizer.json" if field == spec.target else f"tokenizer_{field}.json"
+
+
+def spec_to_json(spec: DataSpec) -> dict[str, Any]:
+    """A spec as plain data; a tokenizer is named by its file and its sha256."""
+    texts, fields = tokenizers_of(spec), {}
+    for name, field in spec.fields.items():
+        facts = {key: value for key, value in field.facts.items() if key != "tokenizer"}
+        if name in texts:
+            sha256 = hashlib.sha256(texts[name].encode()).hexdigest()
+            facts["tokenizer"] = {"file": tokenizer_file(spec, name), "sha256": sha256}
+        dtype = str(np.dtype(field.dtype))
+        fields[name] = {"kind": field.kind, "shape": field.shape, "dtype": dtype, "facts": facts}
+    content = {"name": spec.name, "fields": fields, "target": spec.target, "sizes": spec.sizes}
+    return json.loads(json.dumps(content))
+
+
+def spec_from_json(content: Mapping[str, Any], workdir: epath.Path) -> DataSpec:
+    """The inverse of `spec_to_json`; tokenizers are read from `workdir`.
+
+    Raises:
+      ConfigError: one is missing or damaged, or it is another one.
+    """
+    fields = {}
+    for name, stored in content["fields"].items():
+        facts = {k: tuple(v) if isinstance(v, list) else v for k, v in stored["facts"].items()}
+        if "tokenizer" in facts:
+            facts["tokenizer"] = _read_tokenizer(workdir, **facts["tokenizer"])
+        dtype = np.dtype(stored["dtype"])
+        fields[name] = Field(stored["kind"], tuple(stored["shape"]), dtype, facts)
+    return DataSpec(content["name"], fields, content["target"], content["sizes"])
+
+
+def _read_tokenizer(workdir: epath.Path, file: str, sha256: str) -> tokenizers.Tokenizer:
+    path = workdir / file
+    if not path.is_file():
+        raise ConfigError(f"{path} is missing: put the run's tokenizer back from a copy.")
+    text = path.read_text(encoding="utf-8")
+    if hashlib.sha256(text.encode()).hexdigest() != sha256:
+        raise ConfigError(
+            f"{path} is not the tokenizer that the run was trained with: its tokens mean something "
+            "else. Put the run's own back from a copy."
+        )
+    return tokenizers.from_json(text)
+
+
+def with_own_tokenizer(dataset: ConfigDict, workdir: epath.Path) -> ConfigDict:
+    """`config.dataset` with the run's copy of its tokenizer where the file it names has gone."""
+    name, own = dataset.text.tokenizer, workdir / "tokenizer.json"
+    if name in ("", *tokenizers.NAMES) or Path(name).exists() or not own.exists():
+        return dataset
+    dataset = dataset.copy_and_resolve_references()
+    if not is_local(own):
+        raise ConfigError(
+            f"config.dataset.text.tokenizer={name!r} is not there. Copy {own} to a local file, and "
+            "name that."
+        )
+    dataset.text.tokenizer = str(own)
+    return dataset
+
+
+# ---- the config ----------------------------------------------------------------------------------
+
+
+def read_config(workdir: epath.Path) -> ConfigDict | None:
     """The config that the run in `workdir` was started with; None if there is no run.
 
     Raises:
@@ -61,99 +180,161 @@ def read_config(workdir: Path) -> ConfigDict | None:
     return None if stored is None else stored[0]
 
 
-def read_spec(workdir: Path) -> DataSpec | None:
+def read_spec(workdir: epath.Path) -> DataSpec | None:
     """What the data of the run in `workdir` look like; None if there is no run."""
     stored = _read(workdir)
     return None if stored is None else stored[1]
 
 
-def read_digest(workdir: Path, name: str = "digest") -> str:
-    """The digest of the data that the run in `workdir` was trained on; "" if it was not kept.
+def read_source(workdir: epath.Path) -> Path | None:
+    """The folder of the config that the run in `workdir` was started with; None if unknown."""
+    path = workdir / "config.json"
+    try:
+        source = json.loads(path.read_text()).get("source") if path.is_file() else None
+    except ValueError:  # `read_config` says what is wrong with it
+        return None
+    return Path(source) if source else None
 
-    With "tokenizer" for a `name`, that of its tokenizer.
-    """
-    return json.loads((workdir / "config.json").read_text()).get(name, "")
+
+def import_from(folder: Path | None) -> None:
+    """Lets modules be imported that lie in a folder, such as a config's; None does nothing."""
+    if folder is not None and str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
-def _read(workdir: Path) -> tuple[ConfigDict, DataSpec] | None:
+def read_digest(workdir: epath.Path) -> str:
+    """The digest of the data that the run in `workdir` was trained on; "" if it was not kept."""
+    return json.loads((workdir / "config.json").read_text()).get("digest", "")
+
+
+def read_length(workdir: epath.Path) -> int:
+    """Steps of the run in `workdir` when it began; 0 if its `config.json` does not say."""
+    return json.loads((workdir / "config.json").read_text()).get("length", 0)
+
+
+def _read(workdir: epath.Path) -> tuple[ConfigDict, DataSpec] | None:
     path = workdir / "config.json"
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text())
-        config = configs.from_json(content["config"])
-        if missing := configs.flatten(configs.base()).keys() - configs.flatten(config).keys():
-            raise ValueError(f"it lacks {', '.join(sorted(missing)[:5])}")
-        features = {
-            name: jax.ShapeDtypeStruct(tuple(shape), dtype)
-            for name, (shape, dtype) in content["data"].pop("features").items()
-        }
-        return config, DataSpec(features=features, **content["data"])
+        content = older.current(json.loads(path.read_text()))
+        config, lacking = configs.filled(configs.from_json(content["config"]))
+        spec = spec_from_json(content["data"], workdir)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path} is damaged or of another version ({error}). Put it back from a copy, or "
             "delete it and give --config."
         ) from error
+    if lacking:
+        _tell_filled(str(path), ", ".join(lacking))
+    return config, spec
+
+
+@functools.cache  # a command reads the file more than once
+def _tell_filled(path: str, keys: str) -> None:
+    logger.info("%s is older than the keys %s: they have their defaults", path, keys)
 
 
 def write_config(
-    workdir: Path,
+    workdir: epath.Path,
     config: ConfigDict,
     spec: DataSpec,
     command: Sequence[str],
+    length: int,
     digest: str = "",
-    tokenizer: str = "",
+    source: Path | None = None,
 ) -> None:
     """Writes `config.json`: the config, what the data look like, the command and the time.
 
-    `digest` is of the data, for runs that a second stage may be trained on; `tokenizer` of that of
-    text.
+    Beside it come the tokenizers of texts. `length` is the number of steps that the run began with;
+    `digest` is of the data, for runs that are to be a stage of others; `source` is the folder of
+    the config, where modules of one's own may lie.
     """
-    features = {name: (s.shape, str(s.dtype)) for name, s in spec.features.items()}
+    for name, text in tokenizers_of(spec).items():
+        write_atomic(workdir / tokenizer_file(spec, name), text.encode())
     content = {
         "config": configs.to_json(config),
-        "data": spec._replace(features=features)._asdict(),
+        "data": spec_to_json(spec),
+        "length": length,
         "digest": digest,
-        "tokenizer": tokenizer,
+        "source": str(source or read_source(workdir) or ""),
         "command": list(command),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     write_atomic(workdir / "config.json", (json.dumps(content, indent=2) + "\n").encode())
 
 
-def has_checkpoint(workdir: Path) -> bool:
+def copy_description(source: epath.Path, target: epath.Path) -> None:
+    """Copies what says how the run in `source` is built: its config, tokenizers, stages.
+
+    Raises:
+      ConfigError: there is no run in `source`.
+    """
+    if not (source / "config.json").is_file():
+        raise ConfigError(f"{source} holds no run (no config.json).")
+    for path in (source / "config.json", *sorted(source.glob("tokenizer*.json"))):
+        write_atomic(target / path.name, path.read_bytes())
+    for stage in sorted(source.glob("stages/*/")):
+        copy_description(stage, target / "stages" / stage.name)
+
+
+def has_checkpoint(workdir: epath.Path) -> bool:
     """Whether there is anything in `workdir` to go on with."""
-    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    folder = workdir / "checkpoints"
+    return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
 
 
-def check_same_data(workdir: Path, spec: DataSpec, allow_change: bool) -> None:
+def changes(stored: DataSpec, spec: DataSpec) -> list[str]:
+    """A line for each thing that data had and now have not, or have otherwise.
+
+    What they have gained since, such as the names of classes, is no change.
+    """
+    then, now = configs.flatten(spec_to_json(stored)), configs.flatten(spec_to_json(spec))
+    return [
+        f"  {name}: {old} -> {now.get(name, 'absent')}"
+        for name, old in then.items()
+        if old != now.get(name)
+    ]
+
+
+def check_same_data(workdir: epath.Path, spec: DataSpec, allow_change: bool) -> None:
     """Compares what the data look like with what they were when the run was started.
 
     Raises:
       ConfigError: they differ, the run has a checkpoint, and `allow_change` is false.
     """
     stored = read_spec(workdir)
-    if stored in (None, spec) or allow_change or not has_checkpoint(workdir):
+    if stored is None or allow_change or not has_checkpoint(workdir):
         return
-    pairs = zip(spec._fields, stored, spec, strict=True)
-    lines = "\n".join(f"  {name}: {old} -> {new}" for name, old, new in pairs if old != new)
+    if not (lines := changes(stored, spec)):
+        return
     raise ConfigError(
         f"the data are not what they were when the run in {workdir} was started (then -> now):\n"
-        f"{lines}\nPut them back, give another --workdir, or --allow_config_change to go on."
+        + "\n".join(lines)
+        + "\nPut them back, give another --workdir, or --allow_config_change to go on."
     )
 
 
-def check_same_config(workdir: Path, config: ConfigDict, allow_change: bool) -> None:
+def check_same_config(
+    workdir: epath.Path,
+    config: ConfigDict,
+    allow_change: bool,
+    complete: configs.Complete | None = None,
+) -> None:
     """Compares `config` with the stored one, if the run has a checkpoint.
 
+    A key that one of them lacks counts as its default; `complete` gives the stored one the settings
+    of its judges.
+
     Raises:
-      ConfigError: they differ in more than run length and cadence, and `allow_change` is false;
-        lists the keys.
+      ConfigError: they differ in more than run length, devices and cadence, and `allow_change` is
+        false; lists the keys.
     """
     stored = read_config(workdir)
     if stored is None or allow_change or not has_checkpoint(workdir):
         return
-    if changed := configs.differences(stored, config):
+    stored = complete(stored, {}) if complete else stored
+    if changed := configs.differences(stored, config, defaults(config)):
         lines = "\n".join(f"  config.{line}" for line in changed)
         raise ConfigError(
             f"{workdir} holds a run with another config (stored -> given):\n{lines}\n"

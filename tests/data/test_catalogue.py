@@ -9,8 +9,10 @@ import pytest
 import sklearn.datasets
 from datasets import arrays, dataset
 
+from genjax import modalities
 from genjax.config import ConfigError
 from genjax.data import catalogue, loader, records, transforms
+from genjax.modalities import label
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +44,13 @@ def test_spec_of_a_name_needs_no_data(name, shape, num_classes, sizes, cache, mo
     monkeypatch.setenv("GENJAX_DATA", str(cache / "empty"))
     spec = catalogue.spec(dataset(name=name))
     assert spec.name == name
-    assert spec.modality == "image"
-    assert spec.features["image"].shape == shape
-    assert spec.features["image"].dtype == np.uint8
-    assert ("label" in spec.features) == bool(num_classes)
-    assert spec.num_classes == num_classes
+    assert spec.target == "image"
+    assert spec.generated.kind == "image"
+    assert spec.generated.shape == shape
+    assert spec.generated.dtype == np.uint8
+    assert ("label" in spec.fields) == bool(num_classes)
+    assert ("text" in spec.fields) == (name in ("emoji", "stamps"))
+    assert label.num_classes(spec) == num_classes
     assert spec.sizes == sizes
     assert not (cache / "empty").exists()
 
@@ -65,13 +69,14 @@ def test_spec_foretells_what_is_loaded_and_batched():
     assert foretold == loaded.spec
     assert foretold.sizes == {"train": 1517, "validation": 180, "test": 100}
     assert {s: len(x) for s, x in loaded.splits.items()} == foretold.sizes
-    batch = loader.train_batches(
-        loaded.splits["train"], seed=0, batch_size=4, transform=transforms.build(wanted, train=True)
-    )[0]
-    assert set(batch) == set(foretold.features)
-    for key, feature in foretold.features.items():
-        assert batch[key].shape == (4, *feature.shape)
-        assert batch[key].dtype == feature.dtype
+    transform = modalities.transforms(wanted, foretold, train=True)
+    batch = loader.train_batches(loaded.splits["train"], seed=0, batch_size=4, transform=transform)[
+        0
+    ]
+    assert set(batch) == set(foretold.fields)
+    for key, field in foretold.fields.items():
+        assert batch[key].shape == (4, *field.shape)
+        assert batch[key].dtype == field.dtype
 
 
 def test_digits_are_those_of_scikit_learn():
@@ -94,7 +99,7 @@ def test_carved_examples_are_those_of_train():
 def test_official_splits_are_used_as_they_are():
     asked = dataset(name="celeb_a", validation="10_percent", test="10_percent")
     assert catalogue.spec(asked).sizes == {"train": 162770, "validation": 19867, "test": 19962}
-    asked.name = "cifar10"
+    asked = dataset(name="cifar10", validation="10_percent", test="10_percent")
     assert catalogue.spec(asked).sizes == {"train": 45000, "validation": 5000, "test": 10000}
 
 
@@ -113,7 +118,9 @@ def test_official_splits_are_used_as_they_are():
         ({"name": "digits", "test": "2_epochs"}, r"dataset\.test='2_epochs': .*examples or perc"),
         ({"name": "digits", "channels": 2}, r"dataset\.channels=2: expected one of 0, 1, 3"),
         ({"name": "digits", "on_corrupt": "ignore"}, r"on_corrupt='ignore'"),
-        ({"name": "digits", "image_size": -1}, r"image_size=-1"),
+        ({"name": "digits", "image_size": -1}, r"image_size=\(-1,\): expected a side"),
+        ({"name": "digits", "image_size": (8, 0)}, r"image_size=\(8, 0\): expected a side"),
+        ({"name": "digits", "image_size": (8, 8, 1)}, r"image_size=\(8, 8, 1\): expected a side"),
         ({"name": "folder"}, r"needs dataset\.path"),
         ({"name": "npz", "path": "/nowhere.npz"}, r"nowhere"),
     ],
@@ -140,7 +147,62 @@ def test_npz_and_folder_go_through_the_catalogue(tmp_path):
     loaded = catalogue.load(asked)
     assert loaded.spec == catalogue.spec(asked)
     assert loaded.spec.sizes == {"train": 15, "test": 5}
-    assert set(loaded.spec.features) == {"image"}
+    assert set(loaded.spec.fields) == {"image"}
+
+
+def test_classes_have_the_names_that_the_data_give_them(tmp_path):
+    from PIL import Image
+
+    for index, name in enumerate(("shoes", "bags", "hats")):
+        (tmp_path / name).mkdir()
+        Image.new("L", (2, 2), index).save(tmp_path / name / "0.png")
+    field = catalogue.load(dataset(name="folder", path=str(tmp_path))).spec.fields["label"]
+    assert field.facts == {"num_classes": 3, "classes": ("bags", "hats", "shoes")}
+    assert label.parse("shoes", field) == label.parse("2", field) == 2
+    with pytest.raises(ConfigError, match="or a name: shoes"):
+        label.parse("shoe", field)
+    digits = catalogue.spec(dataset(name="digits")).fields["label"]
+    assert digits.facts == {"num_classes": 10, "classes": ()}  # they are but their numbers
+    assert label.parse("7", digits) == 7
+    groups = catalogue.spec(dataset(name="emoji")).fields["label"]
+    assert groups.facts["classes"][label.parse("Flags", groups)] == "Flags"
+    clothes = catalogue.spec(dataset(name="fashion_mnist")).fields["label"]
+    assert label.parse("Sneaker", clothes) == 7
+
+
+def test_digits_of_a_height_and_a_width():
+    wanted = dataset(name="digits", image_size=(24, 48))
+    foretold, loaded = catalogue.spec(wanted), catalogue.load(wanted)
+    assert foretold == loaded.spec
+    assert foretold.generated.shape == (24, 48, 1)
+    native = catalogue.load(dataset(name="digits")).splits["train"]
+    for index in (0, 1000):
+        image = loaded.splits["train"][index]["image"]
+        np.testing.assert_array_equal(image, transforms.fit(native[index]["image"], 1, (24, 48)))
+    stamps = catalogue.spec(dataset(name="stamps", image_size=(24, 48)))
+    assert stamps.generated.shape == (24, 48, 3)
+
+
+def test_a_module_of_ones_own_is_a_data_set(tmp_path, monkeypatch):
+    (tmp_path / "own_data.py").write_text(
+        "from genjax.data.catalogue import Dataset\n"
+        "from genjax.data.sources import Columns, image_fields\n"
+        "from genjax.method import DataSpec\n"
+        "import numpy as np\n"
+        "def load(dataset):\n"
+        "    size = {'train': 3}\n"
+        "    spec = DataSpec(dataset.name, image_fields((2, 2, 1), 0), 'image', size)\n"
+        "    source = Columns({'image': np.zeros((3, 2, 2, 1), np.uint8)})\n"
+        "    return Dataset(spec, {'train': source}, 'out of thin air')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    loaded = catalogue.load(dataset(name="own_data"))
+    assert loaded.route == "out of thin air"
+    assert catalogue.spec(dataset(name="own_data")) == loaded.spec
+    with pytest.raises(ConfigError, match=r"no module 'no\.such'"):
+        catalogue.load(dataset(name="no.such"))
+    with pytest.raises(ConfigError, match=r"genjax\.flags has no load"):
+        catalogue.load(dataset(name="genjax.flags"))
 
 
 def test_processes_at_once_prepare_once(tmp_path, monkeypatch):

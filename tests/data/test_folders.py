@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from genjax.config import ConfigError
 from genjax.data import folders, sources
+from genjax.modalities import label
 
 
 def put(path, value=0, size=(6, 4), mode="RGB"):
@@ -22,7 +24,7 @@ def values(source):
     return [int(source[i]["image"][0, 0, 0]) for i in range(len(source))]
 
 
-def read(path, channels=0, image_size=0, on_corrupt="error"):
+def read(path, channels=0, image_size=(), on_corrupt="error"):
     return folders.read(str(path), channels, image_size, on_corrupt)
 
 
@@ -33,8 +35,9 @@ def test_pictures_side_by_side_have_no_labels(tmp_path):
     put(tmp_path / ".hidden.png", 9)
     put(tmp_path / ".thumbnails" / "x.png", 9)
     raw = read(tmp_path)
-    assert raw.shape == (4, 6, 3)
-    assert raw.num_classes == 0
+    assert raw.fields["image"].shape == (4, 6, 3)
+    assert raw.texts is None
+    assert label.num_classes(raw) == 0
     assert values(raw.splits["train"]) == [1, 2, 3, 0]
     assert set(raw.splits["train"][0]) == {"image"}
 
@@ -50,7 +53,8 @@ def test_class_folders_are_sorted_labels(tmp_path):
     put(tmp_path / "ant" / "deep" / "2.png", 20)
     put(tmp_path / "ant" / "1.png", 10)
     raw = read(tmp_path)
-    assert raw.num_classes == 2
+    assert label.num_classes(raw) == 2
+    assert raw.fields["label"].facts["classes"] == ("ant", "zebra")
     train = raw.splits["train"]
     assert [(v, int(train[i]["label"])) for i, v in enumerate(values(train))] == [
         (10, 0),
@@ -76,10 +80,10 @@ def test_split_folders(tmp_path):
 def test_grey_pictures_stay_grey_and_channels_convert(tmp_path):
     put(tmp_path / "a.png", 50, mode="L")
     put(tmp_path / "b.png", 60, mode="L")
-    assert read(tmp_path).shape == (4, 6, 1)
+    assert read(tmp_path).fields["image"].shape == (4, 6, 1)
     assert read(tmp_path, channels=3).splits["train"][1]["image"].tolist()[0][0] == [60, 60, 60]
     put(tmp_path / "c.png", 70)
-    assert read(tmp_path).shape == (4, 6, 3)
+    assert read(tmp_path).fields["image"].shape == (4, 6, 3)
 
 
 def test_a_picture_of_another_shape_is_named(tmp_path):
@@ -91,7 +95,7 @@ def test_a_picture_of_another_shape_is_named(tmp_path):
         for part in ("odd.png", "(5, 6, 3)", "(4, 6, 3)", "dataset.image_size"):
             assert part in str(caught.value)
     raw = read(tmp_path, image_size=4)
-    assert raw.splits["train"][1]["image"].shape == raw.shape == (4, 4, 3)
+    assert raw.splits["train"][1]["image"].shape == raw.fields["image"].shape == (4, 4, 3)
 
 
 @pytest.fixture(params=["garbage", "empty", "truncated"])
@@ -150,6 +154,15 @@ def test_nothing_but_corrupt_pictures(tmp_path):
         read(tmp_path, on_corrupt="skip")
 
 
+def test_pictures_of_a_height_and_a_width(tmp_path):
+    put(tmp_path / "a.png", 5)
+    put(tmp_path / "b.png", 6, size=(30, 40))
+    raw = read(tmp_path, image_size=(24, 48))
+    assert raw.fields["image"].shape == (24, 48, 3)
+    assert [raw.splits["train"][i]["image"].shape for i in range(2)] == [(24, 48, 3)] * 2
+    assert values(raw.splits["train"]) == [5, 6]
+
+
 def test_folders_that_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match=r"needs dataset\.path"):
         read("")
@@ -172,3 +185,32 @@ def test_large_folders_are_decoded_as_they_are_read(tmp_path, monkeypatch):
     raw = read(tmp_path)
     put(tmp_path / "a.png", 6)
     assert values(raw.splits["train"]) == [6]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "gztar"])
+@pytest.mark.parametrize("inside", [".", "pictures"])
+def test_an_archive_is_read_like_the_folder_in_it(tmp_path, monkeypatch, kind, inside):
+    monkeypatch.setenv("GENJAX_DATA", str(tmp_path / "cache"))
+    folder = tmp_path / "made" / inside
+    for name, value in (("cat", 1), ("dog", 2)):
+        put(folder / name / "1.png", value)
+        (folder / name / "1.txt").write_text(f"a {name}\n")
+    archive = shutil.make_archive(str(tmp_path / "data"), kind, tmp_path / "made")
+    for _ in range(2):  # unpacked, then out of the cache
+        raw = read(archive)
+        assert values(raw.splits["train"]) == [1, 2]
+        assert raw.texts == {"train": ["a cat", "a dog"]}
+        assert raw.fields["label"].facts["classes"] == ("cat", "dog")
+    assert len(list((tmp_path / "cache" / "archives").iterdir())) == 1
+
+
+def test_what_is_no_archive_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("GENJAX_DATA", str(tmp_path / "cache"))
+    for name in ("a.zip", "b.tar.gz", "c.tar"):
+        (tmp_path / name).write_bytes(b"nothing of the kind" * 40)
+        with pytest.raises(ConfigError, match=f"{name} cannot be unpacked"):
+            read(tmp_path / name)
+    (tmp_path / "d.txt").write_text("text")
+    with pytest.raises(ConfigError, match=r"d\.txt.*an archive that ends in \.zip"):
+        read(tmp_path / "d.txt")
+    assert not any((tmp_path / "cache" / "archives").iterdir())

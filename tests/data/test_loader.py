@@ -98,6 +98,31 @@ def test_the_order_depends_on_the_seed_and_on_nothing_else():
     assert not np.array_equal(first, other)
 
 
+@pytest.mark.parametrize(
+    ("seed", "order", "draw"),
+    [
+        (5, [20, 32, 25, 21, 22, 9, 7, 29], [0.4483086334556726, 0.05024186519821461]),
+        (2**32 - 1, [7, 1, 32, 12, 38, 0, 3, 6], [0.17889811079660034, 0.28053352276256405]),
+    ],
+)
+def test_the_streams_of_seeds_of_32_bits_are_what_they_were(seed, order, draw):
+    batch = loader.train_batches(Counting(40), seed=seed, batch_size=8, transform=jitter)[7]
+    assert batch["label"].tolist() == order
+    np.testing.assert_array_equal(batch["draw"][0, :2], draw)
+
+
+def test_the_upper_word_of_a_seed_decides_too():
+    """Also where numpy would see the same words: seed 5 in epoch 3 and 5 + 3 * 2**32 in epoch 0."""
+    seeds = (5, 5 + 2**32, 5 + 3 * 2**32, 5 + 2**62)
+    batches = [
+        loader.train_batches(Counting(40), seed=s, batch_size=40, transform=jitter) for s in seeds
+    ]
+    orders = [tuple(each[epoch]["label"]) for each in batches for epoch in range(5)]
+    draws = [tuple(row) for each in batches for e in range(5) for row in each[e]["draw"]]
+    assert len(set(orders)) == len(orders)
+    assert len(set(draws)) == len(draws)
+
+
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_together_see_the_batches_of_one(count):
     def part(index, total):
@@ -266,12 +291,12 @@ def test_evaluation_batches_laid_side_by_side_are_in_order():
 
 
 def test_one_thread_feeds_28_pixel_images_faster_than_a_small_machine_trains():
-    crop = transforms.crop(2)
+    crop, flip = transforms.crop(2, "image"), transforms.flip("image")
     batches = loader.train_batches(
         Counting(4096, size=28),
         seed=0,
         batch_size=128,
-        transform=lambda example, rng: transforms.flip(crop(example, rng), rng),
+        transform=lambda example, rng: flip(crop(example, rng), rng),
     )
     batches[0]
     start = time.process_time()

@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 import pytest
+from datasets import arrays, dataset
 from PIL import Image
 
-from genjax import config
 from genjax.config import ConfigError
 from genjax.data import catalogue, packaged, packages, records
 
@@ -48,21 +48,20 @@ def package(tmp_path, monkeypatch):
 
 
 def load(name, **keys):
-    dataset = config.base().dataset
-    dataset.name = name
-    for key, value in keys.items():
-        dataset[key] = value
-    return catalogue.load(dataset)
-
-
-def arrays(source):
-    examples = [source[i] for i in range(len(source))]
-    return {key: np.stack([e[key] for e in examples]) for key in examples[0]}
+    return catalogue.load(dataset(name=name, **keys))
 
 
 def captions(name):
     records_of = records.prepared(name, [records.root()]).as_data_source("train")
     return [record["caption"].decode() for record in records_of]
+
+
+def said(name, rows):
+    """What rows of tokens say, by the tokenizer that the data are foretold to have."""
+    facts = catalogue.spec(dataset(name=name)).fields["text"].facts
+    assert rows.shape[1] == 256
+    assert ((rows == facts["special"]["eos"]).sum(1) > 0).all()
+    return [facts["tokenizer"].decode(row) for row in rows]
 
 
 def test_mnist10k_reads_the_packages_numbers(package):
@@ -94,7 +93,8 @@ def test_emoji_lie_on_white_and_have_captions_but_no_skin_tones(package):
     np.testing.assert_array_equal(got["image"], white)
     assert [packaged.EMOJI_GROUPS[i] for i in got["label"]] == ["Smileys & Emotion", "Symbols"]
     assert captions("emoji") == ["grinning face, smile, :D", "hash key"]
-    assert set(got) == {"image", "label"}
+    assert set(got) == {"image", "label", "text"}
+    assert said("emoji", got["text"]) == captions("emoji")
 
 
 def test_stamps_are_padded_to_squares_and_captioned_in_english(package):
@@ -117,6 +117,7 @@ def test_stamps_are_padded_to_squares_and_captioned_in_english(package):
     assert (got["image"][1, 15:] == 255).all()
     assert [packaged.STAMP_GROUPS[i] for i in got["label"]] == ["animals", "town"]
     assert captions("stamps_20") == ["A crow.", "A “wall”."]
+    assert said("stamps", got["text"]) == captions("stamps_20")
     assert arrays(load("stamps").splits["train"])["image"].shape == (2, 64, 64, 3)
 
 

@@ -21,6 +21,7 @@ from tensorflow_datasets.image_classification import mnist as tfds_mnist
 
 from genjax.config import ConfigError
 from genjax.data import catalogue, packages, records
+from genjax.modalities import label
 
 RNG = np.random.default_rng(0)
 PICTURES = RNG.integers(0, 256, (7, 6, 5, 3), dtype=np.uint8)
@@ -72,7 +73,7 @@ def test_a_builder_of_arrays_is_prepared_losslessly_and_read_without_tensorflow(
     built = Plain(data_dir=records.root())
     records._prepare_quietly(built)
     loaded = catalogue.load(dataset(name="plain", validation="2_examples"))
-    assert loaded.spec.num_classes == 3
+    assert label.num_classes(loaded.spec) == 3
     assert loaded.spec.sizes == {"train": 3, "validation": 2, "test": 2}
     assert loaded.route.startswith("prepared")
     test = arrays(loaded.splits["test"])
@@ -122,7 +123,7 @@ def test_a_data_set_without_a_train_split_is_refused(ask):
 def test_conversion_and_memory_agree_with_reading_from_disk(monkeypatch):
     records._prepare_quietly(Plain(data_dir=records.root()))
     kept = catalogue.load(dataset(name="plain", image_size=4, channels=1))
-    assert kept.spec.features["image"].shape == (4, 4, 1)
+    assert kept.spec.generated.shape == (4, 4, 1)
     monkeypatch.setattr("genjax.data.sources.MEMORY_LIMIT", 0)
     direct = catalogue.load(dataset(name="plain", image_size=4, channels=1))
     for split in ("train", "test"):

@@ -8,8 +8,9 @@ import pytest
 import scipy.io
 from datasets import dataset as base
 
+from genjax import modalities
 from genjax.config import ConfigError
-from genjax.data import catalogue, downloads, loader, rolls, transforms
+from genjax.data import catalogue, downloads, loader, rolls
 
 RNG = np.random.default_rng(0)
 FRAMES = (3, 11, 2, 10, 21, 1)
@@ -49,23 +50,23 @@ def dataset(path, length=10, **keys):
 def test_tunes_are_rows_and_every_later_frame_a_target_once(music, tunes):
     wanted = dataset(music)
     loaded = catalogue.load(wanted)
-    assert loaded.spec.modality == "roll"
+    assert loaded.spec.target == "frame"
+    assert loaded.spec.generated.kind == "roll"
     assert loaded.spec.sizes == {"train": 6, "validation": 2, "test": 2}
-    assert loaded.tokenizer is None
     assert catalogue.spec(wanted) == loaded.spec
     source = loaded.splits["train"]
     rows, taken = [source[i] for i in range(6)], source.take(np.arange(6))
     for name in ("frame", "segment"):
         np.testing.assert_array_equal(np.stack([r[name] for r in rows]), taken[name])
-        assert taken[name].shape[1:] == loaded.spec.features[name].shape
-        assert taken[name].dtype == loaded.spec.features[name].dtype
+        assert taken[name].shape[1:] == loaded.spec.fields[name].shape
+        assert taken[name].dtype == loaded.spec.fields[name].dtype
     # By hand: 3, 11, 2 and 10 frames fit; 21 are frames 0-10 and 10-20; one frame has no target.
     parts = [tunes[0], tunes[1], tunes[2], tunes[3], tunes[4][:11], tunes[4][10:]]
     for row, part in zip(rows, parts, strict=True):
         np.testing.assert_array_equal(row["frame"][: len(part)], part)
         assert not row["frame"][len(part) :].any()
         np.testing.assert_array_equal(row["segment"], np.arange(11) < len(part))
-    assert transforms.build(wanted, train=True) is None
+    assert modalities.transforms(wanted, loaded.spec, train=True) is None
     batch = loader.train_batches(source, seed=0, batch_size=4)[3]
     assert batch["frame"].shape == (4, 11, 88)
 

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from datasets import dataset
 
-from genjax.data import sources
+from genjax.data import arrays, sources
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (20, 6, 6, 3), np.uint8)
-LABELS = RNG.integers(0, 5, 20)
+LABELS = RNG.integers(0, 5, 20).astype(np.int32)
 
 
 class Slow:
@@ -24,23 +25,32 @@ class Slow:
         return {"image": IMAGES[index], "label": np.int32(LABELS[index])}
 
 
+def columns():
+    return sources.Columns({"image": IMAGES, "label": LABELS})
+
+
+FIELDS = sources.image_fields((6, 6, 3), 5)
+UNLABELLED = sources.image_fields((6, 6, 3), 0)
 SOURCES = {
-    "arrays": lambda: sources.Arrays(IMAGES, LABELS),
-    "unlabelled": lambda: sources.Arrays(IMAGES, None),
-    "resized": lambda: sources.Arrays(IMAGES, LABELS, 1, 4),
-    "memory": lambda: sources.Memory(Slow(), (6, 6, 3), True),
-    "memory unlabelled": lambda: sources.Memory(Slow(), (6, 6, 3), False),
-    "subset": lambda: sources.Subset(sources.Arrays(IMAGES, LABELS), np.arange(20)[::-1]),
+    "columns": columns,
+    "unlabelled": lambda: sources.Columns({"image": IMAGES}),
+    "resized": lambda: sources.Fitted(columns(), ["image"], 1, (4, 8)),
+    "memory": lambda: sources.Memory(Slow(), FIELDS),
+    "memory unlabelled": lambda: sources.Memory(Slow(), UNLABELLED),
+    "subset": lambda: sources.Subset(columns(), np.arange(20)[::-1]),
     "slow": Slow,
     "slow subset": lambda: sources.Subset(Slow(), np.arange(20)[::-1]),
+    "without": lambda: sources.Without(columns(), "image"),
+    "slow without": lambda: sources.Without(Slow(), "label"),
+    "joined": lambda: sources.Joined(Slow(), sources.Columns({"extra": LABELS[::-1]})),
 }
 
 
 def test_a_file_of_arrays_is_read_whole(tmp_path, monkeypatch):
     np.savez(tmp_path / "file.npz", image=IMAGES, label=LABELS)
-    for channels, size in ((0, 0), (3, 6)):
-        source = sources.npz(str(tmp_path / "file.npz"), channels, size).splits["train"]
-        source = getattr(source, "_source", source)
+    for channels, size in ((0, ()), (3, 6)):
+        keys = {"path": str(tmp_path / "file.npz"), "channels": channels, "image_size": size}
+        source = arrays.load(dataset(name="npz", **keys)).splits["train"]
         monkeypatch.setattr(sources, "stack", None)  # one by one would need it
         batch = source.take(np.array([1, 5]))
         np.testing.assert_array_equal(batch["image"], IMAGES[[1, 5]])
@@ -60,7 +70,7 @@ def test_a_batch_is_its_examples(name):
 
 def test_memory_reads_each_example_once():
     slow = Slow()
-    memory = sources.Memory(slow, (6, 6, 3), True)
+    memory = sources.Memory(slow, FIELDS)
     for _ in range(2):
         memory.take(np.array([4, 2, 4]))
         memory[2]
@@ -68,6 +78,6 @@ def test_memory_reads_each_example_once():
 
 
 def test_a_batch_is_a_copy():
-    arrays = sources.Arrays(IMAGES.copy(), LABELS)
-    arrays.take(np.array([1, 2]))["image"][:] = 0
-    np.testing.assert_array_equal(arrays[1]["image"], IMAGES[1])
+    source = sources.Columns({"image": IMAGES.copy(), "label": LABELS})
+    source.take(np.array([1, 2]))["image"][:] = 0
+    np.testing.assert_array_equal(source[1]["image"], IMAGES[1])

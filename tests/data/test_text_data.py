@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 
 import numpy as np
 import pytest
 from datasets import dataset as base
 
-from genjax import config
+from genjax import config, modalities
 from genjax.config import ConfigError
-from genjax.data import catalogue, loader, sources, text, tokenizers, transforms, windows
+from genjax.data import catalogue, loader, sources, text, tokenizers, windows
 
 RNG = np.random.default_rng(0)
 WORDS = ("the", "quick", "brown", "fox", "日本", "naïve", "\n", "over", "a")
@@ -54,19 +55,24 @@ def all_of(source):
     return source.take(np.arange(len(source)))
 
 
+def tokenizer_of(loaded):
+    return loaded.spec.generated.facts["tokenizer"]
+
+
 def check_spec(loaded, wanted):
     """`spec` is what `spec` says, what the sources hold, and what the loader delivers."""
     assert catalogue.spec(wanted) == loaded.spec
     assert {s: len(x) for s, x in loaded.splits.items()} == loaded.spec.sizes
-    assert loaded.spec.vocabulary_size == loaded.tokenizer.vocabulary_size
+    facts = loaded.spec.generated.facts
+    assert facts["vocabulary_size"] == facts["tokenizer"].vocabulary_size
     for train in (True, False):
-        transform = transforms.build(wanted, train)
+        transform = modalities.transforms(wanted, loaded.spec, train)
         source = loaded.splits["train"]
         batches = loader.train_batches(source, seed=1, batch_size=2, transform=transform)
         batch = batches[len(source)]
         found = {k: (v.shape, v.dtype) for k, v in batch.items()}
-        features = loaded.spec.features.items()
-        assert found == {k: ((2, *f.shape), np.dtype(f.dtype)) for k, f in features}
+        fields = loaded.spec.fields.items()
+        assert found == {k: ((2, *f.shape), np.dtype(f.dtype)) for k, f in fields}
     stacked = sources.stack([loaded.splits["train"][i] for i in range(len(source))])
     for name, rows in all_of(source).items():
         assert rows.dtype == stacked[name].dtype
@@ -83,8 +89,10 @@ def test_a_stream_gives_every_byte_as_a_target_once(long_text):
     np.testing.assert_array_equal(targets, content[1 : 1 + len(targets)])
     np.testing.assert_array_equal(batch["token"][1:, 0], batch["token"][:-1, -1])
     np.testing.assert_array_equal(batch["bytes"], 16)
-    assert loaded.spec.special_tokens == {"start": 10}
-    assert loaded.spec.vocabulary_size == 256
+    assert loaded.spec.target == "token"
+    assert loaded.spec.generated.kind == "text"
+    assert loaded.spec.generated.facts["special"] == {"start": 10}
+    assert loaded.spec.generated.facts["vocabulary_size"] == 256
     check_spec(loaded, wanted)
 
 
@@ -92,16 +100,17 @@ def test_a_stream_is_shifted_in_training_and_only_there(long_text):
     wanted = dataset(long_text, length=16, tokenizer="characters")
     loaded = catalogue.load(wanted)
     source, content = loaded.splits["train"], long_text.read_text("utf-8")
-    shift = transforms.build(wanted, train=True)
-    assert transforms.build(wanted, train=False) is None
-    assert transforms.build(dataset(long_text, documents="packed"), train=True) is None
+    shift = modalities.transforms(wanted, loaded.spec, train=True)
+    assert modalities.transforms(wanted, loaded.spec, train=False) is None
+    packed = dataset(long_text, documents="packed")
+    assert modalities.transforms(packed, loaded.spec, train=True) is None
     seen = set()
     for index in range(len(source)):
         for seed in range(60):
             moved = shift(source[index], np.random.default_rng(seed))
             by = int(np.random.default_rng(seed).integers(16))
             start = min(index * 16 + by, len(content) - 17)
-            read = loaded.tokenizer.decode(moved["token"])
+            read = tokenizer_of(loaded).decode(moved["token"])
             assert read == content[start : start + 17]
             assert moved["bytes"] == len(read[1:].encode())
             seen.add(by)
@@ -116,7 +125,7 @@ def test_held_out_is_the_end_of_one_text(long_text):
     loaded = catalogue.load(
         dataset(long_text, "20_percent", "10_percent", length=8, tokenizer="characters")
     )
-    kept = {s: loaded.tokenizer.decode(x._tokens.ids) for s, x in loaded.splits.items()}
+    kept = {s: tokenizer_of(loaded).decode(x._tokens.ids) for s, x in loaded.splits.items()}
     border = [int(len(content) * part) for part in (0.7, 0.9)]
     assert kept["train"] == content[: border[0]]
     assert kept["validation"] == content[border[0] : border[1]]
@@ -136,7 +145,7 @@ def test_documents_in_a_stream_end_with_eos(several):
     places = {s: [DOCUMENTS.index(t) for t in found] for s, found in kept.items()}
     assert sorted(places["train"] + places["validation"]) == list(range(len(DOCUMENTS)))
     assert places["train"] == sorted(places["train"])
-    assert loaded.spec.special_tokens == {"start": 256, "eos": 256}
+    assert loaded.spec.generated.facts["special"] == {"start": 256, "eos": 256}
     first = loaded.splits["validation"][0]
     assert first["bytes"] == (first["token"][1:] < 256).sum()
     check_spec(loaded, wanted)
@@ -240,7 +249,7 @@ def test_text_is_tokenised_once_into_a_mapped_array(several, monkeypatch, tokeni
         assert ids.dtype == dtype
         assert isinstance(ids.base, np.memmap)
         np.testing.assert_array_equal(ids, first.splits[split]._tokens.ids)
-    assert again.tokenizer.to_json() == first.tokenizer.to_json()
+    assert tokenizer_of(again).to_json() == tokenizer_of(first).to_json()
     several.write_text(several.read_text() + '{"text": "more"}\n')
     with pytest.raises(pytest.fail.Exception, match="tokenised again"):
         catalogue.load(wanted)
@@ -317,9 +326,9 @@ def test_characters_are_those_of_all_splits_and_bpe_sees_train_only(tmp_path):
     for name, content in {"train.txt": "ab " * 50, "val.txt": "xyz " * 50}.items():
         (tmp_path / name).write_text(content)
     loaded = catalogue.load(dataset(tmp_path, length=8, tokenizer="characters"))
-    assert loaded.spec.vocabulary_size == len(set("ab xyz"))
+    assert loaded.spec.generated.facts["vocabulary_size"] == len(set("ab xyz"))
     loaded = catalogue.load(dataset(tmp_path, length=8, tokenizer="bpe", vocabulary_size=300))
-    vocabulary = loaded.tokenizer.inner.get_vocab()
+    vocabulary = tokenizer_of(loaded).inner.get_vocab()
     assert "Ġab" in vocabulary
     assert not any("xy" in token for token in vocabulary)
     assert set(loaded.splits) == {"train", "validation"}
@@ -362,7 +371,7 @@ def test_options_out_of_range_are_refused(key, value, said):
     [("flip", True), ("crop_padding", 4), ("dequantize", True), ("image_size", 8), ("channels", 1)],
 )
 def test_what_is_done_to_images_is_refused(long_text, key, value):
-    wanted = dataset(long_text)
-    wanted[key] = value
-    with pytest.raises(ConfigError, match=rf"{key}={value} is for images"):
+    wanted = base(name="text", path=str(long_text), **{key: value})
+    given = re.escape(repr(wanted[key]))
+    with pytest.raises(ConfigError, match=rf"config\.dataset\.{key}={given} is for images"):
         catalogue.spec(wanted)

@@ -78,9 +78,8 @@ def test_wrong_presets_files_and_modes(refused, tmp_path, capsys):
     assert "--config" in refused("--mode=eval")
     for mode in ("eval", "sample", "inspect"):
         assert "holds no run" in refused(f"--workdir={tmp_path / 'nothing'}", f"--mode={mode}")
-        assert "no checkpoint" in refused(
-            TINY, f"--workdir={tmp_path / 'nothing'}", f"--mode={mode}"
-        )
+        message = refused(TINY, f"--workdir={tmp_path / 'nothing'}", f"--mode={mode}")
+        assert "holds no run (no config.json). Train one first" in message
     with pytest.raises(SystemExit) as exit:
         main([TINY, "--mode=trian"])
     assert exit.value.code == 2
@@ -145,7 +144,9 @@ def test_a_damaged_config_of_a_run(refused, run_copy):
     (run_copy / "config.json").write_text('{"config": {"method": ')
     assert "is damaged" in refused(f"--workdir={run_copy}", "--mode=inspect")
     (run_copy / "config.json").write_text('{"config": {"method": "ddpm"}, "data": {}}')
-    assert "it lacks" in refused(f"--workdir={run_copy}", "--mode=inspect")
+    assert "'dataset'" in refused(f"--workdir={run_copy}", "--mode=inspect")
+    (run_copy / "config.json").write_text('{"config": {"seed": 1}, "data": {}}')
+    assert "damaged" in refused(f"--workdir={run_copy}", "--mode=inspect")
     assert "is damaged" in refused(TINY, *FAST, f"--workdir={run_copy}")
 
 
@@ -157,7 +158,7 @@ def test_sampling_options_that_do_not_exist(refused, finished_run):
     assert "number" in refused(at, "--mode=sample", "--guidance=high")
     assert "--num=0" in refused(at, "--mode=sample", "--num=0")
     assert "class_conditional" in refused(at, "--mode=sample", "--guidance=3")
-    assert "class_conditional=True" in refused(at, "--mode=sample", "--condition=3")
+    assert "no such condition" in refused(at, "--mode=sample", "--label=3")
     assert "Nearest: steps" in refused(at, "--mode=sample", "--stepz=3")
     assert "[6, 12]" in refused(at, "--mode=sample", "--checkpoint=7")
     assert "a step or 'best'" in refused(at, "--mode=sample", "--checkpoint=last")
@@ -174,9 +175,11 @@ def test_a_second_run_at_once_is_refused_with_the_pid(refused, run_copy):
 
 
 def test_an_error_before_the_first_checkpoint_can_be_mended(cli, tmp_path):
-    _, err = cli.train(tmp_path / "run", "--config.dataset.test=", code=1)
-    assert "dataset.test='10_percent'" in err
-    cli.train(tmp_path / "run", "--config.dataset.test=10_percent")
+    _, err = cli.train(tmp_path / "run", "--config.dataset.validation=", code=1)
+    assert "config.evals.split='validation'" in err
+    assert "dataset.validation='5_percent'" in err
+    assert "evals.split to one that is there, such as 'test'" in err
+    cli.train(tmp_path / "run", "--config.dataset.validation=10_percent")
 
 
 def test_data_that_changed_under_a_run_are_refused(refused, run_copy):

@@ -145,7 +145,7 @@ def test_a_tokenizer_is_trained_by_one_command_and_used_by_another(tmp_path, cap
     dataset = configs.load(own[0][9:], {"dataset.name": "text", "dataset.path": file}).dataset
     dataset.validation = ""
     dataset.text.tokenizer = str(path)
-    assert catalogue.load(dataset).tokenizer.to_json() == made.to_json()
+    assert catalogue.load(dataset).spec.generated.facts["tokenizer"] == made
     assert main(command) == 1
     assert f"{path} is there already" in capsys.readouterr().err
 
@@ -165,8 +165,15 @@ def test_images_have_no_tokenizer(tmp_path, capsys):
     assert not (tmp_path / "a.json").exists()
 
 
+def test_texts_are_judged_by_what_is_said_of_texts(said):
+    out = dict(line.split(" ") for line in said("--mode=eval", "--samples=validation").splitlines())
+    assert {"distinct_1", "self_bleu", "samples"} <= set(out)
+    assert int(out["samples"]) == len(WORDS) // 10 // 16
+
+
 def test_texts_are_no_images_to_judge(said):
-    assert "judges images" in said("--mode=eval", "--samples=validation", code=1)
+    asked = ("--mode=eval", "--samples=validation", "--config.evals.judges=fidelity")
+    assert "fidelity is of images, and 'token' of" in said(*asked, code=1)
 
 
 def test_texts_are_judged_by_references(said, tmp_path):
@@ -181,7 +188,7 @@ def test_texts_are_judged_by_references(said, tmp_path):
     assert float(out["chrf"]) == pytest.approx(93.171683, abs=1e-3)
     assert float(out["distinct_1"]) == 7 / 8
     right.write_text("one\n")
-    assert "has 2 lines and" in said(*flags, code=1)
+    assert "2 texts and 1 references" in said(*flags, code=1)
     assert "nowhere" in said("--mode=eval", "--samples=nowhere", f"--references={right}", code=1)
     assert "--samples" in said("--mode=eval", f"--references={right}", code=1)
 
@@ -208,18 +215,17 @@ def test_eval_repeats_the_evaluation_of_training(run, said):
         (["--num=99999999999"], ["--num=99999999999", "1 to 1048576"]),
         (["--beams=2", "--num=3"], ["--num=3", "--beams"]),
         (["--prompt=a", "--prompt=b"], ["--num=1", "at least 2"]),
-        (["--prompt=a", "--prompt=b", "--stream"], ["--prompt", "one with --stream"]),
         (["--beams=2", "--stream"], ["--stream", "--beams"]),
         (["--max_new_tokens=few"], ["max_new_tokens='few'", "a whole number"]),
-        (["--condition=7"], ["--condition", "--prompt"]),
-        (["--condition=((1,2),(3,))", "--stream"], ["--condition", "--prompt"]),
+        (["--label=7"], ["--label=7", "no such condition"]),
+        (["--conditions=words.csv", "--prompt=a"], ["--conditions and --prompt are both"]),
         (["--max_new_tokens=1000000000000"], ["max_new_tokens", "16777216"]),
         (["--beams=2", "--length_penalty=2000"], ["length_penalty=2000", "-5 to 5"]),
         (["--stop="], ["--stop=''", "at least one character"]),
         (["--stop=Q"], ["--stop='Q'", "the tokenizer knows"]),
         (["--tempature=1"], ["--tempature", "temperature"]),
         (["--decode=f"], ["--decode", "no such"]),
-        (["--prompt=a", "--mode=eval"], ["--prompt", "--mode=sample"]),
+        (["--prompt=a", "--mode=eval"], ["'--prompt=a' is not understood"]),
     ],
 )
 def test_wrong_prompts_and_options(said, arguments, expected):
@@ -227,6 +233,11 @@ def test_wrong_prompts_and_options(said, arguments, expected):
     message = said(*mode, *arguments, code=1)
     assert message.startswith("error: ")
     assert all(word in message for word in expected), message
+
+
+def test_one_prompt_is_told_as_it_comes(said):
+    message = said("--mode=sample", "--prompt=the", "--prompt=fox", "--stream", code=1)
+    assert "conditions=2: expected one with --stream" in message
 
 
 def test_a_prompt_that_is_no_utf8(said, tmp_path):
@@ -248,4 +259,6 @@ def test_another_tokenizer_is_refused(run, said, tmp_path):
 
 def test_a_prompt_is_for_text(finished_run, capsys):
     assert main([f"--workdir={finished_run}", "--mode=sample", "--prompt=a"]) == 1
-    assert "--prompt and --stream are for text" in capsys.readouterr().err
+    assert "--prompt=a: this run has no such condition" in capsys.readouterr().err
+    assert main([f"--workdir={finished_run}", "--mode=sample", "--stream"]) == 1
+    assert "--stream is for text; method 'ddpm' has none" in capsys.readouterr().err

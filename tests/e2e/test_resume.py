@@ -20,7 +20,7 @@ from command_line import (
 )
 
 from genjax.training.assemble import assemble
-from genjax.training.checkpoint import Checkpoints
+from genjax.training.checkpoint import Checkpoints, digest, digests
 from genjax.training.workdir import read_config, read_spec
 
 LONG = ["--config.duration=40_steps", "--config.evals.every=20_steps"]
@@ -84,7 +84,7 @@ FAMILIES = {
     "dcgan.py:tiny": [
         "--config.gan.critic_steps=2",
         "--config.batch_size=16",
-        "--config.evals.features=",
+        "--config.evals.judges=",
         "--config.model.generator.channels=4",
         "--config.model.discriminator.channels=4",
     ],
@@ -95,7 +95,7 @@ FAMILIES = {
         "--config.model.lm.dropout=0.1",
         "--config.lm.label_smoothing=0.1",
     ],
-    "iwae.py:tiny": ["--config.steps_per_dispatch=4", "--config.evals.features="],
+    "iwae.py:tiny": ["--config.steps_per_dispatch=4", "--config.evals.judges="],
     # Codebooks by averages, which restart, and the shares that are kept beside them.
     "vqvae.py:tiny": ["--config.vqvae.restart_below=1.0"],
     # Two networks, of which the second begins in the middle, after the signal.
@@ -197,6 +197,7 @@ def test_two_processes_equal_one(cli, tmp_path, family, mesh):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
         moved = max(moved, float(np.abs(np.asarray(a) - np.asarray(c)).max()))
     assert moved > 1e-3
+    assert reported_digest(tmp_path / "two") == digest(digests(two))  # of arrays that both share
     for a, b in zip(train_metrics(tmp_path / "one"), train_metrics(tmp_path / "two"), strict=True):
         assert a.keys() == b.keys()
         for name in a:

@@ -1,5 +1,6 @@
 """A run from the command line: what it leaves, and the other modes on it."""
 
+import fcntl
 import hashlib
 import json
 import re
@@ -11,7 +12,6 @@ from command_line import ROOT, metrics, reported_digest, steps_logged
 from PIL import Image
 from scipy.io import savemat
 
-from genjax import config as configs
 from genjax.training.assemble import assemble
 from genjax.training.checkpoint import Checkpoints
 from genjax.training.workdir import read_config
@@ -74,15 +74,58 @@ def test_sample_writes_a_grid_and_the_arrays_and_the_seed_decides(finished_run, 
     np.testing.assert_array_equal(np.load(folder / f"{names[0]}.npz")["samples"], before)
 
 
-def test_eval_repeats_the_evaluation_of_training(finished_run, cli):
+def test_eval_looks_at_the_test_split_or_repeats_the_evaluation_of_training(finished_run, cli):
+    def found(*arguments):
+        out, _ = cli.run(f"--workdir={finished_run}", "--mode=eval", *arguments)
+        return float(re.search(r"eval/bits_per_dim (\S+)", out)[1])
+
     trained = [line for line in metrics(finished_run) if "eval/bits_per_dim" in line][1]
-    out, _ = cli.run(f"--workdir={finished_run}", "--mode=eval")
-    found = float(re.search(r"eval/bits_per_dim (\S+)", out)[1])
-    np.testing.assert_allclose(found, trained["eval/bits_per_dim"], rtol=1e-5)
     count = len(metrics(finished_run))
-    out, _ = cli.run(f"--workdir={finished_run}", "--mode=eval", "--config.evals.split=train")
-    assert float(re.search(r"eval/bits_per_dim (\S+)", out)[1]) != found
+    values = {split: found(f"--config.evals.split={split}") for split in ("train", "test")}
+    assert found() == values["test"]
     assert len(metrics(finished_run)) == count  # not the run's own evaluation: only printed
+    own = found("--config.evals.split=validation")
+    np.testing.assert_allclose(own, trained["eval/bits_per_dim"], rtol=1e-5)
+    assert len({own, *values.values()}) == 3
+    assert len(metrics(finished_run)) == count + 1
+
+
+def test_a_live_run_is_evaluated_and_its_files_are_left_alone(cli, tmp_path):
+    folder = tmp_path / "run"
+    cli.train(folder)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    own = (f"--workdir={folder}", "--mode=eval", "--config.evals.split=validation")
+    with open(folder / "lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        out, err = cli.run(*own)
+    assert "eval/bits_per_dim" in out
+    assert "the run is live" in err
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    out, err = cli.run(*own)
+    assert "live" not in err
+    assert (folder / "metrics.jsonl").read_bytes() != before[folder / "metrics.jsonl"]
+
+
+def test_a_run_of_four_devices_is_used_and_resumed_on_one(cli, tmp_path):
+    mesh = {"data": 1, "fsdp": 2, "tensor": 2}
+    given = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
+    folder = tmp_path / "run"
+    _, err = cli.train(folder, *given, devices=4)
+    assert "does not fit" not in err
+    digest = reported_digest(folder)
+    whole = f"--workdir={folder}"
+    for mode in (("inspect",), ("sample", "--num=2"), ("eval",), ("train",)):
+        flags = [f"--mode={mode[0]}", *mode[1:]]
+        longer = ["--config.duration=13_steps"] if mode[0] == "train" else []
+        out, err = cli.run(whole, *flags, *longer)
+        said = "the run's mesh data=1, fsdp=2, tensor=2 does not fit the devices here (1)"
+        assert f"{said}: it becomes data=-1, fsdp=1, tensor=1" in err, mode
+        if mode[0] == "inspect":
+            assert f"sha256 {digest}\n" in out
+    assert steps_logged(folder) == list(range(1, 14))
+    assert dict(read_config(folder).mesh) == mesh  # on four devices it is what it was
+    _, err = cli.run(whole, "--config.mesh.fsdp=2", code=1)
+    assert "does not fit 1 devices" in err
 
 
 def test_resuming_a_finished_run_ends_at_once_and_a_longer_one_goes_on(cli, tmp_path):
@@ -187,9 +230,6 @@ def test_every_tiny_preset_trains_as_it_stands(path, cli, tmp_path):
             "--config.dataset.name=rolls",
             f"--config.dataset.path={tmp_path / 'chorales.mat'}",
         ]
-    if "first_stage" in configs.load(str(path)):
-        cli.run(f"--config={path.with_name('vqvae.py')}:tiny", f"--workdir={tmp_path / 'first'}")
-        given = [f"--config.first_stage={tmp_path / 'first'}"]
     cli.run(f"--config={path}:tiny", *given, f"--workdir={tmp_path / 'run'}")
     lines = [line for line in metrics(tmp_path / "run") if "train/skipped" in line]
     assert not any(line["train/skipped"] for line in lines)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +40,8 @@ def data(tmp_path, monkeypatch):
 def call(data, *arguments):
     fixed = ["--config=configs/dcgan.py:tiny", f"--workdir={data / 'none'}"]
     fixed += ["--config.dataset.name=npz", f"--config.dataset.path={data / 'data.npz'}"]
-    return main.main([*fixed, "--config.evals.features=classifier", *arguments])
+    fixed += ["--config.dataset.validation=", "--config.evals.split=test"]
+    return main.main([*fixed, "--config.evals.judges=fidelity", *arguments])
 
 
 def numbers(text):
@@ -48,7 +51,7 @@ def numbers(text):
 def test_images_are_judged_without_a_run(data, capsys):
     assert call(data, "--mode=eval", f"--samples={data / 'samples.npz'}") == 0
     of_file = numbers(capsys.readouterr().out)
-    assert of_file["images"] == "40"
+    assert of_file["samples"] == "40"
     assert float(of_file["fd_classifier"]) > 0
     assert call(data, "--mode=eval", "--samples=test") == 0
     of_split = numbers(capsys.readouterr().out)
@@ -63,7 +66,7 @@ def test_statistics_are_made_and_used(data, capsys):
     assert said.startswith("classifier: statistics of 90 images in ")
     path = said.strip().rpartition(" ")[2]
     arguments = ("--mode=eval", "--samples=test")
-    assert call(data, *arguments, f"--config.evals.reference={path}") == 0
+    assert call(data, *arguments, f"--config.evals.fidelity.reference={path}") == 0
     assert "fd_classifier" in capsys.readouterr().out
 
 
@@ -77,9 +80,25 @@ def test_statistics_are_made_and_used(data, capsys):
             ["--mode=eval", "--output=x"],
             "--output belongs to --mode=export and --mode=tokenizer, not to --mode=eval",
         ),
-        (["--mode=eval", "--samples=test", "--config.evals.features=()"], "features is empty"),
-        (["--mode=eval", "--samples=test", "--config.evals.reference=val"], "reference='val'"),
-        (["--mode=statistics", "--config.evals.features=()"], "features is empty"),
+        (
+            ["--mode=eval", "--samples=test", "--config.evals.fidelity.features=()"],
+            "features is empty",
+        ),
+        (
+            ["--mode=eval", "--samples=test", "--config.evals.fidelity.reference=val"],
+            "reference='val'",
+        ),
+        (["--mode=eval", "--samples=test", "--config.evals.judges="], "evals.judges is empty"),
+        (
+            ["--mode=eval", "--samples=test", "--config.evals.judges=fidelty"],
+            "config.evals.judges='fidelty': no module 'fidelty'. Nearest: fidelity",
+        ),
+        (
+            ["--mode=eval", "--samples=test", "--config.evals.fidelity.feature=inception"],
+            "config.evals.fidelity.feature: no such key. Nearest: evals.fidelity.features",
+        ),
+        (["--mode=eval", "--samples=test", "--config.evals.diversity.generated=9"], "no such key"),
+        (["--mode=statistics", "--config.evals.fidelity.features=()"], "features is empty"),
     ],
 )
 def test_wrong_commands_get_one_error(data, capsys, arguments, says):
@@ -93,7 +112,7 @@ def test_a_run_judges_its_samples_and_keeps_the_best(data, tmp_path):
     folder = tmp_path / "run"
     arguments = [
         *("--config.duration=4_steps", "--config.evals.every=2_steps", "--config.batch_size=16"),
-        *("--config.evals.generated=24", "--config.checkpoint.best=eval/fd_classifier"),
+        *("--config.evals.fidelity.generated=24", "--config.checkpoint.best=eval/fd_classifier"),
         *("--config.model.generator.channels=4", "--config.model.discriminator.channels=4"),
         f"--workdir={folder}",
     ]
@@ -106,3 +125,86 @@ def test_a_run_judges_its_samples_and_keeps_the_best(data, tmp_path):
     assert "fd_classifier" in (folder / "report.html").read_text()
     wrong = "--config.checkpoint.best=eval/fd_clasifier"
     assert call(data, *arguments, wrong, "--config.duration=6_steps") == 1
+
+
+CONFIG = """
+from genjax import config as configs
+
+own = configs.read_module({file!r})
+PRESETS = own.PRESETS
+get_config = own.get_config
+"""
+JUDGE = """
+from typing import NamedTuple
+
+from genjax.evals.judges import Judge
+
+
+class Options(NamedTuple):
+    level: int = 1
+
+
+def build_judge(options, evals, dataset, mesh):
+    def judge(samples, references, conditions):
+        return {{"{name}": options.level * float(len(samples))}}
+
+    return Judge(judge, ("{name}",), samples=12)
+"""
+
+
+@pytest.fixture
+def beside(data, monkeypatch):
+    """A folder with a config, and two judges of one's own: a file, and a module of a package."""
+    folder = data / "experiment"
+    (folder / "panel").mkdir(parents=True)
+    (folder / "panel" / "__init__.py").write_text("")
+    (folder / "panel" / "severe.py").write_text(JUDGE.format(name="severity"))
+    (folder / "mild_judge.py").write_text(JUDGE.format(name="mildness"))
+    file = str(Path(main.__file__).parents[1] / "configs" / "dcgan.py")
+    (folder / "mine.py").write_text(CONFIG.format(file=file))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield folder
+    forget()
+
+
+def forget():
+    for name in ("mild_judge", "panel", "panel.severe"):
+        sys.modules.pop(name, None)
+
+
+JUDGES = "--config.evals.judges=('fidelity', 'mild_judge', 'panel.severe')"
+
+
+def test_several_judges_each_with_a_section_of_its_own(data, beside, capsys):
+    arguments = [f"--config={beside / 'mine.py'}:tiny", JUDGES]
+    levels = ["--config.evals.severe.level=3", "--config.evals.mild_judge.level=2"]
+    assert call(data, *arguments, *levels, "--mode=eval", "--samples=test") == 0
+    found = numbers(capsys.readouterr().out)
+    assert float(found["fd_classifier"]) > 0
+    assert (found["severity"], found["mildness"], found["samples"]) == ("36", "24", "40")
+    assert call(data, *arguments, "--config.evals.severe.levle=3", "--mode=eval") == 1
+    assert "Nearest: evals.severe.level" in capsys.readouterr().err
+
+
+def test_a_run_keeps_the_judges_of_its_own_and_finds_them_again(data, beside, capsys, monkeypatch):
+    folder, before = data / "run", list(sys.path)
+    arguments = [
+        *(f"--config={beside / 'mine.py'}:tiny", JUDGES, "--config.evals.severe.level=3"),
+        *("--config.duration=2_steps", "--config.evals.every=", "--config.batch_size=16"),
+        *("--config.evals.fidelity.generated=16", "--config.checkpoint.best=eval/severity"),
+        *("--config.model.generator.channels=4", "--config.model.discriminator.channels=4"),
+        f"--workdir={folder}",
+    ]
+    assert call(data, *arguments) == 0
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (evaluated,) = (line for line in lines if "eval/seconds" in line)
+    assert (evaluated["eval/severity"], evaluated["eval/mildness"]) == (36, 12)
+    assert "eval/fd_classifier" in evaluated
+    stored = json.loads((folder / "config.json").read_text())["config"]["evals"]
+    assert stored["severe"] == {"level": 3}
+    assert stored["mild_judge"] == {"level": 1}
+    forget()
+    monkeypatch.setattr(sys, "path", before)  # as in a new process
+    capsys.readouterr()
+    assert main.main([f"--workdir={folder}", "--mode=eval"]) == 0
+    assert numbers(capsys.readouterr().out)["eval/severity"] == "36"

@@ -19,7 +19,8 @@ import pytest
 from genjax import config as configs
 from genjax.config import ConfigError
 from genjax.data.catalogue import Dataset
-from genjax.data.sources import Arrays
+from genjax.data.digest import data_digest
+from genjax.data.sources import Columns, image_fields
 from genjax.evals import features, metric_names, trained
 from genjax.method import DataSpec
 from genjax.parallel.mesh import make_mesh
@@ -35,11 +36,12 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-class Watched(Arrays):
+class Watched(Columns):
     """A source that does something when its examples are read."""
 
     def __init__(self, images, labels):
-        super().__init__(images, labels)
+        self.images, self.labels = images, labels
+        super().__init__({"image": images, "label": labels})
         self.look = lambda: None
 
     def __getitem__(self, index):
@@ -60,11 +62,9 @@ def sides(count, seed, labelled=True, dtype=np.uint8, name="sides"):
     for image, label in zip(images, labels, strict=True):
         image[:, 3 * label : 3 * label + 3] += 128
     train, test = (Watched(images[s], labels[s]) for s in (slice(40, None), slice(40)))
-    shapes = {"image": jax.ShapeDtypeStruct((6, 6, 1), dtype)}
-    if labelled:
-        shapes["label"] = jax.ShapeDtypeStruct((), np.int32)
-    sizes = {"train": len(train), "test": len(test)}
-    spec = DataSpec(name, "image", shapes, sizes, 2 if labelled else 0)
+    fields = image_fields((6, 6, 1), 2 if labelled else 0)
+    fields["image"] = fields["image"]._replace(dtype=np.dtype(dtype))
+    spec = DataSpec(name, fields, "image", {"train": len(train), "test": len(test)})
     return Dataset(spec, {"train": train, "test": test}, "made here")
 
 
@@ -164,7 +164,7 @@ def test_an_interrupted_training_goes_on_and_ends_the_same(short, cache, monkeyp
 def test_another_data_set_or_config_has_a_classifier_of_its_own(short, monkeypatch):
     seen = []
 
-    def train(run, dataset, folder, start):
+    def train(run, dataset, folder, start, evaluation):
         seen.append(folder.name)
         raise KeyboardInterrupt
 
@@ -203,24 +203,26 @@ def test_a_key_that_all_configs_get_later_leaves_the_classifier_as_it_is(monkeyp
 
 
 def test_the_data_digest_sees_pixels_labels_sizes_and_names():
-    base = features.data_digest(sides(200, 0))
-    assert features.data_digest(sides(200, 0)) == base
-    assert features.data_digest(sides(200, 0, dtype=np.float32)) == base
+    base = data_digest(sides(200, 0))
+    assert data_digest(sides(200, 0)) == base
+    assert data_digest(sides(200, 0, dtype=np.float32)) == base
     assert base not in map(
-        features.data_digest,
+        data_digest,
         (sides(200, 1), sides(199, 0), sides(200, 0, name="x"), sides(200, 0, labelled=False)),
     )
     changed = sides(200, 0)
-    changed.splits["train"]._images[7, 0, 0, 0] ^= 1
-    assert features.data_digest(changed) != base
+    changed.splits["train"].images[7, 0, 0, 0] ^= 1
+    assert data_digest(changed) != base
     relabelled = sides(200, 0)
-    relabelled.splits["train"]._labels[7] ^= 1
-    assert features.data_digest(relabelled) != base
+    relabelled.splits["train"].labels[7] ^= 1
+    assert data_digest(relabelled) != base
 
 
 def test_unlabelled_data_and_unknown_names_are_refused():
     data = sides(50, 0, labelled=False)
-    with pytest.raises(ConfigError, match=r"sides has none.*'efficientnet_lite0' or 'inception'"):
+    with pytest.raises(
+        ConfigError, match=r"sides has none.*features=efficientnet_lite0 or inception"
+    ):
         features.build("classifier", data)
     with pytest.raises(ConfigError, match=r"'inceptio': no such extractor\. Nearest: inception"):
         features.build("inceptio", data)
@@ -300,7 +302,7 @@ def test_a_download_that_fails_says_what_to_do(monkeypatch):
 
     monkeypatch.setattr(features.urllib.request, "urlopen", urlopen)
     with pytest.raises(
-        ConfigError, match=r"github.com/toshas/.*no route to host.*evals\.inception_path"
+        ConfigError, match=r"github.com/toshas/.*no route to host.*evals\.fidelity\.inception_path"
     ):
         features.build("inception", sides(50, 0))
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from scipy import stats
+from specs import images
 
 from genjax import config as configs
 from genjax.config import ConfigError
 from genjax.data import packages
-from genjax.evals.features import EFFICIENTNET_LITE0
+from genjax.data.packages import EFFICIENTNET_LITE0
 from genjax.interop import torch_file
-from genjax.method import DataSpec
 from genjax.methods import autoencoder_kl as kl
 from genjax.networks import perceptual
 from genjax.nn.functional import Functional
@@ -60,7 +60,7 @@ def toy(shape=SHAPE, kernel=KERNEL, raw=-4.0, slope=1.0, log_scale=-1.0, start_s
         Functional(lambda key: ({"v": v}, {"seen": jnp.int32(0)}), judge),
         Functional(lambda key: ({"w": jnp.zeros((c, 3))}, {}), look),
         kl.Options(latent_channels=c, **options),
-        DataSpec("toy", "image", {"image": jax.ShapeDtypeStruct(shape, np.uint8)}, {}),
+        images(shape),
         (),
         start_step,
     )
@@ -244,7 +244,7 @@ def test_latents_come_and_go():
         made, np.clip(np.round((2 * x @ KERNEL + 1) * 127.5), 0, 255), atol=1
     )
 
-    samples = method.sample(params, mutable, KEY, 3, None)
+    samples = method.sample(params, mutable, KEY, 3, {})
     assert (samples.shape, samples.dtype) == ((3, *SHAPE), jnp.uint8)
     z = np.asarray(jax.random.normal(KEY, (3, *SHAPE)), np.float64)
     np.testing.assert_allclose(samples, np.clip(np.round((z @ KERNEL + 1) * 127.5), 0, 255), atol=1)
@@ -258,8 +258,8 @@ def test_latents_come_and_go():
 
 def test_labels_are_refused():
     method, params, mutable = toy()
-    with pytest.raises(ConfigError, match="the model knows none: give none"):
-        method.sample(params, mutable, KEY, 2, jnp.array([0, 1]))
+    with pytest.raises(ConfigError, match="the model knows no such condition: give none"):
+        method.sample(params, mutable, KEY, 2, {"label": jnp.array([0, 1])})
 
 
 TINY = {
@@ -383,7 +383,7 @@ def test_options_that_are_refused(keys, says):
 )
 def test_what_cannot_be_built_is_refused(keys, shape, dtype, says):
     config = configs.load("configs/autoencoder_kl.py:tiny", keys)
-    spec = DataSpec("toy", "image", {"image": jax.ShapeDtypeStruct(shape, dtype)}, {"train": 64})
+    spec = images(shape, dtype, train=64)
     with pytest.raises(ConfigError, match=f"(?i){says}"):
         kl.build(config, spec)
 
@@ -392,6 +392,5 @@ def test_what_cannot_be_built_is_refused(keys, shape, dtype, says):
 def test_the_game_begins_after_a_duration(start, found):
     config = configs.load("configs/autoencoder_kl.py:tiny", {"batch_size": 16})
     config.autoencoder_kl.adversarial_start = start
-    image = jax.ShapeDtypeStruct((8, 8, 1), np.uint8)
-    method = kl.build(config, DataSpec("toy", "image", {"image": image}, {"train": 64}))
+    method = kl.build(config, images((8, 8, 1), train=64))
     assert method.phases[1].loss.args[0].start_step == found

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from specs import images
 
 from genjax import config as configs
 from genjax.config import ConfigError
-from genjax.method import DataSpec
 from genjax.methods import classifier
 from genjax.networks.cnn import fold
 from genjax.parallel import rules
@@ -22,10 +22,7 @@ RNG = np.random.default_rng(0)
 
 
 def spec(num_classes=CLASSES, dtype=np.uint8, side=9):
-    features = {"image": jax.ShapeDtypeStruct((side, side, 1), dtype)}
-    if num_classes:
-        features["label"] = jax.ShapeDtypeStruct((), np.int32)
-    return DataSpec("shapes", "image", features, {"train": 100}, num_classes)
+    return images((side, side, 1), dtype, num_classes, train=100, name="shapes")
 
 
 def config(**model):
@@ -123,11 +120,11 @@ def test_its_leaves_have_a_sharding(model):
 
 def test_it_needs_labelled_8_bit_images_and_does_not_sample(model):
     method, params, mutable = model
-    with pytest.raises(ConfigError, match=r"shapes holds images with no classes.*with labels"):
+    with pytest.raises(ConfigError, match=r"shapes has no labels.*with labels"):
         classifier.build(config(), spec(num_classes=0))
-    with pytest.raises(ConfigError, match=r"dequantize=False.*float32"):
+    with pytest.raises(ConfigError, match=r"8-bit images.*float32.*dequantize=False"):
         classifier.build(config(), spec(dtype=np.float32))
     with pytest.raises(ConfigError, match=r"does not sample.*evals\.samples=0"):
-        method.sample(params, mutable, jax.random.key(0), 4, None)
+        method.sample(params, mutable, jax.random.key(0), 4, {})
     with pytest.raises(ConfigError, match=r"model\.channels=\(\).*at least one width"):
         jax.eval_shape(classifier.build(config(channels=()), spec()).init, jax.random.key(0), {})

@@ -8,24 +8,16 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from scipy import stats
+from specs import images
 
 from genjax.config import ConfigError
-from genjax.method import DataSpec
+from genjax.method import Field
 from genjax.methods import ddpm
 from genjax.nn.functional import Functional
 from genjax.sampling import diffusion, diffusion_bound
 
 CLASSES = 3
-SPEC = DataSpec(
-    "toy",
-    "image",
-    {
-        "image": jax.ShapeDtypeStruct((4, 4, 1), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((), jnp.int32),
-    },
-    {"train": 1},
-    num_classes=CLASSES,
-)
+SPEC = images((4, 4, 1), classes=CLASSES, train=1)
 EMPTY = {"denoiser": {}}
 
 
@@ -198,7 +190,8 @@ def by_label(x, t, label):
     return jnp.broadcast_to(jnp.asarray(VALUES)[label][:, None, None, None], x.shape)
 
 
-def draw(m, num=4, condition=None, **choices):
+def draw(m, num=4, label=None, **choices):
+    condition = {} if label is None else {"label": jnp.asarray(label)}
     sample = jax.jit(lambda key: m.sample(EMPTY, EMPTY, key, num, condition, **choices))
     return np.asarray(sample(jax.random.key(3)))
 
@@ -208,7 +201,7 @@ def draw(m, num=4, condition=None, **choices):
 def test_samples_are_what_the_network_believes_in(sampler, steps):
     """x0_hat fixed by the label: every sampler ends exactly there, in the data's own format."""
     m = method(by_label, num_timesteps=20, prediction="x0", class_conditional=True)
-    image = draw(m, condition=[2, 0, 1, 1], sampler=sampler, steps=steps)
+    image = draw(m, label=[2, 0, 1, 1], sampler=sampler, steps=steps)
     assert image.shape == (4, 4, 4, 1)
     assert image.dtype == np.uint8
     want = np.round((VALUES[[2, 0, 1, 1]] + 1) * 127.5).astype(np.uint8)
@@ -242,10 +235,10 @@ def test_guidance_extrapolates_epsilon(prediction):
     shared = dict(num_timesteps=T, class_conditional=True)
     labels = [0, 1, 2, 1]
     m = method(network, prediction=prediction, **shared)
-    ours = draw(m, condition=labels, guidance=w, sampler="ddim")
-    want = draw(method(guided, **shared), condition=labels, sampler="ddim")
+    ours = draw(m, label=labels, guidance=w, sampler="ddim")
+    want = draw(method(guided, **shared), label=labels, sampler="ddim")
     assert np.abs(ours.astype(int) - want).max() <= 1
-    assert np.abs(ours.astype(int) - draw(m, condition=labels, sampler="ddim")).max() > 1
+    assert np.abs(ours.astype(int) - draw(m, label=labels, sampler="ddim")).max() > 1
 
 
 def test_guidance_of_one_is_the_conditional_model_and_costs_one_call():
@@ -286,11 +279,11 @@ def test_samplers_refuse_what_they_cannot_do():
         draw(m, steps=-1)
     with pytest.raises(ConfigError, match="eta=2"):
         draw(m, sampler="ddim", eta=2.0)
-    with pytest.raises(ValueError, match="expected 4 labels"):
-        draw(m, condition=[0, 1])
+    with pytest.raises(ValueError, match="label: expected 4 labels"):
+        draw(m, label=[0, 1])
     plain = method(lambda x, t, label: x, num_timesteps=10)
-    with pytest.raises(ConfigError, match="the model knows none"):
-        draw(plain, condition=[0, 1, 2, 0])
+    with pytest.raises(ConfigError, match="label: the model knows no such condition"):
+        draw(plain, label=[0, 1, 2, 0])
     with pytest.raises(ConfigError, match=r"guidance=2\.0"):
         draw(plain, guidance=2.0)
 
@@ -322,7 +315,7 @@ def test_options_from_config():
         ({"steps": 1001}, "steps=1001"),
         ({"guidance": 3.0}, "class_conditional=True"),
         ({"class_conditional": True, "label_dropout": 0.0, "guidance": 3.0}, "label_dropout > 0"),
-        ({"class_conditional": True, "spec": SPEC._replace(num_classes=0)}, "has no labels"),
+        ({"class_conditional": True, "spec": images((4, 4, 1))}, "has no labels"),
     ],
 )
 def test_options_that_are_refused(section, message):
@@ -332,11 +325,11 @@ def test_options_that_are_refused(section, message):
 
 def test_build_refuses_data_that_are_not_square_images():
     config = ConfigDict({"diffusion": {}, "model": {}, "precision": "float32"})
-    with pytest.raises(ConfigError, match="needs images; toy holds text"):
-        ddpm.build(config, SPEC._replace(modality="text"))
-    wide = {"image": jax.ShapeDtypeStruct((4, 6, 1), jnp.uint8)}
+    text = {"token": Field("text", (9,), np.dtype(np.int32))}
+    with pytest.raises(ConfigError, match="needs images; the target of toy, 'token', is of kind"):
+        ddpm.build(config, SPEC._replace(fields=text, target="token"))
     with pytest.raises(ConfigError, match="4 x 6"):
-        ddpm.build(config, SPEC._replace(features=wide))
+        ddpm.build(config, images((4, 6, 1)))
 
 
 def test_build_with_the_unet():
@@ -356,5 +349,5 @@ def test_build_with_the_unet():
     assert abs(float(value) - 1) < 4 * np.sqrt(2 / (8 * 16))
     bits = jax.eval_shape(m.evaluate, params, mutable, batch, key)
     assert {value.shape for value in bits.values()} == {(8,)}
-    images = jax.eval_shape(lambda: m.sample(params, mutable, key, 3, None, steps=2))
+    images = jax.eval_shape(lambda: m.sample(params, mutable, key, 3, {}, steps=2))
     assert (images.shape, images.dtype) == ((3, 4, 4, 1), jnp.uint8)

@@ -7,22 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from specs import images
 
-from genjax.method import DataSpec
 from genjax.methods import ddpm
 from genjax.nn.functional import Functional
 from genjax.sampling import diffusion, diffusion_bound
 
-SPEC = DataSpec(
-    "toy",
-    "image",
-    {
-        "image": jax.ShapeDtypeStruct((4, 4, 2), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((), jnp.int32),
-    },
-    {"train": 1},
-    num_classes=3,
-)
+SPEC = images((4, 4, 2), classes=3, train=1)
 
 
 def method(denoise, **options):

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from specs import images
 
 from genjax import config as configs
 from genjax.config import ConfigError
-from genjax.method import DataSpec
 from genjax.methods import gan
 from genjax.networks import gan_head
 from genjax.nn.adversarial import LOSSES
@@ -20,7 +20,7 @@ from genjax.parallel.rules import replicate
 from genjax.sampling.conditions import labels
 from genjax.training.assemble import assemble
 
-POINT = DataSpec("points", "points", {"image": jax.ShapeDtypeStruct((1,), jnp.float32)}, {})
+POINT = images((1,), np.float32, name="points")
 KEY = jax.random.key(0)
 
 
@@ -331,7 +331,7 @@ def test_a_pack_has_one_output_and_so_no_labels_in_its_head(conditioning):
     with config.unlocked():
         config.gan = {"packing": 2, "conditioning": conditioning}
     with pytest.raises(ConfigError, match=r"packing=2 with gan\.conditioning"):
-        gan.options_from_config(config, POINT._replace(num_classes=3))
+        gan.options_from_config(config, images((1,), np.float32, classes=3))
 
 
 def test_the_discriminator_sees_the_parts_of_the_policy_alone():
@@ -349,8 +349,8 @@ def test_the_discriminator_sees_the_parts_of_the_policy_alone():
 
 
 def test_labels_for_a_generator_that_knows_none():
-    with pytest.raises(ConfigError, match=r"the model knows none.*gan\.conditioning"):
-        gan.sample(game(), {}, {}, KEY, 2, jnp.array([0, 1]))
+    with pytest.raises(ConfigError, match=r"label: the model knows no such.*gan\.conditioning"):
+        gan.sample(game(), {}, {}, KEY, 2, {"label": jnp.array([0, 1])})
 
 
 def test_rules_cover_the_state_of_the_augmentation():
@@ -384,32 +384,30 @@ def test_lazy_penalties_are_as_strong_as_those_in_every_update():
 
 
 @pytest.mark.parametrize(
-    ("keys", "says"),
+    ("keys", "dtype", "says"),
     [
-        ({"gan.r1": 1.0}, r"set model\.discriminator\.norm to 'layer' or 'none'"),
-        ({"dataset.dequantize": True}, r"dequantize=False"),
-        ({"model.network": "dcgn"}, r"Nearest: dcgan"),
+        ({"gan.r1": 1.0}, np.uint8, r"set model\.discriminator\.norm to 'layer' or 'none'"),
+        ({"dataset.dequantize": True}, np.float32, r"dequantize=False"),
+        ({"model.network": "dcgn"}, np.uint8, r"Nearest: dcgan"),
     ],
 )
-def test_builds_that_are_refused(keys, says):
+def test_builds_that_are_refused(keys, dtype, says):
     config = configs.load("configs/dcgan.py:tiny", keys)
-    image = jax.ShapeDtypeStruct((16, 16, 1), jnp.uint8)
     with pytest.raises(ConfigError, match=says):
-        gan.build(config, DataSpec("digits", "image", {"image": image}, {}))
+        gan.build(config, images((16, 16, 1), dtype))
 
 
 def test_a_wrong_key_of_a_network_is_named():
     config = configs.load("configs/dcgan.py:tiny")
     with config.unlocked():
         config.model.generator.chanels = 3
-    image = jax.ShapeDtypeStruct((8, 8, 1), jnp.uint8)
     with pytest.raises(ConfigError, match=r"model\.generator='chanels'.*Nearest: channels"):
-        gan.build(config, DataSpec("digits", "image", {"image": image}, {}))
+        gan.build(config, images((8, 8, 1)))
 
 
 def test_unlabelled_draws_take_each_class_equally_often():
-    spec = DataSpec("many", "image", {}, {}, num_classes=100)
-    drawn = [labels(spec, 10, None, jax.random.key(i)) for i in range(400)]
+    spec = images((8, 8, 1), classes=100)
+    drawn = [labels(spec, True, 10, {}, jax.random.key(i)) for i in range(400)]
     counts = np.bincount(np.concatenate(drawn), minlength=100)
     assert counts.min() > 15
     assert counts.sum() == 4000
@@ -441,10 +439,9 @@ def test_loss_penalty_network_labels_and_augmentation_are_chosen_freely(loss, ne
         **PENALTIES[(place // 3) % 3],
     }
     config = configs.load(f"configs/{network}.py:tiny", keys)
-    image = jax.ShapeDtypeStruct((8, 8, 1), np.uint8)
-    features = {"image": image, "label": jax.ShapeDtypeStruct((), np.int32)}
-    method = gan.build(config, DataSpec("toy", "image", features, {"train": 64}, 10))
-    batch = {name: jax.ShapeDtypeStruct((8, *s.shape), s.dtype) for name, s in features.items()}
+    spec = images((8, 8, 1), classes=10, train=64)
+    method = gan.build(config, spec)
+    batch = {name: jax.ShapeDtypeStruct((8, *f.shape), f.dtype) for name, f in spec.fields.items()}
     params, mutable = jax.eval_shape(method.init, KEY, batch)
     assert len(method.phases) == 2 + (config.gan.penalty_every > 1)
     for phase in method.phases:

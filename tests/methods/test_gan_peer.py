@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import unflatten_dict
+from specs import images
 
 from genjax import config as configs
-from genjax.method import DataSpec
 from genjax.methods import gan
 from genjax.training import optim
 
@@ -41,8 +41,7 @@ def test_three_steps_are_pytorchs():
         "optimizer.eps": 1e-4,
     }
     config = configs.load("configs/dcgan.py", overrides)
-    image = jax.ShapeDtypeStruct(tuple(SHAPE), jnp.uint8)
-    method = gan.build(config, DataSpec("golden", "image", {"image": image}, {"train": BATCH}))
+    method = gan.build(config, images(SHAPE, train=BATCH))
     game = method.phases[0].loss.args[0]
     params, mutable = split("start")
     chex.assert_trees_all_equal_shapes(

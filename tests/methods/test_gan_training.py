@@ -155,7 +155,7 @@ def test_samples_have_the_labels_asked_for_and_packs_judge_together(run):
 
     @jax.jit
     def draw(labels):
-        return run.method.sample(params, state.mutable, jax.random.key(0), 3, labels)
+        return run.method.sample(params, state.mutable, jax.random.key(0), 3, {"label": labels})
 
     samples, other = (np.asarray(draw(x)) for x in (labels, np.array([3, 4, 7])))
     assert samples.dtype == np.uint8

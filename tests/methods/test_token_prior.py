@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from specs import images
 
 from genjax import config as configs
 from genjax.config import ConfigError
-from genjax.method import DataSpec
+from genjax.method import DataSpec, Field
 from genjax.methods import token_prior
 from genjax.training.assemble import assemble
 
@@ -18,10 +19,13 @@ KEY = jax.random.key(0)
 
 
 def spec(shape, values, classes=0, count=64):
-    features = {"code": jax.ShapeDtypeStruct(shape, np.int32)}
-    if classes:
-        features["label"] = jax.ShapeDtypeStruct((), np.int32)
-    return DataSpec("toy", "code", features, {"train": count}, classes, values)
+    facts = {"vocabulary_size": values} if values else {}
+    dtype = np.dtype(np.int32 if values else np.float32)
+    fields = images((1, 1, 1), classes=classes).fields | {
+        "code": Field("code", shape, dtype, facts)
+    }
+    del fields["image"]
+    return DataSpec("toy", fields, "code", {"train": count})
 
 
 def config(network="token_transformer", conditional=False, **prior):
@@ -113,7 +117,9 @@ def test_samples_of_a_label_are_of_that_label(network):
     images = jnp.array(list(itertools.product(range(2), repeat=2)))
     label = jnp.arange(2 * num) % 2
     draw = jax.jit(method.sample, static_argnames="num")
-    code = np.asarray(draw(params, mutable, KEY, num=2 * num, condition=label)).reshape(-1, 2)
+    code = np.asarray(draw(params, mutable, KEY, num=2 * num, condition={"label": label})).reshape(
+        -1, 2
+    )
     expected = []
     for y in range(2):
         batch = {"code": images.reshape(-1, *shape), "label": jnp.full(4, y)}
@@ -132,18 +138,16 @@ def test_what_is_refused():
         ({"temperature": 0}, "--temperature=0: expected a number from 1e-06 to"),
         ({"temperature": "hot"}, "a number from 1e-06 to"),
         ({"top_k": 5}, "from 0 to 4"),
-        ({"condition": jnp.zeros(2, jnp.int32)}, "class_conditional=True"),
+        ({"condition": {"label": jnp.zeros(2, jnp.int32)}}, "class_conditional=True"),
     ):
         with pytest.raises(ConfigError, match=words):
             method.sample(params, mutable, KEY, 2, **options)
     with pytest.raises(ConfigError, match="has no labels"):
         token_prior.build(config(conditional=True), spec((1, 2, 2), 4))
-    images = DataSpec("pictures", "image", {"image": jax.ShapeDtypeStruct((4, 4, 1), np.uint8)}, {})
-    with pytest.raises(ConfigError, match="first_stage=RUNDIR"):
-        token_prior.build(config(), images)
-    real = spec((2, 2, 4), 0)
-    real = real._replace(features={"code": jax.ShapeDtypeStruct((2, 2, 4), np.float32)})
-    with pytest.raises(ConfigError, match="holds codes of real numbers"):
-        token_prior.build(config(), real)
+    says = r"target of toy is image \(image\).*dataset\.codes.*stages\.autoencoder=RUNDIR"
+    with pytest.raises(ConfigError, match=says):
+        token_prior.build(config(), images((4, 4, 1)))
+    with pytest.raises(ConfigError, match="target of toy is codes of real numbers"):
+        token_prior.build(config(), spec((2, 2, 4), 0))
     with pytest.raises(ConfigError, match="Nearest: width"):
         token_prior.build(config(widht=3), spec((1, 2, 2), 4))

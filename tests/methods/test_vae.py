@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 from scipy import integrate, special, stats
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
+from specs import images
 
 from genjax import config as configs
 from genjax.config import ConfigError
-from genjax.method import DataSpec
 from genjax.methods import vae
 from genjax.nn.functional import Functional
 
@@ -22,7 +22,7 @@ KEY = jax.random.key(0)
 GAIN, NOISE = 1.5, 0.7  # x = GAIN z + noise: evidence N(0, GAIN^2 + NOISE^2)
 EVIDENCE = math.hypot(GAIN, NOISE)
 X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 1)) * EVIDENCE, jnp.float32)
-FLOATS = DataSpec("toy", "image", {"image": jax.ShapeDtypeStruct((1,), jnp.float32)}, {})
+FLOATS = images((1,), np.float32, classes=3)
 
 
 def inverse_bound(value):
@@ -240,9 +240,7 @@ def test_a_linear_vae_is_probabilistic_pca():
         config.vae = {"latent_dim": latent, "likelihood": "gaussian"}
         linear = {"widths": (), "activation": "none"}
         config.model = ConfigDict({"network": "vae_mlp", "encoder": linear, "decoder": linear})
-    image = jax.ShapeDtypeStruct((64,), np.float32)
-    spec = DataSpec("digits", "image", {"image": image}, {"train": len(x)})
-    method = vae.build(config, spec)
+    method = vae.build(config, images((64,), np.float32, train=len(x)))
     params, mutable = method.init(KEY, {})
     batch, steps = {"image": jnp.asarray(x)}, 3000
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-2, steps, 1e-3))
@@ -299,12 +297,11 @@ def says(out, likelihood, shape):
     def nothing(key):
         return {}, {}
 
-    image = jax.ShapeDtypeStruct(shape, np.uint8)
     return vae.from_networks(
         Functional(nothing, encode),
         Functional(nothing, decode),
         vae.Options(latent_dim=2, likelihood=likelihood, eval_samples=4, eval_chunk=2),
-        DataSpec("toy", "image", {"image": image}, {}),
+        images(shape),
         (),
     )
 
@@ -380,5 +377,5 @@ def test_pixels_are_binarised_anew_at_each_draw():
 
 def test_labels_for_a_model_that_knows_none():
     method, params, mutable = toy()
-    with pytest.raises(ConfigError, match=r"knows none.*vae\.class_conditional=True"):
-        method.sample(params, mutable, KEY, 2, jnp.array([0, 1]))
+    with pytest.raises(ConfigError, match=r"knows no such.*vae\.class_conditional=True"):
+        method.sample(params, mutable, KEY, 2, {"label": jnp.array([0, 1])})

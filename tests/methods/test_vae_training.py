@@ -6,16 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from specs import images
 
 from genjax import config as configs
 from genjax.config import ConfigError
-from genjax.method import DataSpec
 from genjax.methods import vae
 from genjax.training.assemble import assemble
 
 KEY = jax.random.key(0)
-FLOATS = DataSpec("toy", "image", {"image": jax.ShapeDtypeStruct((1,), jnp.float32)}, {})
-BYTES = DataSpec("toy", "image", {"image": jax.ShapeDtypeStruct((8, 8, 1), np.uint8)}, {}, 3)
+FLOATS = images((1,), np.float32)
+BYTES = images((8, 8, 1), classes=3)
 
 
 @pytest.mark.parametrize(
@@ -57,10 +57,9 @@ def test_labels_reach_encoder_decoder_samples_and_pictures(likelihood, network):
         config.vae.update({"likelihood": likelihood, "latent_dim": 2, "eval_samples": 4})
         width = {"widths": (8,)} if network == "vae_mlp" else {"channels": 4, "hidden": 8}
         config.model = ConfigDict({"network": network, "encoder": width, "decoder": width})
-    image = jax.ShapeDtypeStruct((8, 8, 3), np.uint8)
-    label = jax.ShapeDtypeStruct((), np.int32)
-    spec = DataSpec("toy", "image", {"image": image, "label": label}, {"train": 16}, 10)
+    spec = images((8, 8, 3), classes=10, train=16)
     method, batch = vae.build(config, spec), batch_of(None, 3)
+    assert method.conditions == {"label": spec.fields["label"]}
     params, mutable = jax.jit(method.init)(KEY, batch)
     evaluate = jax.jit(method.evaluate)
     found = evaluate(params, mutable, batch, KEY)
@@ -68,7 +67,9 @@ def test_labels_reach_encoder_decoder_samples_and_pictures(likelihood, network):
     for name in ("kl", "reconstruction", "log_likelihood"):
         assert found[name].shape == (16,)
         assert np.abs(found[name] - other[name]).min() > 0, name
-    three, four = (method.sample(params, mutable, KEY, 5, jnp.full(5, k)) for k in (3, 4))
+    three, four = (
+        method.sample(params, mutable, KEY, 5, {"label": jnp.full(5, k)}) for k in (3, 4)
+    )
     assert three.dtype == jnp.uint8
     assert three.shape == (5, 8, 8, 3)
     assert (three != four).any()
@@ -102,8 +103,7 @@ def test_eight_devices_are_one_and_examples_stay_where_they_are(bound):
 def test_the_kl_grows_over_a_duration(warmup, found):
     config = configs.load("configs/vae.py:tiny", {"duration": "600_steps", "batch_size": 32})
     config.vae.kl_warmup = warmup
-    image = jax.ShapeDtypeStruct((8, 8, 1), np.uint8)
-    method = vae.build(config, DataSpec("toy", "image", {"image": image}, {"train": 128}))
+    method = vae.build(config, images((8, 8, 1), train=128))
     assert method.phases[0].loss.args[0].warmup_steps == found
 
 
@@ -124,6 +124,6 @@ def test_the_kl_grows_over_a_duration(warmup, found):
 )
 def test_what_cannot_be_built_is_refused(keys, shape, dtype, says):
     config = configs.load("configs/vae.py:tiny", keys)
-    spec = DataSpec("toy", "image", {"image": jax.ShapeDtypeStruct(shape, dtype)}, {"train": 64})
+    spec = images(shape, dtype, train=64)
     with pytest.raises(ConfigError, match=says):
         vae.build(config, spec)

@@ -8,10 +8,10 @@ import pytest
 import scipy.stats
 from flax import nnx
 from ml_collections import ConfigDict
+from specs import images
 
 from genjax import config as configs
 from genjax.config import ConfigError
-from genjax.method import DataSpec
 from genjax.methods import vqvae
 from genjax.networks import vq_conv
 from genjax.nn import quantize
@@ -20,7 +20,7 @@ from genjax.parallel.mesh import global_batch
 from genjax.training.assemble import assemble
 
 KEY = jax.random.key(0)
-SPEC = DataSpec("toy", "image", {"image": jax.ShapeDtypeStruct((4, 4, 2), np.uint8)}, {})
+SPEC = images((4, 4, 2))
 IMAGES = jnp.asarray(np.random.default_rng(0).integers(0, 256, (6, 4, 4, 2), np.uint8))
 X = np.asarray(IMAGES, np.float64) / 127.5 - 1
 ONE = Functional(lambda key: ({"w": jnp.float32(1.0)}, {}), lambda p, m, x, **k: (p["w"] * x, m))
@@ -229,7 +229,7 @@ def test_finite_scalars_have_tokens_that_decode_to_what_was_rounded():
     expected = quantize.fsq(jnp.asarray(X, jnp.float32), (5, 4))
     made = vqvae.decode(model, params, mutable, index)
     np.testing.assert_allclose(made, np.clip(np.round((expected + 1) * 127.5), 0, 255), atol=1)
-    samples = method.sample(params, mutable, KEY, 3, None)
+    samples = method.sample(params, mutable, KEY, 3, {})
     assert samples.shape == (3, 4, 4, 2)
     assert samples.dtype == jnp.uint8
 
@@ -344,8 +344,8 @@ def test_samples_are_of_codes_by_their_shares():
 
 def test_labels_are_refused():
     method, params, mutable = toy()
-    with pytest.raises(ConfigError, match="the model knows none: give none"):
-        method.sample(params, mutable, KEY, 2, jnp.array([0, 1]))
+    with pytest.raises(ConfigError, match="the model knows no such condition: give none"):
+        method.sample(params, mutable, KEY, 2, {"label": jnp.array([0, 1])})
 
 
 @pytest.mark.parametrize(
@@ -398,9 +398,8 @@ def test_what_is_of_no_effect_may_be_off():
 )
 def test_networks_that_do_not_fit_are_refused(keys, size, says):
     config = configs.load("configs/vqvae.py:tiny", keys)
-    image = jax.ShapeDtypeStruct((size, size, 1), np.uint8)
     with pytest.raises(ConfigError, match=says):
-        vqvae.build(config, DataSpec("toy", "image", {"image": image}, {"train": 64}))
+        vqvae.build(config, images((size, size, 1), train=64))
 
 
 def test_the_lowest_code_perplexity_is_of_the_worst_codebook():

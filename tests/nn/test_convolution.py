@@ -8,7 +8,7 @@ from flax import nnx
 from jax import lax
 from jax.extend.core import jaxprs_in_params
 
-from genjax.nn.convolution import convolve, correlate, phases, spread
+from genjax.nn.convolution import convolve, correlate, spread
 from genjax.nn.functional import functional
 from genjax.nn.layers import ConvTranspose, product
 
@@ -35,7 +35,6 @@ def test_the_family_is_xlas_convolution_and_its_gradients(size, taps, stride):
     dx, dw = vjp(g)
     np.testing.assert_allclose(convolve(x, w, stride), y, atol=1e-5)
     np.testing.assert_allclose(spread(g, w, stride, x.shape[1:3]), dx, atol=1e-5)
-    np.testing.assert_allclose(phases(g, w, stride, x.shape[1:3]), dx, atol=1e-5)
     np.testing.assert_allclose(correlate(x, g, stride, taps), dw, atol=2e-5)
 
 
@@ -132,7 +131,7 @@ def test_gradients_of_gradients_of_products_stay_in_bfloat16():
     operands = {
         v.aval.dtype
         for e in equations(jaxpr.jaxpr)
-        if e.primitive.name == "dot_general"
+        if e.primitive.name == "contraction"
         for v in e.invars
     }
     assert operands == {jnp.dtype(jnp.bfloat16)}

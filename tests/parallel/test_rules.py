@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from genjax import config as configs
 from genjax.config import ConfigError
 from genjax.parallel import rules
-from genjax.parallel.mesh import global_batch, make_mesh
+from genjax.parallel.mesh import fitted, global_batch, make_mesh
 
 
 def mesh(data=2, fsdp=2, tensor=2):
@@ -108,6 +108,28 @@ def test_one_axis_takes_what_the_others_leave(sizes, expected):
 def test_a_mesh_that_does_not_fit_is_refused(sizes, message):
     with pytest.raises(ConfigError, match=message):
         make_mesh(config_with(**sizes))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "expected"),
+    [
+        ({"data": 1, "fsdp": 2, "tensor": 2}, 1, (-1, 1, 1)),
+        ({"data": 1, "fsdp": 2, "tensor": 2}, 8, (-1, 2, 2)),
+        ({"data": 2, "fsdp": 4}, 2, (-1, 2, 1)),
+        ({"data": 1, "fsdp": -1, "tensor": 4}, 6, (1, -1, 2)),
+        ({"fsdp": 6}, 4, (-1, 2, 1)),
+        ({"fsdp": 2}, 8, (-1, 2, 1)),  # fits
+        ({"data": 2, "fsdp": 2, "tensor": 2}, 8, (2, 2, 2)),
+        ({"data": -1, "fsdp": -1}, 3, (-1, -1, 1)),  # wrong for any number of devices
+    ],
+)
+def test_the_mesh_of_a_run_is_made_to_fit_other_devices(sizes, count, expected):
+    found = fitted(config_with(**sizes), count)
+    assert tuple(found.mesh.values()) == expected
+    if list(expected).count(-1) < 2:
+        size = {"batch_size": 24, "evals.batch_size": 24}
+        made = make_mesh(configs.override(found, size), jax.devices()[:count])
+        assert made.devices.size == count
 
 
 def test_a_batch_is_split_over_data_and_fsdp_in_order():

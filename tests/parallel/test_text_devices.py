@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from genjax import config as configs
-from genjax.method import DataSpec
+from genjax.data.alphabets import Characters
+from genjax.method import DataSpec, Field
 from genjax.parallel import rules
 from genjax.parallel.mesh import global_batch
 from genjax.sampling.draw import make_draw
@@ -53,12 +54,15 @@ def packed_rows(rolls):
         batch["token"] = rng.integers(0, VALUES, (ROWS, T + 1)).astype(np.int32)
         batch["loss_mask"] = rng.integers(0, 2, (ROWS, T + 1), np.uint8)
         batch["bytes"] = np.full(ROWS, float(T), np.float32)
-    features = {k: jax.ShapeDtypeStruct(v.shape[1:], v.dtype) for k, v in batch.items()}
+    fields = {k: Field("real", v.shape[1:], v.dtype) for k, v in batch.items()}
     sizes = {"train": 64}
     if rolls:
-        return DataSpec("rolls", "roll", features, sizes), batch
-    special = {"start": 0, "eos": 1}
-    return DataSpec("text", "text", features, sizes, 0, VALUES, special), batch
+        fields["frame"] = fields["frame"]._replace(kind="roll")
+        return DataSpec("rolls", fields, "frame", sizes), batch
+    facts = {"vocabulary_size": VALUES, "special": {"start": 0, "eos": 1}}
+    facts["tokenizer"] = Characters("".join(map(chr, range(65, 63 + VALUES))), {"eos": 1})
+    fields["token"] = fields["token"]._replace(kind="text", facts=facts)
+    return DataSpec("text", fields, "token", sizes), batch
 
 
 def update(location, overrides, devices):
@@ -84,8 +88,9 @@ def test_eight_devices_write_the_texts_of_one(options):
         with jax.set_mesh(run.mesh):
             params = jax.tree.map(lambda p: 8 * p, run.init().params)
         prompt = np.array([3, 9, 27, 17], np.int32)[None]
-        given = {"condition": prompt, "max_new_tokens": 8, **options}
-        texts.append(make_draw(run, 4, given)(params, {"lm": {}}, jax.random.key(0)))
+        given = {"max_new_tokens": 8, **options}
+        draw = make_draw(run.method, run.mesh, 4, {"prompt": prompt}, given)
+        texts.append(draw(params, {"lm": {}}, jax.random.key(0)))
     assert any("tensor" in str(leaf.sharding.spec) for leaf in jax.tree.leaves(params))
     np.testing.assert_array_equal(*texts)
     assert len(np.unique(texts[0][0, 4:])) > 2

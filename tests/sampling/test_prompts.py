@@ -1,55 +1,60 @@
-"""Prompts as tokens, and what stands before them."""
+"""Options of decoding as the command line gives them: read by what the method says of each."""
+
+import inspect
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from genjax.config import ConfigError
 from genjax.data import tokenizers
 from genjax.data.alphabets import Bytes
-from genjax.method import DataSpec
+from genjax.method import DataSpec, Field
+from genjax.methods import lm
+from genjax.networks import decoder
+from genjax.nn.functional import functional
 from genjax.sampling import prompts
+from genjax.sampling.draw import parse_options
+from genjax.sampling.stopping import automaton
 
 
-def start(tokenizer, documents):
-    special = tokenizers.special_tokens(tokenizer)
-    spec = DataSpec("made", "text", {}, {}, special_tokens=special)
-    dataset = ConfigDict({"text": {"documents": documents}})
-    return prompts.start_token(dataset, spec, tokenizer)
+def method(tokenizer):
+    """A language model of this tokenizer."""
+    facts = {
+        "vocabulary_size": tokenizer.vocabulary_size,
+        "special": tokenizers.special_tokens(tokenizer),
+        "tokenizer": tokenizer,
+    }
+    field = Field("text", (9,), np.dtype(np.int32), facts)
+    spec = DataSpec("made", {"token": field}, "token", {})
+
+    def network(rngs):
+        size = tokenizer.vocabulary_size
+        return decoder.Network(size, 8, width=8, depth=1, heads=1, rngs=rngs)
+
+    return lm.from_network(functional(network), lm.Options(), spec, 8, decoder.RULES)
 
 
-def test_each_prompt_is_its_own_tokens():
-    found = prompts.encode_prompts(["abc", "a"], Bytes({}), None)
-    assert [row.tolist() for row in found] == [[97, 98, 99], [97]]
-    assert {row.dtype for row in found} == {np.dtype(np.int32)}
-    found = prompts.encode_prompts(["abc", "a"], Bytes({"eos": 256}), 256)
-    assert [row.tolist() for row in found] == [[256, 97, 98, 99], [256, 97]]
-    with pytest.raises(ConfigError, match="at least one character"):
-        prompts.encode_prompts(["abc", ""], Bytes({}), None)
+def test_readers_are_of_options_that_a_language_model_has():
+    own = method(Bytes({"eos": 256}))
+    assert set(prompts.readers(Bytes({}))) == set(own.options) == {"stop", "banned", "allowed"}
+    assert set(own.options) < set(inspect.signature(own.sample).parameters)
 
 
-def test_what_stands_before_a_prompt(foreign):
-    """Llama's <s> always; the end of a document where each example of the data begins with it."""
-    ended = Bytes({"eos": 256})
-    assert start(ended, "stream") is None
-    assert start(ended, "packed") == start(ended, "padded") == 256
-    llama = tokenizers.read(foreign)
-    for documents in ("stream", "packed", "padded"):
-        assert start(llama, documents) == llama.special["bos"] == 1
-    found = prompts.encode_prompts(["the hot"], llama, start(llama, "stream"))
-    assert llama.inner.decode(found[0].tolist(), skip_special_tokens=False) == "<s> the hot"
+def test_options_of_a_language_model_are_read_as_texts():
+    tokenizer = Bytes({"eos": 256})
+    given = {"stop": ["7"], "banned": ["('a', 'bc')"], "allowed": ["ab"], "top_k": ["7"]}
+    found = parse_options(method(tokenizer), given)
+    np.testing.assert_array_equal(found["stop"], automaton([b"7"], tokenizer.spelling))
+    assert found["banned"] == ((97,), (32, 97), (98, 99), (32, 98, 99))
+    assert found["allowed"] == (97, 98, 256)
+    assert found["top_k"] == 7  # one without a reader is a Python value
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (b"\xef\xbb\xbfab\n", "ab"),
-        (b"ab\r\n", "ab"),
-        (b"ab\n\n", "ab\n"),
-        ("\u5e8a".encode(), "\u5e8a"),
-    ],
-)
-def test_a_prompt_file_is_read_without_mark_and_last_line_end(content, expected, tmp_path):
-    path = tmp_path / "prompt.txt"
-    path.write_bytes(content)
-    assert prompts.read_prompts([], str(path)) == [expected]
+def test_an_option_is_given_once():
+    with pytest.raises(ConfigError, match="--stop is given 2 times: give it once"):
+        parse_options(method(Bytes({})), {"stop": ["a", "b"]})
+
+
+def test_functions_cannot_be_given():
+    with pytest.raises(ConfigError, match="--decode=print: this run has no such condition or"):
+        parse_options(method(Bytes({})), {"decode": ["print"]})

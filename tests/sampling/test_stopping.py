@@ -8,10 +8,15 @@ import pytest
 from genjax.config import ConfigError
 from genjax.data import tokenizers
 from genjax.data.alphabets import Bytes, Characters
-from genjax.sampling.prompts import encode_texts
+from genjax.sampling import prompts
 from genjax.sampling.stopping import automaton, can_be_found
 
 VERSE = "Shall I compare thee to a summer's day?\nThou art more lovely and more temperate:\n" * 3
+
+
+def read(name, text, tokenizer):
+    """An option as the command line's text of it is read."""
+    return prompts.readers(tokenizer)[name](text)
 
 
 def first_end(table, tokens):
@@ -60,9 +65,9 @@ def test_a_tokenizer_stops_where_its_text_has_the_stop(kind, stop):
     made = tokenizers.make(kind, [VERSE], 1, 320, True)
     if kind == "wordpiece" and stop == "\n":  # it drops newlines
         with pytest.raises(ConfigError, match="the tokenizer knows"):
-            encode_texts({"stop": stop}, made)
+            read("stop", stop, made)
         return
-    table = encode_texts({"stop": stop}, made)["stop"]
+    table = read("stop", stop, made)
     tokens = made.encode(VERSE)
     told = made.decode(made.encode(stop))  # words' "summer's" is told as "summer ' s"
     expected = next(n for n in range(1, len(tokens)) if told in made.decode(tokens[:n]))
@@ -80,29 +85,29 @@ def test_sentencepiece_spells_a_space_that_no_stop_has(foreign):
     foreign = tokenizers.read(foreign)
     tokens = foreign.encode("the hot\nthe.")
     for stop in ("\n", ".", "t\nt", "the."):
-        table = encode_texts({"stop": stop}, foreign)["stop"]
+        table = read("stop", stop, foreign)
         text = "the hot\nthe."
         end = first_end(table, tokens)
         assert foreign.decode(tokens[:end]) == text[: text.index(stop) + len(stop)]
-    banned = encode_texts({"banned": "."}, foreign)["banned"]
+    banned = read("banned", ".", foreign)
     assert (tokens[-1],) in banned
 
 
 def test_stops_in_quotes_and_tuples():
     made = Bytes({})
     for given, texts in (("('a', 'bc')", [b"a", b"bc"]), ("'a b'", [b"a b"]), ("(", [b"("])):
-        table = encode_texts({"stop": given}, made)["stop"]
+        table = read("stop", given, made)
         np.testing.assert_array_equal(table, automaton(texts, made.spelling))
 
 
 def test_bans_and_what_is_allowed():
     made = Characters("\n abQ", {"eos": 5})
-    assert encode_texts({"banned": "ab"}, made)["banned"] == ((3, 4), (1, 3, 4))
-    assert encode_texts({"allowed": "('a', 'b')"}, made)["allowed"] == (3, 4, 5)
+    assert read("banned", "ab", made) == ((3, 4), (1, 3, 4))
+    assert read("allowed", "('a', 'b')", made) == (3, 4, 5)
 
 
 @pytest.mark.parametrize("name", ["stop", "banned", "allowed"])
 @pytest.mark.parametrize("text", ["", "''", "('a', '')", "x", "('a', 'x')"])
 def test_empty_and_unknown_texts_are_refused(name, text):
     with pytest.raises(ConfigError, match=rf"--{name}=.*expected"):
-        encode_texts({name: text}, Characters("\n ab", {}))
+        read(name, text, Characters("\n ab", {}))

@@ -1,13 +1,14 @@
 """Alarms, from a written history; and that the log and the report have them."""
 
 import json
+import re
 from pathlib import Path
 
-import jax
 import pytest
 
 from genjax import config as configs
 from genjax import main, method
+from genjax.data.sources import image_fields
 from genjax.training.alarms import ringing
 from genjax.training.report import write_report
 
@@ -67,9 +68,18 @@ def test_a_collapsed_codebook_is_warned_of(tmp_path, capsys):
     assert "few of the 64 codes" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_a_gan_watches_its_diversity():
-    config = Path(__file__).parent.parent.parent / "configs" / "dcgan.py"
-    c = configs.load(str(config), {"evals.features": ("classifier",)})
-    features = {"image": jax.ShapeDtypeStruct((28, 28, 1), "uint8")}
-    built = method.build(c, method.DataSpec("x", "image", features, {}, 0))
-    assert [alarm.metric for alarm in built.alarms] == ["eval/diversity_classifier"]
+def test_a_gan_watches_its_diversity_on_any_features():
+    config = configs.load(str(Path(__file__).parents[2] / "configs" / "dcgan.py"))
+    fields = image_fields((28, 28, 1), 0)
+    built = method.build(config, method.DataSpec("x", fields, "image", {}))
+    (alarm,) = built.alarms
+    assert re.fullmatch(alarm.metric, "eval/diversity_classifier")
+    assert not re.fullmatch(alarm.metric, "eval/fd_classifier")
+
+
+def test_each_metric_that_a_regex_matches_is_watched(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"step": s, "eval/a_x": 0.0, "eval/a_y": 1.0, "eval/a_z": 0.0} for s in (1, 2)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = ringing([method.Alarm(r"eval/a_\w", 0.5, 2, "advice")], path)
+    assert [text.split()[0] for text in found] == ["eval/a_x", "eval/a_z"]

@@ -8,7 +8,7 @@ import pytest
 
 from genjax import config as configs
 from genjax.config import ConfigError
-from genjax.method import Aux, DataSpec, Method, Phase
+from genjax.method import Aux, DataSpec, Field, Method, Phase
 from genjax.parallel.mesh import global_batch, global_batches
 from genjax.parallel.rules import fsdp
 from genjax.training.assemble import assemble
@@ -50,7 +50,7 @@ def make(count):
     config = configs.base()
     config.batch_size, config.duration, config.steps_per_dispatch = 8, "9_steps", count
     config.evals.batch_size = 8
-    image = jax.ShapeDtypeStruct((4,), jnp.float32)
+    image = Field("real", (4,), np.dtype(np.float32))
     method = Method(
         init=lambda key, batch: ({"net": {"kernel": jax.random.normal(key, (4,))}}, {"net": {}}),
         phases=(Phase("net", descend),),
@@ -58,7 +58,7 @@ def make(count):
         sample=None,
         rules=((".*", fsdp),),
     )
-    spec = DataSpec("toy", "vector", {"image": image}, {"train": 72})
+    spec = DataSpec("toy", {"image": image}, "image", {"train": 72})
     return assemble(config, spec, method)
 
 

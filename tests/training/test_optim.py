@@ -164,7 +164,7 @@ def test_unknown_names_are_refused_with_the_nearest():
         ("constant", lambda s: 1.0),
         ("cosine", lambda s: 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * (s - 20) / 80))),
         ("linear", lambda s: 1.0 + (0.1 - 1.0) * (s - 20) / 80),
-        ("inverse_sqrt", lambda s: np.sqrt(20 / s)),
+        ("inverse_sqrt", lambda s: np.sqrt(20 / (s + 1))),
     ],
 )
 def test_schedules(name, formula):
@@ -172,9 +172,20 @@ def test_schedules(name, formula):
     config.schedule.update({"name": name, "final": 0.1})
     config.optimizer.learning_rate = 2.0
     schedule = optim.learning_rate(config, "net", 100, 20)
-    np.testing.assert_allclose([schedule(s) for s in (0, 5, 10)], [0.0, 0.5, 1.0], rtol=1e-6)
+    warm = [schedule(s) for s in (0, 4, 9, 19)]  # the first update has a rate above 0
+    np.testing.assert_allclose(warm, [0.1, 0.5, 1.0, 2.0], rtol=1e-6)
     for s in (20, 37, 60, 99, 100):
         np.testing.assert_allclose(schedule(s), 2.0 * formula(s), rtol=1e-5)
+
+
+def test_inverse_sqrt_is_the_papers_schedule():
+    """Vaswani et al. 2017, eq. 3, whose steps are counted from 1."""
+    config = configs.base()
+    config.schedule.name, config.optimizer.learning_rate = "inverse_sqrt", 20**-0.5
+    schedule = jax.vmap(optim.learning_rate(config, "net", 100, 20))
+    number = np.arange(1.0, 101)
+    expected = np.minimum(number**-0.5, number * 20**-1.5)
+    np.testing.assert_allclose(schedule(jnp.arange(100)), expected, rtol=1e-5)
 
 
 def test_the_ladder_is_the_papers():
@@ -232,6 +243,38 @@ def test_ema_warm_up_follows_its_formula():
         found = ema.update(config, {"0.99": tree}, {"w": jnp.float32(1.0)}, jnp.int32(step))
         decay = min(0.99, (1 + step) / (10 + step))
         np.testing.assert_allclose(found["0.99"]["w"], 1 - decay, rtol=1e-5)
+
+
+@pytest.mark.parametrize("deviation", [0.05, 0.1, 0.25])
+def test_power_averages_weigh_step_t_by_a_power_of_it(deviation):
+    """Karras et al. 2024: theta_t of n weighs (t/n)^(g+1) - ((t-1)/n)^(g+1), about t^g."""
+    config = configs.base()
+    config.ema.update({"decay": (), "power": (deviation,)})
+    steps, name = 2000, f"power_{deviation}"
+    params = {"net": {"w": jnp.zeros(steps)}}
+    averages = ema.init(config, params, ["net"])
+
+    def one(averages, step):
+        seen = {"net": {"w": jax.nn.one_hot(step, steps)}}
+        return ema.update(config, averages, seen, step), None
+
+    averages, _ = jax.lax.scan(one, averages, jnp.arange(steps))
+    found = np.asarray(averages[name]["net"]["w"], np.float64)
+    gamma, t = ema.exponent(deviation), np.arange(steps + 1) / steps
+    np.testing.assert_allclose(found, np.diff(t ** (gamma + 1)), rtol=1e-3, atol=1e-9)
+    assert found.sum() == pytest.approx(1, rel=1e-4)  # nothing is left of the initial parameters
+    mean = found @ t[1:]
+    assert np.sqrt(found @ (t[1:] - mean) ** 2) == pytest.approx(deviation, rel=1e-2)
+    assert ema.evaluation_params(config, params, averages) == averages[name]
+
+
+def test_the_first_profile_is_one_with_a_decay_if_there_is_one():
+    config = configs.base()
+    config.ema.update({"decay": (0.9, 0.99), "power": (0.05, 0.1)})
+    assert list(ema.profiles(config)) == ["0.9", "0.99", "power_0.05", "power_0.1"]
+    averages = ema.init(config, {"net": {"w": jnp.float32(1.0)}}, ["net"])
+    averages["0.9"] = {"net": {"w": jnp.float32(5.0)}}
+    assert ema.evaluation_params(config, {}, averages) == {"net": {"w": 5.0}}
 
 
 def test_only_the_named_networks_are_averaged_and_evaluated_so():

@@ -6,15 +6,18 @@ import pytest
 
 from genjax import config as configs
 from genjax.config import ConfigError
-from genjax.method import DataSpec
+from genjax.data.alphabets import Characters
+from genjax.method import DataSpec, Field
 from genjax.methods import lm
 from genjax.training.assemble import assemble, put_pretrained, read_pretrained
 
 
 def run_with(change):
     """A run whose pretrained network is its own with ones, after `change`."""
-    tokens = {"token": jax.ShapeDtypeStruct((33,), np.int32)}
-    spec = DataSpec("made", "text", tokens, {"train": 64}, 0, 50, {"start": 0})
+    tokenizer = Characters("".join(map(chr, range(65, 115))), {})
+    facts = {"vocabulary_size": 50, "special": {"start": 0}, "tokenizer": tokenizer}
+    token = Field("text", (33,), np.dtype(np.int32), facts)
+    spec = DataSpec("made", {"token": token}, "token", {"train": 64})
     config = configs.load("configs/gpt_char.py:tiny", {"ema.decay": (0.5,)})
     method = lm.build(config, spec)
     shapes = jax.eval_shape(lambda key: method.init(key, None)[0]["lm"], jax.random.key(0))

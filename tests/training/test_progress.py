@@ -26,7 +26,7 @@ class Clock:
 
 def test_progress_rate_leaves_pauses_out_and_tells_the_time_left(tmp_path, monkeypatch, capsys):
     clock = Clock(monkeypatch)
-    with progress.setup_logging(tmp_path):
+    with progress.terminal_logging(), progress.file_logging(tmp_path):
         bar = progress.Progress(total=1000, start=100, batch_size=32)
         clock.now += 10
         with bar.paused():
@@ -56,7 +56,7 @@ def test_a_terminal_shows_a_bar_and_the_log_file_plain_lines(tmp_path, monkeypat
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
     with os.fdopen(slave, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        with progress.setup_logging(tmp_path):
+        with progress.terminal_logging(), progress.file_logging(tmp_path):
             bar = progress.Progress(total=10, start=4, batch_size=2)
             for step in range(5, 11):
                 bar.step(step)
@@ -82,7 +82,7 @@ def test_logging_is_as_before_afterwards_and_the_file_is_appended_to(tmp_path):
     before = logger.level, logger.propagate, list(logger.handlers)
     for word in ("first", "second"):
         try:
-            with progress.setup_logging(tmp_path):
+            with progress.terminal_logging(), progress.file_logging(tmp_path):
                 logger.info(word)
                 raise KeyboardInterrupt
         except KeyboardInterrupt:

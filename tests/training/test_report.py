@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from genjax.pictures import grid, save_png
 from genjax.training import chart, metrics, report
-from genjax.training.pictures import grid, save_png
 
 VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "wbr"}
 

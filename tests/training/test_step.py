@@ -8,22 +8,27 @@ import optax
 import pytest
 
 from genjax import config as configs
+from genjax.config import ConfigError
 from genjax.method import Aux, Method, Phase
-from genjax.train_state import TrainState
+from genjax.train_state import TrainState, stream
 from genjax.training import optim
 from genjax.training.accumulate import gradient
-from genjax.training.step import by_branch, by_choice, make_step, prefixes, slices
+from genjax.training.game import check, prefixes, slices, trained
+from genjax.training.guard import by_branch, by_choice
+from genjax.training.step import make_step
 
 
-def make(phases, params, *, learning_rate=0.1, accumulation=1, mutable=None, **optimizer):
+def make(
+    phases, params, *, learning_rate=0.1, accumulation=1, mutable=None, prepare=None, **optimizer
+):
     """(step function, state) of a game with plain gradient descent."""
     config = configs.base()
     config.accumulation = accumulation
     config.ema.decay = ()
     config.optimizer.update({"name": "sgd", "momentum": 0.0, "clip_norm": 0.0} | optimizer)
-    method = Method(None, tuple(phases), None, None, ())
+    method = Method(None, tuple(phases), None, None, (), prepare=prepare)
     schedule = optax.constant_schedule(learning_rate)
-    optimizers = {p.trains: optim.build(config, p.trains, schedule) for p in phases}
+    optimizers = {name: optim.build(config, name, schedule) for name in trained(method)}
     state = TrainState(
         step=jnp.int32(0),
         params=params,
@@ -147,6 +152,168 @@ def test_a_phase_that_starts_late_leaves_its_network_alone_before():
     assert state.params["late"]["w"] < 0
 
 
+def test_a_phase_ends_before_its_stop():
+    phases = [Phase("net", linear), Phase("early", of("early"), start=1, stop=3)]
+    params = {name: {"w": jnp.float32(0.0)} for name in ("net", "early")}
+    step, state = make(phases, params, learning_rate=1.0)
+    seen = []
+    for _ in range(5):
+        state, _ = jax.jit(step)(state, {"x": jnp.ones(2)})
+        seen.append(float(state.params["early"]["w"]))
+    assert seen == [0.0, -1.0, -2.0, -2.0, -2.0]
+
+
+def of(name):
+    def loss(params, mutable, batch, key, step):
+        return linear({"net": params[name]}, mutable, batch, key, step)
+
+    return loss
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_passes_go_over_the_same_slices_again(passes):
+    """w <- w - rate (w - x) for x = 1, 2 and again: each move is seen by the next."""
+
+    def towards(params, mutable, batch, key, step):
+        draws = jnp.roll(mutable["net"]["draws"], 1).at[0].set(jax.random.uniform(key))
+        error = params["net"]["w"] - batch["x"].mean()
+        return 0.5 * error**2, Aux({"error": error}, {"net": {"draws": draws}})
+
+    step, state = make(
+        [Phase("net", towards, repeat=2, passes=passes)],
+        {"net": {"w": jnp.float32(0.0)}},
+        mutable={"net": {"draws": jnp.zeros(6)}},
+    )
+    state, output = jax.jit(step)(state, {"x": jnp.array([1.0, 2.0, 1.0, 2.0])})
+    w, errors = 0.0, []
+    for x in (1.0, 2.0) * passes:
+        errors.append(w - x)
+        w -= 0.1 * (w - x)
+    assert float(state.params["net"]["w"]) == pytest.approx(w, rel=1e-6)
+    assert output.metrics["error"].tolist() == pytest.approx([sum(errors), 2 * passes], rel=1e-6)
+    assert len(np.unique(state.mutable["net"]["draws"])) == min(2 * passes + 1, 6)
+
+
+def test_a_loss_of_several_networks_moves_them_as_one_would_be():
+    """Against the same parameters in one network, whose update is the same without clipping."""
+    params, batch = regression_problem()
+    a, b = params["net"]["a"], params["net"]["b"]
+
+    def both(params, mutable, batch, key, step):
+        joined = {"net": {"a": params["encoder"]["a"], "b": params["decoder"]["b"]}}
+        return masked_regression(joined, mutable, batch, key, step)
+
+    one, whole = make([Phase("net", masked_regression)], params, accumulation=2, name="adam")
+    two, parts = make(
+        [Phase(("encoder", "decoder"), both)],
+        {"encoder": {"a": a}, "decoder": {"b": b}},
+        accumulation=2,
+        name="adam",
+    )
+    assert set(parts.opt_state) == {"encoder", "decoder"}
+    for _ in range(3):
+        whole, expected = one(whole, batch)
+        parts, found = two(parts, batch)
+    moved = {"a": parts.params["encoder"]["a"], "b": parts.params["decoder"]["b"]}
+    chex.assert_trees_all_close(moved, whole.params["net"], rtol=1e-6)
+    norms = [found.metrics[f"grad_norm_{name}"] for name in ("encoder", "decoder")]
+    squares = sum(float(norm[0] / norm[1]) ** 2 for norm in norms)
+    norm = expected.metrics["grad_norm"]
+    assert squares == pytest.approx(float(norm[0] / norm[1]) ** 2, rel=1e-5)
+
+
+def test_several_networks_are_skipped_together():
+    def fragile(params, mutable, batch, key, step):
+        slope = jnp.sqrt(params["b"]["w"] * batch["x"].sum())  # finite at 0, its slope is not
+        return params["a"]["w"] + slope, Aux({}, {})
+
+    params = {name: {"w": jnp.float32(1.0)} for name in "ab"}
+    step, state = make([Phase(("a", "b"), fragile)], params, name="adam")
+    after, output = jax.jit(step)(state, {"x": jnp.zeros(1)})
+    assert output.skipped == 1
+    chex.assert_trees_all_equal((after.params, after.opt_state), (state.params, state.opt_state))
+
+
+def test_metrics_of_a_phase_of_several_networks_have_both_names():
+    phases = (Phase(("a", "b"), None), Phase("a", None), Phase(("a", "b"), None))
+    method = Method(None, phases, None, None, ())
+    assert prefixes(method) == ["a+b/", "a/", "a+b_2/"]
+    assert trained(method) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "message"),
+    [
+        (Phase((), None), r"trains=\(\): expected one network"),
+        (Phase(("a", "a"), None), r"trains=\('a', 'a'\): expected one network"),
+        (Phase("a", None, passes=0), r"phase 'a': passes=0: expected at least 1"),
+        (Phase("a", None, start=5, stop=5), r"stop=5: expected a step after its start, 5"),
+    ],
+)
+def test_a_phase_that_cannot_be_played_is_refused(phase, message):
+    with pytest.raises(ConfigError, match=message):
+        check(Method(None, (phase,), None, None, ()))
+
+
+def test_the_batch_is_prepared_once_a_step_by_a_key_of_its_own():
+    """Two phases and two repeats see slices of one batch, of other fields and another size."""
+
+    def prepare(params, mutable, batch, key, step):
+        noise = jax.random.uniform(key, (4,))
+        made = batch["raw"].sum() + params["net"]["w"] + 10.0 * step + noise
+        return {"x": made, "noise": noise}
+
+    def seen(params, mutable, batch, key, step):
+        old, w = mutable["net"]["seen"], params["net"]["w"]
+        changed = jnp.roll(old, 2, 0).at[:2].set(jnp.stack([batch["x"], batch["noise"]], 1))
+        # A gradient through `prepare` would add one of the noise.
+        return batch["x"].mean() + w, Aux({}, {"net": {"seen": changed}})
+
+    phases = [Phase("net", seen, repeat=2), Phase("other", of("other"))]
+    params = {"net": {"w": jnp.float32(0.5)}, "other": {"w": jnp.float32(0.0)}}
+    mutable = {"net": {"seen": jnp.zeros((4, 2))}}
+    step, state = make(phases, params, learning_rate=1.0, mutable=mutable, prepare=prepare)
+    draws = []
+    for i in range(2):
+        before = float(state.params["net"]["w"])
+        state, _ = jax.jit(step)(state, {"raw": jnp.array([1.0, 2.0, 3.0])})
+        x, noise = np.asarray(state.mutable["net"]["seen"]).T
+        key = jax.random.fold_in(stream(jax.random.key(0), "prepare"), i)
+        np.testing.assert_array_equal(np.sort(noise), np.sort(jax.random.uniform(key, (4,))))
+        np.testing.assert_allclose(x, 6.0 + before + 10.0 * i + noise, rtol=1e-6)
+        draws.append(noise)
+    assert len(np.unique(draws)) == 8
+    assert float(state.params["net"]["w"]) == 0.5 - 4.0
+
+
+def test_no_gradient_goes_through_what_is_prepared():
+    def prepare(params, mutable, batch, key, step):
+        return {"x": params["net"]["w"] * batch["x"]}
+
+    step, state = make([Phase("net", linear)], {"net": {"w": jnp.float32(2.0)}}, prepare=prepare)
+
+    def after(w):
+        moved, _ = step(state.replace(params={"net": {"w": w}}), {"x": jnp.ones(2)})
+        return moved.params["net"]["w"]
+
+    # w <- w - 0.1 stop(w) x: without the stop its slope in w would be 0.9.
+    assert jax.grad(after)(jnp.float32(2.0)) == 1.0
+
+
+def test_a_prepared_batch_that_does_not_divide_is_refused():
+    def prepare(params, mutable, batch, key, step):
+        return {"made": jnp.zeros((5, 2))}
+
+    step, state = make(
+        [Phase("net", linear, repeat=2)],
+        {"net": {"w": jnp.float32(0.0)}},
+        accumulation=2,
+        prepare=prepare,
+    )
+    with pytest.raises(ConfigError, match=r"'made' of shape \(5, 2\): expected .* multiple of 4"):
+        step(state, {"x": jnp.ones(4)})
+
+
 def masked_regression(params, mutable, batch, key, step):
     """A mean over as many elements as the mask lets through: weights differ by microbatch."""
     w = params["net"]
@@ -182,7 +349,7 @@ def test_accumulated_gradient_equals_the_full_batch(accumulation):
     grads, metrics, _ = gradient(
         phase, params, {}, batch, jax.random.key(0), jnp.int32(0), accumulation
     )
-    chex.assert_trees_all_close(grads, expected, atol=1e-6, rtol=1e-6)
+    chex.assert_trees_all_close(grads, {"net": expected}, atol=1e-6, rtol=1e-6)
     for name in ("loss", "error"):
         total, weight = metrics[name]
         np.testing.assert_allclose(total / weight, expected_loss, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Files of samples: MIDI against mido, sound against its own spectrum, pictures by their pixels."""
+"""Piano rolls: MIDI against mido, sound against its own spectrum, pictures by their pixels."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pytest
 import scipy.io.wavfile
 from PIL import Image
 
-from genjax.method import DataSpec
-from genjax.sampling import artifacts
+from genjax.config import ConfigError
+from genjax.method import Field
+from genjax.modalities import roll
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "midi.npz")
 BLUE = (30, 80, 170)
 RATE = 22050
 
 
-def spec(modality):
-    return DataSpec("data", modality, {}, {})
+FIELD = Field("roll", (20, 88), np.dtype(np.uint8))
 
 
 def rolls(*played, count=1, frames=20):
@@ -31,46 +31,39 @@ def rolls(*played, count=1, frames=20):
     return made
 
 
-class Letters:
-    """A tokenizer whose ids are code points."""
-
-    def decode(self, ids):
-        return "".join(chr(i) for i in ids if i >= 0)
-
-
 def test_midi_is_the_file_that_mido_writes():
-    made = artifacts.midi(GOLDEN["rolls"], float(GOLDEN["seconds"]))
+    made = roll.midi(GOLDEN["rolls"], float(GOLDEN["seconds"]))
     assert made == GOLDEN["midi"].tobytes()
 
 
 def test_notes_are_those_that_mido_reads():
     seconds, made = float(GOLDEN["seconds"]), GOLDEN["rolls"]
     found = []
-    for index, roll in enumerate(made):
-        shift = index * (len(roll) + artifacts.REST)
-        found += [(k, (shift + a) * seconds, (shift + b) * seconds) for k, a, b in notes_of(roll)]
+    for index, one in enumerate(made):
+        shift = index * (len(one) + roll.REST)
+        found += [(k, (shift + a) * seconds, (shift + b) * seconds) for k, a, b in notes_of(one)]
     assert len(found) > 80
     np.testing.assert_allclose(np.array(sorted(found)), GOLDEN["notes"], atol=1e-9)
 
 
-def notes_of(roll):
-    return artifacts.notes(roll).tolist()
+def notes_of(one):
+    return roll.notes(one).tolist()
 
 
 def test_notes_cover_the_roll():
     """Painting the notes again gives the roll, and no two of a key touch."""
-    roll = (np.random.default_rng(1).random((50, 88)) < 0.3).astype(np.uint8)
+    one = (np.random.default_rng(1).random((50, 88)) < 0.3).astype(np.uint8)
     again = np.zeros((51, 88), np.uint8)
-    for key, start, end in notes_of(roll):
+    for key, start, end in notes_of(one):
         assert not again[start : end + 1, key - 21].any()
         again[start:end, key - 21] = 1
-        assert not roll[end : end + 1, key - 21].any()
-    np.testing.assert_array_equal(again[:-1], roll)
+        assert not one[end : end + 1, key - 21].any()
+    np.testing.assert_array_equal(again[:-1], one)
 
 
 def test_midi_read_by_the_standard():
     """By a reader of our own: header, tempo, a held key is one note, the length of the file."""
-    made = artifacts.midi(rolls((0, 69, 2, 9), (0, 72, 2, 20), (0, 108, 19, 20)), 0.5)
+    made = roll.midi(rolls((0, 69, 2, 9), (0, 72, 2, 20), (0, 108, 19, 20)), 0.5)
     kind, size, form, tracks, ticks = struct.unpack(">4sIHHH", made[:14])
     assert (kind, size, form, tracks, ticks) == (b"MThd", 6, 0, 1, 480)
     assert made[14:18] == b"MTrk"
@@ -104,7 +97,7 @@ def test_midi_read_by_the_standard():
 
 
 def sound(made, seconds=0.1):
-    rate, samples = scipy.io.wavfile.read(io.BytesIO(artifacts.wav(made, seconds)))
+    rate, samples = scipy.io.wavfile.read(io.BytesIO(roll.wav(made, seconds)))
     assert rate == RATE
     assert samples.dtype == np.int16
     assert samples.ndim == 1
@@ -183,8 +176,8 @@ def test_sound_is_loud_and_does_not_clip(made):
 def test_silence():
     made = rolls(count=2, frames=3)
     assert not sound(made).any()
-    assert artifacts.roll_picture(made).shape[2] == 3
-    assert artifacts.midi(made).count(b"\x90") == 0
+    assert roll.roll_picture(made).shape[2] == 3
+    assert roll.midi(made).count(b"\x90") == 0
 
 
 def blue(picture):
@@ -198,7 +191,7 @@ def test_picture_has_pitch_up_time_right_and_rolls_below_each_other():
     for index, key, start, end in ((0, 60, 3, 5), (0, 64, 10, 11), (1, 60, 3, 5)):
         hidden = made.copy()
         hidden[index, start:end, key - 21] = 0
-        full, less = artifacts.roll_picture(made), artifacts.roll_picture(hidden)
+        full, less = roll.roll_picture(made), roll.roll_picture(hidden)
         assert full.dtype == np.uint8
         rows, columns = np.nonzero((full != less).any(-1))
         assert set(map(tuple, full[rows, columns])) == {BLUE}
@@ -216,7 +209,7 @@ def test_picture_has_pitch_up_time_right_and_rolls_below_each_other():
 @pytest.mark.parametrize("key", [21, 23, 24, 59, 60, 107, 108])
 def test_every_key_is_in_the_picture(key):
     """Alone it has the octave from the C below it to itself: its row says which key it is."""
-    picture = artifacts.roll_picture(rolls((0, key, 0, 20)))
+    picture = roll.roll_picture(rolls((0, key, 0, 20)))
     rows, columns = blue(picture)
     assert len(rows) == 4 * 20 * 8
     octave = 12 * 4
@@ -226,7 +219,7 @@ def test_every_key_is_in_the_picture(key):
 
 
 def test_long_rolls_fit():
-    wide = artifacts.roll_picture(rolls((0, 60, 0, 1000), frames=1000))
+    wide = roll.roll_picture(rolls((0, 60, 0, 1000), frames=1000))
     assert wide.shape[1] <= 1300
     _, columns = blue(wide)
     assert columns.max() - columns.min() + 1 == 1000
@@ -235,54 +228,42 @@ def test_long_rolls_fit():
 def test_rolls_that_are_none():
     for bad in (np.zeros((3, 88)), np.zeros((1, 3, 87)), np.zeros((1, 0, 88))):
         with pytest.raises(ValueError, match="expected piano rolls"):
-            artifacts.roll_picture(bad)
+            roll.roll_picture(bad)
     with pytest.raises(ValueError, match="of 0 and 1, got 0 to 2"):
-        artifacts.midi(2 * rolls((0, 69, 0, 1)))
+        roll.midi(2 * rolls((0, 69, 0, 1)))
     for seconds in (0.0, 16.8):
         with pytest.raises(ValueError, match=r"16\.7 seconds"):
-            artifacts.midi(rolls(), seconds)
+            roll.midi(rolls(), seconds)
     with pytest.raises(ValueError, match="one sample"):
-        artifacts.wav(rolls(), 0.0)
+        roll.wav(rolls(), 0.0)
 
 
-def test_text_is_read_by_the_tokenizer():
-    ids = np.array([[-1, 104, 233, 10, 120], [97, 27, 155, -1, -1]], np.int32)
-    assert artifacts.text(ids, spec("text"), Letters()) == (
-        "===== sample 1 of 2: 4 tokens =====\nhé\nx\n\n===== sample 2 of 2: 3 tokens =====\na␛�\n"
-    )
-    assert artifacts.text(ids, spec("roll"), Letters()) is None
-    for bad, tokenizer in ((ids, None), (ids[0], Letters()), (ids / 1.0, Letters())):
-        with pytest.raises(ValueError, match="expected a tokenizer and token ids"):
-            artifacts.text(bad, spec("text"), tokenizer)
+def test_eight_of_many_rolls_are_shown_and_played():
+    made = rolls((0, 69, 1, 2), (8, 30, 0, 3), count=10, frames=3)
+    files = roll.files(made, FIELD)
+    assert list(files) == [".png", ".mid", ".wav"]
+    assert files[".mid"] == roll.midi(made[:8])
+    assert files[".mid"].count(b"\xff\x06") == 8
+    assert files[".wav"] == roll.player(made, FIELD) == roll.wav(made[:8])
+    shown = np.asarray(Image.open(io.BytesIO(files[".png"])))
+    np.testing.assert_array_equal(shown, roll.picture(made, FIELD))
+    np.testing.assert_array_equal(shown, roll.roll_picture(made[:8]))
 
 
-@pytest.mark.parametrize(
-    ("modality", "samples", "endings"),
-    [
-        ("image", np.full((3, 4, 4, 1), 7, np.uint8), [".png", ".npz"]),
-        ("code", np.full((3, 4, 4, 3), 7, np.uint8), [".png", ".npz"]),
-        ("text", np.array([[104, 233, -1]], np.int32), [".txt", ".npz"]),
-        ("roll", rolls((0, 69, 1, 2), count=10, frames=3), [".png", ".mid", ".wav", ".npz"]),
-        ("spectrum", np.ones((2, 3), np.float32), [".npz"]),
-    ],
-)
-def test_save_writes_what_goes_with_the_modality(tmp_path, modality, samples, endings):
-    base = tmp_path / "new" / "step_1_temperature_0.8"
-    found = artifacts.save(base, samples, spec(modality), Letters())
-    assert [str(path) for path in found] == [f"{base}{ending}" for ending in endings]
-    assert sorted(found) == sorted(base.parent.iterdir())
-    back = np.load(found[-1])["samples"]
-    np.testing.assert_array_equal(back, samples)
-    assert back.dtype == samples.dtype
-    for path in found:
-        if path.suffix == ".png":
-            shown = artifacts.picture(samples, spec(modality))
-            np.testing.assert_array_equal(np.asarray(Image.open(path)), shown)
-        if path.suffix == ".txt":
-            assert path.read_text("utf-8") == artifacts.text(samples, spec(modality), Letters())
-        if path.suffix == ".mid":  # the first eight of ten
-            assert path.read_bytes().count(b"\xff\x06") == 8
-
-
-def test_what_has_no_picture():
-    assert artifacts.picture(np.zeros((2, 3), np.int32), spec("text")) is None
+def test_a_roll_is_given_as_a_file_of_samples(tmp_path):
+    made = rolls((0, 69, 1, 2), (1, 30, 0, 3), count=2)
+    np.savez(tmp_path / "a.npz", samples=made.astype(bool))
+    given = roll.parse(str(tmp_path / "a.npz"), FIELD)
+    assert given.dtype == np.uint8
+    np.testing.assert_array_equal(given, made[0])
+    np.savez(tmp_path / "short.npz", samples=made[:, :9])
+    with pytest.raises(ConfigError, match=r"short\.npz.*\(9, 88\), expected \(20, 88\)"):
+        roll.parse(str(tmp_path / "short.npz"), FIELD)
+    np.savez(tmp_path / "other.npz", rolls=made)
+    np.savez(tmp_path / "loud.npz", samples=2 * made)
+    np.save(tmp_path / "one.npy", made)
+    (tmp_path / "text.npz").write_text("la")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    for name in ("gone.npz", "empty.npz", "other.npz", "loud.npz", "one.npy", "text.npz"):
+        with pytest.raises(ConfigError, match=f"{name}.*expected an .npz file of piano rolls"):
+            roll.parse(str(tmp_path / name), FIELD)

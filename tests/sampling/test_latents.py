@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genjax.evals import latents
+from genjax.sampling import latents
 
 
 def decode(z, like):

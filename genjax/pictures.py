@@ -1,41 +1,19 @@
-"""Pictures and files: a grid of samples, PNG, and writing a file whole or not at all."""
+"""Pictures: a grid of samples, PNG."""
 
 from __future__ import annotations
 
 import io
 import math
 import os
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from genjax.files import write_atomic
+
 GAP = 2  # pixels between the pictures of a grid
 GAP_COLOUR = 128
-
-
-def write_atomic(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a file so that a reader, or a crash, sees the old content or the new and no mixture.
-
-    Args:
-      path: the file; its folder is made if missing.
-      content: all of its new content.
-
-    Raises:
-      OSError: the disk is full or the folder cannot be written; the old file is untouched.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def grid(

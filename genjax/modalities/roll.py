@@ -1,7 +1,6 @@
-"""What samples are written as: pictures, text, and piano rolls as a picture, MIDI and sound.
+"""Piano rolls, 0 or 1 for each frame and key [T, 88]: as a picture, MIDI and sound.
 
-Pure functions that turn samples into the contents of files, and `save`, which writes all that go
-with a modality. Nothing in a piano roll says how long a frame is: `FRAME_SECONDS`, unless given.
+Nothing in a piano roll says how long a frame is: `FRAME_SECONDS`, unless given.
 """
 
 from __future__ import annotations
@@ -9,16 +8,16 @@ from __future__ import annotations
 import io
 import struct
 import wave
-from pathlib import Path
-from typing import Protocol
+import zipfile
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw
 
+from genjax.config import ConfigError
 from genjax.data.rolls import KEYS
-from genjax.method import DataSpec
-from genjax.training.pictures import GAP, GAP_COLOUR, grid, png, write_atomic
+from genjax.method import Field
+from genjax.pictures import GAP, GAP_COLOUR, png
 
 LOWEST = 21  # the MIDI number of a piano's lowest key
 FRAME_SECONDS = 0.4
@@ -41,18 +40,7 @@ PARTIALS = 8
 ATTACK, RELEASE = 0.005, 0.06  # seconds
 LOUDEST = 0.9  # of full scale
 
-# Characters that would move a terminal's cursor or worse, as pictures of themselves.
-VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
-VISIBLE |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
-
 Rolls = UInt8[np.ndarray, "N T 88"] | Bool[np.ndarray, "N T 88"]
-
-
-class Decoder(Protocol):
-    """What is needed of a tokenizer: the text of ids, of which those below 0 are nothing."""
-
-    def decode(self, ids: Int[np.ndarray, "S"]) -> str:
-        """The text of `ids`; never raises on a part of a character."""
 
 
 def _checked(rolls: Rolls) -> Bool[np.ndarray, "N T 88"]:
@@ -221,71 +209,33 @@ def wav(rolls: Rolls, seconds: float = FRAME_SECONDS) -> bytes:
     return buffer.getvalue()
 
 
-def picture(samples: np.ndarray, spec: DataSpec) -> UInt8[np.ndarray, "H W 3"] | None:
-    """One picture of samples: a grid of images, or the first `PLAYED` rolls; None of the others.
-
-    Args:
-      samples: uint8 [N, H, W, C] of images, or of codes (which come decoded), rolls [N, T, 88].
-      spec: of the data that they are like.
-    """
-    if spec.modality in ("image", "code"):
-        return grid(samples)
-    return roll_picture(samples[:PLAYED]) if spec.modality == "roll" else None
-
-
-def text(samples: np.ndarray, spec: DataSpec, tokenizer: Decoder | None) -> str | None:
-    """What samples of text say, each under a heading; None of other modalities.
-
-    Control characters other than tab and newline are shown by their symbols.
-
-    Args:
-      samples: ids [N, S], below 0 where nothing is.
-      spec: of the data that they are like.
-      tokenizer: of the run.
+def parse(given: str, field: Field) -> UInt8[np.ndarray, "T 88"]:
+    """The roll in an .npz file, as --mode=sample writes it: the first of its array `samples`.
 
     Raises:
-      ValueError: samples of text that are not integers [N, S], or no tokenizer for them.
+      ConfigError: no such file, or no roll of the field's length in it.
     """
-    if spec.modality != "text":
-        return None
-    if tokenizer is None or samples.ndim != 2 or not np.issubdtype(samples.dtype, np.integer):
-        raise ValueError(
-            "expected a tokenizer and token ids [N, S], got "
-            f"{type(tokenizer).__name__} and {samples.dtype} {list(samples.shape)}"
-        )
-    parts = []
-    for index, ids in enumerate(samples):
-        head = f"===== sample {index + 1} of {len(samples)}: {(ids >= 0).sum()} tokens ====="
-        parts.append(f"{head}\n{tokenizer.decode(ids).translate(VISIBLE)}\n")
-    return "\n".join(parts)
+    try:
+        with np.load(given, allow_pickle=False) as file:
+            (roll,) = _checked(file["samples"][:1])
+    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{given!r}: expected an .npz file of piano rolls ({error}).") from error
+    if roll.shape != tuple(field.shape):
+        raise ConfigError(f"{given!r}: a roll of {roll.shape}, expected {tuple(field.shape)}.")
+    return roll.astype(np.uint8)
 
 
-def save(
-    base: Path, samples: np.ndarray, spec: DataSpec, tokenizer: Decoder | None = None
-) -> list[Path]:
-    """Writes samples, each file whole or not at all: `base` with endings that go with the modality.
+def picture(samples: Rolls, field: Field) -> UInt8[np.ndarray, "H W 3"]:
+    """The first `PLAYED` rolls below each other."""
+    return roll_picture(samples[:PLAYED])
 
-    .npz (array `samples`) always; .png of images and rolls; .txt of text; .mid and .wav of the
-    first `PLAYED` rolls.
 
-    Returns:
-      The files, the .npz last.
+def player(samples: Rolls, field: Field) -> bytes:
+    """The first `PLAYED` rolls as sound."""
+    return wav(samples[:PLAYED])
 
-    Raises:
-      ValueError: samples that are not of the modality.
-      OSError: the disk is full or the folder cannot be written.
-    """
-    contents = {}
-    if (shown := picture(samples, spec)) is not None:
-        contents[".png"] = png(shown)
-    if (read := text(samples, spec, tokenizer)) is not None:
-        contents[".txt"] = read.encode()
-    if spec.modality == "roll":
-        contents |= {".mid": midi(samples[:PLAYED]), ".wav": wav(samples[:PLAYED])}
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, samples=samples)
-    contents[".npz"] = buffer.getvalue()
-    paths = [Path(f"{base}{ending}") for ending in contents]
-    for path, content in zip(paths, contents.values(), strict=True):
-        write_atomic(path, content)
-    return paths
+
+def files(samples: Rolls, field: Field) -> dict[str, bytes]:
+    """The first `PLAYED` rolls as a picture, MIDI and sound."""
+    shown = samples[:PLAYED]
+    return {".png": png(roll_picture(shown)), ".mid": midi(shown), ".wav": wav(shown)}

@@ -18,10 +18,11 @@ from genjax import config as configs
 from genjax.config import ConfigError
 from genjax.data import sources
 from genjax.data.catalogue import Dataset
-from genjax.data.sources import Arrays
-from genjax.evals import comparison, distances, features
-from genjax.evals.comparison import Comparison
-from genjax.method import DataSpec
+from genjax.data.sources import Columns, image_fields
+from genjax.evals import distances, features
+from genjax.evals.judges import fidelity
+from genjax.evals.judges.fidelity import Comparison
+from genjax.method import DataSpec, Field
 from genjax.parallel.mesh import make_mesh
 
 SHAPE, DIM = (4, 4, 1), 3
@@ -53,18 +54,16 @@ def extractor(tmp_path, monkeypatch):
 
 
 def dataset():
-    spec = DataSpec(
-        "toy", "image", {"image": jax.ShapeDtypeStruct(SHAPE, np.uint8)}, {"train": 150, "test": 60}
-    )
-    splits = {name: Arrays(x, None, 1, 0) for name, x in (("train", TRAIN), ("test", TEST))}
+    spec = DataSpec("toy", image_fields(SHAPE, 0), "image", {"train": 150, "test": 60})
+    splits = {name: Columns({"image": x}) for name, x in (("train", TRAIN), ("test", TEST))}
     return Dataset(spec, splits, "memory")
 
 
-def made(devices=8, batch=64, **evals):
+def made(devices=8, batch=64, data=None, **options):
     config = configs.base()
-    config.evals.update({"features": ("classifier",), "batch_size": batch} | evals)
+    config.evals.batch_size = batch
     mesh = make_mesh(config, jax.devices()[:devices])
-    return Comparison(config, dataset(), mesh)
+    return Comparison(fidelity.Options(**options), config.evals, data or dataset(), mesh)
 
 
 def test_metrics_are_those_of_the_features():
@@ -75,15 +74,13 @@ def test_metrics_are_those_of_the_features():
     assert found["diversity_classifier"] == pytest.approx(np.trace(c1) / np.trace(c2), rel=1e-4)
     assert found["score_classifier"] == pytest.approx(distances.inception_score(logits)[0], 1e-4)
     real = real[sources.order(len(real))]  # as many of them as there are samples
-    near = distances.prdc(real[: len(fake)], fake, comparison.NEIGHBOURS)
+    near = distances.prdc(real[: len(fake)], fake, fidelity.NEIGHBOURS)
     for name, value in near.items():
         assert found[f"{name}_classifier"] == pytest.approx(value), name
     kid, error = distances.kid(fake, real, subset_size=len(fake))
     assert found["kid_classifier"] == pytest.approx(kid, rel=1e-3)
     assert found["kid_classifier_se"] == pytest.approx(error, rel=1e-3)
-    config = configs.base()
-    config.evals.features = ("classifier",)
-    assert set(found) == set(comparison.metrics_of(config))
+    assert set(found) == set(fidelity.metrics_of(("classifier",)))
 
 
 def test_the_data_themselves_are_at_distance_zero():
@@ -106,7 +103,7 @@ PROCESS = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 import pytest
-import test_comparison as here
+import test_fidelity as here
 from genjax.evals import features
 from genjax.parallel import distributed
 
@@ -164,7 +161,7 @@ def test_reference_statistics_are_kept_and_may_be_named(extractor, monkeypatch):
     [
         (TEST.astype(np.float32), r"float32.*expected uint8\[N, 4, 4, 1\]"),
         (np.zeros((60, 5, 4, 1), np.uint8), r"\[60, 5, 4, 1\]"),
-        (TEST[:5], r"5 images to evaluate: expected more than 10"),
+        (TEST[:5], r"5 images to evaluate: expected at least 11"),
     ],
 )
 def test_images_that_cannot_be_judged(images, says):
@@ -172,21 +169,16 @@ def test_images_that_cannot_be_judged(images, says):
         made()(images)
 
 
-def test_data_sorted_by_class_are_judged_by_all_classes(monkeypatch, tmp_path):
+def test_data_sorted_by_class_are_judged_by_all_classes(monkeypatch):
     """More reference examples than samples, and more data than are kept: no class is left out."""
     dark, light = TRAIN // 4, TRAIN // 4 + 190
     both = np.concatenate([dark, light])
-    splits = {"train": Arrays(both, None, 1, 0)}
+    splits = {"train": Columns({"image": both})}
     spec = dataset().spec._replace(name="sorted", sizes={"train": len(both)})
-    monkeypatch.setattr(comparison, "KEPT", 200)
-    config = configs.base()
-    config.evals.update({"features": ("classifier",), "batch_size": 64})
-    judge = Comparison(config, Dataset(spec, splits, ""), make_mesh(config))
+    monkeypatch.setattr(fidelity, "KEPT", 200)
+    judge = made(data=Dataset(spec, splits, ""))
     assert judge(light)["precision_classifier"] > 0.9
     assert judge(dark)["precision_classifier"] > 0.9
-    np.savez(tmp_path / "s.npz", samples=both)
-    chosen = comparison.read_samples(str(tmp_path / "s.npz"), 100)
-    assert 0.3 < (chosen.mean((1, 2, 3)) > 150).mean() < 0.7
 
 
 def test_statistics_of_other_weights_are_refused(monkeypatch):
@@ -203,19 +195,36 @@ def test_references_that_do_not_exist():
         made(reference="/nowhere.npz")
 
 
-def test_samples_out_of_a_file(tmp_path):
-    path = tmp_path / "a.npz"
-    np.savez(path, samples=TEST, label=np.arange(60))
-    np.testing.assert_array_equal(comparison.read_samples(str(path), 100), TEST)
-    np.savez(path, arr_0=TEST[..., 0])
-    np.testing.assert_array_equal(comparison.read_samples(str(path), 100), TEST)
-    np.savez(path, a=TEST, b=TEST)
-    with pytest.raises(ConfigError, match="holds the arrays a, b"):
-        comparison.read_samples(str(path), 100)
-    for content in (b"rubbish", b""):
-        path.write_bytes(content)
-        with pytest.raises(ConfigError, match="cannot be read"):
-            comparison.read_samples(str(path), 100)
-    np.save(tmp_path / "b.npy", TEST)
-    with pytest.raises(ConfigError, match="cannot be read"):
-        comparison.read_samples(str(tmp_path / "b.npy"), 100)
+def float_images():
+    data = dataset()
+    fields = {"image": Field("image", SHAPE, np.dtype(np.float32))}
+    return data._replace(spec=data.spec._replace(fields=fields))
+
+
+def texts():
+    data = dataset()
+    fields = {"token": Field("text", (9,), np.dtype(np.int32))}
+    return data._replace(spec=data.spec._replace(fields=fields, target="token"))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"data": texts()}, r"fidelity is of images, and 'token' of toy is of kind 'text'"),
+        ({"data": float_images()}, r"8-bit images: set dataset\.dequantize=False"),
+        ({"features": ()}, r"config\.evals\.fidelity\.features is empty: give classifier"),
+        ({"generated": 10}, r"fidelity\.generated=10: expected at least 11"),
+    ],
+)
+def test_what_the_judge_cannot_be_built_for(options, says):
+    with pytest.raises(ConfigError, match=says):
+        made(**options)
+
+
+def test_the_judge_asks_for_as_many_samples_as_its_section_says():
+    config = configs.base()
+    options = fidelity.Options(generated=60)
+    judge = fidelity.build_judge(options, config.evals, dataset(), make_mesh(config))
+    assert (judge.samples, judge.paired) == (60, False)
+    assert judge.judge(TEST, TEST, {}) == made()(TEST)
+    assert set(judge.metrics) == set(judge.judge(TEST, TEST, {}))

@@ -1,28 +1,30 @@
 """How generated images compare with real ones: Fréchet and kernel distance, precision and recall.
 
-What every image family is judged by. The features are `config.evals.features`; metrics are named
-after them, and `fid` is that on Inception alone.
+What every image family is judged by. The features are `config.evals.fidelity.features`; metrics are
+named after them, and `fid` is that on Inception alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError
 from genjax.data import loader, packages, sources
 from genjax.data.catalogue import Dataset
+from genjax.data.digest import data_digest
 from genjax.evals import distances, features, statistics
 from genjax.evals.features import Features
+from genjax.evals.judges import Judge
 from genjax.evals.metric_names import METRICS, metric_name
 from genjax.evals.statistics import Reference
 from genjax.parallel.distributed import largest
@@ -33,46 +35,83 @@ logger = logging.getLogger("genjax")
 KEPT = 10_000  # reference examples whose features are kept, for KID, precision and recall
 KID_SUBSET = 1000
 NEIGHBOURS = 5  # k of precision, recall, density and coverage
+LEAST = 2 * NEIGHBOURS + 1  # images
 
 
-def metrics_of(config: ConfigDict) -> list[str]:
-    """The names of the metrics that `config.evals.features` asks for, without `eval/`."""
+class Options(NamedTuple):
+    """The section `evals.fidelity`.
+
+    Attributes:
+      features: "classifier", "efficientnet_lite0", "inception": what images are compared by.
+      generated: samples that are judged.
+      reference: the split that they are compared with, or a file of statistics.
+      inception_path: the file of Inception's weights; downloaded if empty.
+    """
+
+    features: tuple[str, ...] = ("classifier",)
+    generated: int = 5000
+    reference: str = "train"
+    inception_path: str = ""
+
+
+def metrics_of(features: Sequence[str]) -> tuple[str, ...]:
+    """The names of the metrics of these features."""
     metrics = (*METRICS, "kid_se", "score_std")
-    return [metric_name(m, extractor) for extractor in config.evals.features for m in metrics]
+    return tuple(metric_name(m, extractor) for extractor in features for m in metrics)
+
+
+def build_judge(options: Options, evals: ConfigDict, dataset: Dataset, mesh: Mesh) -> Judge:
+    """The judge of 8-bit images.
+
+    Raises:
+      ConfigError: as `Comparison`.
+    """
+    compare = Comparison(options, evals, dataset, mesh)
+
+    def judge(samples: np.ndarray, references: np.ndarray, conditions: dict) -> dict[str, float]:
+        return compare(samples)
+
+    return Judge(judge, metrics_of(options.features), options.generated)
 
 
 class Comparison:
     """The extractors of a config and the statistics of its data, ready to judge images."""
 
-    def __init__(self, config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh):
+    def __init__(self, options: Options, evals: ConfigDict, dataset: Dataset, mesh: Mesh):
         """Makes the extractors ready, which may fetch weights or train the classifier.
 
         Raises:
           ConfigError: no extractor is asked for, or it cannot be had; the data are no images; the
             reference is neither a split nor statistics of the right features.
         """
-        if not config.evals.features:
+        field = dataset.spec.generated
+        if not options.features:
             raise ConfigError(
-                "config.evals.features is empty: give --config.evals.features=classifier, "
-                "efficientnet_lite0 or inception."
+                "config.evals.fidelity.features is empty: give classifier, efficientnet_lite0 or "
+                "inception, or leave fidelity out of evals.judges."
             )
-        if dataset.spec.modality != "image":
+        if options.generated < LEAST:
             raise ConfigError(
-                f"config.evals.features={config.evals.features!r} need images; "
-                f"{dataset.spec.name} holds {dataset.spec.modality}. Set it to ()."
+                f"config.evals.fidelity.generated={options.generated}: expected at least {LEAST}, "
+                "better thousands."
             )
-        if dataset.spec.features["image"].dtype != np.uint8:
+        if field.kind != "image":
             raise ConfigError(
-                "config.evals.features judge 8-bit images: set dataset.dequantize=False, or "
-                "evals.features to ()."
+                f"config.evals.judges: fidelity is of images, and {dataset.spec.target!r} of "
+                f"{dataset.spec.name} is of kind {field.kind!r}. Leave it out."
             )
-        self.evals, self.dataset, self.mesh = config.evals, dataset, mesh
-        self._size = config.evals.batch_size
+        if field.dtype != np.uint8:
+            raise ConfigError(
+                "config.evals.judges: fidelity is of 8-bit images: set dataset.dequantize=False, "
+                "or leave it out."
+            )
+        self.options, self.dataset, self.mesh = options, dataset, mesh
+        self._size = evals.batch_size
         self._extractors = [
             (extractor, apply := _jitted(extractor, mesh), self._find_reference(extractor, apply))
             for extractor in (
-                features.build(name, dataset, inception_path=config.evals.inception_path)
-                for name in config.evals.features
+                features.build(name, dataset, inception_path=options.inception_path)
+                for name in options.features
             )
         ]
 
@@ -86,16 +125,15 @@ class Comparison:
         Raises:
           ConfigError: too few images, or of another shape than the data's.
         """
-        shape = self.dataset.spec.features["image"].shape
+        shape = self.dataset.spec.generated.shape
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
             raise ConfigError(
                 f"the images to evaluate are {images.dtype}{list(images.shape)}: expected "
                 f"uint8[N, {', '.join(map(str, shape))}], as {self.dataset.spec.name} has."
             )
-        if len(images) <= 2 * NEIGHBOURS:
+        if len(images) < LEAST:
             raise ConfigError(
-                f"{len(images)} images to evaluate: expected more than {2 * NEIGHBOURS}, better "
-                "thousands. Raise evals.generated."
+                f"{len(images)} images to evaluate: expected at least {LEAST}, better thousands."
             )
         found = {}
         for extractor, apply, reference in self._extractors:
@@ -122,12 +160,12 @@ class Comparison:
             yield jax.device_get(apply(global_batch({"image": rows}, self.mesh)["image"]))
 
     def _path(self, extractor: Features) -> Path:
-        if self.evals.reference.endswith(".npz"):
-            return Path(self.evals.reference)
-        data = features.data_digest(self.dataset, self.evals.reference)
+        if self.options.reference.endswith(".npz"):
+            return Path(self.options.reference)
+        data = data_digest(self.dataset, self.options.reference)
         name = "-".join(
             [
-                *(self.dataset.spec.name.replace("/", "_"), self.evals.reference),
+                *(self.dataset.spec.name.replace("/", "_"), self.options.reference),
                 *(extractor.name, data[:16], extractor.digest[:16]),
             ]
         )
@@ -135,11 +173,12 @@ class Comparison:
 
     def _find_reference(self, extractor: Features, apply: Callable) -> Callable[[], Reference]:
         """The reference statistics: read, or computed, at the first call."""
-        split = self.evals.reference
+        split = self.options.reference
         if not split.endswith(".npz") and not self.dataset.splits.get(split):
             raise ConfigError(
-                f"config.evals.reference={split!r}: expected a split of {self.dataset.spec.name} "
-                f"({', '.join(self.dataset.splits)}), or an .npz file of --mode=statistics."
+                f"config.evals.fidelity.reference={split!r}: expected a split of "
+                f"{self.dataset.spec.name} ({', '.join(self.dataset.splits)}), or an .npz "
+                "file of --mode=statistics."
             )
         path = self._path(extractor)
         if split.endswith(".npz"):
@@ -163,7 +202,7 @@ class Comparison:
     def _load_or_compute(
         self, extractor: Features, apply: Callable, path: Path, split: str
     ) -> Reference:
-        digest = f"{features.data_digest(self.dataset, split)}/{extractor.digest}"
+        digest = f"{data_digest(self.dataset, split)}/{extractor.digest}"
         first = jax.process_index() == 0
         with packages.lock(f"statistics-{path.stem}") if first else contextlib.nullcontext():
             if not largest(int(not path.exists())):  # every process has it
@@ -183,7 +222,7 @@ class Comparison:
         batches = loader.eval_batches(
             source, batch_size=self._size, process_index=part, process_count=parts
         )
-        for rows, _ in self._run(apply, (batch["image"] for batch, _ in batches)):
+        for rows, _ in self._run(apply, (batch[self.dataset.spec.target] for batch, _ in batches)):
             rows = rows[: len(source) - seen]
             total = statistics.update(total, rows)
             kept |= {seen + i: row for i, row in enumerate(rows) if seen + i in kept}
@@ -192,32 +231,6 @@ class Comparison:
         return Reference(
             extractor.name, digest, total.count, mean, cov, np.stack(list(kept.values()))
         )
-
-
-def read_samples(path: str, limit: int) -> UInt8[np.ndarray, "N H W C"]:
-    """Images in an .npz file: its array `samples`, as --mode=sample writes it, or its only one.
-
-    If there are more than `limit`, a fixed choice spread over all of them: they may be sorted.
-
-    Raises:
-      ConfigError: no such file, or no such array in it.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names = ["samples"] if "samples" in file.files else file.files
-            if len(names) != 1:
-                raise ConfigError(
-                    f"--samples={path} holds the arrays {', '.join(names) or 'none'}: expected "
-                    "one, or one that is called samples."
-                )
-            images = file[names[0]]
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"--samples={path} cannot be read as an .npz file: {error}.") from error
-    if len(images) > limit:
-        images = images[np.sort(sources.order(len(images))[:limit])]
-    return images[..., None] if images.ndim == 3 else images
 
 
 def _jitted(extractor: Features, mesh: jax.sharding.Mesh) -> Callable:

@@ -1,0 +1,77 @@
+"""Durations with a unit, such as "2000_steps" or "10_percent", in training steps."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from ml_collections import ConfigDict
+
+from genjax.checks import ConfigError, require
+
+UNITS = ("steps", "epochs", "examples", "percent")
+
+
+def parse_duration(text: str, name: str = "duration") -> tuple[float, str]:
+    """`"2_000_steps"` -> `(2000.0, "steps")`.
+
+    Raises:
+      ConfigError: not a number, an underscore and one of `UNITS`.
+    """
+    match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?)_([a-z]+)", str(text))
+    if not match or match[2].rstrip("s") not in {u.rstrip("s") for u in UNITS}:
+        raise ConfigError(
+            f"{name}={text!r}: expected a number and a unit, as in '2000_steps', '5_epochs', "
+            "'60000_examples' or '10_percent'."
+        )
+    unit = next(u for u in UNITS if u.rstrip("s") == match[2].rstrip("s"))
+    return float(match[1].replace("_", "")), unit
+
+
+def steps(text: str, *, batch_size: int, examples: int, total: int = 0) -> int:
+    """A duration in training steps, rounded up; 0 for an empty one.
+
+    Args:
+      text: the duration.
+      batch_size: examples per step.
+      examples: examples in one epoch.
+      total: steps of the whole run, for percentages.
+    """
+    if not text:
+        return 0
+    amount, unit = parse_duration(text)
+    if unit == "epochs" and not examples:
+        raise ConfigError(f"{text!r}: the number of examples is not known yet; give steps instead.")
+    per_step = {
+        "steps": 1.0,
+        "epochs": batch_size / max(examples, 1),
+        "examples": float(batch_size),
+    }
+    if unit == "percent":
+        return max(1, math.ceil(amount / 100 * total - 1e-9))
+    return max(1, math.ceil(amount / per_step[unit] - 1e-9)) if amount else 0
+
+
+def steps_within(config: ConfigDict, examples: int, key: str, text: str) -> int:
+    """Steps of a stretch of the run, such as a warm-up.
+
+    A share of the run is one of its present length: `training.lengths.settle` puts those of the
+    length that it began with in their place before a method is built.
+
+    Args:
+      config: of the run.
+      examples: in one epoch.
+      key: of the config, that has the stretch.
+      text: the duration; 0 for an empty one.
+
+    Raises:
+      ConfigError: it is no duration, or longer than the run.
+    """
+    size = {"batch_size": config.batch_size, "examples": examples}
+    total = steps(config.duration, **size)
+    try:
+        found = steps(text, **size, total=total)
+    except ConfigError as error:
+        raise ConfigError(f"config.{key}={text!r}: {error}") from error
+    require(found <= total, f"config.{key}", text, f"at most the run's {total} steps")
+    return found

@@ -1,0 +1,50 @@
+"""How texts differ from each other: distinct n-grams, repetition, self-BLEU."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError
+from genjax.data import sources
+from genjax.data.catalogue import Dataset
+from genjax.evals import text
+from genjax.evals.judges import Judge
+from genjax.modalities.text import strings
+
+READ = 32  # texts of people, which say whether the script has spaces
+
+
+class Options(NamedTuple):
+    """The section `evals.diversity`.
+
+    Attributes:
+      generated: texts that are judged; 0 for those that are shown.
+    """
+
+    generated: int = 0
+
+
+def build_judge(options: Options, evals: ConfigDict, dataset: Dataset, mesh: Mesh) -> Judge:
+    """The judge, which counts words, or characters of a script without spaces.
+
+    Raises:
+      ConfigError: the data are no texts.
+    """
+    spec = dataset.spec
+    if spec.generated.kind != "text":
+        raise ConfigError(
+            f"config.evals.judges: diversity is of texts, and {spec.target!r} of {spec.name} is of "
+            f"kind {spec.generated.kind!r}."
+        )
+    source = next(dataset.splits[s] for s in (evals.split, "train") if dataset.splits.get(s))
+    some = sources.take(source, np.arange(min(len(source), READ)))[spec.target]
+    spaced = text.has_spaces(strings(some, spec.generated))
+
+    def judge(samples: np.ndarray, references: np.ndarray, conditions: dict) -> dict[str, float]:
+        return text.diversity(text.units(strings(samples, spec.generated), spaced))
+
+    return Judge(judge, tuple(text.diversity([["a"], ["b"]])), options.generated)

@@ -1,0 +1,34 @@
+"""Codes of a stage: tokens (whole numbers) or latents (real numbers), of any shape."""
+
+from __future__ import annotations
+
+import ast
+
+import numpy as np
+
+from genjax.config import ConfigError
+from genjax.method import Field
+
+
+def parse(given: str, field: Field) -> np.ndarray:
+    """Numbers as Python writes them: 3, or ((1, 2), (3, 4)).
+
+    Raises:
+      ConfigError: they are no numbers, of another shape, or no tokens.
+    """
+    try:
+        found = np.asarray(ast.literal_eval(given))
+        found = found.astype(field.dtype, casting="same_kind")
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise ConfigError(f"{given!r}: expected numbers of {np.dtype(field.dtype)}.") from error
+    if found.shape != tuple(field.shape):
+        raise ConfigError(f"{given!r} has shape {found.shape}: expected {tuple(field.shape)}.")
+    values = field.facts.get("vocabulary_size", 0)
+    if values and not ((found >= 0) & (found < values)).all():
+        raise ConfigError(f"{given!r}: expected tokens from 0 to {values - 1}.")
+    return found
+
+
+def files(samples: np.ndarray, field: Field) -> dict[str, bytes]:
+    """Nothing beside the .npz: nobody reads codes."""
+    return {}

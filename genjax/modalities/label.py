@@ -1,0 +1,65 @@
+"""Labels: a class of several, as a number from 0 or by its name."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from genjax.config import ConfigError, nearest
+from genjax.method import DataSpec, Field
+
+NAME = "label"  # of the field
+
+
+def num_classes(spec: DataSpec) -> int:
+    """How many classes the labels of a data set have; 0 if it has no labels."""
+    return spec.fields[NAME].facts.get("num_classes", 0) if NAME in spec.fields else 0
+
+
+def required_classes(spec: DataSpec, setting: str, wanted: bool) -> int:
+    """`num_classes` for a method that is told labels if `wanted`, by `setting`; else 0.
+
+    Raises:
+      ConfigError: they are wanted, and there are none.
+    """
+    if wanted and not num_classes(spec):
+        raise ConfigError(
+            f"config.{setting}, but {spec.name} has no labels. Change it, or choose a data set "
+            "with labels."
+        )
+    return num_classes(spec) if wanted else 0
+
+
+def label_condition(spec: DataSpec, known: bool) -> dict[str, Field]:
+    """`Method.conditions` of a method that is told the label if `known`."""
+    return {NAME: spec.fields[NAME]} if known else {}
+
+
+def name(number: int, field: Field) -> str:
+    """What a class is called."""
+    names = field.facts.get("classes", ())
+    return names[number] if number < len(names) else str(number)
+
+
+def parse(given: str, field: Field) -> np.ndarray:
+    """The class that is called `given`, or has that number.
+
+    Raises:
+      ConfigError: there is no such class.
+    """
+    total, names = field.facts["num_classes"], list(field.facts.get("classes", ()))
+    if given in names:
+        return np.asarray(names.index(given), field.dtype)
+    if not given.isdecimal() or int(given) >= total:
+        known = f", or a name: {nearest(given, names)}" if names else ""
+        raise ConfigError(f"{given!r}: expected a class from 0 to {total - 1}{known}.")
+    return np.asarray(int(given), field.dtype)
+
+
+def text(samples: np.ndarray, field: Field) -> str:
+    """The name of each class, a line each."""
+    return "".join(f"{name(int(number), field)}\n" for number in samples)
+
+
+def files(samples: np.ndarray, field: Field) -> dict[str, bytes]:
+    """The names as a text."""
+    return {".txt": text(samples, field).encode()}

@@ -1,0 +1,153 @@
+"""--mode=eval: a checkpoint of a run, or samples that are there already."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import sys
+import zipfile
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from genjax import config as configs
+from genjax import modalities
+from genjax.config import ConfigError
+from genjax.data import catalogue, sources
+from genjax.evals import judges
+from genjax.evals.evaluation import Evaluation
+from genjax.evals.judges import overlap
+from genjax.modalities.text import lines
+from genjax.modes.runs import logging_to, prepare, restore_at, spec_of
+from genjax.parallel.distributed import largest
+from genjax.parallel.mesh import make_mesh
+from genjax.training import workdir
+from genjax.training.checkpoint import Checkpoints
+from genjax.training.early_stop import exhausted
+from genjax.training.metrics import JsonlWriter, Writers
+
+logger = logging.getLogger("genjax")
+
+
+def evaluate(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
+    """Evaluates a checkpoint, or judges samples, and prints the metrics.
+
+    They go into the run's metrics, pictures and report as well if the evaluation is the run's own:
+    of its newest checkpoint, with nothing in the config changed but the devices, and if no process
+    trains the run at this moment.
+    """
+    if flags.samples:
+        return tell_metrics(judge(config, flags.samples, flags.references))
+    spec_of(folder)  # complain of a missing run first
+    run, dataset = prepare(config, folder)
+    workdir.check_same_data(folder, run.spec, flags.allow_config_change)
+    state = restore_at(run, folder, flags.checkpoint)
+    stored, given = (configs.to_json(c) for c in (workdir.read_config(folder), config))
+    own = stored == given | {"mesh": stored["mesh"]}
+    own = own and int(state.step) == Checkpoints(folder).latest()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(run.mesh))
+        if own:
+            holder = stack.enter_context(workdir.lock(folder))
+            own = not largest(int(bool(holder)))
+            if holder:
+                logger.info("the run is live (%s): its files are left alone", holder)
+        if own:
+            stack.enter_context(logging_to(folder))
+        write = own and jax.process_index() == 0
+        writers = Writers([JsonlWriter(folder / "metrics.jsonl", sys.maxsize)] if write else [])
+        judging = judges.build(config, dataset.decoded or dataset, run.mesh)
+        evaluation = Evaluation(run, dataset, folder, writers, judging)
+        metrics = evaluation(state, int(state.step), pictures=own)
+        if own:
+            stopped = exhausted(config, folder / "metrics.jsonl")
+            evaluation.write_report(state, int(state.step) >= run.total_steps or stopped)
+        writers.close()
+    return tell_metrics(metrics)
+
+
+def judge(config: ConfigDict, samples: str, references: str) -> dict[str, float]:
+    """What samples are worth beside the data of a config, or beside references; how many they are.
+
+    Args:
+      config: its data, devices and judges.
+      samples: an .npz file, a split of the data, or a file of texts, a line each.
+      references: the right ones in the same form and order, for judges that compare one by one.
+
+    Raises:
+      ConfigError: they cannot be read, the config has no judge, or one does not go with them.
+    """
+    if not references.endswith(".npz") and references not in (*sources.SPLITS, ""):
+        texts = lines("--samples", samples)
+        return {"texts": len(texts)} | overlap.compare(texts, lines("--references", references))
+    if not config.evals.judges:
+        raise ConfigError(
+            "config.evals.judges is empty: give --config.evals.judges=fidelity, of images, or "
+            "diversity, of texts."
+        )
+    dataset, mesh = catalogue.load(config.dataset), make_mesh(config)
+    rows = _read(dataset, samples, "--samples")
+    right = _read(dataset, references, "--references") if references else None
+    if right is not None and len(right) != len(rows):
+        raise ConfigError(
+            f"--samples={samples} has {len(rows)} and --references={references} {len(right)}: "
+            "expected as many of both."
+        )
+    found: dict[str, float] = {}
+    with jax.set_mesh(mesh):
+        for one in judges.build(config, dataset, mesh):
+            # A fixed choice spread over all of them: they may be sorted.
+            count = min(one.samples or len(rows), len(rows))
+            chosen = np.sort(sources.order(len(rows))[:count])
+            if one.paired and right is None:
+                raise ConfigError("--references is missing: a judge compares samples one by one.")
+            beside = None if right is None else right[chosen]
+            found |= one.judge(rows[chosen], beside, {})
+            found["samples"] = max(count, found.get("samples", 0))
+    return found
+
+
+def _read(dataset: catalogue.Dataset, given: str, flag: str) -> np.ndarray:
+    """Samples in an .npz file, its array `samples` or its only one, or those of a split.
+
+    Raises:
+      ConfigError: no such file or split, or no such array in it.
+    """
+    if source := dataset.splits.get(given):
+        return sources.take(source, np.arange(len(source)))[dataset.spec.target]
+    field = dataset.spec.generated
+    reader = getattr(modalities.find(field), "read", None)
+    if not given.endswith(".npz") and reader is not None:
+        return reader(given, field)
+    if not given.endswith(".npz"):
+        raise ConfigError(
+            f"{flag}={given!r}: expected an .npz file, as --mode=sample writes it, or one of the "
+            f"splits {', '.join(dataset.splits)}."
+        )
+    try:
+        with np.load(given, allow_pickle=False) as file:
+            names = ["samples"] if "samples" in file.files else file.files
+            if len(names) != 1:
+                raise ConfigError(
+                    f"{flag}={given} holds the arrays {', '.join(names) or 'none'}: expected one, "
+                    "or one that is called samples."
+                )
+            rows = file[names[0]]
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{flag}={given} cannot be read as an .npz file: {error}.") from error
+    lacks = rows.ndim == len(field.shape) and field.shape[-1:] == (1,)
+    return rows[..., None] if lacks else rows
+
+
+def tell_metrics(metrics: Mapping[str, float]) -> int:
+    """Prints them, on the first process."""
+    if jax.process_index() == 0:
+        for name, value in metrics.items():
+            print(f"{name} {value if isinstance(value, int) else format(value, '.6g')}")
+    return 0

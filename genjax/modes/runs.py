@@ -1,0 +1,123 @@
+"""A run put together: its data, its stages, its method, its state."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError
+from genjax.data import catalogue
+from genjax.method import DataSpec, Stage
+from genjax.parallel import distributed
+from genjax.train_state import TrainState
+from genjax.training import codes, lengths, older, stages, workdir
+from genjax.training.assemble import Assembly, assemble
+from genjax.training.checkpoint import Checkpoints
+from genjax.training.progress import file_logging, terminal_logging
+
+
+def prepare(config: ConfigDict, folder: epath.Path) -> tuple[Assembly, catalogue.Dataset]:
+    """The run and its data; with stages, joined with them and, if so asked, the codes of the data.
+
+    Raises:
+      ConfigError: config, data, stages and devices do not go together.
+    """
+    dataset = catalogue.load(workdir.with_own_tokenizer(config.dataset, folder))
+    found = stages.find(config, folder)
+    coded, spec = stages.codes_of(config, found), dataset.spec
+    if not found:
+        return build(config, spec, found, folder), dataset
+    if coded:
+        codes.check(config, coded, dataset)
+        spec = codes.code_spec(coded, spec)
+    for stage in found.values():
+        stages.check_facts(stage, dataset.spec)
+    run = build(config, spec, found, folder, dataset.spec)  # complain before the work
+    with jax.set_mesh(run.mesh):
+        arrays = stages.read(found, config, folder, run.mesh)
+        if coded:
+            dataset = codes.encoded(config, coded, arrays, dataset, run.mesh)
+    own = run.method.pretrained
+
+    def pretrained():
+        params, mutable = own() if own else ({}, {})
+        return {**arrays.params, **params}, {**arrays.mutable, **mutable}
+
+    return run._replace(method=run.method._replace(pretrained=pretrained)), dataset
+
+
+def build(
+    config: ConfigDict,
+    spec: DataSpec,
+    found: Mapping[str, Stage],
+    folder: epath.Path,
+    data: DataSpec | None = None,
+) -> Assembly:
+    """The run in `folder` on data of `spec`, joined with its stages: see `stages.build`."""
+    config = lengths.settle(config, spec, folder, found)
+    if not found:
+        return assemble(config, spec)
+    return assemble(config, spec, stages.build(config, spec, found, data))
+
+
+def restored(
+    config: ConfigDict, folder: epath.Path, checkpoint: str
+) -> tuple[Assembly, TrainState]:
+    """The run in `folder` and its state at a step, "best", or "" for the newest; needs no data.
+
+    Raises:
+      ConfigError: there is no run, or no such checkpoint.
+    """
+    run = build(config, spec_of(folder), stages.find(config, folder), folder)
+    return run, restore_at(run, folder, checkpoint)
+
+
+def spec_of(folder: epath.Path) -> DataSpec:
+    """What the data of the run in `folder` look like.
+
+    Raises:
+      ConfigError: there is no run.
+    """
+    spec = workdir.read_spec(folder)
+    if spec is None:
+        raise ConfigError(f"--workdir={folder} holds no run (no config.json). Train one first.")
+    return spec
+
+
+def restore_at(run: Assembly, folder: epath.Path, checkpoint: str) -> TrainState:
+    """The state of a run at a step, "best", or "" for the newest.
+
+    Raises:
+      ConfigError: there is no such checkpoint.
+    """
+    checkpoints = Checkpoints(folder)
+    if checkpoint == "best":
+        step = checkpoints.best(run.config)
+    elif checkpoint and not checkpoint.isdigit():
+        raise ConfigError(f"--checkpoint={checkpoint!r}: expected a step or 'best'.")
+    else:
+        step = int(checkpoint) if checkpoint else None
+    return restore(run, checkpoints, step)
+
+
+def restore(run: Assembly, checkpoints: Checkpoints, step: int | None = None) -> TrainState:
+    """The state at a step (the newest), also of a run whose stage had no name yet."""
+    found = checkpoints.latest() if step is None else step
+    staged = bool(run.config.stages) and found in checkpoints.steps()
+    if staged and older.unnamed(checkpoints.shapes(found), run.state):
+        state = checkpoints.restore(older.without_name(run.state), found)
+        return older.with_name(state, run.state)
+    return checkpoints.restore(run.state, step)
+
+
+@contextlib.contextmanager
+def logging_to(folder: epath.Path | None) -> Iterator[None]:
+    """The log of the first process: into the folder's log.txt, or on the terminal if None."""
+    inside = terminal_logging() if folder is None else file_logging(folder)
+    first = not distributed.several() or jax.process_index() == 0  # starts no backend
+    with inside if first else contextlib.nullcontext():
+        yield

@@ -1,0 +1,160 @@
+"""--mode=sample: draws samples from a checkpoint into files."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import inspect
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from genjax import modalities
+from genjax.config import ConfigError, require
+from genjax.data import catalogue
+from genjax.modalities.text import VISIBLE
+from genjax.modes.runs import restored
+from genjax.sampling import conditions, written
+from genjax.sampling.conditions import Rows
+from genjax.sampling.draw import MOST_SAMPLES, draw_rows, make_draw, parse_options
+from genjax.train_state import TrainState, seeded_key, stream
+from genjax.training import ema, workdir
+from genjax.training.assemble import Assembly
+
+
+def sample(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
+    """Draws samples from a checkpoint into files; texts are printed too."""
+    seed = flags.seed or 0
+    enough = flags.num is None or 0 < flags.num <= MOST_SAMPLES
+    require(enough, "--num", flags.num, f"1 to {MOST_SAMPLES}")
+    require(abs(seed) < 2**63, "--seed", seed, "a number of 64 bits")
+    run, state = restored(config, folder, flags.checkpoint)
+    known, field = run.method.conditions, run.method.output or run.spec.generated
+    if taken := known.keys() & vars(flags).keys():
+        raise ConfigError(f"method {config.method}: a condition cannot be called {sorted(taken)}.")
+    names = [name for name in flags.options if name in conditions.flags_of(known)]
+    given = {name: flags.options[name] for name in names}
+    options = parse_options(
+        run.method, {name: v for name, v in flags.options.items() if name not in given}
+    )
+    rows = find_rows(config, folder, run, given, flags)
+    num = flags.num or max(len(rows), 1 if flags.conditions else modalities.number(field))
+    params = ema.evaluation_params(config, state.params, state.ema)
+    if flags.stream:
+        return tell_text(run, params, state, rows, options, flags)
+    own = (params, state.mutable, seeded_key(seed))
+    if rows:
+        samples = draw_rows(run.method, run.mesh, rows, num, options, *own)
+    else:
+        samples = make_draw(run.method, run.mesh, num, {}, options)(*own)
+    if jax.process_index() == 0:
+        base = folder / "generated" / f"step_{int(state.step):08d}_seed_{seed}{said(flags)}"
+        files = written.save(base, samples, field)
+        if (read := modalities.text_of(samples, field)) is not None:
+            print(read)
+        print(f"wrote {' and '.join(map(str, files))}")
+    return 0
+
+
+def find_rows(
+    config: ConfigDict,
+    folder: epath.Path,
+    run: Assembly,
+    given: dict[str, Sequence[str]],
+    flags: argparse.Namespace,
+) -> Rows:
+    """What is to be drawn: the conditions that flags, a file or held-out examples give.
+
+    Raises:
+      ConfigError: both are given, a condition that the run does not have, or too few rows.
+    """
+    known = run.method.conditions
+    if not flags.conditions:
+        rows = conditions.parse(known, given)
+        least = max(len(rows), 1)
+        named = " and ".join(f"--{name}" for name in given)
+        enough = flags.num is None or flags.num >= least
+        require(enough, "--num", flags.num, f"at least {least}, one for each {named}")
+        return rows
+    if given:
+        raise ConfigError(
+            f"--conditions and {', '.join(f'--{name}' for name in given)} are both given: leave "
+            "one out."
+        )
+    if not known:
+        raise ConfigError(f"--conditions={flags.conditions}: this run has no conditions.")
+    if Path(flags.conditions).suffix:
+        rows = conditions.read(known, flags.conditions)
+        if flags.num and flags.num > len(rows):
+            raise ConfigError(
+                f"--num={flags.num}: --conditions={flags.conditions} has {len(rows)} rows. "
+                "Expected at most as many samples, one for each row."
+            )
+        return rows[: flags.num]
+    dataset = catalogue.load(workdir.with_own_tokenizer(config.dataset, folder))
+    if not config.dataset.codes:
+        workdir.check_same_data(folder, dataset.spec, flags.allow_config_change)
+    source = dataset.splits.get(flags.conditions)
+    if not source:
+        raise ConfigError(
+            f"--conditions={flags.conditions!r}: expected a .csv, .jsonl or .npz file, or one of "
+            f"the splits {', '.join(dataset.splits)}."
+        )
+    fields = conditions.in_data(known, dataset.spec)
+    if not fields:
+        raise ConfigError(
+            f"--conditions={flags.conditions}: {dataset.spec.name} has none of {', '.join(known)}."
+        )
+    transform = modalities.transforms(config.dataset, dataset.spec, train=False)
+    held = conditions.held_out(source, flags.num or modalities.SAMPLES, transform)
+    return [
+        {name: held[field][i] for name, field in fields.items()}
+        for i in range(flags.num or modalities.SAMPLES)
+    ]
+
+
+def said(flags: argparse.Namespace) -> str:
+    """What of the command tells its samples from others', fit for the name of a file."""
+    text = "".join(
+        f"_{name}_{value}" for name, values in sorted(flags.options.items()) for value in values
+    )
+    text += f"_{Path(flags.conditions).stem}" if flags.conditions else ""
+    plain = re.sub(r"[^\w.,()-]", "", text)[:100]
+    if plain == text:
+        return plain
+    return f"{plain}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def tell_text(
+    run: Assembly,
+    params: dict,
+    state: TrainState,
+    rows: Rows,
+    options: dict[str, Any],
+    flags: argparse.Namespace,
+) -> int:
+    """Prints one text as it comes: that which `sample` draws with the same seed."""
+    if "decode" not in inspect.signature(run.method.sample).parameters:
+        raise ConfigError(f"--stream is for text; method {run.config.method!r} has none to stream.")
+    require(flags.num in (None, 1), "--num", flags.num, "1 with --stream")
+    require(len(rows) < 2, "conditions", len(rows), "one with --stream")
+    require(jax.process_count() == 1, "--stream", True, "one process")
+    key = jax.random.fold_in(stream(seeded_key(flags.seed or 0), "sample"), 0)
+    condition = {name: value[None] for row in rows for name, value in row.items()}
+    decode = run.spec.generated.facts["tokenizer"].decode
+    with jax.set_mesh(run.mesh):
+        pieces = run.method.sample(
+            params, state.mutable, key, 1, condition, decode=decode, **options
+        )
+        prompts = (decode(value) for row in rows for value in map(np.asarray, row.values()))
+        for piece in itertools.chain(prompts, pieces):
+            print(piece.translate(VISIBLE), end="", flush=True)
+    print()
+    return 0

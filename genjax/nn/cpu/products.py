@@ -1,0 +1,36 @@
+"""Contractions on the CPU."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def contraction(
+    x: Float[Array, "..."], y: Float[Array, "..."], *, spec: str, precision: lax.PrecisionLike
+) -> Float[Array, "..."] | None:
+    """A contraction of bfloat16 as the matrix units want it: one operand's last indices are summed.
+
+    Of other products, such as a gradient of parameters, XLA makes one of float32, which takes twice
+    the time. So the smaller operand is transposed. XLA decides by its layout, which a transpose
+    leaves as it was and a reshape does not; barriers keep XLA from leaving out the two. Another one
+    keeps a transpose of the result from being merged into the product, which XLA's runtime would
+    then refuse; the result's indices come in a product's own order for the same reason.
+    """
+    if x.dtype != jnp.bfloat16:
+        return None
+    operands, out = spec.split("->")
+    a, b = operands.split(",")
+    if a[-1] in out and (b[-1] not in out or x.size > y.size):
+        x, y, a, b = y, x, b, a
+    if a[-1] in out:
+        rows = "".join(sorted(a, key=lambda index: index not in out))
+        x, a = lax.optimization_barrier(x.transpose([a.index(index) for index in rows])), rows
+        x = lax.squeeze(lax.optimization_barrier(jnp.expand_dims(x, 0)), [0])
+    shared = [index for index in a if index in b and index in out]
+    order = "".join(dict.fromkeys(index for index in (*shared, *a, *b) if index in out))
+    found = jnp.einsum(
+        f"{a},{b}->{order}", x, y, precision=precision, preferred_element_type=jnp.float32
+    )
+    return lax.optimization_barrier(found).transpose([order.index(index) for index in out])

@@ -1,0 +1,74 @@
+"""The digest of a state: what it is of, and that no sharding changes it."""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from genjax.training import checkpoint
+from genjax.training.checkpoint import digests
+
+ROWS = np.random.default_rng(0).normal(size=(16, 6, 8)).astype(np.float32)
+
+
+def expected(array):
+    head = f"{array.dtype.name}{array.shape or (1,)}"
+    return hashlib.sha256(head.encode() + array.tobytes()).hexdigest()
+
+
+def mesh():
+    axes = ("data", "fsdp", "tensor")
+    return jax.make_mesh((2, 2, 2), axes, (AxisType.Auto,) * 3)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        (),
+        ("fsdp",),
+        (("data", "fsdp"), None, "tensor"),
+        (None, None, ("fsdp", "tensor")),
+        ("tensor",),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("block", [2**26, 1000, 100, 7])
+def test_sharding_and_blocks_do_not_change_it(spec, block):
+    """Blocks of all, of some rows, of a part of a row, and of one element."""
+    placed = jax.device_put(ROWS, NamedSharding(mesh(), PartitionSpec(*spec)))
+    with jax.set_mesh(mesh()):
+        assert digests({"a": placed}, block) == {"a": expected(ROWS)}
+
+
+def test_every_kind_of_array_has_one():
+    key = jax.random.key(3)
+    state = {
+        "none": jnp.zeros((0, 4)),
+        "scalar": jnp.int32(5),
+        "half": jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3),
+        "key": key,
+    }
+    found = digests(state, block=4)
+    for name in ("none", "scalar", "half"):
+        assert found[name] == expected(np.asarray(state[name]))
+    assert found["key"] == expected(np.asarray(jax.random.key_data(key)))
+    changed = digests(state | {"half": state["half"].at[1, 2].set(9)}, block=4)
+    assert {name for name in found if found[name] != changed[name]} == {"half"}
+
+
+def test_no_more_than_a_block_comes_to_the_host(monkeypatch):
+    sizes = []
+    read = checkpoint._cut
+
+    def watched(data, start, shape):
+        sizes.append(int(np.prod(shape)) * data.dtype.itemsize)
+        return read(data, start, shape)
+
+    monkeypatch.setattr(checkpoint, "_cut", watched)
+    placed = jax.device_put(ROWS, NamedSharding(mesh(), PartitionSpec("fsdp")))
+    digests({"a": placed}, block=500)
+    assert max(sizes) <= 500
+    assert sum(sizes) == ROWS.nbytes

@@ -1,0 +1,152 @@
+"""The description of a run in its folder: what the data look like, and what has changed of it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from genjax import config as configs
+from genjax.config import ConfigError
+from genjax.data import sources, tokenizers
+from genjax.data.alphabets import Bytes, Characters
+from genjax.method import DataSpec, Field
+from genjax.training import workdir
+
+
+def text(tokenizer, length):
+    special = {"start": tokenizer.special["eos"], **tokenizer.special}
+    size = tokenizer.vocabulary_size
+    facts = {"vocabulary_size": size, "special": special, "tokenizer": tokenizer}
+    return Field("text", (length,), np.dtype(np.int32), facts)
+
+
+def pairs():
+    """Two texts, each with a tokenizer of its own, labels with names, and a mask."""
+    fields = {
+        "source": text(Characters("abc äß☃", {"eos": 7}), 12),
+        "token": text(Bytes({"eos": 256}), 9),
+        "label": sources.image_fields((1, 1, 1), 2, ("cat", "dog"))["label"],
+        "mask": Field("mask", (24, 48, 1), np.dtype(np.uint8)),
+        "weight": Field("real", (), np.dtype(np.float32), {"unit": "g"}),
+    }
+    return DataSpec("pairs", fields, "token", {"train": 100, "test": 10})
+
+
+def write(folder, spec=None):
+    workdir.write_config(folder, configs.base(), spec or pairs(), ["here"], 12, "0123")
+    return folder
+
+
+def test_a_spec_comes_back_as_it_was_with_a_tokenizer_of_each_text(tmp_path):
+    folder, spec = write(tmp_path), pairs()
+    assert workdir.read_spec(folder) == spec
+    found = workdir.read_spec(folder)
+    kinds = {name: type(field.facts.get("tokenizer")) for name, field in found.fields.items()}
+    assert (kinds["source"], kinds["token"]) == (Characters, Bytes)
+    assert found.fields["label"].facts["classes"] == ("cat", "dog")
+    assert all(isinstance(f.dtype, np.dtype) for f in found.fields.values())
+    files = {path.name for path in folder.glob("tokenizer*")}
+    assert files == {"tokenizer.json", "tokenizer_source.json"}
+    assert tokenizers.read(folder / "tokenizer_source.json").encode("ß☃").tolist() == [4, 6]
+    stored = json.loads((folder / "config.json").read_text())["data"]
+    assert stored == workdir.spec_to_json(spec)
+    assert stored["fields"]["source"]["facts"]["tokenizer"]["file"] == "tokenizer_source.json"
+    assert (workdir.read_digest(folder), workdir.read_length(folder)) == ("0123", 12)
+    assert workdir.spec_from_json(stored, folder) == spec
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_source.json"])
+def test_another_tokenizer_of_any_text_is_refused(tmp_path, name):
+    file = write(tmp_path) / name
+    file.write_text(file.read_text().replace("eos", "bos"))
+    with pytest.raises(ConfigError, match=f"{name} is not the tokenizer that the run was trained"):
+        workdir.read_spec(tmp_path)
+    file.unlink()
+    with pytest.raises(ConfigError, match=f"{name} is missing"):
+        workdir.read_spec(tmp_path)
+
+
+def test_the_description_of_a_run_is_copied_with_its_tokenizers_and_stages(tmp_path):
+    run = write(tmp_path / "run")
+    write(run / "stages" / "first")
+    write(run / "stages" / "first" / "stages" / "inner")
+    (run / "metrics.jsonl").write_text("")
+    copy = tmp_path / "copy"
+    workdir.copy_description(run, copy)
+    shutil.rmtree(run)
+    for place in ("", "stages/first", "stages/first/stages/inner"):
+        assert workdir.read_spec(copy / place) == pairs()
+    assert not (copy / "metrics.jsonl").exists()
+    with pytest.raises(ConfigError, match="holds no run"):
+        workdir.copy_description(run, tmp_path / "other")
+
+
+def changed(**fields):
+    spec = pairs()
+    return spec._replace(fields={**spec.fields, **fields})
+
+
+def without(field, fact):
+    return field._replace(facts={k: v for k, v in field.facts.items() if k != fact})
+
+
+def test_what_has_changed_has_a_line_each():
+    spec = pairs()
+    assert workdir.changes(spec, pairs()) == []
+    label = spec.fields["label"]
+    cases = {
+        "fields.mask.shape: [24, 48, 1] -> [24, 24, 1]": changed(
+            mask=spec.fields["mask"]._replace(shape=(24, 24, 1))
+        ),
+        "fields.mask.kind: mask -> image": changed(mask=spec.fields["mask"]._replace(kind="image")),
+        "fields.label.facts.classes: ['cat', 'dog'] -> ['dog', 'cat']": changed(
+            label=label._replace(facts={**label.facts, "classes": ("dog", "cat")})
+        ),
+        "fields.label.facts.classes: ['cat', 'dog'] -> absent": changed(
+            label=without(label, "classes")
+        ),
+        "target: token -> source": spec._replace(target="source"),
+        "sizes.train: 100 -> 99": spec._replace(sizes={"train": 99, "test": 10}),
+        "name: pairs -> couples": spec._replace(name="couples"),
+    }
+    for line, now in cases.items():
+        found = workdir.changes(spec, now)
+        assert f"  {line}" in found, found
+    (sha256,) = workdir.changes(spec, changed(source=text(Characters("abd äß☃", {"eos": 7}), 12)))
+    assert sha256.startswith("  fields.source.facts.tokenizer.sha256: ")
+
+
+def test_what_data_have_gained_is_no_change():
+    spec, label = pairs(), pairs().fields["label"]
+    unnamed = changed(label=without(label, "classes"))
+    assert workdir.changes(unnamed, spec) == []
+    more = spec._replace(fields={**spec.fields, "depth": Field("real", (), np.dtype(np.float32))})
+    assert workdir.changes(spec, more) == []
+    assert workdir.changes(more, spec) != []
+
+
+def test_changed_data_are_refused_under_a_run_that_has_begun(tmp_path):
+    write(tmp_path)
+    now = pairs()._replace(sizes={"train": 99, "test": 10})
+    workdir.check_same_data(tmp_path, now, False)  # nothing is saved yet
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    with pytest.raises(
+        ConfigError, match=r"(?s)data are not what they were.*sizes\.train: 100 -> 99"
+    ):
+        workdir.check_same_data(tmp_path, now, False)
+    workdir.check_same_data(tmp_path, now, True)
+    workdir.check_same_data(tmp_path, pairs(), False)
+
+
+def test_a_runs_own_tokenizer_takes_the_place_of_a_file_that_has_gone(tmp_path):
+    write(tmp_path)
+    dataset = configs.base().dataset
+    dataset.text.tokenizer = str(tmp_path / "gone.json")
+    own = workdir.with_own_tokenizer(dataset, tmp_path)
+    assert own.text.tokenizer == str(tmp_path / "tokenizer.json")
+    assert dataset.text.tokenizer == str(tmp_path / "gone.json")
+    (tmp_path / "gone.json").write_text("{}")
+    assert workdir.with_own_tokenizer(dataset, tmp_path) is dataset
+    dataset.text.tokenizer = "bytes"
+    assert workdir.with_own_tokenizer(dataset, tmp_path) is dataset
