@@ -166,12 +166,12 @@ class Memory:
         return {name: rows[indices] for name, rows in self._rows.items()}
 
 
-class Without:
-    """`source` less one of its fields."""
+class Chosen:
+    """Some of the fields of `source`, by the names that they are to have."""
 
-    def __init__(self, source: Any, field: str):
-        """`field` is left out."""
-        self._source, self._field = source, field
+    def __init__(self, source: Any, fields: Mapping[str, str]):
+        """`fields`: name -> the name that it has in `source`."""
+        self._source, self._fields = source, fields
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -179,12 +179,13 @@ class Without:
 
     def __getitem__(self, index: int) -> Example:
         """Example `index`."""
-        return {name: v for name, v in self._source[index].items() if name != self._field}
+        example = self._source[index]
+        return {name: example[own] for name, own in self._fields.items()}
 
     def take(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
         """The examples at `indices`, stacked."""
         rows = take(self._source, indices)
-        return {name: v for name, v in rows.items() if name != self._field}
+        return {name: rows[own] for name, own in self._fields.items()}
 
 
 class Joined:

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from genjax import config as configs
 from genjax.config import ConfigError
-from genjax.data import packages
+from genjax.data import packages, sources
 from genjax.data.catalogue import Dataset
 from genjax.evals.evaluation import Evaluation
 from genjax.files import write_atomic
@@ -82,7 +82,9 @@ def classifier(dataset: Dataset, data_digest: str) -> tuple[Functional, Tree]:
         "image": spec.generated._replace(dtype=np.dtype(np.uint8)),
         "label": spec.fields["label"],
     }
-    dataset = dataset._replace(spec=spec._replace(fields=seen, target="image"))
+    names = {"image": spec.target, "label": "label"}
+    splits = {split: sources.Chosen(source, names) for split, source in dataset.splits.items()}
+    dataset = dataset._replace(spec=spec._replace(fields=seen, target="image"), splits=splits)
     config = _config_for(dataset)
     name = "-".join((dataset.spec.name.replace("/", "_"), data_digest[:16], _digest(config)[:16]))
     path = packages.cache_root() / "classifiers" / name / "parameters.npz"

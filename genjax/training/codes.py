@@ -112,9 +112,9 @@ def encoded(
                     _write(place, held)
             else:
                 held = {f: np.load(place / f"{f}.npy", mmap_mode="r") for f in made}
-        rest = sources.Without(source, dataset.spec.target)
-        others = len(spec.fields) > len(made)
+        others = {name: name for name in spec.fields if name not in made}
         codes = sources.Columns({name: held[name] for name in made})
+        rest = sources.Chosen(source, others)
         splits[split] = sources.Joined(codes, rest) if others else codes
     route = f"codes by {config.stages[stage.name]}; {dataset.route}"
     return Dataset(spec, splits, route, decoded=dataset)

@@ -40,8 +40,8 @@ SOURCES = {
     "subset": lambda: sources.Subset(columns(), np.arange(20)[::-1]),
     "slow": Slow,
     "slow subset": lambda: sources.Subset(Slow(), np.arange(20)[::-1]),
-    "without": lambda: sources.Without(columns(), "image"),
-    "slow without": lambda: sources.Without(Slow(), "label"),
+    "chosen": lambda: sources.Chosen(columns(), {"shade": "image"}),
+    "slow chosen": lambda: sources.Chosen(Slow(), {"image": "image"}),
     "joined": lambda: sources.Joined(Slow(), sources.Columns({"extra": LABELS[::-1]})),
 }
 

@@ -22,7 +22,7 @@ from genjax.data.catalogue import Dataset
 from genjax.data.digest import data_digest
 from genjax.data.sources import Columns, image_fields
 from genjax.evals import features, metric_names, trained
-from genjax.method import DataSpec
+from genjax.method import DataSpec, Field
 from genjax.parallel.mesh import make_mesh
 from genjax.training import loop
 from genjax.training.checkpoint import Checkpoints
@@ -41,7 +41,8 @@ class Watched(Columns):
 
     def __init__(self, images, labels):
         self.images, self.labels = images, labels
-        super().__init__({"image": images, "label": labels})
+        note = np.zeros((len(images), 2), np.float32)  # that no classifier asks for
+        super().__init__({"image": images, "label": labels, "note": note})
         self.look = lambda: None
 
     def __getitem__(self, index):
@@ -64,6 +65,7 @@ def sides(count, seed, labelled=True, dtype=np.uint8, name="sides"):
     train, test = (Watched(images[s], labels[s]) for s in (slice(40, None), slice(40)))
     fields = image_fields((6, 6, 1), 2 if labelled else 0)
     fields["image"] = fields["image"]._replace(dtype=np.dtype(dtype))
+    fields["note"] = Field("real", (2,), np.dtype(np.float32))
     spec = DataSpec(name, fields, "image", {"train": len(train), "test": len(test)})
     return Dataset(spec, {"train": train, "test": test}, "made here")
 
