@@ -64,8 +64,11 @@ def test_a_terminal_shows_a_bar_and_the_log_file_plain_lines(tmp_path, monkeypat
             logging.getLogger("genjax").warning("careful")
             bar.close()
         monkeypatch.undo()
+        terminal.write("\nthe end\n")
         terminal.flush()
-        shown = os.read(master, 100_000).decode()
+        shown = ""
+        while not shown.endswith("the end\r\n"):  # the kernel hands over what it has so far
+            shown += os.read(master, 100_000).decode()
     os.close(master)
     assert " 40%|" in shown
     assert re.search(r"100%\|█+\| step 10/10, loss 0\.75, .* examples/s, ETA 0s", shown)
