@@ -4,6 +4,12 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# oneDNN, which computes convolutions on x86-64 Linux if there is a C++ compiler too.
+CPU = [
+    f"{name}==2023.2.0; sys_platform == 'linux' and platform_machine == 'x86_64'"
+    for name in ("onednn-cpu-gomp", "onednn-devel-cpu-gomp")
+]
+
 setup(
     name="genjax-models",
     version="0.1.0",
@@ -22,6 +28,7 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     packages=find_packages(include=["genjax", "genjax.*"]),
+    package_data={"genjax.nn.cpu": ["*.cc"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10",
@@ -33,6 +40,7 @@ setup(
         "array-record",
         "importlib_resources",  # tensorflow-datasets needs it and does not say so
         "etils[epath]",
+        "filelock",  # jax asks for it to bound its cache of compiled programs
         "chex",
         "ml-collections",
         "jaxtyping",
@@ -42,13 +50,17 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "cpu": CPU,
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "text": ["tokenizers"],
         "wandb": ["wandb"],
         "gcs": ["gcsfs>=2024.12"],  # runs in gs://BUCKET/FOLDER
         "s3": ["s3fs>=2024.12"],
-        "test": ["pytest", "pytest-xdist", "ruff", "scikit-learn", "scipy", "tokenizers"],
+        "test": [
+            *("pytest", "pytest-xdist", "hypothesis", "ruff", "scikit-learn", "scipy"),
+            *("tokenizers", *CPU),
+        ],
         "parity": [
             "torch==2.13.0",
             "diffusers==0.42.1",

@@ -27,6 +27,8 @@ from genjax import config as configs
 from genjax import method as methods
 from genjax.data.alphabets import Bytes
 from genjax.method import DataSpec, Field
+from genjax.modes.runs import fast_on_cpu
+from genjax.nn.cpu.memory import keep_heap
 
 VALUES, PROMPT, NEW = 50257, 32, 128
 PRECISIONS = ("float32", "bfloat16")
@@ -105,8 +107,10 @@ def main():
     parser.add_argument("--beams", type=int, default=1)
     options = parser.parse_args()
     if options.weights:
+        keep_heap()
         run = decoder(options.weights, options.precision, options.texts, options.beams)
-        print(json.dumps(measured(run, options.seconds, each=options.texts * NEW)))
+        with fast_on_cpu(configs.base()):
+            print(json.dumps(measured(run, options.seconds, each=options.texts * NEW)))
         return
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the race")
     with tempfile.TemporaryDirectory() as name:

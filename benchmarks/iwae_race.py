@@ -35,6 +35,8 @@ from racing import FOLDER, either_way, fastest, measured, race, several, started
 from genjax import config as configs
 from genjax.data import sources
 from genjax.method import DataSpec
+from genjax.modes.runs import fast_on_cpu
+from genjax.nn.cpu.memory import keep_heap
 from genjax.nn.pixels import binarised
 from genjax.training.assemble import assemble
 
@@ -58,6 +60,7 @@ def assembled(samples, count):
 
 def timed(images, samples, dispatch, seconds):
     """Steps a second and CPU time a step."""
+    keep_heap()
     run = assembled(samples, len(images))
     rng = np.random.default_rng(0)
     epoch = len(images) // BATCH
@@ -77,7 +80,7 @@ def timed(images, samples, dispatch, seconds):
         return jax.lax.scan(lambda s, r: run.step(s, {"image": images[r]}), state, rows)
 
     chosen, images = rows(), jnp.asarray(images.reshape(-1, 28, 28, 1))
-    with jax.set_mesh(run.mesh):
+    with jax.set_mesh(run.mesh), fast_on_cpu(run.config):
         state = run.init()
 
         def go():

@@ -27,6 +27,8 @@ from racing import FOLDER, ONE_THREAD, among, either_way, fastest, measured, rac
 from genjax import config as configs
 from genjax.data.alphabets import Bytes
 from genjax.method import DataSpec, Field
+from genjax.modes.runs import fast_on_cpu
+from genjax.nn.cpu.memory import keep_heap
 from genjax.training.assemble import assemble
 
 VALUES, BATCH = 65, 12
@@ -61,8 +63,9 @@ def draw(rng, size):
 
 def timed(size, precision, seconds):
     """Steps a second and CPU time a step."""
+    keep_heap()
     run, rng = assembled(size, precision), np.random.default_rng(0)
-    with jax.set_mesh(run.mesh):
+    with jax.set_mesh(run.mesh), fast_on_cpu(run.config):
         state = run.init()
 
         def step():

@@ -41,10 +41,10 @@ def among(known):
     return one
 
 
-def measured(step, seconds, each=1):
+def measured(step, seconds, each=1, finish=lambda: None):
     """The result of a side: calls `step` for so many seconds, after a fifth of them to warm up.
 
-    What a call begins it has to finish; it counts as `each` in the rate.
+    What a call begins it has to finish, or `finish` does; it counts as `each` in the rate.
     """
 
     def go(seconds):
@@ -52,6 +52,7 @@ def measured(step, seconds, each=1):
         while not calls or time.perf_counter() - start < seconds:
             step()
             calls += 1
+        finish()
         passed, cpu = time.perf_counter() - start, time.process_time() - cpu
         return {"rate": each * calls / passed, "cpu_ms": 1000 * cpu / (each * calls)}
 
@@ -93,6 +94,9 @@ def race(title, unit, sides, rounds):
       sides: name -> function that runs the side and returns its result. The best of those whose
         names begin with "genjax" is set against the best of the others.
       rounds: how often.
+
+    Returns:
+      name -> the rates, one a round.
     """
     found = {name: [] for name in sides}
     for i in range(rounds):
@@ -107,6 +111,12 @@ def race(title, unit, sides, rounds):
             f"  {name:32} {np.median(rate):8.2f} {unit} ({rate.min():.2f} to {rate.max():.2f}), "
             f"{1000 / np.median(rate):.2f} ms, {cpu:.2f} ms of CPU"
         )
+    compare(title, rates)
+    return rates
+
+
+def compare(title, rates):
+    """Prints the ratio of genjax's best to the others' best, round by round; `rates` as `race`."""
     mine, theirs = (
         max(
             (rate for name, rate in rates.items() if name.startswith("genjax") == own),
@@ -116,7 +126,7 @@ def race(title, unit, sides, rounds):
     )
     ratios = mine / theirs
     print(
-        f"{title}: genjax / the others' best = {np.median(ratios):.2f}, median of {rounds} rounds "
-        f"({ratios.min():.2f} to {ratios.max():.2f})",
+        f"{title}: genjax / the others' best = {np.median(ratios):.2f}, median of {len(ratios)} "
+        f"rounds ({ratios.min():.2f} to {ratios.max():.2f})",
         flush=True,
     )

@@ -31,8 +31,8 @@ Complete = Callable[[ConfigDict, Mapping[str, Any]], ConfigDict]
 
 # Keys that a resumed run may change: how long it runs, on what devices, and how often it looks.
 FREE_ON_RESUME = (
-    r"duration|early_stop\..*|log\..*|mesh\..*|.*\.every"
-    r"|checkpoint\.(minutes|keep|best|mode)|dataset\.threads"
+    r"duration|cpu_library|early_stop\..*|log\..*|mesh\..*|.*\.every"
+    r"|checkpoint\.(minutes|keep|best|mode)|dataset\.threads|profile"
 )
 
 
@@ -60,7 +60,13 @@ def base() -> ConfigDict:
             "accumulation": 1,  # microbatches in one update
             "steps_per_dispatch": 1,  # steps in one call of the compiled program
             "duration": "10_epochs",
-            "precision": "float32",  # or "bfloat16": compute; parameters stay float32
+            # how long to trace what the devices do, once warm; with --mode=eval or sample all of it
+            "profile": "",
+            # who computes convolutions and products on one CPU: "onednn" if it can be had, "xla"
+            "cpu_library": "onednn",
+            # of products: "float32", "bfloat16", or "auto": bfloat16 if the devices that the run
+            # begins on have it; parameters, sums and statistics stay float32
+            "precision": "float32",
             "dataset": {
                 # a catalogue name, a TFDS name, "npz", "folder", "text", "pairs", "rolls", a module
                 "name": "",
@@ -386,7 +392,8 @@ def validate(config: ConfigDict) -> None:
     check("dataset.text.tokenizer", bool(config.dataset.text.tokenizer), "a name or a path")
     documents = config.dataset.text.documents
     one_of("config.dataset.text.documents", documents, ("stream", "packed", "padded"))
-    one_of("config.precision", config.precision, ("float32", "bfloat16"))
+    one_of("config.precision", config.precision, ("float32", "bfloat16", "auto"))
+    one_of("config.cpu_library", config.cpu_library, ("onednn", "xla"))
     one_of("config.checkpoint.mode", config.checkpoint.mode, ("min", "max"))
     one_of("config.early_stop.mode", config.early_stop.mode, ("min", "max"))
     check(
@@ -401,7 +408,7 @@ def validate(config: ConfigDict) -> None:
     )
     check("duration", bool(config.duration), "a duration such as '10_epochs'")
     for key, value in flat.items():
-        if value and (key in ("duration", "schedule.warmup") or key.endswith(".every")):
+        if value and (key in ("duration", "schedule.warmup", "profile") or key.endswith(".every")):
             amount, unit = parse_duration(value, f"config.{key}")
             if key == "duration" and unit == "percent":
                 raise ConfigError(f"config.duration={value!r}: a run is not a share of itself.")

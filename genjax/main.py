@@ -7,6 +7,7 @@ python -m genjax.main --config=configs/ddpm.py[:preset] [--config.a.b=value ...]
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import logging
 import os
@@ -18,8 +19,8 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from genjax import compilation, provenance
 from genjax import config as configs
-from genjax import provenance
 from genjax.config import ConfigError, require
 from genjax.data import catalogue
 from genjax.data.packages import cache_root
@@ -29,9 +30,10 @@ from genjax.files import is_local, place, write_atomic
 from genjax.flags import parse
 from genjax.interop.export import write
 from genjax.modes.evaluate import evaluate
-from genjax.modes.runs import logging_to, restored
+from genjax.modes.runs import fast_on_cpu, logging_to, restored
 from genjax.modes.sample import sample
 from genjax.modes.train import train
+from genjax.nn.cpu.memory import keep_heap
 from genjax.parallel import distributed
 from genjax.parallel.mesh import fitted, make_mesh
 from genjax.parallel.rules import path_name
@@ -59,6 +61,7 @@ def resolve(flags: argparse.Namespace, overrides: dict[str, str]) -> tuple[Confi
         config = configs.load(flags.config, overrides, judges.with_sections)
         if flags.samples or flags.mode in ("statistics", "tokenizer", "config"):
             return config, folder
+        config = workdir.with_own_precision(config, folder)
         workdir.check_same_config(folder, config, flags.allow_config_change, judges.with_sections)
         return adapt(config, folder, flags, overrides), folder
     stored = workdir.read_config(folder)
@@ -66,6 +69,7 @@ def resolve(flags: argparse.Namespace, overrides: dict[str, str]) -> tuple[Confi
         raise ConfigError(f"--workdir={folder} holds no run (no config.json). Give --config too.")
     config = configs.override(judges.with_sections(stored, overrides), overrides)
     configs.validate(config)
+    config = workdir.with_own_precision(config, folder)
     if flags.mode == "train":
         workdir.check_same_config(folder, config, flags.allow_config_change, judges.with_sections)
     return adapt(config, folder, flags, overrides), folder
@@ -199,6 +203,7 @@ MODES = {
     "export": export,
     "config": describe,
 }
+COMPILED = "xla"  # folder of compiled programs, among the data
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 
@@ -217,12 +222,15 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         flags, overrides = parse(sys.argv[1:] if argv is None else argv, MODES)
+        if argv is None and not distributed.accelerated():
+            keep_heap()
         distributed.initialize()
-        if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-            jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
         with logging_to(None):
+            compilation.keep(cache_root() / COMPILED)
             config, folder = resolve(flags, overrides)
-            return MODES[flags.mode](config, folder, flags)
+            computes = flags.mode not in ("tokenizer", "config")
+            with fast_on_cpu(config) if computes else contextlib.nullcontext():
+                return MODES[flags.mode](config, folder, flags)
     except (ConfigError, Diverged) as error:
         return failed(f"error: {error}")
     except KeyboardInterrupt:

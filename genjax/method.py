@@ -19,6 +19,7 @@ import jax
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, nearest
+from genjax.nn.precision import settled
 from genjax.parallel.rules import Rules
 
 Tree = Any
@@ -340,6 +341,7 @@ def build(config: ConfigDict, spec: DataSpec, stages: Mapping[str, Stage] | None
     Raises:
       ConfigError: there is no such module, it has no `build`, or what that gives is no method.
     """
+    config = settled(config)
     function = module(config).build
     takes_stages = len(inspect.signature(function).parameters) > 2
     made = function(config, spec, *([stages or {}] if takes_stages else []))

@@ -8,7 +8,8 @@ import genjax
 
 ROOT = Path(genjax.__file__).parent
 LAYERS = [
-    {"checks", "config", "durations", "provenance", "files", "pictures", "train_state"},
+    {"checks", "compilation", "config", "durations", "provenance", "files", "pictures"}
+    | {"train_state"},
     {"parallel", "nn"},
     {"method"},
     {"networks", "data"},

@@ -22,13 +22,14 @@ from genjax.evals import judges
 from genjax.evals.evaluation import Evaluation
 from genjax.evals.judges import overlap
 from genjax.modalities.text import lines
-from genjax.modes.runs import logging_to, prepare, restore_at, spec_of
+from genjax.modes.runs import logging_to, prepare, restore_at, spec_of, tell_who_computes
 from genjax.parallel.distributed import largest
 from genjax.parallel.mesh import make_mesh
 from genjax.training import workdir
 from genjax.training.checkpoint import Checkpoints
 from genjax.training.early_stop import exhausted
 from genjax.training.metrics import JsonlWriter, Writers
+from genjax.training.profile import traced
 
 logger = logging.getLogger("genjax")
 
@@ -37,18 +38,21 @@ def evaluate(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) 
     """Evaluates a checkpoint, or judges samples, and prints the metrics.
 
     They go into the run's metrics, pictures and report as well if the evaluation is the run's own:
-    of its newest checkpoint, with nothing in the config changed but the devices, and if no process
-    trains the run at this moment.
+    of its newest checkpoint, with nothing in the config changed but the devices, `profile` and
+    `cpu_library`, and if no process trains the run at this moment.
     """
     if flags.samples:
-        return tell_metrics(judge(config, flags.samples, flags.references))
+        with traced(config.profile, folder, "the judging"):
+            metrics = judge(config, flags.samples, flags.references)
+        return tell_metrics(metrics)
     spec_of(folder)  # complain of a missing run first
     run, dataset = prepare(config, folder)
     workdir.check_same_data(folder, run.spec, flags.allow_config_change)
     state = restore_at(run, folder, flags.checkpoint)
     stored, given = (configs.to_json(c) for c in (workdir.read_config(folder), config))
-    own = stored == given | {"mesh": stored["mesh"]}
+    own = stored == given | {key: stored[key] for key in ("mesh", "profile", "cpu_library")}
     own = own and int(state.step) == Checkpoints(folder).latest()
+    tell_who_computes()
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(run.mesh))
         if own:
@@ -62,7 +66,8 @@ def evaluate(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) 
         writers = Writers([JsonlWriter(folder / "metrics.jsonl", sys.maxsize)] if write else [])
         judging = judges.build(config, dataset.decoded or dataset, run.mesh)
         evaluation = Evaluation(run, dataset, folder, writers, judging)
-        metrics = evaluation(state, int(state.step), pictures=own)
+        with traced(config.profile, folder, "the evaluation"):
+            metrics = evaluation(state, int(state.step), pictures=own)
         if own:
             stopped = exhausted(config, folder / "metrics.jsonl")
             evaluation.write_report(state, int(state.step) >= run.total_steps or stopped)

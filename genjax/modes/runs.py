@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -11,13 +12,17 @@ from ml_collections import ConfigDict
 
 from genjax.config import ConfigError
 from genjax.data import catalogue
+from genjax.data.packages import cache_root
 from genjax.method import DataSpec, Stage
+from genjax.nn.cpu import onednn
 from genjax.parallel import distributed
 from genjax.train_state import TrainState
 from genjax.training import codes, lengths, older, stages, workdir
 from genjax.training.assemble import Assembly, assemble
 from genjax.training.checkpoint import Checkpoints
 from genjax.training.progress import file_logging, terminal_logging
+
+logger = logging.getLogger("genjax")
 
 
 def prepare(config: ConfigDict, folder: epath.Path) -> tuple[Assembly, catalogue.Dataset]:
@@ -121,3 +126,30 @@ def logging_to(folder: epath.Path | None) -> Iterator[None]:
     first = not distributed.several() or jax.process_index() == 0  # starts no backend
     with inside if first else contextlib.nullcontext():
         yield
+
+
+@contextlib.contextmanager
+def fast_on_cpu(config: ConfigDict) -> Iterator[None]:
+    """Convolutions and products by `config.cpu_library` inside, if they are one CPU's."""
+    if jax.default_backend() != "cpu":
+        yield
+        return
+    with onednn.used(_library(config)):
+        yield
+
+
+def tell_who_computes() -> None:
+    """Logs by what a CPU computes, and why."""
+    if jax.default_backend() == "cpu":
+        logger.info("convolutions and products by %s", onednn.in_use())
+
+
+def _library(config: ConfigDict) -> onednn.Library | onednn.Unavailable:
+    if config.cpu_library == "xla":
+        return onednn.Unavailable("config.cpu_library")
+    if jax.device_count() > 1:
+        return onednn.Unavailable("oneDNN computes on one device alone")
+    try:
+        return onednn.load(cache_root() / "onednn")
+    except onednn.Unavailable as error:
+        return error

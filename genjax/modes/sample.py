@@ -20,13 +20,14 @@ from genjax import modalities
 from genjax.config import ConfigError, require
 from genjax.data import catalogue
 from genjax.modalities.text import VISIBLE
-from genjax.modes.runs import restored
+from genjax.modes.runs import restored, tell_who_computes
 from genjax.sampling import conditions, written
 from genjax.sampling.conditions import Rows
 from genjax.sampling.draw import MOST_SAMPLES, draw_rows, make_draw, parse_options
 from genjax.train_state import TrainState, seeded_key, stream
 from genjax.training import ema, workdir
 from genjax.training.assemble import Assembly
+from genjax.training.profile import traced
 
 
 def sample(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
@@ -48,12 +49,15 @@ def sample(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) ->
     num = flags.num or max(len(rows), 1 if flags.conditions else modalities.number(field))
     params = ema.evaluation_params(config, state.params, state.ema)
     if flags.stream:
-        return tell_text(run, params, state, rows, options, flags)
+        with traced(config.profile, folder, "the sampling"):
+            return tell_text(run, params, state, rows, options, flags)
     own = (params, state.mutable, seeded_key(seed))
-    if rows:
-        samples = draw_rows(run.method, run.mesh, rows, num, options, *own)
-    else:
-        samples = make_draw(run.method, run.mesh, num, {}, options)(*own)
+    with traced(config.profile, folder, "the sampling"):
+        if rows:
+            samples = draw_rows(run.method, run.mesh, rows, num, options, *own)
+        else:
+            samples = make_draw(run.method, run.mesh, num, {}, options)(*own)
+    tell_who_computes()
     if jax.process_index() == 0:
         base = folder / "generated" / f"step_{int(state.step):08d}_seed_{seed}{said(flags)}"
         files = written.save(base, samples, field)

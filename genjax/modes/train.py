@@ -18,7 +18,8 @@ from genjax.data.digest import data_digest
 from genjax.evals import judges
 from genjax.evals.evaluation import Evaluation
 from genjax.files import place
-from genjax.modes.runs import logging_to, prepare, restore
+from genjax.modes.runs import logging_to, prepare, restore, tell_who_computes
+from genjax.nn.precision import settled
 from genjax.parallel.mesh import fitted, make_mesh
 from genjax.train_state import TrainState
 from genjax.training import follow, lengths, loop, stages, workdir
@@ -29,6 +30,7 @@ from genjax.training.metrics import Writers
 
 def train(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
     """Trains, or resumes; returns the exit code."""
+    config = settled(config)
     folder.mkdir(parents=True, exist_ok=True)
     check(config)  # before stages are trained for it
     with workdir.locked(folder):
@@ -74,6 +76,7 @@ def train_stage(
     own.mesh = config.mesh.copy_and_resolve_references()
     place = folder / stages.FOLDER / name
     allowed = flags.allow_config_change
+    own = workdir.with_own_precision(own, place)
     workdir.check_same_config(place, own, allowed, judges.with_sections)
     beside = argparse.Namespace(**{**vars(flags), "config": location})
     return train(own, place, beside)
@@ -92,6 +95,7 @@ def located(given: str, folder: epath.Path, flags: argparse.Namespace) -> str:
 
 
 def _train(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
+    tell_who_computes()
     run, dataset = prepare(config, folder)
     workdir.check_same_data(folder, run.spec, flags.allow_config_change)
     loop.logger.info("%s: %s; data from %s", folder, config.method, dataset.route)
@@ -104,6 +108,7 @@ def _train(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) ->
             source = Path(flags.config.partition(":")[0]).resolve().parent if flags.config else None
             length = lengths.began_with(folder, stages.find(config, folder)) or run.total_steps
             kept = with_own_mesh(config, folder)
+            kept.profile = ""  # it is of this command alone
             workdir.write_config(folder, kept, run.spec, sys.argv, length, digest, source)
         return state
 

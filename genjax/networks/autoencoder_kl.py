@@ -122,7 +122,7 @@ class Encoder(nnx.Module):
             x = level(x)
             if level.resample is not None:
                 x = level.resample(x)
-        x = self.out(nnx.silu(self.norm(self.middle(x))))
+        x = self.out(self.norm(self.middle(x), nnx.silu))
         return self.quant(x).astype(jnp.float32)
 
 
@@ -169,4 +169,4 @@ class Decoder(nnx.Module):
             x = level(x)
             if level.resample is not None:
                 x = level.resample(upsample_nearest(x))
-        return self.out(nnx.silu(self.norm(x))).astype(jnp.float32)
+        return self.out(self.norm(x, nnx.silu)).astype(jnp.float32)

@@ -37,7 +37,7 @@ class Level(nnx.Module):
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w F"]:
         """Applies the level."""
         x = self.merge(fold(nnx.relu(x), 2))
-        return x + self.conv(nnx.relu(self.norm(x)))
+        return x + self.conv(self.norm(x, nnx.relu))
 
 
 class Classifier(nnx.Module):
@@ -113,7 +113,7 @@ class Classifier(nnx.Module):
         x = self.stem(fold(x, self.patch_size))
         for name in sorted(self.levels, key=int):
             x = self.levels[name](x)
-        x = nnx.relu(self.norm(x))
+        x = self.norm(x, nnx.relu)
         features = nnx.relu(self.hidden(x.reshape(len(x), -1))).astype(jnp.float32)
         logits = self.head(dropout(features, self.rate, key, train))
         return features, logits.astype(jnp.float32)

@@ -56,10 +56,10 @@ class ResidualBlock(nnx.Module):
         train: bool = False,
     ) -> Float[Array, "B H W F"]:
         """Applies the block."""
-        h = self.conv1(nnx.silu(self.norm1(x)))
+        h = self.conv1(self.norm1(x, nnx.silu))
         if self.time is not None:
             h = plus(h, self.time(nnx.silu(embedding))[:, None, None, :])
-        h = dropout(nnx.silu(self.norm2(h)), self.rate, key, train)
+        h = dropout(self.norm2(h, nnx.silu), self.rate, key, train)
         return self.conv2(h) + (x if self.shortcut is None else self.shortcut(x))
 
 
@@ -276,5 +276,5 @@ class UNet(nnx.Module):
                 h = level.block(i, h, embedding, next_key(), train)
             if level.resample is not None:
                 h = level.resample(upsample_nearest(h))
-        h = self.head(nnx.silu(self.norm(h)))
+        h = self.head(self.norm(h, nnx.silu))
         return depth_to_space(h, self.patch_size).astype(jnp.float32)

@@ -72,7 +72,7 @@ class Encoder(nnx.Module):
     ) -> tuple[Float[Array, "B Z"], Float[Array, "B Z"]]:
         """Mean and log scale, float32."""
         for name in sorted(self.convs, key=int):
-            x = nnx.silu(self.norms[name](self.convs[name](x)))
+            x = self.norms[name](self.convs[name](x), nnx.silu)
         x = with_label(x.reshape(len(x), -1), label, self.num_classes)
         found = self.out(nnx.silu(self.hidden(x))).astype(jnp.float32)
         mean, log_scale = jnp.split(found, 2, axis=-1)
@@ -124,7 +124,7 @@ class Decoder(nnx.Module):
         """The parameters, float32."""
         h = nnx.silu(self.hidden(with_label(z, label, self.num_classes)))
         h = self.stem(h).reshape(len(z), self.side, self.side, -1)
-        h = nnx.silu(self.norms["0"](h))
+        h = self.norms["0"](h, nnx.silu)
         for name in sorted(self.ups, key=int):
-            h = nnx.silu(self.norms[name](self.ups[name](h)))
+            h = self.norms[name](self.ups[name](h), nnx.silu)
         return self.out(h).astype(jnp.float32)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from genjax.config import require
 from genjax.networks.autoencoders import check_size
-from genjax.nn.layers import Conv, ConvTranspose, GroupNorm
+from genjax.nn.layers import Conv, ConvTranspose, GroupNorm, activated
 from genjax.parallel.rules import Rules, fsdp, replicate
 
 RULES: Rules = ((r"kernel$", fsdp), (r"(scale|bias)$", replicate))
@@ -48,8 +48,8 @@ class ResidualBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """Applies the block."""
-        h = self.conv1(nnx.silu(self.norm1(x)))
-        return x + self.conv2(nnx.silu(self.norm2(h)))
+        h = self.conv1(self.norm1(x, nnx.silu))
+        return x + self.conv2(self.norm2(h, nnx.silu))
 
 
 class Encoder(nnx.Module):
@@ -102,11 +102,11 @@ class Encoder(nnx.Module):
     ) -> Float[Array, "B h w D"]:
         """The vectors, float32."""
         for name in sorted(self.downs, key=int):
-            x = nnx.silu(self.downs[name](x))
+            x = activated(nnx.silu, self.downs[name](x))
         x = self.stem(x)
         for name in sorted(self.blocks, key=int):
             x = self.blocks[name](x)
-        return self.out(nnx.silu(self.norm(x))).astype(jnp.float32)
+        return self.out(self.norm(x, nnx.silu)).astype(jnp.float32)
 
 
 class Decoder(nnx.Module):
@@ -154,7 +154,7 @@ class Decoder(nnx.Module):
         x = self.stem(z)
         for name in sorted(self.blocks, key=int):
             x = self.blocks[name](x)
-        x = nnx.silu(self.norm(x))
+        x = self.norm(x, nnx.silu)
         for name in sorted(self.ups, key=int):
-            x = nnx.silu(self.ups[name](x))
+            x = activated(nnx.silu, self.ups[name](x))
         return self.out(x).astype(jnp.float32)

@@ -4,26 +4,37 @@ A primitive is one function of two arrays, linear in each. Its derivatives are p
 kind, whatever the device; how a product is computed is a matter of lowering alone:
 
   accelerators   the standard operation of `jax.lax`, which their compilers know best
-  the CPU        a form of `genjax.nn.cpu` where there is a faster one, else the standard operation
+  one CPU        oneDNN's, where `genjax.nn.cpu.onednn` is in use and has it, else the next
+  CPUs           a form of `genjax.nn.cpu` where there is a faster one, else the standard operation
 
 The choice is made when a program is lowered for a platform, so `jax.export` to another one takes
-that one's, and what is lowered is made of ordinary operations, which XLA partitions over a mesh.
+that one's. A call of oneDNN is closed to XLA, which could neither partition it over a mesh nor
+export it: programs of several devices and exports are made of ordinary operations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
 Form = Callable[..., jax.Array]
+PartialForm = Callable[..., jax.Array | None]
 
 
 def bilinear(
-    name: str, *, result: Callable, standard: Form, cpu: Callable[..., jax.Array | None]
+    name: str,
+    *,
+    result: Callable,
+    standard: Form,
+    cpu: PartialForm,
+    onednn: PartialForm,
+    mixed: bool = False,
 ) -> Primitive:
     """A primitive of two arrays and static parameters; `differentiated` completes it.
 
@@ -32,27 +43,42 @@ def bilinear(
       result: (x, y, **parameters) -> shape and dtype, of abstract arrays.
       standard: (x, y, **parameters) -> array, by operations of `jax.lax`.
       cpu: the same for the CPU, or None where `standard` is as fast, by shapes and types.
+      onednn: the same by oneDNN, or None where `cpu` is as fast or oneDNN is not in use.
+      mixed: whether y may be of a wider type than x, to which it is rounded then: its derivative
+        is of its own type, and so is not rounded.
     """
     primitive = Primitive(name)
 
     def abstract(x: jax.core.ShapedArray, y: jax.core.ShapedArray, **parameters):
-        if x.dtype != y.dtype:
+        if x.dtype != y.dtype and not (mixed and jnp.promote_types(x.dtype, y.dtype) == y.dtype):
             raise TypeError(f"{name} of {x.str_short()} and {y.str_short()}: cast one of them")
         shape, dtype = result(x, y, **parameters)
         nowhere = x.sharding.update(spec=jax.P(*[None] * len(shape)))
         return x.update(shape=shape, dtype=dtype, sharding=nowhere, weak_type=False)
 
-    def on_cpu(x: jax.Array, y: jax.Array, **parameters) -> jax.Array:
-        found = cpu(x, y, **parameters)
-        return standard(x, y, **parameters) if found is None else found
+    def on_cpu(x: jax.Array, y: jax.Array, *, closed: bool, **parameters) -> jax.Array:
+        with jax.named_scope(name):  # what a profile calls it
+            for form in (onednn, cpu) if closed else (cpu,):
+                found = form(x, y, **parameters)
+                if found is not None:
+                    return found
+            return standard(x, y, **parameters)
+
+    def lower_on_cpu(context: mlir.LoweringRuleContext, x: Any, y: Any, **parameters):
+        form = partial(on_cpu, closed=_may_be_closed(context.module_context))
+        return mlir.lower_fun(form, multiple_results=False)(context, x, y, **parameters)
 
     primitive.def_impl(partial(xla.apply_primitive, primitive))
     primitive.def_abstract_eval(abstract)
     mlir.register_lowering(primitive, mlir.lower_fun(standard, multiple_results=False))
-    mlir.register_lowering(
-        primitive, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu"
-    )
+    mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
     return primitive
+
+
+def _may_be_closed(context: mlir.ModuleContext) -> bool:
+    """Whether the program is for one device of this process, and stays here."""
+    devices = getattr(context.axis_context, "num_devices", 0)
+    return devices == 1 and not context.lowering_parameters.for_export
 
 
 def differentiated(

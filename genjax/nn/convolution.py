@@ -30,6 +30,7 @@ from jaxtyping import Array, Float
 
 from genjax.nn.bilinear import bilinear, differentiated, precision_of
 from genjax.nn.cpu import convolution as cpu
+from genjax.nn.cpu import onednn
 from genjax.nn.window import Shape, Window, channels_last, result_size, window_of
 
 
@@ -41,8 +42,10 @@ def convolution(
 ) -> Float[Array, "B *small F"]:
     """`lax.conv_general_dilated` with channels last, in x's dtype; c = C / groups.
 
+    A kernel of a wider dtype is rounded to x's; its gradient is not.
+
     Raises:
-      TypeError: x and the kernel have different dtypes.
+      TypeError: the kernel has a narrower dtype than x.
       ValueError: their channels or numbers of axes do not fit.
     """
     return convolution_p.bind(x, kernel, window=window, precision=precision_of(precision))
@@ -58,7 +61,7 @@ def image_gradient(
     """The transpose of `convolution` in its image of `size`, in g's dtype.
 
     Raises:
-      TypeError: g and the kernel have different dtypes.
+      TypeError: the kernel has a narrower dtype than g.
       ValueError: the convolution of such an image has not g's shape.
     """
     return image_gradient_p.bind(
@@ -72,15 +75,21 @@ def kernel_gradient(
     window: Window,
     taps: Shape,
     precision: lax.PrecisionLike = None,
+    dtype: jnp.dtype | None = None,
 ) -> Float[Array, "*k c F"]:
-    """The transpose of `convolution` in its kernel of `taps`, in x's dtype.
+    """The transpose of `convolution` in its kernel of `taps` and `dtype`, by default x's.
 
     Raises:
       TypeError: x and g have different dtypes.
       ValueError: the convolution with such a kernel has not g's shape.
     """
     return kernel_gradient_p.bind(
-        x, g, window=window, taps=tuple(taps), precision=precision_of(precision)
+        x,
+        g,
+        window=window,
+        taps=tuple(taps),
+        precision=precision_of(precision),
+        dtype=jnp.dtype(x.dtype if dtype is None else dtype),
     )
 
 
@@ -130,16 +139,18 @@ def _image_result(g: Any, w: Any, *, window: Window, size: Shape, **_) -> tuple[
     return shape, g.dtype
 
 
-def _kernel_result(x: Any, g: Any, *, window: Window, taps: Shape, **_) -> tuple[Shape, Any]:
+def _kernel_result(
+    x: Any, g: Any, *, window: Window, taps: Shape, dtype: Any, **_
+) -> tuple[Shape, Any]:
     shape = (*taps, x.shape[-1] // window.groups, g.shape[-1])
     _check("gradient of a kernel", window, x.shape, shape, g.shape)
-    return shape, x.dtype
+    return shape, dtype
 
 
 def _convolution(x: Array, w: Array, *, window: Window, precision: Any) -> Array:
     return lax.conv_general_dilated(
         x,
-        w,
+        w.astype(x.dtype),
         window.strides,
         window.padding,
         rhs_dilation=window.dilation,
@@ -155,9 +166,11 @@ def _image_gradient(g: Array, w: Array, *, size: Shape, window: Window, precisio
     return jax.linear_transpose(forward, image)(g)[0]
 
 
-def _kernel_gradient(x: Array, g: Array, *, taps: Shape, window: Window, precision: Any) -> Array:
+def _kernel_gradient(
+    x: Array, g: Array, *, taps: Shape, window: Window, precision: Any, dtype: Any
+) -> Array:
     channels = x.shape[-1] // window.groups
-    kernel = jax.ShapeDtypeStruct((*taps, channels, g.shape[-1]), x.dtype)
+    kernel = jax.ShapeDtypeStruct((*taps, channels, g.shape[-1]), dtype)
     forward = partial(_convolution, x, window=window, precision=precision)
     return jax.linear_transpose(lambda w: forward(w=w), kernel)(g)[0]
 
@@ -210,31 +223,49 @@ def _folded(a: Array, axis: int) -> Array:
 
 
 convolution_p = bilinear(
-    "convolution", result=_convolution_result, standard=_convolution, cpu=cpu.convolution
+    "convolution",
+    result=_convolution_result,
+    standard=_convolution,
+    cpu=cpu.convolution,
+    onednn=onednn.convolution,
+    mixed=True,
 )
 image_gradient_p = bilinear(
-    "image_gradient", result=_image_result, standard=_image_gradient, cpu=cpu.image_gradient
+    "image_gradient",
+    result=_image_result,
+    standard=_image_gradient,
+    cpu=cpu.image_gradient,
+    onednn=onednn.image_gradient,
+    mixed=True,
 )
 kernel_gradient_p = bilinear(
-    "kernel_gradient", result=_kernel_result, standard=_kernel_gradient, cpu=cpu.kernel_gradient
+    "kernel_gradient",
+    result=_kernel_result,
+    standard=_kernel_gradient,
+    cpu=cpu.kernel_gradient,
+    onednn=onednn.kernel_gradient,
 )
+
+
+def _gradient_of(w: Any, x: Array, g: Array, **parameters) -> Array:
+    return kernel_gradient(x, g, taps=w.aval.shape[:-2], dtype=w.aval.dtype, **parameters)
 
 
 differentiated(
     convolution_p,
     in_first=lambda g, x, w, **p: image_gradient(g, w, size=x.aval.shape[1:-1], **p),
-    in_second=lambda g, x, w, **p: kernel_gradient(x, g, taps=w.aval.shape[:-2], **p),
+    in_second=lambda g, x, w, **p: _gradient_of(w, x, g, **p),
     batched=_batched(convolution, (0, 0), (-1, -1), (-1, -1, -1)),
 )
 differentiated(
     image_gradient_p,
     in_first=lambda x, g, w, size, **p: convolution(x, w, **p),
-    in_second=lambda x, g, w, size, **p: kernel_gradient(x, g, taps=w.aval.shape[:-2], **p),
+    in_second=lambda x, g, w, size, **p: _gradient_of(w, x, g, **p),
     batched=_batched(image_gradient, (0, 0), (-2, -1), (-1, -1, -1)),
 )
 differentiated(
     kernel_gradient_p,
-    in_first=lambda w, x, g, taps, **p: image_gradient(g, w, size=x.aval.shape[1:-1], **p),
-    in_second=lambda w, x, g, taps, **p: convolution(x, w, **p),
+    in_first=lambda w, x, g, taps, dtype, **p: image_gradient(g, w, size=x.aval.shape[1:-1], **p),
+    in_second=lambda w, x, g, taps, dtype, **p: convolution(x, w, **p),
     batched=_batched(kernel_gradient, (-1, -2), (-1, -1), (-1, -1, -1)),
 )

@@ -1,7 +1,7 @@
 """Layers: linear, maxout, convolution, normalisation, embedding, dropout.
 
-Parameters are float32. `dtype` is the compute type: operands are cast to it and products are
-accumulated in float32. Statistics of norms and softmax are float32 always.
+Parameters are float32. `dtype` is the compute type: operands are rounded to it, and products are
+accumulated in float32. Gradients of kernels, statistics of norms and softmax are float32 always.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from genjax.nn.norm import SpectralNorm
 from genjax.nn.products import contraction
 
 Initializer = Callable[..., jax.Array]
+Activation = Callable[[jax.Array], jax.Array]
 
 uniform_fan_avg = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 standard_normal = jax.nn.initializers.normal(1.0)
@@ -29,7 +30,7 @@ zeros = jax.nn.initializers.zeros
 def product(x: Float[Array, "... D"], kernel: Float[Array, "D F"]) -> Float[Array, "... F"]:
     """`x @ kernel`, accumulated in float32 and returned in x's dtype.
 
-    Its derivatives are products of the operands' dtype too: see `contract`.
+    A kernel of a wider dtype is rounded to x's, and its gradient is not; see `contract`.
     """
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     y = contraction("rd,df->rf", rows, kernel)
@@ -60,6 +61,11 @@ def times(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]
     return (x.astype(wide) * y.astype(wide)).astype(x.dtype)
 
 
+def activated(f: Activation, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """f(x), computed in float32 and rounded to x's dtype once."""
+    return f(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
+
+
 class Linear(nnx.Module):
     """`y = x W + b` over the last axis."""
 
@@ -83,7 +89,7 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "... D"], train: bool = False) -> Float[Array, "... F"]:
         """Applies the layer; `train` matters to spectral normalisation alone."""
         kernel = _normalised(self.kernel[...], self.spectral, train)
-        y = product(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = product(x.astype(self.dtype), kernel)
         return y if self.bias is None else plus(y, self.bias[...])
 
 
@@ -151,7 +157,7 @@ class Conv(nnx.Module):
     def __call__(self, x: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B h w F"]:
         """Applies the layer; h = ceil(H / stride). `train` is for spectral normalisation."""
         kernel = _normalised(self.kernel[...], self.spectral, train)
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x = x.astype(self.dtype)
         if kernel.shape[:2] == (1, 1) and self.stride == 1:
             y = product(x, kernel[0, 0])
         else:
@@ -181,7 +187,7 @@ class ConvTranspose(nnx.Module):
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W F"]:
         """Applies the layer."""
-        flipped = self.kernel[...].astype(self.dtype)[::-1, ::-1].swapaxes(2, 3)
+        flipped = self.kernel[...][::-1, ::-1].swapaxes(2, 3)
         y = spread(x.astype(self.dtype), flipped, 2, (2 * x.shape[1], 2 * x.shape[2]))
         return y if self.bias is None else plus(y, self.bias[...])
 
@@ -196,13 +202,25 @@ class GroupNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
         self.eps = eps
 
-    def __call__(self, x: Float[Array, "B *space C"]) -> Float[Array, "B *space C"]:
-        """Normalises each group of channels of each example."""
-        y = x.astype(jnp.float32).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
-        mean = y.mean((1, 3), keepdims=True)
-        variance = jnp.square(y - mean).mean((1, 3), keepdims=True)
-        y = ((y - mean) * lax.rsqrt(variance + self.eps)).reshape(x.shape)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+    def __call__(
+        self, x: Float[Array, "B *space C"], activation: Activation | None = None
+    ) -> Float[Array, "B *space C"]:
+        """Normalises each group of channels of each example, and activates what comes out.
+
+        Sums go over the pixels of each channel first, then over the channels of a group: so they
+        are sums of vectors. All is float32 between x and the result.
+        """
+        y = x.astype(jnp.float32).reshape(len(x), -1, x.shape[-1])
+        y = y - self._group_mean(y)
+        factor = lax.rsqrt(self._group_mean(jnp.square(y)) + self.eps) * self.scale[...]
+        y = y * factor + self.bias[...]
+        y = y if activation is None else activation(y)
+        return y.reshape(x.shape).astype(x.dtype)
+
+    def _group_mean(self, y: Float[Array, "B N C"]) -> Float[Array, "B 1 C"]:
+        """The mean over the pixels and the channels of a group, at each of its channels."""
+        mean = y.mean(1).reshape(len(y), self.groups, -1).mean(2)
+        return jnp.repeat(mean, y.shape[-1] // self.groups, axis=1)[:, None]
 
 
 class LayerNorm(nnx.Module):

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from genjax.nn.bilinear import bilinear, differentiated, precision_of
+from genjax.nn.cpu import onednn
 from genjax.nn.cpu import products as cpu
 
 
@@ -22,18 +23,19 @@ def contraction(
 ) -> Float[Array, "..."]:
     """`jnp.einsum(spec, x, y)`, accumulated and returned in float32 (float64 of float64).
 
-    Its derivatives cast the cotangent to the operands' dtype, so that with bfloat16 operands all
-    products run on the matrix units (TPU, GPU, AMX); JAX's own rule would mix float32 and bfloat16.
+    Its derivatives cast the cotangent to x's dtype, so that with bfloat16 operands all products run
+    on the matrix units (TPU, GPU, AMX); JAX's own rule would mix float32 and bfloat16. A y of a
+    wider dtype is rounded to x's; its gradient is not.
 
     Args:
       spec: a letter an index, two operands and a result, without spaces; every index of an operand
         must be one of the other or of the result.
       x: the first operand.
-      y: the second, of x's dtype.
+      y: the second.
       precision: of the product, as `lax.dot_general` has it.
 
     Raises:
-      TypeError: the operands have different dtypes.
+      TypeError: y has a narrower dtype than x.
       ValueError: they do not have the indices of `spec`, or of different sizes.
     """
     return contraction_p.bind(x, y, spec=spec, precision=precision_of(precision))
@@ -58,12 +60,12 @@ def _result(x: Any, y: Any, *, spec: str, precision: Any) -> tuple[tuple[int, ..
 
 def _standard(x: Array, y: Array, *, spec: str, precision: lax.PrecisionLike) -> Array:
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    return jnp.einsum(spec, x, y, precision=precision, preferred_element_type=wide)
+    return jnp.einsum(spec, x, y.astype(x.dtype), precision=precision, preferred_element_type=wide)
 
 
 def _in_first(g: Array, x: Any, y: Array, *, spec: str, precision: Any) -> Array:
     a, b, out = _terms(spec)
-    found = contraction(f"{out},{b}->{a}", g.astype(y.dtype), y, precision=precision)
+    found = contraction(f"{out},{b}->{a}", g.astype(x.aval.dtype), y, precision=precision)
     return found.astype(x.aval.dtype)
 
 
@@ -86,5 +88,12 @@ def _batched(
     return contraction(f"{a},{b}->{new}{out}", *arrays, **parameters), 0
 
 
-contraction_p = bilinear("contraction", result=_result, standard=_standard, cpu=cpu.contraction)
+contraction_p = bilinear(
+    "contraction",
+    result=_result,
+    standard=_standard,
+    cpu=cpu.contraction,
+    onednn=onednn.contraction,
+    mixed=True,
+)
 differentiated(contraction_p, in_first=_in_first, in_second=_in_second, batched=_batched)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
 
 import jax
@@ -40,6 +42,13 @@ def initialize() -> None:
 def several() -> bool:
     """Whether this process has joined others."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def accelerated() -> bool:
+    """Whether JAX can run on more than CPUs here, as far as is known before its backend starts."""
+    chosen = (jax.config.jax_platforms or "").split(",")[0]
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    return chosen != "cpu" and bool(plugins or importlib.util.find_spec("libtpu"))
 
 
 def largest(value: int) -> int:

@@ -91,8 +91,9 @@ def assemble(
         name: jax.ShapeDtypeStruct((examples, *s.shape), s.dtype, sharding=on_batch)
         for name, s in spec.fields.items()
     }
-    init = _make_init(config, method, optimizers, batch)
-    abstract = jax.eval_shape(init)
+    traced = jax.jit(_make_init(config, method, optimizers, batch), inline=True)
+    with jax.set_mesh(mesh):  # as it is called: a trace is of one mesh
+        abstract = jax.eval_shape(traced)
     own = {name: tree for name, tree in abstract.params.items() if name not in method.follows}
     optim.check_rules(config, own)
     placed = rules.shardings(abstract.replace(params=own), method.rules, mesh)
@@ -111,6 +112,9 @@ def assemble(
 
     def steps(state: TrainState, batches: Batch) -> tuple[TrainState, StepOutput]:
         return jax.lax.scan(step, state, batches)
+
+    def init() -> TrainState:
+        return traced()  # a second time, without a second trace
 
     state = jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),

@@ -30,6 +30,7 @@ from genjax.training.metrics import (
     Writer,
     Writers,
 )
+from genjax.training.profile import StepTrace
 from genjax.training.progress import Progress
 from genjax.training.step import StepOutput
 
@@ -108,21 +109,26 @@ def train(
             threads=config.dataset.threads,
         )
         stack.callback(batches.close)
+        trace = StepTrace(_steps_of(run, config.profile), workdir)
+        stack.callback(trace.close)
         received = stack.enter_context(signals())
-        return _steps(run, state, first, batches, evaluate, checkpoints, progress, received)
+        return _steps(run, state, first, batches, evaluate, checkpoints, progress, trace, received)
+
+
+def _steps_of(run: Assembly, duration: str) -> int:
+    """Steps of a duration of the run; 0 for an empty one."""
+    return durations.steps(
+        duration,
+        batch_size=run.examples_per_step,
+        examples=run.spec.sizes["train"],
+        total=run.total_steps,
+    )
 
 
 def _cadences(run: Assembly) -> dict[str, int]:
     """Steps between two log lines, evaluations and checkpoints; 0 is never."""
-    return {
-        name: durations.steps(
-            run.config[name].every,
-            batch_size=run.examples_per_step,
-            examples=run.spec.sizes["train"],
-            total=run.total_steps,
-        )
-        for name in ("log", "evals", "checkpoint")
-    }
+    names = ("log", "evals", "checkpoint")
+    return {name: _steps_of(run, run.config[name].every) for name in names}
 
 
 class Evaluation(Protocol):
@@ -169,6 +175,7 @@ def _steps(
     evaluate: Evaluation,
     checkpoints: Checkpoints,
     progress: Progress,
+    trace: StepTrace,
     received: Sequence[int],
 ) -> int:
     total, every = run.total_steps, _cadences(run)
@@ -176,10 +183,16 @@ def _steps(
     interruptions = Interruptions(run.config.checkpoint.minutes, received)
     pending: StepOutput | None = None
 
+    @jax.jit  # one program in place of one for each operation
+    def rates(step: int) -> dict[str, jax.Array]:
+        return {name: schedule(step) for name, schedule in run.learning_rates.items()}
+
     def due(name: str, step: int) -> bool:
         return bool(every[name]) and step % every[name] == 0
 
     for group in dispatches(first, total, run.config.steps_per_dispatch, every.values()):
+        with progress.paused():
+            trace.begin(group, state)
         if len(group) == 1:
             state, output = run.step(state, global_batch(next(batches), run.mesh))
         else:
@@ -199,14 +212,15 @@ def _steps(
             taken = averages.take()
             rate = progress.log(step, averages.loss(taken))
             taken["train/examples_per_second"] = rate
-            lone = len(run.learning_rates) == 1
-            for name, schedule in run.learning_rates.items():
-                prefix = "" if lone else f"{name}/"
-                taken[f"train/{prefix}learning_rate"] = float(schedule(step - 1))
+            for name, learning_rate in rates(step - 1).items():
+                prefix = "" if len(run.learning_rates) == 1 else f"{name}/"
+                taken[f"train/{prefix}learning_rate"] = float(learning_rate)
             evaluate.writers.scalars(step, taken)
         number, late = interruptions.poll()
-        stop = False
-        if look or due("checkpoint", step) or number or late:
+        stop, save = False, due("checkpoint", step) or bool(number) or late
+        with progress.paused():
+            trace.end(step, state, last=look or save)
+        if look or save:
             with progress.paused():
                 metrics = evaluate(state, step) if look else {}
                 checkpoints.save(state, step, metrics)

@@ -25,6 +25,7 @@ from PIL import Image
 
 from genjax.config import flatten
 from genjax.files import absolute, size, write_atomic
+from genjax.nn.cpu import onednn
 from genjax.training.chart import line_chart, number
 from genjax.training.metrics import read_metrics
 from genjax.training.page import SCRIPT, STYLE
@@ -102,6 +103,8 @@ def environment() -> dict[str, str]:
     facts["processes"] = str(jax.process_count())
     facts["host"] = f"{platform.node()}, {platform.platform()}"
     facts["cpu"] = _cpu()
+    if jax.default_backend() == "cpu":
+        facts["products"] = onednn.in_use()
     facts["command"] = shlex.join(sys.orig_argv)
     commit = _commit()
     return facts | ({"git commit": commit} if commit else {})

@@ -27,6 +27,7 @@ from genjax.config import ConfigError
 from genjax.data import tokenizers
 from genjax.files import create_exclusively, is_local, write_atomic
 from genjax.method import DataSpec, Field, defaults
+from genjax.nn.precision import with_precision
 from genjax.training import older
 
 logger = logging.getLogger("genjax")
@@ -178,6 +179,12 @@ def read_config(workdir: epath.Path) -> ConfigDict | None:
     """
     stored = _read(workdir)
     return None if stored is None else stored[0]
+
+
+def with_own_precision(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
+    """`config` with the precision that its run began with, if it says "auto"."""
+    stored = read_config(workdir) if config.precision == "auto" else None
+    return config if stored is None else with_precision(config, stored.precision)
 
 
 def read_spec(workdir: epath.Path) -> DataSpec | None:

@@ -37,17 +37,31 @@ def test_group_norm(channels, groups):
             part = x[b, :, :, g * size : (g + 1) * size]
             normal = (part - part.mean()) / np.sqrt(part.var() + 1e-6)
             expected[b, :, :, g * size : (g + 1) * size] = normal
-    np.testing.assert_allclose(layer(f32(x)), expected * scale + bias, atol=2e-5)
+    expected = expected * scale + bias
+    np.testing.assert_allclose(layer(f32(x)), expected, atol=2e-5)
+    activated = expected / (1 + np.exp(-expected))
+    np.testing.assert_allclose(layer(f32(x), jax.nn.silu), activated, atol=2e-5)
 
 
-def test_group_norm_keeps_float32_statistics_in_bfloat16():
+def test_group_norm_and_activation_round_once_in_bfloat16():
     x = rand(1, 8, 8, 4) + 100.0
     low = jnp.asarray(x, jnp.bfloat16)
-    found = layers.GroupNorm(4)(low)
-    assert found.dtype == jnp.bfloat16
     exact = np.asarray(low, np.float64)
-    expected = (exact - exact.mean()) / np.sqrt(exact.var() + 1e-6)
-    np.testing.assert_allclose(np.asarray(found, np.float64), expected, atol=0.02)
+    normal = (exact - exact.mean()) / np.sqrt(exact.var() + 1e-6)
+    for activation, expected in ((None, normal), (jax.nn.silu, normal / (1 + np.exp(-normal)))):
+        found = layers.GroupNorm(4)(low, activation)
+        assert found.dtype == jnp.bfloat16
+        error = np.abs(np.asarray(found, np.float64) - expected)
+        assert (error <= 2.0**-8 * np.abs(expected) + 1e-4).all()
+
+
+def test_an_activation_is_rounded_once():
+    x = jnp.asarray(rand(500), jnp.bfloat16)
+    found = layers.activated(jax.nn.silu, x)
+    exact = np.asarray(x, np.float64)
+    exact = exact / (1 + np.exp(-exact))
+    assert found.dtype == jnp.bfloat16
+    assert (np.abs(np.asarray(found, np.float64) - exact) <= 2.0**-8 * np.abs(exact) + 1e-9).all()
 
 
 def reference_attention(q, k, v):

@@ -20,6 +20,7 @@ def contraction(
     """
     if x.dtype != jnp.bfloat16:
         return None
+    y = y.astype(x.dtype)
     operands, out = spec.split("->")
     a, b = operands.split(",")
     if a[-1] in out and (b[-1] not in out or x.size > y.size):

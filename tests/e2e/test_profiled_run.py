@@ -1,0 +1,44 @@
+"""--config.profile from the command line: the trace, its table, and a run that is as without."""
+
+import json
+
+import pytest
+from command_line import metrics, reported_digest
+
+TIMES = {"time", "train/examples_per_second", "eval/seconds"}
+
+
+def numbers(workdir):
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in metrics(workdir)]
+
+
+def test_a_profiled_run_is_the_same_run_and_leaves_a_trace_and_a_table(finished_run, cli, tmp_path):
+    folder = tmp_path / "run"
+    _, err = cli.train(folder, "--config.profile=3_steps")
+    assert "profile of steps 3 to 5" in err
+    assert "/convolution/" in err
+    assert err.split("profile of")[1].splitlines()[0] in (folder / "log.txt").read_text()
+    assert list((folder / "profile").rglob("*.xplane.pb"))
+    assert numbers(folder) == numbers(finished_run)
+    assert reported_digest(folder) == reported_digest(finished_run)
+    assert json.loads((folder / "config.json").read_text())["config"]["profile"] == ""
+
+    longer = ("--config.duration=14_steps", "--config.profile=50_percent")
+    _, err = cli.run(f"--workdir={folder}", *longer)
+    assert "nothing to profile" in err  # two steps more, and both are left out
+
+    count = len(metrics(folder))
+    own = "--config.evals.split=validation"
+    out, err = cli.run(f"--workdir={folder}", "--mode=eval", own, "--config.profile=1_steps")
+    assert "profile of the evaluation" in err
+    assert "eval/bits_per_dim" in out
+    assert len(metrics(folder)) == count + 1  # still the run's own evaluation
+    _, err = cli.run(f"--workdir={folder}", "--mode=sample", "--num=2", "--config.profile=1_steps")
+    assert "profile of the sampling" in err
+
+
+@pytest.mark.parametrize("given", ["100", "banana", "0_steps", "-1_steps"])
+def test_what_is_no_duration_is_refused(given, cli, tmp_path):
+    _, err = cli.train(tmp_path / "run", f"--config.profile={given}", code=1)
+    assert err.startswith(f"error: config.profile='{given}'")
+    assert len(err.splitlines()) == 1
