@@ -4,7 +4,7 @@ Default: Fashion-MNIST, a 2.1M-parameter U-Net over 2 x 2 patches, 600,000 examp
   command    launch/local.sh --config=configs/ddpm.py
   hardware   2 CPU cores
   time       21 min 42 s, evaluations and compilation included, by oneDNN in bfloat16
-             (docs/performance.md); without it about five times as long
+             (docs/performance.md); without it a step takes 2.7 times as long
   score      3.75 +- 0.06 bits/dim (variational bound, 256 validation images), fd_classifier 10.8;
              docs/images/ddpm_fashion_mnist.png
 

@@ -2,10 +2,11 @@
 
 import gc
 import os
+import re
 from pathlib import Path
 
 import pytest
-import tokenizers as library
+import tokenizers
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -26,15 +27,31 @@ def compiled_programs_are_let_go():
     gc.collect()
 
 
+@pytest.fixture(scope="session")
+def library():
+    """oneDNN. What it computes cannot be tested on a machine that has no place for it."""
+    from genjax.data.packages import cache_root
+    from genjax.nn.cpu import onednn
+
+    try:
+        return onednn.load(cache_root() / "onednn")
+    except onednn.Unavailable as error:
+        if re.search("no oneDNN on|no AVX2|no C[+][+] compiler", str(error)):
+            pytest.skip(f"no place for oneDNN: {error}")
+        raise  # it is not installed, or does not build
+
+
 @pytest.fixture
 def foreign(tmp_path):
     """A tokenizer.json of the kind that Llama has, with truncation, written by the library."""
     vocabulary = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁the", -1.0), ("▁", -2.0)]
     vocabulary += [(c, -3.0) for c in "theo"] + [(f"<0x{b:02X}>", -9.0) for b in range(256)]
-    inner = library.Tokenizer(library.models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
-    inner.pre_tokenizer = library.pre_tokenizers.Metaspace(prepend_scheme="first")
-    parts = (library.decoders.ByteFallback(), library.decoders.Metaspace())
-    inner.decoder = library.decoders.Sequence(list(parts))
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.Unigram(vocabulary, unk_id=0, byte_fallback=True)
+    )
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first")
+    parts = (tokenizers.decoders.ByteFallback(), tokenizers.decoders.Metaspace())
+    inner.decoder = tokenizers.decoders.Sequence(list(parts))
     inner.add_special_tokens(["<s>", "</s>", "[SEP]"])
     inner.enable_truncation(2)
     inner.save(str(tmp_path / "tokenizer.json"))

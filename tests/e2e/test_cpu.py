@@ -5,7 +5,6 @@ import json
 import pytest
 from command_line import reported_digest
 
-from genjax.data.packages import cache_root
 from genjax.nn.cpu import onednn
 
 BY = "convolutions and products by"
@@ -17,14 +16,6 @@ def precision_of(workdir):
 
 def report_says(workdir):
     return (workdir / "report.html").read_text()
-
-
-@pytest.fixture(scope="module")
-def library():
-    try:
-        return onednn.load(cache_root() / "onednn")
-    except onednn.Unavailable as error:
-        pytest.skip(f"no oneDNN here: {error}")
 
 
 def test_a_run_says_that_onednn_computes_and_begins_in_the_fastest_type(library, cli, tmp_path):

@@ -14,7 +14,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from genjax.data.packages import cache_root
 from genjax.nn.convolution import convolution, image_gradient, kernel_gradient
 from genjax.nn.cpu import onednn
 from genjax.nn.products import contraction
@@ -24,15 +23,6 @@ HALF = {
     np.float32: 2.0**-24,
     jnp.bfloat16.dtype.type: 2.0**-8,
 }  # half a unit in the last place of 1
-
-
-@pytest.fixture(scope="module")
-def library():
-    """oneDNN; a machine without it has nothing of this file to test but the errors."""
-    try:
-        return onednn.load(cache_root() / "onednn")
-    except onednn.Unavailable as error:
-        pytest.skip(f"no oneDNN here: {error}")
 
 
 @pytest.fixture(scope="module")

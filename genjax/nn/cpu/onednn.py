@@ -1,9 +1,9 @@
 """Convolutions and products by oneDNN, called from XLA's programs on one CPU device.
 
-XLA's own convolutions on the CPU reach a third to two thirds of oneDNN's speed in float32 and a
-fifth in bfloat16 (docs/performance.md). `onednn.cc` is built at first use, with the compiler that
-is there, and kept; `used` makes the programs that are lowered inside of it call it. What it does
-not cover (other types, several devices, an export) keeps XLA's forms.
+XLA's own convolutions on the CPU are slower: with them a U-Net's step has half of the speed in
+float32, and less than a quarter in bfloat16 (docs/performance.md). `onednn.cc` is built at first
+use, with the compiler that is there, and kept; `used` makes the programs that are lowered inside of
+it call it. What it does not cover (other types, several devices, an export) keeps XLA's forms.
 
 A call's spec is described in `onednn.cc`.
 """
@@ -57,7 +57,7 @@ class Library(NamedTuple):
     Attributes:
       version: of oneDNN.
       target: its name to XLA; a library that is built anew has another one.
-      implementation: spec -> the name of its implementation in one thread, "" if it has none.
+      implementation: spec -> the names of its implementations, "" if it has none.
     """
 
     version: str
