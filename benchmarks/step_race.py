@@ -2,6 +2,7 @@
 
   unet            the step of configs/ddpm.py: the U-Net of DDPM on 28 x 28 pixels
   unet_sampling   50 steps of DDIM by the same network
+  dit             the step of configs/ddpm.py by a DiT: width 256, 6 blocks, patches of 4 x 4
   dcgan           both players' steps of configs/dcgan.py
   vqvae           the step of configs/vqvae.py
   nanogpt, 6x384  the steps of benchmarks/lm_race.py, which also tries one thread and other AdamWs
@@ -43,19 +44,38 @@ from racing import FOLDER, among, compare, measured, race, several, started
 from genjax import config as configs
 from genjax.data import sources
 from genjax.method import DataSpec
+from genjax.methods import diffusion
 from genjax.modes.runs import fast_on_cpu
+from genjax.networks import dit
 from genjax.nn.cpu import onednn
 from genjax.nn.cpu.memory import keep_heap
+from genjax.nn.functional import functional
 from genjax.parallel.rules import path_name
-from genjax.sampling import diffusion_bound
+from genjax.sampling import bound
+from genjax.sampling.draw import planned
+from genjax.sampling.noise import normals
 from genjax.training import optim
 from genjax.training.assemble import assemble
 
 PRECISIONS = ("float32", "bfloat16")
 KINDS = ("eager", "compiled")
-# Network -> config. A DiT belongs here as soon as genjax has one, and into torch_steps.PEERS.
-PICTURES = {"unet": "ddpm", "unet_sampling": "ddpm", "dcgan": "dcgan", "vqvae": "vqvae"}
+PICTURES = {  # network -> config
+    "unet": "ddpm",
+    "unet_sampling": "ddpm",
+    "dit": "ddpm",
+    "dcgan": "dcgan",
+    "vqvae": "vqvae",
+}
+DIT = {"width": 256, "depth": 6, "heads": 4, "patch_size": 4}  # as in torch_dit.py
 NETWORKS = (*PICTURES, *lm_race.SIZES)
+DISCRETE = {
+    "diffusion.path": "cosine",
+    "diffusion.num_timesteps": 1000,
+    "diffusion.prediction": "v",
+    "diffusion.times": "uniform",
+    "diffusion.sampler": "ddim",
+    "diffusion.steps": 50,
+}
 SAMPLES = 64  # of unet_sampling, at a time
 
 
@@ -68,15 +88,33 @@ def assembled(network, precision):
         "schedule.warmup": "",
         "mesh.data": 1,
     }
+    if PICTURES[network] == "ddpm":  # the recipe that torch's side has
+        overrides |= DISCRETE
     config = configs.load(f"{FOLDER.parent / 'configs' / PICTURES[network]}.py", overrides)
     spec = DataSpec("made", sources.image_fields((28, 28, 1), 0), "image", {"train": 57_000})
-    return assemble(config, spec, devices=jax.devices()[:1])
+    method = of_dit(config, spec) if network == "dit" else None
+    return assemble(config, spec, method=method, devices=jax.devices()[:1])
+
+
+def of_dit(config, spec):
+    """The method of configs/ddpm.py with the DiT in place of its U-Net."""
+    own = DIT | {"dtype": jnp.dtype(config.precision)}
+    net = functional(lambda rngs: dit.Network((28, 28, 1), 1, rngs=rngs, **own))
+    options = diffusion.options_from_config(config.diffusion, spec)
+    return diffusion.from_network(net, options, spec, dit.RULES)
 
 
 def draw(network, rng, batch):
     if network in lm_race.SIZES:
         return {"token": lm_race.draw(rng, network)}
     return {"image": rng.integers(0, 256, (batch, 28, 28, 1), np.uint8)}
+
+
+def drawing(run):
+    """(params, mutable, key) -> samples, compiled as `sampling.draw` compiles it."""
+    fixed, traced = planned(run.method, {})
+    jitted = jax.jit(partial(run.method.sample, num=SAMPLES, **fixed))
+    return partial(jitted, **traced)
 
 
 def genjax_side(network, precision, seconds):
@@ -86,7 +124,7 @@ def genjax_side(network, precision, seconds):
     batch = SAMPLES if network == "unet_sampling" else run.config.batch_size
     with jax.set_mesh(run.mesh), fast_on_cpu(run.config):
         state, output = jax.block_until_ready(run.init()), None
-        drawn = jax.jit(partial(run.method.sample, num=SAMPLES))
+        drawn = drawing(run) if network == "unet_sampling" else None
 
         def train():
             """Waits for the step before while this one runs, as the training loop does."""
@@ -131,19 +169,27 @@ def facts(network):
 def noise_of(network, key, mutable):
     """What the loss draws with `key`, and what else torch needs beside parameters and images."""
     keys = [jax.random.fold_in(key, i) for i in range(2)]
-    if network == "unet":
-        uniform = diffusion_bound.stratified_uniform(keys[0], 32)
+    if network in ("unet", "dit"):
+        uniform = bound.stratified_uniform(keys[0], 32)
         noise = jax.random.normal(keys[1], (32, 28, 28, 1))
         return {"index": jnp.minimum((uniform * 1000).astype(jnp.int32), 999), "noise": noise}
     if network == "unet_sampling":
-        return {"noise": jax.random.normal(keys[0], (SAMPLES, 28, 28, 1))}
+        each = jax.vmap(lambda i: jax.random.fold_in(key, 3 + i))(jnp.arange(SAMPLES))
+        return {"noise": normals(each, 0, (28, 28, 1))}
     if network == "dcgan":
         return {"z": jax.random.normal(jax.random.fold_in(keys[0], 0), (64, 100))}
     return {"codes": mutable["autoencoder"]["books"]["0"]["codes"]}
 
 
 def flattened(tree):
-    return {path_name(path): p for path, p in jax.tree_util.tree_leaves_with_path(tree)}
+    """Path -> array. Those of the DiT, stacked over its blocks, are taken apart as torch's are."""
+    named = {path_name(path): p for path, p in jax.tree_util.tree_leaves_with_path(tree)}
+    stack = "denoiser/blocks/"
+    return {
+        name.replace(stack, f"{stack}{i}/") if name.startswith(stack) else name: part
+        for name, p in named.items()
+        for i, part in enumerate(p if name.startswith(stack) else [p])
+    }
 
 
 def golden(network, path):
@@ -160,7 +206,7 @@ def golden(network, path):
     batch = draw(network, np.random.default_rng(0), run.config.batch_size)
     losses, norms = {}, {}
     if network == "unet_sampling":
-        made = jax.jit(partial(run.method.sample, num=SAMPLES))(params, mutable, key)
+        made = drawing(run)(params, mutable, key)
         losses["denoiser"] = float(jnp.float32(made).mean())
     for phase in run.method.phases if not losses else ():
         own = {name: params[name] for name in phase.networks}

@@ -20,6 +20,7 @@ from racing import measured
 
 try:
     import torch
+    import torch_dit
     import torch_gan
     import torch_lm
     import torch_unet
@@ -92,26 +93,29 @@ def pictures(ready, batch):
     return ready.placed(torch.randint(256, (batch, 1, 28, 28), dtype=torch.uint8))
 
 
-def unet(ready):
-    model = ready.placed(torch_unet.Diffusion())
-    player = Player(model.denoiser, torch.optim.AdamW, lr=1e-3, clip=1.0, average=0.999)
-    loss, batch = ready.function(model), 32
+def denoising(network):
+    def peer(ready):
+        model = ready.placed(torch_unet.Diffusion(network()))
+        player = Player(model.denoiser, torch.optim.AdamW, lr=1e-3, clip=1.0, average=0.999)
+        loss, batch = ready.function(model), 32
 
-    def step():
-        noise = ready.placed(torch.randn(batch, 1, 28, 28))
-        # One timestep of each of `batch` equal parts, as in genjax.
-        index = (torch.arange(batch) + torch.rand(batch)) / batch * torch_unet.TIMESTEPS
-        index = index.long().clamp(max=torch_unet.TIMESTEPS - 1)
-        player.descend(loss(pictures(ready, batch), index, noise))
+        def step():
+            noise = ready.placed(torch.randn(batch, 1, 28, 28))
+            # One timestep of each of `batch` equal parts, as in genjax.
+            index = (torch.arange(batch) + torch.rand(batch)) / batch * torch_unet.TIMESTEPS
+            index = index.long().clamp(max=torch_unet.TIMESTEPS - 1)
+            player.descend(loss(pictures(ready, batch), index, noise))
 
-    def check(given):
-        return {"denoiser": model(given["image"], given["index"].long(), given["noise"])}
+        def check(given):
+            return {"denoiser": model(given["image"], given["index"].long(), given["noise"])}
 
-    return Peer(model, batch, {"denoiser": player}, step, check)
+        return Peer(model, batch, {"denoiser": player}, step, check)
+
+    return peer
 
 
 def unet_sampling(ready):
-    model, batch = ready.placed(torch_unet.Diffusion()).eval(), 64
+    model, batch = ready.placed(torch_unet.Diffusion(torch_unet.UNet())).eval(), 64
     ddim = ready.function(model.ddim, {"freezing": True})
 
     def draw(x):
@@ -186,10 +190,10 @@ def gpt(size):
     return peer
 
 
-# A peer for the DiT belongs here as soon as genjax has one.
 PEERS = {
-    "unet": unet,
+    "unet": denoising(torch_unet.UNet),
     "unet_sampling": unet_sampling,
+    "dit": denoising(torch_dit.DiT),
     "dcgan": dcgan,
     "vqvae": vqvae,
     **{size: gpt(size) for size in SIZES},

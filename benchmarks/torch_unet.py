@@ -1,7 +1,7 @@
 """The U-Net of configs/ddpm.py, its loss and its DDIM sampler in plain PyTorch.
 
 For benchmarks/torch_steps.py. Modules have the names of genjax's, so that parameters can be carried
-over; see genjax/networks/unet.py and genjax/sampling/diffusion.py for what is computed.
+over; see genjax/networks/unet.py and genjax/sampling/solvers.py for what is computed.
 """
 
 import math
@@ -134,11 +134,11 @@ def tables(log):
 
 
 class Diffusion(nn.Module):
-    """The network and what is done with it; called, the loss of v-prediction."""
+    """A network and what is done with it; called, the loss of v-prediction."""
 
-    def __init__(self):
+    def __init__(self, denoiser):
         super().__init__()
-        self.denoiser = UNet()
+        self.denoiser = denoiser
         alpha, sigma = tables(log_alpha_bar())
         self.register_buffer("alpha", alpha, persistent=False)
         self.register_buffer("sigma", sigma, persistent=False)

@@ -20,17 +20,17 @@ Presets, as in --config=configs/ddpm.py:tiny:
 from ml_collections import ConfigDict
 
 from genjax import config as base
-from genjax.methods.ddpm import Options
+from genjax.methods.diffusion import Options
 
 
 def get_config() -> ConfigDict:
     """Fashion-MNIST, for two CPU cores and half an hour."""
     config = base.base()
-    config.method = "ddpm"
+    config.method = "diffusion"
     config.dataset.name = "fashion_mnist"
     config.dataset.validation = "5_percent"
     config.batch_size = 32
-    config.duration = "600000_examples"
+    config.duration = "700000_examples"
     config.precision = "auto"
     config.optimizer.learning_rate = 1e-3
     config.schedule.name = "cosine"
@@ -39,34 +39,49 @@ def get_config() -> ConfigDict:
     config.evals.limit = 256
     with config.unlocked():
         config.diffusion = ConfigDict(
-            Options(prediction="v", eval_timesteps=16, sampler="ddim", steps=50)._asdict()
+            Options(
+                path="flow",
+                num_timesteps=0,
+                prediction="velocity",
+                times="logit_normal",
+                eval_timesteps=16,
+                sampler="heun",
+                steps=13,  # 25 network calls
+            )._asdict()
         )
-        config.model = ConfigDict(
-            {
-                "channels": 32,
-                "multipliers": (1, 4),
-                "blocks": 1,
-                "attention": (),  # the middle always has it
-                "heads": 1,
-                "dropout": 0.0,
-                "patch_size": 2,
-            }
-        )
+        network = {
+            "channels": 32,
+            "multipliers": (1, 4),
+            "blocks": 1,
+            "attention": (),  # the middle always has it
+            "heads": 1,
+            "dropout": 0.0,
+            "patch_size": 2,
+        }
+        config.model = ConfigDict({"network": "unet", "denoiser": network})
     return config
 
 
-_DIGITS = {
+# Steps in discrete time, as in Ho et al. 2020, by v and the cosine of Nichol & Dhariwal 2021.
+_DISCRETE = {
     "precision": "float32",
+    "diffusion.path": "cosine",
+    "diffusion.num_timesteps": 1000,
+    "diffusion.prediction": "v",
+    "diffusion.times": "uniform",
+    "diffusion.sampler": "ddim",
+    "diffusion.steps": 50,
+}
+_DIGITS = _DISCRETE | {
     "dataset.name": "digits",
     "dataset.validation": "10_percent",
     "dataset.test": "10_percent",
     "evals.batch_size": 64,
-    "model.attention": (4,),
-    "model.patch_size": 1,
+    "model.denoiser.attention": (4,),
+    "model.denoiser.patch_size": 1,
 }
 # Ho et al. 2020, appendix B, and their code for CIFAR-10.
-_PAPER = {
-    "precision": "float32",
+_PAPER = _DISCRETE | {
     "dataset.flip": True,
     "dataset.validation": "",
     "batch_size": 128,
@@ -77,16 +92,16 @@ _PAPER = {
     "evals.every": "20000_steps",
     "evals.limit": 0,
     "checkpoint.every": "10000_steps",
+    "diffusion.path": "linear",
     "diffusion.prediction": "epsilon",
-    "diffusion.noise_schedule": "linear",
     "diffusion.variance": "fixed_large",
-    "diffusion.sampler": "ancestral",
+    "diffusion.sampler": "ddpm",
     "diffusion.steps": 0,
-    "model.channels": 128,
-    "model.blocks": 2,
-    "model.attention": (16,),
-    "model.dropout": 0.1,
-    "model.patch_size": 1,
+    "model.denoiser.channels": 128,
+    "model.denoiser.blocks": 2,
+    "model.denoiser.attention": (16,),
+    "model.denoiser.dropout": 0.1,
+    "model.denoiser.patch_size": 1,
 }
 
 PRESETS = {
@@ -101,16 +116,16 @@ PRESETS = {
         "diffusion.num_timesteps": 100,
         "diffusion.eval_timesteps": 8,
         "diffusion.steps": 20,
-        "model.channels": 16,
-        "model.multipliers": (1, 2),
+        "model.denoiser.channels": 16,
+        "model.denoiser.multipliers": (1, 2),
     },
     "digits": _DIGITS
     | {
         "batch_size": 64,
         "duration": "100_epochs",
         "evals.limit": 0,
-        "model.multipliers": (1, 2),
-        "model.blocks": 2,
+        "model.denoiser.multipliers": (1, 2),
+        "model.denoiser.blocks": 2,
     },
     "mnist": {"dataset.name": "mnist"},
     "cifar10": _PAPER
@@ -118,13 +133,13 @@ PRESETS = {
         "dataset.name": "cifar10",
         "evals.split": "test",  # the paper's network is trained on all of train
         "duration": "800000_steps",
-        "model.multipliers": (1, 2, 2, 2),
+        "model.denoiser.multipliers": (1, 2, 2, 2),
     },
     "celeba64": _PAPER
     | {
         "dataset.name": "celeb_a",
         "dataset.image_size": 64,
         "duration": "500000_steps",
-        "model.multipliers": (1, 2, 2, 2, 4),
+        "model.denoiser.multipliers": (1, 2, 2, 2, 4),
     },
 }

@@ -32,7 +32,7 @@ Complete = Callable[[ConfigDict, Mapping[str, Any]], ConfigDict]
 # Keys that a resumed run may change: how long it runs, on what devices, and how often it looks.
 FREE_ON_RESUME = (
     r"duration|cpu_library|early_stop\..*|log\..*|mesh\..*|.*\.every"
-    r"|checkpoint\.(minutes|keep|best|mode)|dataset\.threads|profile"
+    r"|checkpoint\.(minutes|keep|best|mode)|dataset\.threads|profile|ema\.snapshots"
 )
 
 
@@ -123,6 +123,8 @@ def base() -> ConfigDict:
                 "power": (),
                 "warmup": True,  # of those with a decay
                 "networks": (),  # the networks averaged; empty: all that are trained
+                # how often those of `power`, two or more, are kept for averages of other lengths
+                "snapshots": "",
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # -1: what the others leave
             "checkpoint": {
@@ -365,7 +367,7 @@ def validate(config: ConfigDict) -> None:
     def check(key: str, ok: bool, expected: str) -> None:
         require(ok, f"config.{key}", flat[key], expected)
 
-    check("method", bool(config.method), "the name of a method, such as 'ddpm'")
+    check("method", bool(config.method), "the name of a method, such as 'diffusion'")
     least = {
         1: (
             *("batch_size", "accumulation", "evals.batch_size", "optimizer.max_skipped"),
@@ -406,9 +408,16 @@ def validate(config: ConfigDict) -> None:
         all(isinstance(s, float) and 0 < s < 12**-0.5 for s in config.ema.power),
         "a tuple of numbers above 0 and below 0.288, or ()",
     )
+    check(
+        "ema.snapshots",
+        not config.ema.snapshots or len(set(config.ema.power)) > 1,
+        "'' without at least two averages in config.ema.power, such as (0.05, 0.1): others are put "
+        "together from theirs",
+    )
     check("duration", bool(config.duration), "a duration such as '10_epochs'")
+    stretches = ("duration", "schedule.warmup", "profile", "ema.snapshots")
     for key, value in flat.items():
-        if value and (key in ("duration", "schedule.warmup", "profile") or key.endswith(".every")):
+        if value and (key in stretches or key.endswith(".every")):
             amount, unit = parse_duration(value, f"config.{key}")
             if key == "duration" and unit == "percent":
                 raise ConfigError(f"config.duration={value!r}: a run is not a share of itself.")

@@ -1,7 +1,7 @@
 """The command line: a config, a workdir and one mode.
 
 python -m genjax.main --config=configs/ddpm.py[:preset] [--config.a.b=value ...] --workdir=DIR
-    --mode=train|eval|sample|inspect|statistics|tokenizer|export|config
+    --mode=train|eval|sample|solvers|sweep_guidance|inspect|statistics|tokenizer|export|config
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ from genjax.files import is_local, place, write_atomic
 from genjax.flags import parse
 from genjax.interop.export import write
 from genjax.modes.evaluate import evaluate
-from genjax.modes.runs import fast_on_cpu, logging_to, restored
+from genjax.modes.mixture import solvers_of_mixture
+from genjax.modes.runs import fast_on_cpu, logging_to, parameters, restored
 from genjax.modes.sample import sample
+from genjax.modes.solvers import solvers_of_run, sweep_guidance
 from genjax.modes.train import train
 from genjax.nn.cpu.memory import keep_heap
 from genjax.parallel import distributed
 from genjax.parallel.mesh import fitted, make_mesh
 from genjax.parallel.rules import path_name
-from genjax.training import ema, workdir
+from genjax.training import workdir
 from genjax.training.averages import Diverged
 from genjax.training.checkpoint import digest, digests
 
@@ -134,7 +136,7 @@ def export(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) ->
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"{target} is not empty: give another --output, or delete it.")
     run, state = restored(config, folder, flags.checkpoint)
-    params = ema.evaluation_params(config, state.params, state.ema)
+    params = parameters(run, folder, state, flags)
     write(flags.format, target, config, run.spec, params)
     print(f"wrote {target}")
     return 0
@@ -197,6 +199,8 @@ MODES = {
     "train": train,
     "eval": evaluate,
     "sample": sample,
+    "solvers": solvers_of_run,
+    "sweep_guidance": sweep_guidance,
     "inspect": inspect,
     "statistics": statistics,
     "tokenizer": tokenizer,
@@ -227,6 +231,8 @@ def main(argv: list[str] | None = None) -> int:
         distributed.initialize()
         with logging_to(None):
             compilation.keep(cache_root() / COMPILED)
+            if flags.mode == "solvers" and not (flags.config or flags.workdir):
+                return solvers_of_mixture(flags)
             config, folder = resolve(flags, overrides)
             computes = flags.mode not in ("tokenizer", "config")
             with fast_on_cpu(config) if computes else contextlib.nullcontext():

@@ -215,6 +215,15 @@ class Method(NamedTuple):
       follows: by name, the networks that follow another one. They are in `params` beside those
         that `init` makes, begin as copies, are sharded as their sources and have no mutable state
         of their own; no phase trains them.
+      plan: (**options) -> the keywords of `sample` that follow from them, worked out once and not
+        traced. Those that are NumPy arrays, or trees of such alone, become arguments of the
+        compiled program: with other values of the same shapes it is not compiled again. None: the
+        options are the keywords themselves.
+      project: network -> what its parameters become after each of their updates, such as weights of
+        unit length (Karras et al. 2024, eq. 66).
+      guided: `sample` knows what to do with `params["guide/<network>"]`, where it is given: other
+        weights of a trained network, of the same run, that samples are guided away from (Karras et
+        al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself").
     """
 
     init: Callable[[jax.Array, Batch], tuple[dict[str, Tree], dict[str, Tree]]]
@@ -233,6 +242,9 @@ class Method(NamedTuple):
     apply: Callable[..., Any] | None = None
     prepare: Callable[..., Batch] | None = None
     follows: Mapping[str, Follow] = {}
+    plan: Callable[..., Mapping[str, Any]] | None = None
+    project: Mapping[str, Callable[[Tree], Tree]] = {}
+    guided: bool = False
 
 
 class Stage(NamedTuple):
@@ -297,7 +309,7 @@ def find_module(key: str, name: str, package: str, *exports: str) -> ModuleType:
     if missing:
         raise ConfigError(
             f"config.{key}={name!r}: {path} has no {' and no '.join(missing)}: it is no module for "
-            "that key."
+            f"that key. Nearest: {nearest(name, known)}."
         )
     return module
 
@@ -334,7 +346,8 @@ def defaults(config: ConfigDict) -> dict[str, dict[str, Any]]:
 def build(config: ConfigDict, spec: DataSpec, stages: Mapping[str, Stage] | None = None) -> Method:
     """Builds the method that `config.method` names.
 
-    `"ddpm"` imports `genjax.methods.ddpm`; the name of any other module is imported as it stands.
+    `"diffusion"` imports `genjax.methods.diffusion`; the name of any other module is imported as it
+    stands.
     The module must export `build(config, spec) -> Method`, or `build(config, spec, stages)` if it
     reaches its stages itself.
 
@@ -351,6 +364,12 @@ def build(config: ConfigDict, spec: DataSpec, stages: Mapping[str, Stage] | None
             "genjax.method.Method."
         )
     return check(made, config.method)
+
+
+def options_of(method: Method) -> dict[str, inspect.Parameter]:
+    """The options of drawing samples, by name: those of `plan`, or the keywords of `sample`."""
+    parameters = inspect.signature(method.plan or method.sample).parameters.values()
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def check(method: Method, name: str) -> Method:
@@ -372,13 +391,13 @@ def check(method: Method, name: str) -> Method:
         parameters = []
     places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     several = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    options = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
     require(
         len(places) == 5 or several,
         "sample",
         f"a function of ({', '.join(p.name for p in places)})",
         "one of (params, mutable, key, num, condition), and its options behind a *",
     )
+    options = options_of(method)
     for condition, field in method.conditions.items():
         require(
             condition.isidentifier() and isinstance(field, Field) and condition not in options,

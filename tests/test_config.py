@@ -14,7 +14,7 @@ from genjax import config
 
 def get_config():
     c = config.base()
-    c.method = "ddpm"
+    c.method = "diffusion"
     with c.unlocked():
         c.model = ConfigDict({"channels": 8, "multipliers": (1, 2)})
     return c
@@ -78,6 +78,8 @@ def test_overrides_take_the_type_of_the_key(file, key, text, value):
         ({"precision": "float16"}, r"float32, bfloat16"),
         ({"ema.decay": "1.5"}, r"between 0 and 1"),
         ({"ema.power": "0.289"}, r"ema\.power=\(0\.289,\): expected .* above 0 and below 0\.288"),
+        ({"ema.snapshots": "5_percent"}, r"ema\.snapshots='5_percent'.* at least two averages in "),
+        ({"ema.snapshots": "often", "ema.power": "(0.05, 0.1)"}, r"ema\.snapshots='often'"),
         ({"duration": ""}, r"duration"),
         ({"duration": "5_lightyears"}, r"'2000_steps'"),
         ({"duration": "100"}, r"'2000_steps'"),

@@ -12,11 +12,13 @@ from ml_collections import ConfigDict
 from genjax import config as configs
 from genjax import method
 from genjax.data import catalogue, rolls
+from genjax.data import text as texts
 from genjax.data.alphabets import Characters
 from genjax.evals import judges
 from genjax.method import Field
 from genjax.methods.lm import NEW
 from genjax.modes import runs
+from genjax.sampling import draw
 from genjax.training import codes, optim
 from genjax.training.assemble import assemble
 
@@ -43,9 +45,14 @@ def no_data(tmp_path, monkeypatch):
     monkeypatch.setenv("GENJAX_DATA", str(tmp_path / "nothing"))
 
 
+def of_sequences(config):
+    """Whether a config is of text or rolls."""
+    return config.dataset.name in (*texts.NAMES, *rolls.NAMES)
+
+
 def text_spec(config):
     """What a config's text or rolls look like, which only the data tell; None of images."""
-    if config.method != "lm":
+    if not of_sequences(config):
         return None
     text, sizes = config.dataset.text, {"train": 1000}
     row = Field("real", (text.length + 1,), np.dtype(np.int32))
@@ -69,18 +76,20 @@ def gpt2(folder):
 
 
 def prepared(location, folder):
-    """(the run of a config, what its samples look like); on the default VQ-VAE if on any."""
+    """(the run of a config, what its samples look like), with the stage that it names, if any."""
     given = {"weights": gpt2(folder)} if Path(location).stem == "import_lm" else {}
     config = configs.load(location, given, judges.with_sections)
     if not config.stages:
         run = assemble(config, text_spec(config), devices=jax.devices()[:4])
         return run, run.spec.generated.shape
-    first = configs.load(f"{FOLDER / 'vqvae.py'}")
+    ((name, place),) = config.stages.items()
+    first = configs.load(f"{FOLDER / place}")
     spec = catalogue.spec(first.dataset)
     made = method.build(first, spec)
-    (name,) = config.stages
-    stage = method.Stage(name, first, spec, made, made.codec.networks)
-    run = runs.build(config, codes.code_spec(stage, spec), {name: stage}, folder, spec)
+    networks = made.codec.networks if made.codec else ("denoiser",)
+    stage = method.Stage(name, first, spec, made, networks)
+    own = codes.code_spec(stage, spec) if config.dataset.codes else spec
+    run = runs.build(config, own, {name: stage}, folder, spec)
     return run, spec.generated.shape
 
 
@@ -97,17 +106,18 @@ def test_init_step_evaluation_and_samples_have_shapes(location, tmp_path):
     assert all(v.shape in each for v in jax.tree.leaves(values))
     assert any(v.shape for v in jax.tree.leaves(values))
 
-    def draw(params, mutable, key):
-        return run.method.sample(params, mutable, key, 3, {})
+    def samples(params, mutable, key):
+        fixed, arrays = draw.planned(run.method, {})
+        return run.method.sample(params, mutable, key, 3, {}, **fixed, **arrays)
 
     if not run.config.evals.samples:  # no generative model, such as the classifier
         with pytest.raises(configs.ConfigError, match="does not sample"):
-            jax.eval_shape(draw, state.params, state.mutable, state.key)
+            jax.eval_shape(samples, state.params, state.mutable, state.key)
         return
-    samples = jax.eval_shape(draw, state.params, state.mutable, state.key)
-    if run.spec.generated.kind == "text":
+    drawn = jax.eval_shape(samples, state.params, state.mutable, state.key)
+    if run.config.method == "lm" and run.spec.generated.kind == "text":
         shape = (1 + NEW,)
-    assert samples.shape == (3, *shape)
+    assert drawn.shape == (3, *shape)
 
 
 @pytest.mark.parametrize("location", ALL, ids=lambda text: Path(text).name)
@@ -118,7 +128,7 @@ def test_training_looks_at_a_split_that_is_there_and_not_at_the_test_split(locat
     data = config.dataset
     expected = "test" if location.endswith("ddpm.py:cifar10") else "validation"
     assert config.evals.split == expected
-    if config.method == "lm":
+    if of_sequences(config):
         assert data.validation or data.name in rolls.NAMES
     else:
         assert catalogue.spec(data).sizes[expected] > 100

@@ -12,7 +12,7 @@ from genjax import config
 
 def get_config():
     c = config.base()
-    c.method = "ddpm"
+    c.method = "diffusion"
     c.batch_size = 8
     c.optimizer.learning_rate = 5e-3
     c.seed = 0  # as in the base

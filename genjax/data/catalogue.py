@@ -77,6 +77,8 @@ SIZES = {
     "cifar10": {"train": 50000, "test": 10000},
     "cifar100": {"train": 50000, "test": 10000},
     "celeb_a": {"train": 162770, "validation": 19867, "test": 19962},
+    "imagenet2012": {"train": 1281167, "validation": 50000, "test": 100000},
+    "imagenet_resized/64x64": {"train": 1281167, "validation": 50000},
     "fashion_mnist": {"train": 60000, "test": 10000},
     "kmnist": {"train": 60000, "test": 10000},
     "mnist": {"train": 60000, "test": 10000},

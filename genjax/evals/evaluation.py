@@ -157,13 +157,21 @@ class Evaluation:
                     f"{', '.join(known)}."
                 )
 
-    def __call__(self, state: TrainState, step: int, pictures: bool = True) -> dict[str, float]:
+    def __call__(
+        self,
+        state: TrainState,
+        step: int,
+        pictures: bool = True,
+        params: dict[str, Tree] | None = None,
+    ) -> dict[str, float]:
         """Evaluates `state` and draws a sample grid; returns the `eval/` metrics.
 
-        Without `pictures` it is not the run's own: it shows, and warns of, nothing.
+        Without `pictures` it is not the run's own: it shows, and warns of, nothing. `params` are
+        used in place of the average that evaluations use.
         """
         config, mesh = self.run.config, self.run.mesh
-        params = ema.evaluation_params(config, state.params, state.ema)
+        if params is None:
+            params = ema.evaluation_params(config, state.params, state.ema)
         part, parts = batch_part(mesh)
         batches = loader.eval_batches(
             self.source,

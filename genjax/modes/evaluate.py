@@ -21,8 +21,16 @@ from genjax.data import catalogue, sources
 from genjax.evals import judges
 from genjax.evals.evaluation import Evaluation
 from genjax.evals.judges import overlap
+from genjax.flags import WEIGHTS
 from genjax.modalities.text import lines
-from genjax.modes.runs import logging_to, prepare, restore_at, spec_of, tell_who_computes
+from genjax.modes.runs import (
+    logging_to,
+    parameters,
+    prepare,
+    restore_at,
+    spec_of,
+    tell_who_computes,
+)
 from genjax.parallel.distributed import largest
 from genjax.parallel.mesh import make_mesh
 from genjax.training import workdir
@@ -38,8 +46,8 @@ def evaluate(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) 
     """Evaluates a checkpoint, or judges samples, and prints the metrics.
 
     They go into the run's metrics, pictures and report as well if the evaluation is the run's own:
-    of its newest checkpoint, with nothing in the config changed but the devices, `profile` and
-    `cpu_library`, and if no process trains the run at this moment.
+    of its newest checkpoint and usual weights, with nothing in the config changed but the devices,
+    `profile` and `cpu_library`, and if no process trains the run at this moment.
     """
     if flags.samples:
         with traced(config.profile, folder, "the judging"):
@@ -52,6 +60,8 @@ def evaluate(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) 
     stored, given = (configs.to_json(c) for c in (workdir.read_config(folder), config))
     own = stored == given | {key: stored[key] for key in ("mesh", "profile", "cpu_library")}
     own = own and int(state.step) == Checkpoints(folder).latest()
+    own = own and not any(getattr(flags, name) for name in WEIGHTS)
+    params = parameters(run, folder, state, flags)
     tell_who_computes()
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(run.mesh))
@@ -67,7 +77,7 @@ def evaluate(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) 
         judging = judges.build(config, dataset.decoded or dataset, run.mesh)
         evaluation = Evaluation(run, dataset, folder, writers, judging)
         with traced(config.profile, folder, "the evaluation"):
-            metrics = evaluation(state, int(state.step), pictures=own)
+            metrics = evaluation(state, int(state.step), pictures=own, params=params)
         if own:
             stopped = exhausted(config, folder / "metrics.jsonl")
             evaluation.write_report(state, int(state.step) >= run.total_steps or stopped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
@@ -13,11 +14,11 @@ from ml_collections import ConfigDict
 from genjax.config import ConfigError
 from genjax.data import catalogue
 from genjax.data.packages import cache_root
-from genjax.method import DataSpec, Stage
+from genjax.method import DataSpec, Stage, Tree
 from genjax.nn.cpu import onednn
 from genjax.parallel import distributed
 from genjax.train_state import TrainState
-from genjax.training import codes, lengths, older, stages, workdir
+from genjax.training import codes, game, lengths, older, snapshots, stages, workdir
 from genjax.training.assemble import Assembly, assemble
 from genjax.training.checkpoint import Checkpoints
 from genjax.training.progress import file_logging, terminal_logging
@@ -45,7 +46,9 @@ def prepare(config: ConfigDict, folder: epath.Path) -> tuple[Assembly, catalogue
     with jax.set_mesh(run.mesh):
         arrays = stages.read(found, config, folder, run.mesh)
         if coded:
-            dataset = codes.encoded(config, coded, arrays, dataset, run.mesh)
+            decoded, dataset = dataset, codes.encoded(config, coded, arrays, dataset, run.mesh)
+            if dataset.spec != spec:  # what is measured of the codes is known now
+                run = build(config, dataset.spec, found, folder, decoded.spec)
     own = run.method.pretrained
 
     def pretrained():
@@ -100,13 +103,55 @@ def restore_at(run: Assembly, folder: epath.Path, checkpoint: str) -> TrainState
       ConfigError: there is no such checkpoint.
     """
     checkpoints = Checkpoints(folder)
-    if checkpoint == "best":
-        step = checkpoints.best(run.config)
-    elif checkpoint and not checkpoint.isdigit():
-        raise ConfigError(f"--checkpoint={checkpoint!r}: expected a step or 'best'.")
-    else:
-        step = int(checkpoint) if checkpoint else None
-    return restore(run, checkpoints, step)
+    return restore(run, checkpoints, find_step(run, checkpoints, checkpoint, "--checkpoint"))
+
+
+def find_step(run: Assembly, checkpoints: Checkpoints, given: str, flag: str) -> int | None:
+    """The step that is `given` to a flag as a number or as "best"; None for "".
+
+    Raises:
+      ConfigError: it is something else, or the run kept no best checkpoint.
+    """
+    if given == "best":
+        return checkpoints.best(run.config)
+    if given and not given.isdigit():
+        raise ConfigError(f"{flag}={given!r}: expected a step or 'best'.")
+    return int(given) if given else None
+
+
+def parameters(
+    run: Assembly, folder: epath.Path, state: TrainState, flags: argparse.Namespace
+) -> dict[str, Tree]:
+    """The parameters that a command uses: the average that --ema names, and guides beside them.
+
+    With --guide_ema or --guide_checkpoint, `guide/<network>` is there for each trained network: its
+    weights by another average (by that of --ema if none is named), or of another checkpoint.
+
+    Args:
+      run: the run.
+      folder: its workdir.
+      state: its checkpoint that is used.
+      flags: of the command.
+
+    Raises:
+      ConfigError: what is named was not kept, or the method knows no guide.
+    """
+    params = snapshots.parameters(run, folder, state, flags.ema, "--ema")
+    given = {name: getattr(flags, name) for name in ("guide_ema", "guide_checkpoint")}
+    if not any(given.values()):
+        return params
+    if not run.method.guided:
+        said = " ".join(f"--{name}={value}" for name, value in given.items() if value)
+        raise ConfigError(
+            f"{said}: method {run.config.method!r} cannot be guided by other weights of its "
+            "networks. Leave it out."
+        )
+    checkpoints = Checkpoints(folder)
+    step = find_step(run, checkpoints, flags.guide_checkpoint, "--guide_checkpoint")
+    other = state if step in (None, int(state.step)) else snapshots.read(run, checkpoints, step)
+    flag = "--guide_ema" if flags.guide_ema else "--ema"
+    guide = snapshots.parameters(run, folder, other, flags.guide_ema or flags.ema, flag)
+    return params | {f"guide/{name}": guide[name] for name in game.trained(run.method)}
 
 
 def restore(run: Assembly, checkpoints: Checkpoints, step: int | None = None) -> TrainState:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import inspect
 import itertools
 import re
 from collections.abc import Sequence
@@ -19,13 +18,15 @@ from ml_collections import ConfigDict
 from genjax import modalities
 from genjax.config import ConfigError, require
 from genjax.data import catalogue
+from genjax.flags import WEIGHTS
+from genjax.method import options_of
 from genjax.modalities.text import VISIBLE
-from genjax.modes.runs import restored, tell_who_computes
+from genjax.modes.runs import parameters, restored, tell_who_computes
 from genjax.sampling import conditions, written
 from genjax.sampling.conditions import Rows
 from genjax.sampling.draw import MOST_SAMPLES, draw_rows, make_draw, parse_options
 from genjax.train_state import TrainState, seeded_key, stream
-from genjax.training import ema, workdir
+from genjax.training import workdir
 from genjax.training.assemble import Assembly
 from genjax.training.profile import traced
 
@@ -47,7 +48,7 @@ def sample(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) ->
     )
     rows = find_rows(config, folder, run, given, flags)
     num = flags.num or max(len(rows), 1 if flags.conditions else modalities.number(field))
-    params = ema.evaluation_params(config, state.params, state.ema)
+    params = parameters(run, folder, state, flags)
     if flags.stream:
         with traced(config.profile, folder, "the sampling"):
             return tell_text(run, params, state, rows, options, flags)
@@ -126,7 +127,9 @@ def find_rows(
 
 def said(flags: argparse.Namespace) -> str:
     """What of the command tells its samples from others', fit for the name of a file."""
-    text = "".join(
+    weights = {name: getattr(flags, name) for name in WEIGHTS}
+    text = "".join(f"_{name}_{value}" for name, value in weights.items() if value)
+    text += "".join(
         f"_{name}_{value}" for name, values in sorted(flags.options.items()) for value in values
     )
     text += f"_{Path(flags.conditions).stem}" if flags.conditions else ""
@@ -145,7 +148,7 @@ def tell_text(
     flags: argparse.Namespace,
 ) -> int:
     """Prints one text as it comes: that which `sample` draws with the same seed."""
-    if "decode" not in inspect.signature(run.method.sample).parameters:
+    if "decode" not in options_of(run.method):
         raise ConfigError(f"--stream is for text; method {run.config.method!r} has none to stream.")
     require(flags.num in (None, 1), "--num", flags.num, "1 with --stream")
     require(len(rows) < 2, "conditions", len(rows), "one with --stream")

@@ -51,7 +51,7 @@ def _kept(function: Callable) -> Callable:
 
 
 _again = partial(jax.checkpoint, prevent_cse=False)
-_named = partial(checkpoint_name, name="product")  # of a block's input and its parameters
+named = partial(checkpoint_name, name="product")  # of a block's input and its parameters
 _products = jax.checkpoint_policies.save_only_these_names("product")
 # How the backward pass comes by what is inside a block, and inside a part of one: a norm and its
 # product, the attention, an activation and its product.
@@ -178,7 +178,7 @@ class Block(nnx.Module):
         o, (B, T, _) = self.options, x.shape
         part = REMAT[o.remat][1]
         heads = part(lambda x: self.qkv(self.norm1(x) if o.norm_first else x))(x)
-        heads = _named(heads).reshape(B, T, -1, o.head_size)
+        heads = named(heads).reshape(B, T, -1, o.head_size)
         # Split, whose gradient is put together; that of slices is a sum of padded ones.
         turned, value = jnp.split(heads, [o.heads + o.kv_heads], axis=2)
         if turn is not None:
@@ -203,9 +203,9 @@ class Block(nnx.Module):
         part = REMAT[o.remat][1]
         mix = partial(attention, causal=whole, rate=o.attention_dropout, train=train)
         h = part(mix)(query, *seen, mask, draws=keys[0]).reshape(B, T, -1)
-        x = x + dropout(_named(self.merge(h)), o.dropout, keys[1], train)
+        x = x + dropout(named(self.merge(h)), o.dropout, keys[1], train)
         x = x if o.norm_first else part(self.norm1)(x)
-        h = part(self._narrow)(*map(_named, part(self._widen)(x)))
+        h = part(self._narrow)(*map(named, part(self._widen)(x)))
         x = x + dropout(h, o.dropout, keys[2], train)
         return x if o.norm_first else part(self.norm2)(x)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from genjax.config import ConfigError
+from genjax.config import ConfigError, require
 from genjax.nn.attention import attention
 from genjax.nn.layers import (
     Conv,
@@ -131,31 +131,40 @@ def _check(
     heads: int,
 ) -> None:
     """Raises ConfigError if a network of these sizes cannot be built."""
+    for name, value in {"patch_size": patch_size, "channels": channels, "heads": heads}.items():
+        require(value >= 1, f"model.denoiser.{name}", value, "at least 1")
+    whole = bool(multipliers) and min(multipliers) >= 1
+    require(
+        whole, "model.denoiser.multipliers", multipliers, "one or more numbers, each at least 1"
+    )
     factor = patch_size * 2 ** (len(multipliers) - 1)
     if resolution % factor:
         raise ConfigError(
             f"model: images of {resolution} x {resolution} cannot be halved "
             f"{len(multipliers) - 1} times with patch_size={patch_size}: the size must be a "
-            f"multiple of {factor}. Set dataset.image_size, model.multipliers or model.patch_size."
+            f"multiple of {factor}. Set dataset.image_size, model.denoiser.multipliers or "
+            "model.denoiser.patch_size."
         )
     sizes = [resolution // patch_size >> level for level in range(len(multipliers))]
     if unknown := set(attention) - set(sizes):
         raise ConfigError(
-            f"model.attention={attention!r}: there is no level of size {sorted(unknown)}; the "
-            f"levels are {sizes}."
+            f"model.denoiser.attention={attention!r}: there is no level of size "
+            f"{sorted(unknown)}; the levels are {sizes}."
         )
     if wrong := [channels * m for m in multipliers if channels * m % heads]:
-        raise ConfigError(f"model.heads={heads} does not divide the channels of a level: {wrong}.")
+        raise ConfigError(
+            f"model.denoiser.heads={heads} does not divide the channels of a level: {wrong}."
+        )
 
 
-class UNet(nnx.Module):
-    """Predicts an image from a noisy one, its timestep and, optionally, its label."""
+class Network(nnx.Module):
+    """Predicts an image from a noisy one, its time and, optionally, its label."""
 
     def __init__(
         self,
-        resolution: int,
-        in_channels: int,
+        shape: tuple[int, int, int],
         out_channels: int,
+        num_classes: int = 0,
         *,
         channels: int,
         multipliers: tuple[int, ...],
@@ -164,16 +173,16 @@ class UNet(nnx.Module):
         heads: int,
         dropout: float,
         patch_size: int,
-        num_classes: int,
+        times: int = 1,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         """Builds the network.
 
         Args:
-          resolution: height and width of the images.
-          in_channels: channels of the input.
+          shape: of the images [H, W, C], H and W equal.
           out_channels: channels of the output.
+          num_classes: labels; one more embedding stands for "no label". 0: unconditional.
           channels: width of the first level.
           multipliers: width of each level over `channels`; each level halves the resolution.
           blocks: residual blocks a level (one more on the way up).
@@ -181,17 +190,25 @@ class UNet(nnx.Module):
           heads: attention heads.
           dropout: rate inside residual blocks.
           patch_size: pixels folded into channels before the first level.
-          num_classes: labels; one more embedding stands for "no label". 0: unconditional.
+          times: how many numbers an example it is told; each has an embedding, and they are summed.
           dtype: compute type.
           rngs: for the initial parameters.
         """
+        resolution, width, in_channels = shape
+        if resolution != width:
+            raise ConfigError(
+                f"model.network='unet' takes square images, got {resolution} x {width}. Set "
+                "dataset.image_size, or take the network 'dit'."
+            )
         _check(resolution, patch_size, channels, multipliers, attention, heads)
+        require(blocks >= 1, "model.denoiser.blocks", blocks, "at least 1")
+        require(0 <= dropout < 1, "model.denoiser.dropout", dropout, "at least 0 and below 1")
         size = resolution // patch_size
         folded = patch_size**2
         embedding = 4 * channels
         self.patch_size, self.channels, self.dtype = patch_size, channels, dtype
         self.num_blocks = blocks
-        self.time1 = Linear(channels, embedding, dtype=dtype, rngs=rngs)
+        self.time1 = Linear(times * channels, embedding, dtype=dtype, rngs=rngs)
         self.time2 = Linear(embedding, embedding, dtype=dtype, rngs=rngs)
         self.label = Embed(num_classes + 1, embedding, rngs=rngs) if num_classes else None
         self.stem = Conv(in_channels * folded, channels, dtype=dtype, rngs=rngs)
@@ -228,7 +245,7 @@ class UNet(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B H W C"],
-        t: Float[Array, "B"],
+        t: Float[Array, "B"] | Float[Array, "B times"],
         label: Int[Array, "B"] | None = None,
         *,
         key: jax.Array | None = None,
@@ -238,7 +255,7 @@ class UNet(nnx.Module):
 
         Args:
           x: noisy images.
-          t: timesteps, 0 ... T - 1.
+          t: times as the path tells them, from 0 to 1000 or so; a row of each if there are several.
           label: classes; `num_classes` is the null class. None if the network has no classes.
           key: for dropout; needed in training if there is any.
           train: whether dropout is on.
@@ -252,7 +269,8 @@ class UNet(nnx.Module):
             return None if key is None else jax.random.fold_in(key, next(layer))
 
         x = space_to_depth(x.astype(self.dtype), self.patch_size)
-        embedding = self.time1(sinusoidal_embedding(t, self.channels))
+        waves = sinusoidal_embedding(t.reshape(-1), self.channels)
+        embedding = self.time1(waves.reshape(len(x), -1))  # of several times: a sum of products
         embedding = self.time2(nnx.silu(embedding))
         if self.label is not None:
             embedding = embedding + self.label(label).astype(embedding.dtype)

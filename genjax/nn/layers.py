@@ -223,6 +223,16 @@ class GroupNorm(nnx.Module):
         return jnp.repeat(mean, y.shape[-1] // self.groups, axis=1)[:, None]
 
 
+def standardised(x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
+    """Each vector less its mean, over its standard deviation, float32.
+
+    `eps` is added to the variance.
+    """
+    y = x.astype(jnp.float32)
+    y = y - y.mean(-1, keepdims=True)
+    return y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
+
+
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis (Ba et al. 2016), float32 statistics."""
 
@@ -234,10 +244,7 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Normalises each vector."""
-        y = x.astype(jnp.float32)
-        y = y - y.mean(-1, keepdims=True)
-        y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
-        y = y * self.scale[...]
+        y = standardised(x, self.eps) * self.scale[...]
         return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
 
 

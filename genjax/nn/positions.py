@@ -1,4 +1,4 @@
-"""Where a vector stands: rotary positions with their scaling, and sinusoidal ones."""
+"""Where a vector stands, in a row or a grid: rotary positions, and sinusoidal ones."""
 
 from __future__ import annotations
 
@@ -66,6 +66,44 @@ def rotate(x: Float[Array, "B T N H"], by: Rotation) -> Float[Array, "B T N H"]:
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = (first * by.cos - second * by.sin, second * by.cos + first * by.sin)
     return jnp.stack(turned, axis=-2).reshape(x.shape).astype(x.dtype)
+
+
+def rotation_of_grid(height: int, width: int, size: int) -> Rotation:
+    """The rotation of the vectors of a grid, row by row: [1, height * width, 1, size / 2].
+
+    Half of the pairs of a head turn by the row, half by the column (Heo et al. 2024, "axial"), each
+    as those of a head of half the size turn in a row. So the product of a query and a key depends
+    on how many rows and columns lie between them, and not on where they are.
+
+    Raises:
+      ConfigError: a size that is no multiple of 4.
+    """
+    require(size % 4 == 0, "head_size", size, "a multiple of 4, as half its pairs turn by the row")
+    rows, columns = np.indices((height, width)).reshape(2, 1, -1)
+    by = [rotation(jnp.asarray(place), frequencies(size // 2)) for place in (rows, columns)]
+    return Rotation(*(jnp.concatenate(parts, axis=-1) for parts in zip(*by, strict=True)))
+
+
+def sinusoidal_of_grid(height: int, width: int, features: int) -> Float[Array, "H W D"]:
+    """Sinusoidal positions of the vectors of a grid, as those of MAE and DiT are ordered.
+
+    The first half of the features is of the column, the second of the row, and each half has its
+    sines before its cosines (He et al. 2022; Peebles & Xie 2023).
+
+    Raises:
+      ConfigError: features that are no multiple of 4.
+    """
+    require(features % 4 == 0, "width", features, "a multiple of 4, sines and cosines of two axes")
+    by = frequencies(features // 2)
+
+    def along(length: int) -> Float[Array, "L h"]:
+        angle = np.arange(length)[:, None] * by
+        return jnp.asarray(np.concatenate([np.sin(angle), np.cos(angle)], axis=1), jnp.float32)
+
+    shape = (height, width, features // 2)
+    columns = jnp.broadcast_to(along(width), shape)
+    rows = jnp.broadcast_to(along(height)[:, None], shape)
+    return jnp.concatenate([columns, rows], axis=-1)
 
 
 def sinusoidal(place: Int[Array, "*P"], features: int) -> Float[Array, "*P D"]:

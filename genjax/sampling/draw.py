@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from genjax.config import ConfigError, nearest
-from genjax.method import Method
+from genjax.method import Method, options_of
 from genjax.parallel.mesh import BATCH as OVER_DEVICES
 from genjax.sampling.conditions import flags_of
 from genjax.train_state import stream
@@ -23,16 +22,15 @@ MOST_SAMPLES = 2**20  # of one command
 
 
 def parse_options(method: Method, given: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The keyword options of `method.sample` that the command line gives, as Python values.
+    """The options of drawing that the command line gives, as Python values.
 
     Options that are functions cannot be given there. `method.options` says how some are read.
 
     Raises:
       ConfigError: an option that the method does not have, or one that is given twice.
     """
-    parameters = inspect.signature(method.sample).parameters.values()
-    plain = [p for p in parameters if "Callable" not in str(p.annotation)]
-    known = [p.name for p in plain if p.kind is p.KEYWORD_ONLY]
+    found = options_of(method).items()
+    known = [name for name, p in found if "Callable" not in str(p.annotation)]
     options = {}
     for name, texts in given.items():
         if name not in known:
@@ -54,31 +52,50 @@ def parse_options(method: Method, given: Mapping[str, Sequence[str]]) -> dict[st
     return options
 
 
+def planned(method: Method, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tree]]:
+    """The keywords of `method.sample`: those that are compiled in, and trees of arrays.
+
+    Raises:
+      ConfigError: an option has a value that the method cannot follow.
+    """
+    keywords = method.plan(**options) if method.plan else options
+    arrays = {}
+    if method.plan:
+        arrays = {
+            name: value
+            for name, value in keywords.items()
+            if all(isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(value))
+        }
+    return {n: v for n, v in keywords.items() if n not in arrays}, arrays
+
+
 def make_draw(
     method: Method,
     mesh: Mesh,
     num: int,
     condition: Mapping[str, np.ndarray] | None = None,
     options: Mapping[str, Any] | None = None,
-) -> Callable[[Tree, Tree, jax.Array], np.ndarray]:
+) -> Callable[..., np.ndarray]:
     """The function (params, mutable, key) -> `num` samples, on the host of every process.
 
-    It is compiled at its first call. Batches of `BATCH` are drawn with the key folded with their
-    index, so that the first samples depend neither on how many follow nor on the devices. As many
-    batches as devices share a batch are drawn at once, one on each; fewer one after the other, each
-    spread over the devices if they divide it.
+    It is compiled at its first call. It also takes other `arrays`, those of another plan of the
+    same shapes (see `planned`), with which it is not compiled again. Batches of `BATCH` are drawn
+    with the key folded with their index, so that the first samples depend neither on how many
+    follow nor on the devices. As many batches as devices share a batch are drawn at once, one on
+    each; fewer one after the other, each spread over the devices if they divide it.
 
     Args:
       method: what to draw from.
       mesh: the devices.
       num: how many samples.
       condition: rows of each condition that is given, taken in turn.
-      options: keywords of `method.sample`.
+      options: of the method: those of its `plan`, or keywords of its `sample`.
 
     Raises:
-      ConfigError: at the first call, an option has a value that the method cannot follow.
+      ConfigError: an option has a value that the method cannot follow; of a method without a plan
+        at the first call.
     """
-    options, split = dict(options or {}), mesh.shape["data"] * mesh.shape["fsdp"]
+    (fixed, traced), split = planned(method, options or {}), mesh.shape["data"] * mesh.shape["fsdp"]
     size = min(num, BATCH)
     batches = -(-num // size)
     at_once = split if batches >= split or (batches > 1 and size % split) else 1
@@ -92,9 +109,16 @@ def make_draw(
     spread = at_once > 1 or size % split == 0
     sharding = NamedSharding(mesh, OVER_DEVICES if spread else PartitionSpec())
 
-    def batch(params: Tree, mutable: Tree, key: jax.Array, index: jax.Array, condition: Tree):
+    def batch(
+        params: Tree,
+        mutable: Tree,
+        key: jax.Array,
+        index: jax.Array,
+        condition: Tree,
+        arrays: Mapping[str, Tree],
+    ):
         def one(key: jax.Array, condition: Mapping[str, jax.Array]) -> jax.Array:
-            return method.sample(params, mutable, key, size, condition, **options)
+            return method.sample(params, mutable, key, size, condition, **fixed, **arrays)
 
         def place(tree: Tree) -> Tree:
             return jax.lax.with_sharding_constraint(tree, sharding) if spread else tree
@@ -107,14 +131,16 @@ def make_draw(
 
     jitted = jax.jit(batch, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
-    def draw(params: Tree, mutable: Tree, key: jax.Array) -> np.ndarray:
+    def draw(
+        params: Tree, mutable: Tree, key: jax.Array, arrays: Mapping[str, Tree] = traced
+    ) -> np.ndarray:
         key = stream(key, "sample")
         with jax.set_mesh(mesh):
             drawn = []
             for i in range(rounds):
                 given = {name: values[i] for name, values in rows.items()}
                 index = np.arange(i * at_once, (i + 1) * at_once)
-                made = np.asarray(jitted(params, mutable, key, index, given))
+                made = np.asarray(jitted(params, mutable, key, index, given, arrays))
                 drawn.append(made.reshape(-1, *made.shape[2:]))
         return np.concatenate(drawn)[:num]
 

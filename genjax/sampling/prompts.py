@@ -1,17 +1,46 @@
-"""Options of decoding that are texts on the command line: what stops a text, what is banned."""
+"""Texts on the command line: what stops a text, what is banned, where a text has gaps."""
 
 from __future__ import annotations
 
 import ast
 import contextlib
 import itertools
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int32
+
 from genjax.config import ConfigError, require
 from genjax.data.alphabets import Tokenizer, ends, utf8
 from genjax.sampling.stopping import automaton, can_be_found
+
+GAP = re.compile(r"\[MASK(?: (\d{1,9}))?\]")
+
+
+class Gaps:
+    """A tokenizer for texts with gaps: [MASK] is a token to be drawn, [MASK 9] are nine of them."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        """`tokenizer` is that of the text between the gaps."""
+        self.tokenizer = tokenizer
+
+    def encode(self, text: str) -> Int32[np.ndarray, " n"]:
+        """The tokens of a text, and -1 for each that is to be drawn.
+
+        Raises:
+          ConfigError: a character that the tokenizer does not know, or more than 2^20 tokens in
+            a gap.
+        """
+        parts, at = [], 0
+        for gap in GAP.finditer(text):
+            wide = int(gap[1] or 1)
+            require(1 <= wide <= 2**20, "a gap", gap[0], "[MASK 1] to [MASK 1048576]")
+            parts += [self.tokenizer.encode(text[at : gap.start()]), np.full(wide, -1, np.int32)]
+            at = gap.end()
+        return np.concatenate([*parts, self.tokenizer.encode(text[at:])]).astype(np.int32)
 
 
 def readers(tokenizer: Tokenizer) -> dict[str, Callable[[str], Any]]:

@@ -1,4 +1,4 @@
-"""One curve as a small inline SVG: no library, no network, readable in light and dark.
+"""Curves as a small inline SVG: no library, no network, readable in light and dark.
 
 Colours come from the CSS variables of the page; the points carry their numbers in `data-points`
 for the page's few lines of script to show under the pointer.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +18,9 @@ WIDTH, HEIGHT = 560, 230
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 28
 MAX_POINTS = 500
 MAX_DOTS = 40
+HUES = 10  # colours of curves in one chart, `.hue0` ... of the page; more are dashed
+CURVES_HEIGHT = 320
+LEGEND_COLUMNS, LEGEND_LINE = 3, 18
 
 
 def number(value: float | None) -> str:
@@ -123,10 +126,19 @@ def thin(values: Float[np.ndarray, " N"], most: int = MAX_POINTS) -> list[int]:
 class _Scale:
     """From a curve's steps and values to pixels."""
 
-    def __init__(self, steps: tuple[float, float], values: Float[np.ndarray, " N"]):
+    def __init__(
+        self,
+        steps: tuple[float, float],
+        values: Float[np.ndarray, " N"],
+        *,
+        log_above: float = 10.0,
+        log_steps: bool = False,
+        height: int = HEIGHT,
+    ):
         self.first, self.last = steps
+        self.log_steps, self.height = log_steps, height
         # A few values that dwarf the rest (the first losses) want a logarithmic axis.
-        self.log = bool(values.min() > 0 and values.max() > 10 * np.median(values))
+        self.log = bool(values.min() > 0 and values.max() > log_above * np.median(values))
         low, high = float(values.min()), float(values.max())
         if self.log:
             self.low, self.high = low / 1.15, high * 1.15
@@ -138,13 +150,15 @@ class _Scale:
             self.ticks = nice_ticks(self.low, self.high, 4)
 
     def x(self, step: float) -> float:
-        share = (step - self.first) / (self.last - self.first) if self.last > self.first else 0.5
+        turn = math.log if self.log_steps else float
+        first, last = turn(self.first), turn(self.last)
+        share = (turn(step) - first) / (last - first) if last > first else 0.5
         return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
 
     def y(self, value: float) -> float:
         turn = math.log10 if self.log else float
         share = (turn(value) - turn(self.low)) / (turn(self.high) - turn(self.low))
-        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
+        return round(self.height - BOTTOM - share * (self.height - TOP - BOTTOM), 1)
 
 
 def _axes(scale: _Scale) -> str:
@@ -155,10 +169,12 @@ def _axes(scale: _Scale) -> str:
         parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4}" text-anchor="end">')
         parts.append(f"{_tick(tick)}</text>")
     wide = scale.last > scale.first
-    for tick in nice_ticks(scale.first, scale.last) if wide else [scale.first]:
-        parts.append(f'<text class="tick" x="{scale.x(tick)}" y="{HEIGHT - 8}"')
+    ticks = log_ticks if scale.log_steps else nice_ticks
+    for tick in ticks(scale.first, scale.last) if wide else [scale.first]:
+        parts.append(f'<text class="tick" x="{scale.x(tick)}" y="{scale.height - 8}"')
         parts.append(f' text-anchor="middle">{_tick(tick)}</text>')
-    parts.append(f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
+    bottom = scale.height - BOTTOM
+    parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{WIDTH - RIGHT}"/>')
     return "".join(parts)
 
 
@@ -170,7 +186,9 @@ def _tick(value: float) -> str:
     return f"{value:g}".replace("e-0", "e-")
 
 
-def _lines(scale: _Scale, steps: list[int], values: list[float | None], picked: set[int]) -> str:
+def _lines(
+    scale: _Scale, steps: Sequence[float], values: Sequence[float | None], picked: set[int]
+) -> str:
     """The path through the picked points, broken where a value was not finite."""
     path, pen = [], "M"
     for index, (step, value) in enumerate(zip(steps, values, strict=True)):
@@ -233,4 +251,63 @@ def line_chart(name: str, curve: Mapping[int, float | None], steps: tuple[int, i
         parts.append('text-anchor="end">log scale</text>')
     points = [[scale.x(at[i]), scale.y(values[i]), at[i], number(values[i])] for i in kept]
     data = json.dumps(points, separators=(",", ":"))  # numbers only: no quote to escape
+    return f"{head} data-points='{data}'>{''.join(parts)}</svg>"
+
+
+def curves_chart(
+    name: str, curves: Mapping[str, Sequence[tuple[float, float | None]]], over: str
+) -> str:
+    """Draws a quantity for several things, over another quantity, with the names below.
+
+    The value axis is logarithmic when the highest value is more than three times the median, the
+    other when it spans more than a factor of three.
+
+    Args:
+      name: the quantity, for the reader of the screen.
+      curves: by name, the points (x, value) in ascending order of x; None where it was not finite.
+        One without points keeps its colour to itself.
+      over: what x is.
+
+    Returns:
+      One `<svg>` element.
+    """
+    here = [label for label, points in curves.items() if points]
+    at = [x for points in curves.values() for x, _ in points]
+    numbers = np.array([v for points in curves.values() for _, v in points if v is not None], float)
+    below = CURVES_HEIGHT + 24
+    height = below + LEGEND_LINE * -(-len(here) // LEGEND_COLUMNS)
+    head = (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'aria-label="{html.escape(name)} over {html.escape(over)}"'
+    )
+    if not len(numbers):
+        middle = f'x="{WIDTH / 2}" y="{height / 2}" text-anchor="middle"'
+        return f'{head}><text class="bad" {middle}>never finite</text></svg>'
+    ends = (min(at), max(at))
+    wide = ends[0] > 0 and ends[1] > 3 * ends[0]
+    scale = _Scale(ends, numbers, log_above=3.0, log_steps=wide, height=CURVES_HEIGHT)
+    parts = [_axes(scale)]
+    parts.append(f'<text class="tick" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{CURVES_HEIGHT + 9}" ')
+    parts.append(f'text-anchor="middle">{html.escape(over)}</text>')
+    shown: list[list] = []
+    for index, (label, points) in enumerate(curves.items()):
+        if not points:
+            continue
+        kind = f"hue{index % HUES}" + " dashed" * (index >= HUES)
+        steps, values = zip(*points, strict=True)
+        lines = _lines(scale, steps, values, set(range(len(points))))
+        parts.append(f'<path class="curve {kind}" d="{lines}"/>')
+        for x, value in points:
+            if value is not None:
+                px, py = scale.x(x), scale.y(value)
+                parts.append(f'<circle class="spot {kind}" cx="{px}" cy="{py}" r="3"/>')
+                shown.append([px, py, x, number(value), f"{label}, {number(x)} {over}"])
+        row, column = divmod(here.index(label), LEGEND_COLUMNS)
+        x, y = LEFT + (WIDTH - LEFT) // LEGEND_COLUMNS * column, below + LEGEND_LINE * row
+        parts.append(f'<path class="curve {kind}" d="M{x} {y}h18"/>')
+        parts.append(f'<text class="tick" x="{x + 24}" y="{y + 4}">{html.escape(label)}</text>')
+    if scale.log:
+        parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{TOP + 8}" ')
+        parts.append('text-anchor="end">log scale</text>')
+    data = html.escape(json.dumps(shown, separators=(",", ":")))
     return f"{head} data-points='{data}'>{''.join(parts)}</svg>"

@@ -30,28 +30,38 @@ from genjax.train_state import TrainState
 
 Tree = Any
 
+FOLDER = "checkpoints"
 BLOCK = 2**26  # bytes of an array that a digest has on the host at a time
 
 
 class Checkpoints:
-    """The checkpoints of one workdir, in `checkpoints/<step>/`.
+    """The checkpoints of one workdir, in `checkpoints/<step>/`, or what else is kept so.
 
     A checkpoint appears under its final name only when it is whole, so one cut short by a crash
     is never picked up; what is left of it is removed at the next start of training.
     """
 
-    def __init__(self, workdir: str | os.PathLike, config: ConfigDict | None = None):
-        """Opens `workdir/checkpoints`: for writing if a config is given, else only to read."""
-        self.folder = absolute(workdir) / "checkpoints"
+    def __init__(
+        self, workdir: str | os.PathLike, config: ConfigDict | None = None, name: str = FOLDER
+    ):
+        """Opens `workdir/checkpoints`: for writing if a config is given, else only to read.
+
+        In a folder of another `name` all are kept.
+        """
+        self.folder = absolute(workdir) / name
         if config is None:
             options = ocp.CheckpointManagerOptions(
                 read_only=True, create=False, save_interval_steps=0, best_fn=_no_best
             )
         else:
             options = ocp.CheckpointManagerOptions(
-                preservation_policy=_preservation(config),
+                preservation_policy=_preservation(config) if name == FOLDER else keep.PreserveAll(),
                 best_fn=_no_best,
                 cleanup_tmp_directories=True,
+                # Two of them may write at once, and processes wait for each other by name.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    barrier_sync_key_prefix=name
+                ),
             )
         self._orbax = ocp.CheckpointManager(
             self.folder,
@@ -66,6 +76,20 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps of all whole checkpoints, ascending."""
         return sorted(self._orbax.all_steps())
+
+    def find(self, step: int | None = None) -> int:
+        """`step`, or the newest step, if there is a whole checkpoint of it.
+
+        Raises:
+          ConfigError: there is none.
+        """
+        step = self.latest() if step is None else step
+        if step is None or step not in self._orbax.all_steps():
+            raise ConfigError(
+                f"{self.folder}: no checkpoint{'' if step is None else f' of step {step}'} "
+                f"(there are: {self.steps() or 'none'}). Train first, or give another --workdir."
+            )
+        return step
 
     def best(self, config: ConfigDict) -> int:
         """The step of the checkpoint whose evaluation is best.
@@ -93,7 +117,7 @@ class Checkpoints:
             )
         return min(values, key=values.get)
 
-    def save(self, state: TrainState, step: int, metrics: Mapping[str, float]) -> None:
+    def save(self, state: Tree, step: int, metrics: Mapping[str, float]) -> None:
         """Begins to save `state`; returns once its arrays are copied off the devices.
 
         Args:
@@ -112,18 +136,19 @@ class Checkpoints:
                 force=True,
             )
 
+    def remove_after(self, step: int) -> None:
+        """Removes those of later steps, such as a run made that is gone on with from `step`."""
+        with _disk(self.folder):
+            for later in [found for found in self.steps() if found > step]:
+                self._orbax.delete(later)
+
     def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
         """The state at `step` (the newest), with the shapes and shardings of `abstract`.
 
         Raises:
           ConfigError: there is no such checkpoint, or it holds other arrays.
         """
-        step = self.latest() if step is None else step
-        if step is None or step not in self._orbax.all_steps():
-            raise ConfigError(
-                f"{self.folder}: no checkpoint{'' if step is None else f' of step {step}'} "
-                f"(there are: {self.steps() or 'none'}). Train first, or give another --workdir."
-            )
+        step = self.find(step)
         saved = self.shapes(step)
         wanted = {path: shape for path, shape in _shapes(jax.eval_shape(as_data, abstract))}
         different = [

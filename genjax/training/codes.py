@@ -116,8 +116,31 @@ def encoded(
         codes = sources.Columns({name: held[name] for name in made})
         rest = sources.Chosen(source, others)
         splits[split] = sources.Joined(codes, rest) if others else codes
+        if split == "train" and not codec.vocabulary_size:
+            code = spec.fields["code"]
+            code = code._replace(facts={**code.facts, **moments(held["code"])})
+            spec = spec._replace(fields={**spec.fields, "code": code})
     route = f"codes by {config.stages[stage.name]}; {dataset.route}"
     return Dataset(spec, splits, route, decoded=dataset)
+
+
+def moments(codes: np.ndarray) -> dict[str, tuple[float, ...]]:
+    """Mean and standard deviation of real codes, by their last axis, as facts of their field.
+
+    A process that is to see zero mean and unit variance scales them with these (Rombach et al.
+    2022, appendix G; here by channel). Codes are read a part at a time.
+    """
+    total, squares, count = 0.0, 0.0, 0
+    for start in range(0, len(codes), 4096):
+        part = np.asarray(codes[start : start + 4096], np.float64).reshape(-1, codes.shape[-1])
+        total, squares, count = (
+            total + part.sum(0),
+            squares + np.square(part).sum(0),
+            count + len(part),
+        )
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - np.square(mean), 1e-12))
+    return {"mean": tuple(map(float, mean)), "std": tuple(map(float, std))}
 
 
 def _encode(config: ConfigDict, apply, arrays: Arrays, source: Any, mesh: Mesh) -> dict:

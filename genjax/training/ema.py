@@ -2,25 +2,29 @@
 
 A profile is a name and a function: how much of the parameters after step t comes into the average.
 `config.ema.decay` names exponential averages, by their decays; `config.ema.power` those whose
-weights grow with a power of the step, by their relative standard deviations. Several of the latter
-are what an average of any other length can be put together from after a run (Karras et al. 2024,
-section 3.2).
+weights grow with a power of the step, by their relative standard deviations. Several of the latter,
+at several steps, are what an average of any other length can be put together from after a run
+(Karras et al. 2024, section 3.2): `coefficients` says of how much of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError
 
 Tree = Any
 Profile = Callable[[jax.Array], jax.Array]  # step, from 0 -> the weight of its parameters
+
+LONGEST = 12**-0.5  # relative standard deviation of equal weights, which no power reaches
+NOISE = 1e-12  # singular values below this share of the largest are what float64 has rounded
 
 
 def exponential(decay: float, warmup: bool) -> Profile:
@@ -63,7 +67,12 @@ def profiles(config: ConfigDict) -> dict[str, Profile]:
     """
     c = config.ema
     constant = {str(decay): exponential(decay, c.warmup) for decay in c.decay}
-    return constant | {f"power_{deviation}": power(deviation) for deviation in c.power}
+    return constant | {name: power(deviation) for name, deviation in powers(config).items()}
+
+
+def powers(config: ConfigDict) -> dict[str, float]:
+    """The averages whose weights grow with a power of the step: name -> standard deviation."""
+    return {f"power_{deviation}": deviation for deviation in config.ema.power}
 
 
 def init(config: ConfigDict, params: dict[str, Tree], trained: Iterable[str]) -> dict[str, Tree]:
@@ -106,3 +115,53 @@ def evaluation_params(
     """What evaluations and samples use: the first profile where there is one, else the raw."""
     first = next(iter(profiles(config)), None)
     return {**params, **(ema[first] if first else {})}
+
+
+# ---- averages that were not kept -----------------------------------------------------------------
+
+
+def inner(
+    steps: Float[np.ndarray, "#a #b"],
+    gammas: Float[np.ndarray, "#a #b"],
+    other_steps: Float[np.ndarray, "#a #b"],
+    other_gammas: Float[np.ndarray, "#a #b"],
+) -> Float[np.ndarray, "a b"]:
+    """The integral of the product of two profiles, each (gamma + 1) t^gamma / T^(gamma + 1) up to
+    its step T and 0 after it (Karras et al. 2024, appendix C.3).
+    """
+    ratio = steps / other_steps
+    power = np.where(steps < other_steps, other_gammas, -gammas)
+    scale = (gammas + 1) * (other_gammas + 1) / (gammas + other_gammas + 1)
+    return scale * ratio**power / np.maximum(steps, other_steps)
+
+
+def coefficients(
+    deviations: Sequence[float], steps: Sequence[int], deviation: float, step: int
+) -> tuple[Float[np.ndarray, "n"], float]:
+    """How much of each kept average makes the one of another length, in float64.
+
+    The weights of the parameters in the sum are, of all sums of the kept averages, nearest to those
+    asked for by least squares, and then scaled to the sum 1 (Karras et al. 2024, algorithm 3, and
+    its code). Profiles are taken as functions of unit norm, and singular values that are no more
+    than rounding are left out: of five profiles at fifty steps the solution would else be noise.
+
+    Args:
+      deviations: relative standard deviation of each kept average.
+      steps: after which each was kept.
+      deviation: of the average asked for: above 0 and below 12^(-1/2).
+      step: after which it is asked for.
+
+    Returns:
+      The coefficients, whose sum is 1, and the norm of what their weights miss, as a share of the
+      norm of those asked for.
+    """
+    t, gamma = np.array(steps, np.float64), np.array([exponent(d) for d in deviations])
+    wanted = np.array([step], np.float64), np.array([exponent(deviation)])
+    products = inner(t[:, None], gamma[:, None], t, gamma)
+    target, square = inner(t, gamma, *wanted), inner(*wanted, *wanted).item()
+    norms = np.sqrt(np.diag(products))
+    scaled = products / np.outer(norms, norms)
+    found = np.linalg.lstsq(scaled, target / norms, rcond=NOISE)[0] / norms
+    found = found / found.sum()
+    missed = square - 2 * found @ target + found @ products @ found
+    return found, float(np.sqrt(max(missed, 0.0) / square))

@@ -18,6 +18,7 @@ from genjax.files import is_local
 from genjax.parallel.distributed import barrier
 from genjax.parallel.mesh import batch_part, global_batch, global_batches
 from genjax.train_state import TrainState
+from genjax.training import snapshots
 from genjax.training.assemble import Assembly
 from genjax.training.averages import Averages
 from genjax.training.checkpoint import Checkpoints, best_metric
@@ -109,10 +110,15 @@ def train(
             threads=config.dataset.threads,
         )
         stack.callback(batches.close)
+        kept = snapshots.opened(config, workdir, first)
+        if kept is not None:
+            stack.callback(kept.close)
         trace = StepTrace(_steps_of(run, config.profile), workdir)
         stack.callback(trace.close)
         received = stack.enter_context(signals())
-        return _steps(run, state, first, batches, evaluate, checkpoints, progress, trace, received)
+        return _steps(
+            run, state, first, batches, evaluate, checkpoints, kept, progress, trace, received
+        )
 
 
 def _steps_of(run: Assembly, duration: str) -> int:
@@ -126,9 +132,10 @@ def _steps_of(run: Assembly, duration: str) -> int:
 
 
 def _cadences(run: Assembly) -> dict[str, int]:
-    """Steps between two log lines, evaluations and checkpoints; 0 is never."""
-    names = ("log", "evals", "checkpoint")
-    return {name: _steps_of(run, run.config[name].every) for name in names}
+    """Steps between two log lines, evaluations, checkpoints and snapshots; 0 is never."""
+    found = {name: run.config[name].every for name in ("log", "evals", "checkpoint")}
+    found["snapshots"] = run.config.ema.snapshots
+    return {name: _steps_of(run, duration) for name, duration in found.items()}
 
 
 class Evaluation(Protocol):
@@ -174,6 +181,7 @@ def _steps(
     batches: Iterator[Any],
     evaluate: Evaluation,
     checkpoints: Checkpoints,
+    kept: Checkpoints | None,
     progress: Progress,
     trace: StepTrace,
     received: Sequence[int],
@@ -220,9 +228,14 @@ def _steps(
         stop, save = False, due("checkpoint", step) or bool(number) or late
         with progress.paused():
             trace.end(step, state, last=look or save)
+        if due("snapshots", step):
+            with progress.paused():
+                kept.save(snapshots.of(run.config, state), step, {})
         if look or save:
             with progress.paused():
                 metrics = evaluate(state, step) if look else {}
+                if kept is not None:
+                    kept.wait()  # no checkpoint without the snapshots before it
                 checkpoints.save(state, step, metrics)
                 interruptions.saved()
                 if look:

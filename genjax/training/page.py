@@ -1,6 +1,8 @@
-"""The look of `report.html`: its style sheet and its few lines of script, both inline."""
+"""The look of pages such as `report.html`: a style sheet and a few lines of script, both inline."""
 
 from __future__ import annotations
+
+import html
 
 STYLE = """
 :root{color-scheme:light dark;--page:#f6f7f9;--card:#fff;--ink:#1b2330;--soft:#657083;
@@ -46,6 +48,11 @@ font-variant-numeric:tabular-nums}
 .tick{fill:var(--soft);font-size:11.5px}.bad{fill:var(--bad);font-size:14px}
 .raw{stroke:var(--line);stroke-width:1.7}.raw.faint{stroke-width:1;opacity:.38}
 .mean{stroke:var(--mean);stroke-width:2}.dot{fill:var(--line)}
+.curve{stroke-width:1.9}path.dashed{stroke-dasharray:5 3}
+.hue0{--hue:#3b82d6}.hue1{--hue:#d9730d}.hue2{--hue:#2a9d63}.hue3{--hue:#c8459b}
+.hue4{--hue:#8a6fd8}.hue5{--hue:#b58a00}.hue6{--hue:#12a0b0}.hue7{--hue:#d14343}
+.hue8{--hue:#7a8699}.hue9{--hue:#8f6a4e}
+path.curve{stroke:var(--hue)}circle.spot{fill:var(--hue)}
 .lost{stroke:var(--bad);stroke-width:1.5}
 .here{fill:var(--card);stroke:var(--mean);stroke-width:2}
 .tip{position:absolute;pointer-events:none;background:var(--ink);color:var(--card);
@@ -90,10 +97,12 @@ for (const svg of document.querySelectorAll('svg[data-points]')) {
   svg.addEventListener('pointermove', event => {
     const box = svg.getBoundingClientRect(), scale = box.width / svg.viewBox.baseVal.width;
     const x = (event.clientX - box.left) / scale;
+    const y = (event.clientY - box.top) / scale;
+    const far = p => Math.hypot(p[0] - x, p[4] ? p[1] - y : 0);
     let best = points[0];
-    for (const p of points) if (Math.abs(p[0] - x) < Math.abs(best[0] - x)) best = p;
+    for (const p of points) if (far(p) < far(best)) best = p;
     ring.setAttribute('cx', best[0]); ring.setAttribute('cy', best[1]); svg.append(ring);
-    tip.textContent = 'step ' + best[2].toLocaleString('en') + ': ' + best[3];
+    tip.textContent = (best[4] || 'step ' + best[2].toLocaleString('en')) + ': ' + best[3];
     svg.parentNode.append(tip);
     const half = tip.offsetWidth / 2, wide = svg.parentNode.clientWidth;
     const card = svg.parentNode.getBoundingClientRect();
@@ -117,3 +126,18 @@ for (const viewer of document.querySelectorAll('.viewer')) {
   });
 }
 """
+
+
+def document(title: str, body: str) -> str:
+    """A whole page, self-contained.
+
+    Args:
+      title: plain text.
+      body: HTML.
+    """
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
+        f"<body><main>{body}</main><script>{SCRIPT}</script></body></html>\n"
+    )

@@ -28,7 +28,8 @@ from genjax.files import absolute, size, write_atomic
 from genjax.nn.cpu import onednn
 from genjax.training.chart import line_chart, number
 from genjax.training.metrics import read_metrics
-from genjax.training.page import SCRIPT, STYLE
+from genjax.training.page import document
+from genjax.training.sweep import sections
 
 logger = logging.getLogger("genjax")
 
@@ -345,8 +346,8 @@ def write_report(
     """Writes `workdir/report.html` anew, atomically, from what the run has left in `workdir`.
 
     Reads `config.json` (its keys "config" and "data"), `metrics.jsonl`, the samples
-    `samples/<name>_<step>.png`, `.txt` and `.wav`, and the reports of `stages/`; any of them may be
-    missing or still empty.
+    `samples/<name>_<step>.png`, `.txt` and `.wav`, the sweeps of `sweep.FILES`, and the reports of
+    `stages/`; any of them may be missing or still empty.
 
     Args:
       workdir: the run's folder.
@@ -386,18 +387,13 @@ def write_report(
         _charts("Evaluation", curves, (0, step)),
         _charts("Training", train, (0, step)),
         f"<h2>Metrics</h2>{_metric_table(evals | train)}",
+        *sections(workdir),
         *_stages(workdir / "stages"),
         *_data(content.get("data") or {}),
         f"<details><summary>Config</summary>{_pairs(flatten(config))}</details>",
         f"<h2>Environment</h2>{_pairs(environment)}",
         f'<h2>State</h2><div class="card digest">sha256 <code>{state}</code></div>',
     ]
-    page = (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
-        f"<body><main>{''.join(body)}</main><script>{SCRIPT}</script></body></html>\n"
-    )
     path = workdir / "report.html"
-    write_atomic(path, page.encode())
+    write_atomic(path, document(title, "".join(body)).encode())
     return path

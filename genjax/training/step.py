@@ -62,6 +62,8 @@ def make_step(
                     grads[n], opt_state[n], params[n], step=state.step
                 )
                 new[n] = optax.apply_updates(params[n], updates)
+                if n in method.project:
+                    new[n] = method.project[n](new[n])
             return new, states
 
         params, opt_state = guarded(apply, finite, grads, *old)

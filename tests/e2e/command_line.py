@@ -24,9 +24,9 @@ FAST = [
     "--config.diffusion.num_timesteps=10",
     "--config.diffusion.eval_timesteps=2",
     "--config.diffusion.steps=2",
-    "--config.model.channels=8",
-    "--config.model.multipliers=(1,)",
-    "--config.model.attention=()",
+    "--config.model.denoiser.channels=8",
+    "--config.model.denoiser.multipliers=(1,)",
+    "--config.model.denoiser.attention=()",
     "--config.dataset.threads=1",
 ]
 

@@ -41,23 +41,26 @@ def refused(capsys, tmp_path):
     ("arguments", "expected"),
     [
         (["--config.optimizer.learningrate=1"], ["learningrate", "optimizer.learning_rate"]),
-        (["--config.model.chanels=1"], ["model.chanels", "model.channels"]),
+        (["--config.model.denoiser.chanels=1"], ["denoiser.chanels", "denoiser.channels"]),
         (["--config.batch_size=lots"], ["config.batch_size='lots'", "a whole number"]),
         (["--config.diffusion.sampler=dimm"], ["sampler", "dimm", "ddim"]),
-        (["--config.diffusion.noise_schedule=cosin"], ["cosin", "linear, cosine"]),
-        (["--config.method=dddpm"], ["dddpm", "ddpm"]),
+        (["--config.diffusion.path=cosin"], ["cosin", "linear, cosine"]),
+        (["--config.method=difusion"], ["difusion", "Nearest: diffusion"]),
+        (["--config.method=ddpm"], ["ddpm", "diffusion"]),  # as it was called once
         (["--config.optimizer.name=adamm"], ["adamm", "adam"]),
         (["--config.batch_size=12"], ["12 is not divisible by the 8 devices", "multiple of 8"]),
         (["--config.mesh.fsdp=3"], ["'fsdp': 3", "8 devices"]),
         (["--config.dataset.name=digitz"], ["digitz", "digits"]),
-        (["--config.model.multipliers=(1,2,2,2,2)"], ["8 x 8", "multiple of 16"]),
+        (["--config.model.denoiser.multipliers=(1,2,2,2,2)"], ["8 x 8", "multiple of 16"]),
         (["--config.evals.split=tets"], ["tets", "test"]),
         (["--config.early_stop.metric=eval/loss"], ["eval/loss", "eval/bits_per_dim"]),
         (["--config.checkpoint.best=eval/loss"], ["eval/loss", "eval/bits_per_dim"]),
-        (["--config.model.attention=(16,)"], ["16", "[8, 4]"]),
-        (["--config.model.heads=3"], ["heads=3", "[16, 32]"]),
-        (["--config.model.multipliers=a"], ["model.multipliers", "a whole number"]),
-        (["--config.dataset.dequantize=True"], ["dequantize=False"]),
+        (["--config.model.denoiser.attention=(16,)"], ["16", "[8, 4]"]),
+        (["--config.model.denoiser.heads=3"], ["heads=3", "[16, 32]"]),
+        (
+            ["--config.model.denoiser.multipliers=a"],
+            ["model.denoiser.multipliers", "a whole number"],
+        ),
         (["--config.ema.networks=('encoder',)"], ["encoder", "denoiser"]),
         (["--config.optimizer.freeze=('^nothing',)"], ["freeze", "^nothing"]),
         (["--checkpont=5"], ["--checkpont", "--checkpoint"]),
@@ -122,16 +125,20 @@ def run_copy(finished_run, tmp_path):
 def test_another_config_is_refused_with_the_keys_and_nothing_is_lost(refused, run_copy):
     before = (run_copy / "config.json").read_bytes()
     message = refused(
-        TINY, *FAST, f"--workdir={run_copy}", "--config.model.channels=16", "--config.seed=3"
+        TINY,
+        *FAST,
+        f"--workdir={run_copy}",
+        "--config.model.denoiser.channels=16",
+        "--config.seed=3",
     )
-    assert "config.model.channels: 8 -> 16" in message
+    assert "config.model.denoiser.channels: 8 -> 16" in message
     assert "config.seed: 0 -> 3" in message
     assert "--allow_config_change" in message
     message = refused(
         TINY,
         *FAST,
         f"--workdir={run_copy}",
-        "--config.model.channels=16",
+        "--config.model.denoiser.channels=16",
         "--allow_config_change",
     )
     assert "is of another model" in message
@@ -143,7 +150,7 @@ def test_another_config_is_refused_with_the_keys_and_nothing_is_lost(refused, ru
 def test_a_damaged_config_of_a_run(refused, run_copy):
     (run_copy / "config.json").write_text('{"config": {"method": ')
     assert "is damaged" in refused(f"--workdir={run_copy}", "--mode=inspect")
-    (run_copy / "config.json").write_text('{"config": {"method": "ddpm"}, "data": {}}')
+    (run_copy / "config.json").write_text('{"config": {"method": "diffusion"}, "data": {}}')
     assert "'dataset'" in refused(f"--workdir={run_copy}", "--mode=inspect")
     (run_copy / "config.json").write_text('{"config": {"seed": 1}, "data": {}}')
     assert "damaged" in refused(f"--workdir={run_copy}", "--mode=inspect")
@@ -152,7 +159,7 @@ def test_a_damaged_config_of_a_run(refused, run_copy):
 
 def test_sampling_options_that_do_not_exist(refused, finished_run):
     at = f"--workdir={finished_run}"
-    assert "ancestral, ddim" in refused(at, "--mode=sample", "--sampler=dimm")
+    assert "euler, ddim" in refused(at, "--mode=sample", "--sampler=dimm")
     assert "steps" in refused(at, "--mode=sample", "--steps=11")
     assert "whole number" in refused(at, "--mode=sample", "--steps=2.5")
     assert "number" in refused(at, "--mode=sample", "--guidance=high")

@@ -64,12 +64,14 @@ def train(*arguments):
 
 
 def test_a_run_is_trained_resumed_evaluated_and_sampled_there(store, tmp_path, capsys):
-    assert train() == 0
+    kept = ["--config.ema.power=(0.05,0.1)", "--config.ema.snapshots=4_steps"]
+    assert train(*kept) == 0
     folder = store / "run"
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "checkpoints",
         "config.json",
+        "ema",
         "log.txt",
         "metrics.jsonl",
         "report.html",
@@ -78,8 +80,9 @@ def test_a_run_is_trained_resumed_evaluated_and_sampled_there(store, tmp_path, c
     assert "step_00000012.png" in os.listdir(folder / "samples")
     assert "<figure" in (folder / "report.html").read_text()
     assert "step 12/12" in (folder / "log.txt").read_text()
-    assert train("--config.duration=14_steps") == 0
+    assert train(*kept, "--config.duration=14_steps") == 0
     assert steps_logged(folder) == list(range(1, 15))
+    assert {path.name for path in (folder / "ema").iterdir()} == {"4", "8", "12"}
     assert "resuming at step 12" in (folder / "log.txt").read_text()
     assert (folder / "log.txt").read_text().count("step 12/12") == 1
     count = len((folder / "metrics.jsonl").read_text().splitlines())
@@ -87,6 +90,8 @@ def test_a_run_is_trained_resumed_evaluated_and_sampled_there(store, tmp_path, c
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == count + 1
     assert main.main([RUN, "--mode=sample", "--num=2"]) == 0
     assert "step_00000014_seed_0.npz" in os.listdir(folder / "generated")
+    assert main.main([RUN, "--mode=sample", "--num=2", "--ema=0.08"]) == 0
+    assert "step_00000014_seed_0_ema_0.08.npz" in os.listdir(folder / "generated")
     assert main.main([RUN, "--mode=export"]) == 1
     assert "expected a local folder" in capsys.readouterr().err
     assert list((tmp_path / "here").iterdir()) == []  # such as a folder gs:/bucket

@@ -5,6 +5,7 @@ import json
 import random
 import signal
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from command_line import (
     wait_for_step,
 )
 
+from genjax.training import snapshots
 from genjax.training.assemble import assemble
 from genjax.training.checkpoint import Checkpoints, digest, digests
 from genjax.training.workdir import read_config, read_spec
@@ -163,14 +165,21 @@ def pair(cli, *arguments, workdir):
     ]
 
 
+def snapshots_of(workdir, run):
+    """Step -> what is kept in ema/."""
+    kept, like = Checkpoints(workdir, name=snapshots.FOLDER), snapshots.of(run.config, run.state)
+    return {step: kept.restore(like, step) for step in kept.steps()}
+
+
 SGD = ["--config.optimizer.name=sgd", "--config.optimizer.momentum=0.0"]
 
 
-IMAGES = [f"--config={DDPM}:tiny", *FAST, "--config.model.channels=16"]
+IMAGES = [f"--config={DDPM}:tiny", *FAST, "--config.model.denoiser.channels=16"]
 TEXT = [f"--config={ROOT / 'configs' / 'llama.py'}:tiny", "--config.batch_size=8"]
 TEXT += ["--config.dataset.text.documents=packed", "--config.model.lm.width=64"]
 TEXT += ["--config.evals.every=6_steps", "--config.log.every=1_steps", "--config.schedule.warmup="]
 TEXT += ["--config.optimizer.learning_rate=0.1"]
+TEXT += ["--config.ema.power=(0.05,0.1)", "--config.ema.snapshots=2_steps"]
 
 
 @pytest.mark.parametrize(
@@ -197,6 +206,9 @@ def test_two_processes_equal_one(cli, tmp_path, family, mesh):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
         moved = max(moved, float(np.abs(np.asarray(a) - np.asarray(c)).max()))
     assert moved > 1e-3
+    kept = [snapshots_of(tmp_path / name, run) for name in ("one", "two")]
+    assert sorted(kept[0]) == ([2, 4, 6] if "--config.ema.snapshots=2_steps" in family else [])
+    chex.assert_trees_all_close(*kept, rtol=1e-5, atol=1e-6)
     assert reported_digest(tmp_path / "two") == digest(digests(two))  # of arrays that both share
     for a, b in zip(train_metrics(tmp_path / "one"), train_metrics(tmp_path / "two"), strict=True):
         assert a.keys() == b.keys()

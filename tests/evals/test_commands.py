@@ -78,7 +78,7 @@ def test_statistics_are_made_and_used(data, capsys):
         (["--mode=train", "--samples=test"], "--samples belongs to --mode=eval"),
         (
             ["--mode=eval", "--output=x"],
-            "--output belongs to --mode=export and --mode=tokenizer, not to --mode=eval",
+            "--output belongs to --mode=export and --mode=tokenizer and --mode=solvers, not to",
         ),
         (
             ["--mode=eval", "--samples=test", "--config.evals.fidelity.features=()"],

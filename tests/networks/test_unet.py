@@ -8,7 +8,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, construct
-from genjax.networks.unet import AttentionBlock, ResidualBlock, UNet
+from genjax.networks.unet import AttentionBlock, Network, ResidualBlock
 from genjax.nn.functional import functional
 
 MODEL = {
@@ -22,15 +22,14 @@ MODEL = {
 }
 
 
-def make(num_classes=0, dtype=jnp.float32, resolution=8, **model):
+def make(num_classes=0, dtype=jnp.float32, resolution=8, width=0, **model):
     config = ConfigDict({**MODEL, **model})
     net = functional(
         lambda rngs: construct(
-            UNet,
+            Network,
             config,
-            "model",
-            resolution=resolution,
-            in_channels=3,
+            "model.denoiser",
+            shape=(resolution, width or resolution, 3),
             out_channels=3,
             num_classes=num_classes,
             dtype=dtype,
@@ -164,3 +163,8 @@ def test_bfloat16_compute_is_close_and_parameters_stay_float32():
 def test_a_size_that_cannot_be_halved_is_refused():
     with pytest.raises(ConfigError, match=r"10 x 10.*multiple of 4"):
         make(resolution=10, multipliers=(1, 1, 1))
+
+
+def test_images_that_are_not_square_are_refused():
+    with pytest.raises(ConfigError, match=r"square images, got 8 x 12"):
+        make(width=12)

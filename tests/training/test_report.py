@@ -61,7 +61,7 @@ class Page(html.parser.HTMLParser):
 
 
 def write_run(workdir, *, config=None, lines=(), pictures=()):
-    config = config or {"method": "ddpm", "dataset": {"name": "digits"}}
+    config = config or {"method": "diffusion", "dataset": {"name": "digits"}}
     workdir.mkdir(exist_ok=True)
     (workdir / "config.json").write_text(json.dumps({"config": config, "created": "today"}))
     writer = metrics.JsonlWriter(workdir / "metrics.jsonl", start_step=10**9)
@@ -89,11 +89,11 @@ def run_lines(count=2000):
 
 
 def test_page_has_the_numbers_config_environment_and_digest(tmp_path):
-    config = {"method": "ddpm", "dataset": {"name": "digits"}, "optimizer": {"lr": 0.0002}}
+    config = {"method": "diffusion", "dataset": {"name": "digits"}, "optimizer": {"lr": 0.0002}}
     write_run(tmp_path, config=config, lines=run_lines())
     page = read(tmp_path, total=40000)
     text = " ".join(page.text)
-    assert "ddpm" in text
+    assert "diffusion" in text
     assert "digits" in text
     assert "step 20,000 of 40,000, not finished" in text
     assert "abc123" in text
@@ -115,7 +115,7 @@ def test_page_has_the_numbers_config_environment_and_digest(tmp_path):
 
 
 def test_page_loads_nothing_from_anywhere(tmp_path):
-    config = {"method": "ddpm", "dataset": {"name": "https://example.com/x.npz"}}
+    config = {"method": "diffusion", "dataset": {"name": "https://example.com/x.npz"}}
     write_run(tmp_path, config=config, lines=run_lines(50), pictures=["step_000010.png"])
     page = read(tmp_path)
     loads = {"src", "href", "srcset", "data", "action", "poster", "xlink:href", "background"}

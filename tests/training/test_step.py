@@ -19,14 +19,22 @@ from genjax.training.step import make_step
 
 
 def make(
-    phases, params, *, learning_rate=0.1, accumulation=1, mutable=None, prepare=None, **optimizer
+    phases,
+    params,
+    *,
+    learning_rate=0.1,
+    accumulation=1,
+    mutable=None,
+    prepare=None,
+    project=None,
+    **optimizer,
 ):
     """(step function, state) of a game with plain gradient descent."""
     config = configs.base()
     config.accumulation = accumulation
     config.ema.decay = ()
     config.optimizer.update({"name": "sgd", "momentum": 0.0, "clip_norm": 0.0} | optimizer)
-    method = Method(None, tuple(phases), None, None, (), prepare=prepare)
+    method = Method(None, tuple(phases), None, None, (), prepare=prepare, project=project or {})
     schedule = optax.constant_schedule(learning_rate)
     optimizers = {name: optim.build(config, name, schedule) for name in trained(method)}
     state = TrainState(
@@ -232,6 +240,22 @@ def test_several_networks_are_skipped_together():
     after, output = jax.jit(step)(state, {"x": jnp.zeros(1)})
     assert output.skipped == 1
     chex.assert_trees_all_equal((after.params, after.opt_state), (state.params, state.opt_state))
+
+
+def test_parameters_are_projected_after_an_update_and_only_those_of_their_network():
+    """Descent of |x - (3, 4)|^2 / 2 on the unit circle ends at (3, 4) / 5."""
+
+    def loss(params, mutable, batch, key, step):
+        far = [jnp.square(params[n] - jnp.array([3.0, 4.0])).sum() / 2 for n in "ab"]
+        return far[0] + far[1], Aux({}, {})
+
+    params = {n: jnp.array([1.0, 0.0]) for n in "ab"}
+    unit = {"a": lambda x: x / jnp.linalg.norm(x)}
+    step, state = make([Phase(("a", "b"), loss)], params, project=unit)
+    for _ in range(100):
+        state, _ = step(state, {"x": jnp.zeros(1)})
+    np.testing.assert_allclose(state.params["a"], [0.6, 0.8], atol=1e-4)
+    np.testing.assert_allclose(state.params["b"], [3.0, 4.0], atol=1e-3)
 
 
 def test_metrics_of_a_phase_of_several_networks_have_both_names():

@@ -1,4 +1,4 @@
-"""The samplers on Gaussian data, whose best denoiser and whose results are known exactly.
+"""The solvers on Gaussian data, whose best denoiser and whose results are known exactly.
 
 For x_0 ~ N(mu, s^2): x_t ~ N(alpha mu, V) with V = alpha^2 s^2 + sigma^2, and the best
 x0_hat is mu + alpha s^2 / V (x_t - alpha mu). Every sampler is then an affine map of x_T and of
@@ -7,12 +7,19 @@ the noises.
 
 from __future__ import annotations
 
+import itertools
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tables
 
-from genjax.sampling import diffusion
+from genjax.config import ConfigError
+from genjax.sampling import grids, paths, solvers
+from genjax.sampling.parametrisation import Prediction
+from genjax.sampling.solvers import SOLVERS
 
 MU, S = 0.7, 0.5
 
@@ -27,9 +34,9 @@ def alpha_bars(name, T):
     return np.cumprod(1 - betas)
 
 
-def schedule_of(name, T, steps=None, spacing="trailing"):
-    full = diffusion.schedule_from_betas(diffusion.NOISE_SCHEDULES[name](T))
-    return diffusion.respace(full, steps, spacing)
+def grid_of(name, T, steps=None, spacing="trailing"):
+    path = paths.make(name, T)
+    return path, grids.grid(path, grids.times(path, steps or T, spacing))
 
 
 def denoiser(name, T, mu=MU, s=S):
@@ -39,10 +46,10 @@ def denoiser(name, T, mu=MU, s=S):
     residue = jnp.asarray(np.sqrt(1 - bars) / (bars * s**2 + 1 - bars), jnp.float32)
     alpha = jnp.asarray(np.sqrt(bars), jnp.float32)
 
-    def predict(x, t):
-        assert t.shape == x.shape[:1]
-        shift = x - alpha[t][:, None] * mu
-        return diffusion.Prediction(mu + gain[t][:, None] * shift, residue[t][:, None] * shift)
+    def predict(x, at, memory):
+        t = at.told.astype(jnp.int32)
+        shift = x - alpha[t] * mu
+        return Prediction(mu + gain[t] * shift, residue[t] * shift), memory
 
     return predict
 
@@ -63,10 +70,22 @@ def moments(bars, timesteps, variance, mu=MU, s=S, mean=0.0, var=1.0):
     return mean, var
 
 
-def run(sampler, predict, schedule, shape, **options):
+def timesteps_of(table):
+    """The timesteps of the calls, from the data's end."""
+    return table.at.told[::-1].astype(int)
+
+
+def run(predict, table, shape, seed=0, start=None):
+    """Samples of the whole loop, each with its own key."""
+    keys = jax.random.split(jax.random.key(seed), shape[0])
+    solve = partial(solvers.solve, stochastic=table.stochastic)
+    solved = jax.jit(lambda keys, start: solve(predict, table, keys, shape[1:], start=start))
+    return np.asarray(solved(keys, start), np.float64)
+
+
+def normal(shape):
     x = jax.random.normal(jax.random.key(0), shape)
-    run = jax.jit(lambda x, key: sampler(predict, schedule, x, key, clip=False, **options))
-    return np.asarray(run(x, jax.random.key(1)), np.float64), np.asarray(x, np.float64)
+    return x, np.asarray(x, np.float64)
 
 
 def assert_moments(samples, mean, var):
@@ -76,7 +95,7 @@ def assert_moments(samples, mean, var):
     assert abs(samples.var() / var - 1) < 4 * np.sqrt(2 / n)
 
 
-@pytest.mark.parametrize("variance", diffusion.VARIANCES)
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 @pytest.mark.parametrize(
     ("name", "T", "steps", "spacing"),
     [
@@ -87,27 +106,53 @@ def assert_moments(samples, mean, var):
     ],
 )
 def test_ancestral_mean_and_variance(name, T, steps, spacing, variance):
-    schedule = schedule_of(name, T, steps, spacing)
-    samples, _ = run(
-        diffusion.ancestral, denoiser(name, T), schedule, (1000, 100), variance=variance
-    )
-    want = moments(alpha_bars(name, T), schedule.timesteps, variance)
+    table = solvers.ddpm(*grid_of(name, T, steps, spacing), variance=variance)
+    samples = run(denoiser(name, T), table, (1000, 100))
+    want = moments(alpha_bars(name, T), timesteps_of(table), variance)
     assert_moments(samples, *want)
 
 
 def test_large_variance_is_exact_for_standard_normal_data():
     """Ho et al. 2020, section 3.2. Every x_t stays N(0, 1); the last step adds no noise."""
-    schedule = schedule_of("cosine", 5)
-    predict = denoiser("cosine", 5, mu=0.0, s=1.0)
-    samples, _ = run(diffusion.ancestral, predict, schedule, (1000, 100), variance="fixed_large")
+    table = solvers.ddpm(*grid_of("cosine", 5), variance="fixed_large")
+    samples = run(denoiser("cosine", 5, mu=0.0, s=1.0), table, (1000, 100))
     assert_moments(samples, 0.0, alpha_bars("cosine", 5)[0])
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
-def test_point_data_are_hit_exactly(sampler):
-    predict = denoiser("cosine", 20, mu=0.3, s=1e-9)
-    samples, _ = run(diffusion.SAMPLERS[sampler], predict, schedule_of("cosine", 20, 6), (5, 4))
-    np.testing.assert_allclose(samples, 0.3, rtol=1e-6)
+@pytest.mark.parametrize("name", paths.NAMES)
+def test_every_solver_hits_point_data_exactly(name):
+    """On every path, in continuous and in discrete time, and from pure noise.
+
+    There x_0 and epsilon stay what they are, so that every step of every order is exact.
+    """
+    x, noises = np.random.default_rng(0).standard_normal((2, 4)), np.ones((99, 2, 4))
+    made = [paths.make(name)]
+    if name in paths.BETAS:
+        made += [paths.make(name, 50), paths.make(name, 50, zero_terminal_snr=True)]
+    for path, (solver, maker) in itertools.product(made, SOLVERS.items()):
+        for end in grids.ENDS:
+            steep = solver == "pndm" and path.steps  # refused from nearly pure noise: see below
+            grid = grids.grid(path, grids.times(path, 8, "leading" if steep else "uniform"), end)
+            if solver == "pndm" and not grid.alpha[0]:
+                continue
+            table = maker.table(path, grid)
+
+            def predict(x, at):
+                return np.full_like(x, 0.3), (x - at.alpha * 0.3) / at.sigma
+
+            found = tables.run(table, predict, table.start * x, noises)[-1]
+            epsilon = (table.start * x - grid.alpha[0] * 0.3) / grid.sigma[0]
+            want = grid.alpha[-1] * 0.3 + grid.sigma[-1] * epsilon
+            if end == "data" or not table.stochastic:
+                np.testing.assert_allclose(found, want, rtol=1e-7, err_msg=f"{solver} to {end}")
+
+
+def test_what_pndm_refuses():
+    path = paths.make("linear", 50, zero_terminal_snr=True)
+    with pytest.raises(ConfigError, match="pure noise"):
+        solvers.pndm(path, grids.grid(path, grids.times(path, 8)))
+    with pytest.raises(ConfigError, match="at least 4"):
+        solvers.pndm(*grid_of("linear", 50, 3))
 
 
 def ddim_factor(bars, timesteps, s=S):
@@ -118,14 +163,15 @@ def ddim_factor(bars, timesteps, s=S):
     return np.prod(mixed / (now * s**2 + 1 - now))
 
 
-@pytest.mark.parametrize("spacing", diffusion.SPACINGS)
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])
 @pytest.mark.parametrize(("name", "steps"), [("linear", None), ("cosine", 10), ("cosine", 1)])
 def test_ddim_map(name, steps, spacing):
     T = 100
-    schedule, bars = schedule_of(name, T, steps, spacing), alpha_bars(name, T)
-    samples, x = run(diffusion.ddim, denoiser(name, T), schedule, (20, 5))
-    start = np.sqrt(bars[schedule.timesteps[-1]])
-    want = MU + ddim_factor(bars, schedule.timesteps) * (x - start * MU)
+    table, bars = solvers.ddim(*grid_of(name, T, steps, spacing)), alpha_bars(name, T)
+    start, x = normal((20, 5))
+    samples = run(denoiser(name, T), table, (20, 5), start=start)
+    timesteps = timesteps_of(table)
+    want = MU + ddim_factor(bars, timesteps) * (x - np.sqrt(bars[timesteps[-1]]) * MU)
     np.testing.assert_allclose(samples, want, rtol=2e-5, atol=2e-6)
 
 
@@ -133,10 +179,11 @@ def test_ddim_map(name, steps, spacing):
 def test_ddim_with_noise(eta):
     """Mean and variance by recursion; with eta = 1 they are the ancestral sampler's."""
     T, steps = 100, 10
-    schedule, bars = schedule_of("cosine", T, steps), alpha_bars("cosine", T)
+    table, bars = solvers.ddim(*grid_of("cosine", T, steps), eta=eta), alpha_bars("cosine", T)
+    timesteps = timesteps_of(table)
     mean, var = 0.0, 1.0
     for i in reversed(range(steps)):
-        now, previous = bars[schedule.timesteps[i]], bars[schedule.timesteps[i - 1]] if i else 1.0
+        now, previous = bars[timesteps[i]], bars[timesteps[i - 1]] if i else 1.0
         total = now * S**2 + 1 - now
         noise = eta**2 * (1 - previous) / (1 - now) * (1 - now / previous)
         gain = np.sqrt(previous * now) * S**2 + np.sqrt(1 - previous - noise) * np.sqrt(1 - now)
@@ -144,8 +191,8 @@ def test_ddim_with_noise(eta):
         mean = np.sqrt(previous) * MU + gain * (mean - np.sqrt(now) * MU)
         var = gain**2 * var + noise
     if eta == 1:
-        np.testing.assert_allclose(moments(bars, schedule.timesteps, "fixed_small"), (mean, var))
-    samples, _ = run(diffusion.ddim, denoiser("cosine", T), schedule, (1000, 100), eta=eta)
+        np.testing.assert_allclose(moments(bars, timesteps, "fixed_small"), (mean, var))
+    samples = run(denoiser("cosine", T), table, (1000, 100))
     assert_moments(samples, mean, var)
 
 
@@ -159,9 +206,8 @@ def test_ddim_error_falls_as_one_over_steps():
     exact = S / np.sqrt(bars[-1] * S**2 + 1 - bars[-1])
     numbers, errors = (10, 20, 40, 100, 200), []
     for steps in numbers:
-        samples, x = run(
-            diffusion.ddim, denoiser("cosine", T), schedule_of("cosine", T, steps), (4, 2)
-        )
+        table, (start, x) = solvers.ddim(*grid_of("cosine", T, steps)), normal((4, 2))
+        samples = run(denoiser("cosine", T), table, (4, 2), start=start)
         factor = (samples - MU) / (x - np.sqrt(bars[-1]) * MU)
         errors.append(np.abs(factor - exact).mean())
     slope = np.polyfit(np.log(numbers), np.log(errors), 1)[0]
@@ -169,14 +215,11 @@ def test_ddim_error_falls_as_one_over_steps():
     assert 1e-3 < errors[-1] < errors[0] < 0.5
 
 
-@pytest.mark.parametrize("name", ["ancestral", "ddim"])
+@pytest.mark.parametrize("name", ["ddpm", "euler_ancestral", "dpm++_2m_sde"])
 def test_only_the_key_decides_the_noise(name):
-    schedule, predict = schedule_of("cosine", 20, 5), denoiser("cosine", 20)
-    x = jax.random.normal(jax.random.key(0), (2, 3))
-    options = {"eta": 0.5} if name == "ddim" else {}
-    first, again, other = (
-        diffusion.SAMPLERS[name](predict, schedule, x, jax.random.key(k), clip=False, **options)
-        for k in (1, 1, 2)
-    )
+    """And the start decides it not: three runs from the same point."""
+    table, predict = SOLVERS[name].table(*grid_of("cosine", 20, 5)), denoiser("cosine", 20)
+    start, _ = normal((2, 3))
+    first, again, other = (run(predict, table, (2, 3), k, start) for k in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
-    assert float(jnp.abs(first - other).min()) > 0
+    assert np.abs(first - other).min() > 0

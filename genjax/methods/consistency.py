@@ -1,0 +1,717 @@
+"""Few-step generators: consistency models and mean flows.
+
+A consistency function f takes a point of the probability-flow ODE to the trajectory's end (Song et
+al. 2023). Here f(x_t) = x_0 + s_min epsilon, of the pair that a network says of x_t in any
+parametrisation: the step of DDIM to the least noise, at which f is x / alpha whatever the network
+says. With "edm" the network's factor is c_out of their appendix C.
+
+  training      pairs of noise levels and one noise (Song et al. 2023; Song & Dhariwal 2024, iCT;
+                Geng et al. 2024, ECT)
+  distillation  the nearer point by a step of a trained diffusion model's ODE (Song et al. 2023)
+  continuous    the limit of either, by a forward-mode derivative (Lu & Song 2025, sCM)
+  mean_flow     the average velocity between two times (Geng et al. 2025)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError, one_of, read_options, require
+from genjax.durations import steps_within
+from genjax.method import Aux, Batch, DataSpec, Follow, Method, Phase, Rules, Stage, Tree
+from genjax.methods import diffusion
+from genjax.methods.diffusion import Denoiser
+from genjax.modalities.label import num_classes, required_classes
+from genjax.nn.functional import Functional
+from genjax.sampling import consistency as noise_levels
+from genjax.sampling import grids, parametrisation, paths, solvers
+from genjax.sampling.bound import per_example, stratified_uniform
+from genjax.sampling.conditions import Condition, labels
+from genjax.sampling.consistency import identity, levels_of, told_times
+from genjax.sampling.parametrisation import Prediction
+from genjax.sampling.paths import Levels, Path, like
+from genjax.sampling.solvers import Table
+
+KINDS = ("training", "distillation", "continuous", "mean_flow")
+STEPS = ("karras", "ratio")
+TIMES = ("lognormal", "uniform")
+DISTANCES = ("pseudo_huber", "squared")
+WEIGHTINGS = ("inverse_gap", "simple", "uncertainty")
+TEACHER = "teacher"  # the stage
+TANGENT = 0.1  # c of the normalised tangent (Lu & Song 2025, section 4.1)
+SLOWER = 0.01  # of what a network in continuous time is told
+ADAPTIVE = 1e-3  # c of the adaptive weight (Geng et al. 2025, eq. 22)
+
+
+class Options(NamedTuple):
+    """The `consistency` section of a config, and its defaults: those of iCT.
+
+    Attributes:
+      kind: "training", "distillation" (of `config.stages.teacher`), "continuous" (of that too, if
+        there is one) or "mean_flow".
+      path: of x_t, in continuous time: see `methods.diffusion.Options`; "flow" of a mean flow.
+      shift: factor of the noise at every time.
+      prediction: what the network outputs: see there; "velocity" of a mean flow, "edm" of
+        "continuous". TrigFlow is path="cosine" with shift=sigma_data and "edm".
+      sigma_data: standard deviation of the data, of "edm".
+      times: how noise levels sigma / alpha are drawn: "lognormal" (of a mean flow's t that is
+        logit-normal), or "uniform" over the steps.
+      times_mean: of the normal distribution.
+      times_std: its standard deviation.
+      grid: pairs of levels: "karras", neighbours on a grid of N steps, or "ratio" (ECT).
+      curriculum: of N: "doubling" or "square_root"; see `sampling.consistency.intervals`.
+      curriculum_length: the stretch of the run in which N grows.
+      fewest: s_0, the first N.
+      most: s_1, the last N; the same for one N.
+      distance: "pseudo_huber" or "squared".
+      huber: c of "pseudo_huber" over the root of the number of dimensions.
+      weighting: of the distance: "inverse_gap", 1 / (s - r); "simple"; "uncertainty", learned.
+      target_decay: mu_0 of the averaged network that the online one is compared with (Song et al.
+        2023, appendix C); 0 compares it with itself.
+      solver: of the teacher's step: "heun" or "euler".
+      tangent_warmup: of "continuous": the stretch in which the unstable part of the tangent comes
+        in.
+      different_times: of a mean flow: share of examples with r != t.
+      adaptive_power: p of its weight (|error|^2 + c)^-p.
+      guidance: scale of the guidance that is learned: the teacher's, or omega of a mean flow.
+      guidance_mixing: kappa of a mean flow.
+      class_conditional: whether the network is told the label.
+      label_dropout: share of training examples whose label is hidden.
+      eval_levels: noise levels of an evaluation.
+      steps: default number of sampling steps.
+    """
+
+    kind: str = "training"
+    path: str = "edm"
+    shift: float = 1.0
+    prediction: str = "edm"
+    sigma_data: float = 0.5
+    times: str = "lognormal"
+    times_mean: float = -1.1
+    times_std: float = 2.0
+    grid: str = "karras"
+    curriculum: str = "doubling"
+    curriculum_length: str = "100_percent"
+    fewest: int = 10
+    most: int = 1280
+    distance: str = "pseudo_huber"
+    huber: float = 0.00054
+    weighting: str = "inverse_gap"
+    target_decay: float = 0.0
+    solver: str = "heun"
+    tangent_warmup: str = "10_percent"
+    different_times: float = 0.25
+    adaptive_power: float = 1.0
+    guidance: float = 1.0
+    guidance_mixing: float = 0.0
+    class_conditional: bool = False
+    label_dropout: float = 0.0
+    eval_levels: int = 18
+    steps: int = 2
+
+
+def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
+    """Reads and checks the `consistency` section.
+
+    Raises:
+      ConfigError: an unknown key or choice, a number out of range, or a kind that cannot be had on
+        that path, or without labels.
+    """
+    o = read_options(section, "consistency", Options)
+    for name, choices in {
+        "kind": KINDS,
+        "path": paths.NAMES,
+        "prediction": parametrisation.KINDS,
+        "times": TIMES,
+        "grid": STEPS,
+        "curriculum": noise_levels.CURRICULA,
+        "distance": DISTANCES,
+        "weighting": WEIGHTINGS,
+        "solver": ("heun", "euler"),
+    }.items():
+        one_of(f"consistency.{name}", getattr(o, name), choices)
+    for name, (fits, expected) in {
+        "shift": (o.shift > 0, "more than 0"),
+        "sigma_data": (o.sigma_data > 0, "more than 0"),
+        "times_std": (o.times_std > 0, "more than 0"),
+        "fewest": (o.fewest >= 1, "at least 1"),
+        "most": (o.most >= o.fewest, f"at least fewest={o.fewest}"),
+        "huber": (o.huber > 0, "more than 0"),
+        "target_decay": (0 <= o.target_decay < 1, "0 <= mu < 1"),
+        "different_times": (0 <= o.different_times <= 1, "0 <= p <= 1"),
+        "label_dropout": (0 <= o.label_dropout < 1, "0 <= p < 1"),
+        "eval_levels": (o.eval_levels >= 2, "at least 2"),
+        "steps": (o.steps >= 1, "at least 1"),
+    }.items():
+        require(fits, f"consistency.{name}", getattr(o, name), expected)
+    needed = {"mean_flow": ("flow", "velocity"), "continuous": (o.path, "edm")}.get(o.kind)
+    if needed and (o.path, o.prediction) != needed:
+        raise ConfigError(
+            f"consistency.kind={o.kind!r} needs path={needed[0]!r} and prediction={needed[1]!r}, "
+            f"got {o.path!r} and {o.prediction!r}."
+        )
+    if o.kind == "mean_flow":
+        require(o.shift == 1, "consistency.shift", o.shift, "1 with kind='mean_flow'")
+    if o.kind in ("continuous", "mean_flow"):
+        none = "0 with kind='continuous' and 'mean_flow', whose target is the network itself"
+        require(o.target_decay == 0, "consistency.target_decay", o.target_decay, none)
+    if o.weighting == "inverse_gap" and o.kind in ("continuous", "mean_flow"):
+        raise ConfigError(
+            f"consistency.weighting='inverse_gap' is of pairs of levels, of which kind={o.kind!r} "
+            "has none. Set weighting='simple' or 'uncertainty'."
+        )
+    if o.kind == "mean_flow" and o.guidance != 1:
+        known = o.class_conditional and o.label_dropout > 0
+        expected = "1, or class_conditional=True and label_dropout > 0"
+        require(known, "consistency.guidance", o.guidance, expected)
+    required_classes(spec, "consistency.class_conditional=True", o.class_conditional)
+    return o
+
+
+# ---- the model -----------------------------------------------------------------------------------
+
+
+class Teacher(NamedTuple):
+    """A trained diffusion model.
+
+    Attributes:
+      stage: the run.
+      path: that it was trained on.
+      null: its label for "no label"; None if it knows no labels.
+    """
+
+    stage: Stage
+    path: Path
+    null: int | None
+
+    def pair(self, params: dict, mutable: dict, y: Array, s: Array, label: Any) -> Prediction:
+        """The (x_0, epsilon) that it says of y = x_0 + s epsilon."""
+        at = levels_of(self.path, s)
+        batch = {"x": like(at.alpha, y) * y, "level": at}
+        if self.null is not None:
+            batch["label"] = label
+        return self.stage.apply(params, mutable, batch)
+
+    def guided(
+        self, params: dict, mutable: dict, y: Array, s: Array, label: Any, scale: float
+    ) -> Prediction:
+        """The same, beyond the prediction without a label (Ho & Salimans 2022, eq. 6)."""
+        good = self.pair(params, mutable, y, s, label)
+        if scale == 1:
+            return good
+        bad = self.pair(params, mutable, y, s, jnp.full_like(label, self.null))
+        return jax.tree.map(lambda g, b: b + scale * (g - b), good, bad)
+
+
+class Model(NamedTuple):
+    """What every function of the family needs to know, beside its arrays.
+
+    Attributes:
+      denoiser: the network, data and parametrisation, as of a diffusion model.
+      options: of the family.
+      least: s_min.
+      highest: s_max, where sampling begins.
+      length: training steps of the curriculum.
+      warmup: training steps of the tangent's.
+      teacher: a trained diffusion model; None without.
+    """
+
+    denoiser: Denoiser
+    options: Options
+    least: float
+    highest: float
+    length: int
+    warmup: int
+    teacher: Teacher | None = None
+
+    def jump(
+        self, params: Tree, mutable: Tree, x: Array, at: Levels, label: Any, **training
+    ) -> tuple[Float[Array, "B H W C"], Tree]:
+        """f(x_t), and the network's mutable state."""
+        output, _, changed = self.denoiser(params, mutable, x, at, label, **training)
+        pair = self.denoiser.interpret(output, at, x)
+        return pair.x0 + self.least * pair.epsilon, changed
+
+    def draw(self, u: Float[Array, "B"]) -> Float[Array, "B"]:
+        """Noise levels of numbers that are uniform on [0, 1)."""
+        o = self.options
+        if o.times == "uniform":
+            return noise_levels.karras(u, self.least, self.highest)
+        return noise_levels.lognormal(u, o.times_mean, o.times_std, self.least, self.highest)
+
+
+def build(config: ConfigDict, spec: DataSpec, stages: Mapping[str, Stage]) -> Method:
+    """The family with the network of `config.model` on the images or latents of `spec`.
+
+    Raises:
+      ConfigError: the data are neither, `config.consistency` asks for something that does not
+        exist, or the teacher is missing or of other data.
+    """
+    options = options_from_config(config.consistency, spec)
+    given = {"times": 2} if options.kind == "mean_flow" else {}
+    channels = diffusion.shape_of(spec)[-1]
+    made = diffusion.network(config, spec, channels, options.class_conditional, **given)
+    examples, lengths = spec.sizes.get("train", 0), []
+    for name in ("curriculum_length", "tangent_warmup"):
+        text = getattr(options, name)
+        lengths.append(steps_within(config, examples, f"consistency.{name}", text))
+    teacher = teacher_of(options, spec, stages)
+    method = from_network(made.net, options, spec, made.rules, *lengths, teacher)
+    return method._replace(project={**made.project, **method.project})
+
+
+def teacher_of(o: Options, spec: DataSpec, stages: Mapping[str, Stage]) -> Teacher | None:
+    """The teacher among the stages.
+
+    Raises:
+      ConfigError: it is missing or not needed, no diffusion model, of other data, or cannot be
+        guided.
+    """
+    stage = stages.get(TEACHER)
+    if o.kind == "distillation" and stage is None:
+        raise ConfigError(
+            "consistency.kind='distillation' needs config.stages.teacher: the workdir of a trained "
+            "diffusion model, or a config such as configs/ddpm.py."
+        )
+    if stage is None:
+        if o.guidance != 1 and o.kind != "mean_flow":
+            raise ConfigError(
+                f"consistency.guidance={o.guidance:g}: without a teacher there is none to be "
+                f"learned by kind={o.kind!r}. Use 1."
+            )
+        return None
+    if o.kind not in ("distillation", "continuous"):
+        raise ConfigError(
+            f"config.stages.teacher is not used by consistency.kind={o.kind!r}: leave it out, or "
+            "choose 'distillation' or 'continuous'."
+        )
+    if stage.config.method != "diffusion" or stage.spec.generated.shape != spec.generated.shape:
+        raise ConfigError(
+            f"config.stages.teacher is a run of method {stage.config.method!r} on "
+            f"{stage.spec.generated.shape}: expected 'diffusion' on {spec.generated.shape}."
+        )
+    facts = [
+        {k: f.facts.get(k) for k in ("mean", "std")} for f in (stage.spec.generated, spec.generated)
+    ]
+    if stage.spec.name != spec.name or facts[0] != facts[1]:
+        raise ConfigError(
+            f"config.stages.teacher was trained on {stage.spec.name}, this run is on {spec.name}"
+            + ", or on other latents" * (stage.spec.name == spec.name)
+            + ". Give a teacher of these data."
+        )
+    known = diffusion.options_from_config(stage.config.diffusion, stage.spec)
+    if known.class_conditional and not o.class_conditional:
+        raise ConfigError(
+            "config.stages.teacher is told labels: set consistency.class_conditional=True."
+        )
+    if o.guidance != 1 and not (known.class_conditional and known.label_dropout):
+        raise ConfigError(
+            f"consistency.guidance={o.guidance:g}: the teacher was not trained to be guided, with "
+            "class_conditional=True and label_dropout > 0. Use 1."
+        )
+    null = num_classes(stage.spec) if known.class_conditional else None
+    return Teacher(stage, diffusion.path_of(known), null)
+
+
+def from_network(
+    net: Functional,
+    options: Options,
+    spec: DataSpec,
+    rules: Rules,
+    length: int = 1,
+    warmup: int = 0,
+    teacher: Teacher | None = None,
+) -> Method:
+    """The family with any network `apply(params, mutable, x, told, label)`.
+
+    Args:
+      net: the network; of a mean flow, `told` is [B, 2]: t and t - r.
+      options: of the family.
+      spec: of the data.
+      rules: how the network's parameters shard.
+      length: training steps of the curriculum.
+      warmup: training steps of the tangent's warm-up.
+      teacher: for distillation.
+    """
+    model = model_of(net, options, spec, length, warmup, teacher)
+    method = diffusion.from_network(net, model.denoiser.options, spec, rules)
+    decay = partial(target_decay, options, length)
+    evaluated = evaluate_mean_flow if options.kind == "mean_flow" else evaluate
+    return method._replace(
+        phases=(Phase(method.phases[0].trains, partial(loss, model)),),
+        evaluate=partial(evaluated, model),
+        sample=partial(sample, model),
+        plan=partial(plan, model),
+        follows={"target": Follow("denoiser", decay)} if options.target_decay else {},
+        apply=None,
+        guided=False,
+    )
+
+
+def model_of(
+    net: Functional,
+    o: Options,
+    spec: DataSpec,
+    length: int = 1,
+    warmup: int = 0,
+    teacher: Teacher | None = None,
+) -> Model:
+    """The model of a network: see `from_network`. Its levels are on the teacher's path too."""
+    own = diffusion.Options(
+        path=o.path,
+        num_timesteps=0,
+        shift=o.shift,
+        prediction=o.prediction,
+        sigma_data=o.sigma_data,
+        weighting="uncertainty" if o.weighting == "uncertainty" else "simple",
+        class_conditional=o.class_conditional,
+    )
+    denoiser = diffusion.denoiser_of(net, own, spec)
+    if o.kind == "continuous":  # the derivative of what the network is told is part of the tangent
+        told = denoiser.path.told
+        slower = denoiser.path._replace(told=lambda t: SLOWER * told(t))
+        denoiser = denoiser._replace(path=slower)
+    found = [noise_levels.ends(p) for p in (denoiser.path, *([teacher.path] if teacher else []))]
+    return Model(
+        *(denoiser, o),
+        least=max(least for least, _ in found),
+        highest=min(most for _, most in found),
+        length=length,
+        warmup=warmup,
+        teacher=teacher,
+    )
+
+
+def target_decay(o: Options, length: int, step: Array) -> Float[Array, ""]:
+    """mu(k) = exp(s_0 log mu_0 / N(k)) (Song et al. 2023, appendix C)."""
+    count = 1 + noise_levels.intervals(o.curriculum, step, length, o.fewest, o.most)
+    return jnp.exp(o.fewest * math.log(o.target_decay) / count)
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+class Losses(NamedTuple):
+    """What a kind of loss finds.
+
+    Attributes:
+      each: of the examples.
+      told: the noise level, as `Path` tells it.
+      mutable: the network's new state.
+      metrics: to be logged.
+    """
+
+    each: Float[Array, "B"]
+    told: Float[Array, "B"]
+    mutable: Tree
+    metrics: dict[str, Array]
+
+
+def loss(
+    model: Model, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
+) -> tuple[Float[Array, ""], Aux]:
+    """The loss of a microbatch, of the kind that the options name."""
+    o, denoiser = model.options, model.denoiser
+    x0 = denoiser.data(batch)
+    noise = jax.random.normal(jax.random.fold_in(key, 0), x0.shape)
+    label = None
+    if o.class_conditional:
+        hidden = jax.random.bernoulli(jax.random.fold_in(key, 1), o.label_dropout, (len(x0),))
+        label = jnp.where(hidden, num_classes(denoiser.spec), batch["label"])
+    kind = {"continuous": continuous, "mean_flow": mean_flow}.get(o.kind, between_levels)
+    draws = jax.random.fold_in(key, 2)
+    found: Losses = kind(model, params, mutable, x0, noise, label, draws, step)
+    each, changed, metrics = found.each, {"denoiser": found.mutable}, found.metrics
+    if denoiser.uncertainty:
+        own = (params["uncertainty"], mutable["uncertainty"])
+        log_variance, changed["uncertainty"] = denoiser.uncertainty.apply(*own, found.told)
+        metrics = {**metrics, "unweighted_loss": each.mean()}
+        each = each * jnp.exp(-log_variance) + log_variance
+    return each.mean(), Aux(metrics, changed, float(len(x0)))
+
+
+def between_levels(
+    model: Model,
+    params: dict,
+    mutable: dict,
+    x0: Array,
+    noise: Array,
+    label: Int[Array, "B"] | None,
+    key: Array,
+    step: Array,
+) -> Losses:
+    """The distance between f at one noise level and at a nearer one, that has no gradient.
+
+    Song et al. 2023, eq. 7 (distillation) and 10 (training). Both networks drop out the same.
+    """
+    o, path = model.options, model.denoiser.path
+    key_level, key_net = (jax.random.fold_in(key, i) for i in range(2))
+    count = noise_levels.intervals(o.curriculum, step, model.length, o.fewest, o.most)
+    s = model.draw(stratified_uniform(key_level, len(x0)))
+    if o.grid == "karras":
+        s, r = noise_levels.steps_of(s, count, model.least, model.highest)
+    else:
+        r = noise_levels.nearer(s, count, model.least)
+    y = x0 + like(s, x0) * noise
+    if model.teacher:
+        nearer = teachers_step(model, params, mutable, y, s, r, label)
+    else:
+        nearer = x0 + like(r, x0) * noise
+    online, own = params["denoiser"], mutable["denoiser"]
+    target = jax.lax.stop_gradient(params["target"] if o.target_decay else online)
+    at, to = levels_of(path, s), levels_of(path, r)
+    training = {"key": key_net, "train": True}
+    ours, changed = model.jump(online, own, like(at.alpha, y) * y, at, label, **training)
+    theirs, _ = model.jump(target, own, like(to.alpha, y) * nearer, to, label, **training)
+    difference = ours - jax.lax.stop_gradient(theirs)
+    if o.distance == "pseudo_huber":
+        each = noise_levels.pseudo_huber(difference, o.huber)
+    else:
+        each = per_example(jnp.square(difference))
+    metrics = {"distance": each.mean(), "intervals": count.astype(jnp.float32)}
+    if o.weighting == "inverse_gap":
+        each = each / (s - r)
+    return Losses(each, at.told, changed, metrics)
+
+
+def teachers_step(
+    model: Model, params: dict, mutable: dict, y: Array, s: Array, r: Array, label: Any
+) -> Float[Array, "B ..."]:
+    """y at r of y at s by a step of the teacher's ODE, dy/ds = epsilon."""
+    scale = model.options.guidance
+    slope = model.teacher.guided(params, mutable, y, s, label, scale).epsilon
+    gap = like(r - s, y)
+    there = y + gap * slope
+    if model.options.solver == "heun":
+        second = model.teacher.guided(params, mutable, there, r, label, scale).epsilon
+        there = y + gap * 0.5 * (slope + second)
+    return jax.lax.stop_gradient(there)
+
+
+def continuous(
+    model: Model,
+    params: dict,
+    mutable: dict,
+    x0: Array,
+    noise: Array,
+    label: Int[Array, "B"] | None,
+    key: Array,
+    step: Array,
+) -> Losses:
+    """The squared distance of the network from itself, moved against the tangent df/dt.
+
+    Lu & Song 2025, algorithm 1, on any path: with the angle theta = arctan(s / sigma_data) and
+    u = c_in x_t = cos(theta) x_0 / sigma_data + sin(theta) epsilon, f / sigma_data is
+    cos(theta) u + sin(theta) F, F being minus their network.
+    """
+    o, path = model.options, model.denoiser.path
+    key_level, key_net = (jax.random.fold_in(key, i) for i in range(2))
+    s = model.draw(stratified_uniform(key_level, len(x0)))
+    angle = jnp.arctan(s / o.sigma_data)
+    sin, cos = like(jnp.sin(angle), x0), like(jnp.cos(angle), x0)
+    u = cos * x0 / o.sigma_data + sin * noise
+    if model.teacher:
+        y = x0 + like(s, x0) * noise
+        pair = model.teacher.guided(params, mutable, y, s, label, o.guidance)
+        x0, noise = pair.x0, pair.epsilon
+    slope = cos * noise - sin * x0 / o.sigma_data  # du / d theta
+
+    def network(u: Array, angle: Array) -> tuple[Array, tuple[Tree, Array]]:
+        told = levels_of(path, o.sigma_data * jnp.tan(angle)).told
+        own = (params["denoiser"], mutable["denoiser"])
+        output, changed = model.denoiser.net.apply(*own, u, told, label, key=key_net, train=True)
+        return output.astype(jnp.float32), (changed, told)
+
+    # cos sin dF / d theta at once: each factor alone is large where the other is small.
+    tangent = (sin * cos * slope, jnp.sin(angle) * jnp.cos(angle))
+    output, moved, (changed, told) = jax.jvp(network, (u, angle), tangent, has_aux=True)
+    share = jnp.minimum(step / model.warmup, 1.0) if model.warmup else 1.0
+    against = -jnp.square(cos) * (output + slope) + share * (cos * sin * u - moved)
+    size = like(jnp.sqrt(per_example(jnp.square(against))), x0)
+    against = against / (size + TANGENT)
+    aim = jax.lax.stop_gradient(output + against)
+    metrics = {"tangent_norm": size.mean()}
+    return Losses(per_example(jnp.square(output - aim)), told, changed, metrics)
+
+
+def mean_flow(
+    model: Model,
+    params: dict,
+    mutable: dict,
+    x0: Array,
+    noise: Array,
+    label: Int[Array, "B"] | None,
+    key: Array,
+    step: Array,
+) -> Losses:
+    """The squared error of the mean-flow identity, weighed by a power of itself.
+
+    Geng et al. 2025, algorithm 1, and with guidance eq. 19 to 21.
+    """
+    o, B = model.options, len(x0)
+    key_t, key_r, key_same, key_net = (jax.random.fold_in(key, i) for i in range(4))
+    drawn = (stratified_uniform(key_t, B), jax.random.uniform(key_r, (B,)))
+    first, second = (s / (1.0 + s) for s in map(model.draw, drawn))
+    t, r = jnp.maximum(first, second), jnp.minimum(first, second)
+    r = jnp.where(jax.random.bernoulli(key_same, o.different_times, (B,)), r, t)
+    z = like(1 - t, x0) * x0 + like(t, x0) * noise
+
+    def velocity(z: Array, r: Array, t: Array, label: Any = label) -> tuple[Array, Tree]:
+        own = (params["denoiser"], mutable["denoiser"])
+        told = told_times(t, r)
+        output, changed = model.denoiser.net.apply(*own, z, told, label, key=key_net, train=True)
+        return output.astype(jnp.float32), changed
+
+    v = noise - x0
+    if o.guidance != 1:
+        null = jnp.full_like(label, num_classes(model.denoiser.spec))
+        known, unknown = (velocity(z, t, t, given)[0] for given in (label, null))
+        omega, kappa = o.guidance, o.guidance_mixing
+        guided = omega * v + kappa * known + (1 - omega - kappa) * unknown
+        v = jax.lax.stop_gradient(jnp.where(like(label == null, v), v, guided))
+    u, target, changed = identity(velocity, z, r, t, v)
+    error = jnp.square(u - target).reshape(B, -1)
+    total = error.sum(1)
+    each = total / jax.lax.stop_gradient((total + ADAPTIVE) ** o.adaptive_power)
+    metrics = {"mean_flow_mse": error.mean()}
+    return Losses(each, 1000.0 * t, changed, metrics)
+
+
+# ---- evaluation ----------------------------------------------------------------------------------
+
+
+def evaluate(
+    model: Model, params: dict, mutable: dict, batch: Batch, key: Array
+) -> dict[str, Float[Array, "B"]]:
+    """`consistency_error`: how far f moves from one noise level to the next, the noise the same.
+
+    The root mean square over an image's numbers, averaged over the steps of a grid from s_min to
+    s_max; in training it is the loss with N = `eval_levels`, unweighted.
+    """
+    o, path = model.options, model.denoiser.path
+    x0 = model.denoiser.data(batch)
+    noise = jax.random.normal(key, x0.shape)
+    label = batch["label"] if o.class_conditional else None
+    own = (params["denoiser"], mutable["denoiser"])
+    share = np.linspace(0.0, 1.0, o.eval_levels)
+    s = jnp.asarray(noise_levels.karras(share, model.least, model.highest), jnp.float32)
+
+    def climb(before: Array, s: Array) -> tuple[Array, Array]:
+        at = levels_of(path, s)
+        here, _ = model.jump(*own, at.alpha * (x0 + s * noise), at, label)
+        return here, jnp.sqrt(per_example(jnp.square(here - before)))
+
+    _, moved = jax.lax.scan(climb, x0 + s[0] * noise, s[1:])
+    return {"consistency_error": moved.mean(0)}
+
+
+def evaluate_mean_flow(
+    model: Model, params: dict, mutable: dict, batch: Batch, key: Array
+) -> dict[str, Float[Array, "B"]]:
+    """Squared errors, averaged over t: of the velocity, r being t, and of the identity to r = 0.
+
+    `velocity_mse` is that of flow matching. `mean_flow_mse` is against the velocity of each example
+    and noise, without guidance.
+    """
+    o = model.options
+    x0 = model.denoiser.data(batch)
+    key_t, key_noise = (jax.random.fold_in(key, i) for i in range(2))
+    label = batch["label"] if o.class_conditional else None
+    K, B = o.eval_levels, len(x0)
+
+    def velocity(z: Array, r: Array, t: Array) -> tuple[Array, Tree]:
+        own = (params["denoiser"], mutable["denoiser"])
+        output, changed = model.denoiser.net.apply(*own, z, told_times(t, r), label)
+        return output.astype(jnp.float32), changed
+
+    def term(count: Array, t: Float[Array, "B"]) -> tuple[Array, tuple[Array, Array]]:
+        noise = jax.random.normal(jax.random.fold_in(key_noise, count), x0.shape)
+        v, z = noise - x0, like(1 - t, x0) * x0 + like(t, x0) * noise
+        u, target, _ = identity(velocity, z, jnp.zeros_like(t), t, v)
+        errors = (velocity(z, t, t)[0] - v, u - target)
+        return count + 1, tuple(per_example(jnp.square(e)) for e in errors)
+
+    t = (jnp.arange(K)[:, None] + stratified_uniform(key_t, B)[None]) / K
+    _, (instantaneous, average) = jax.lax.scan(term, 0, t)
+    return {"velocity_mse": instantaneous.mean(0), "mean_flow_mse": average.mean(0)}
+
+
+# ---- sampling ------------------------------------------------------------------------------------
+
+
+def plan(model: Model, *, steps: int | None = None, times: tuple = ()) -> dict[str, Any]:
+    """What `sample` needs of its options.
+
+    Args:
+      model: of the run.
+      steps: calls of the network; None takes that of the config.
+      times: falling times of the calls on the path by hand, in place of them; on "edm" they are
+        values of sigma. Else those of a mean flow are even in t, and the others even in
+        sigma^(1/7) (Karras et al. 2022, eq. 5).
+
+    Raises:
+      ConfigError: no number of steps, or times that do not fall, or lie outside the path.
+    """
+    count, path = model.options.steps if steps is None else steps, model.denoiser.path
+    fits = isinstance(count, int) and not isinstance(count, bool) and count >= 1
+    require(fits, "steps", count, "a whole number, at least 1")
+    if model.options.kind == "mean_flow":
+        t = np.linspace(1.0, 0.0, count + 1)[:-1]
+        if times:
+            t = grids.times(path, count, given=times)
+        table = solvers.ddim(path, grids.grid(path, t))
+        told = noise_levels.HUNDREDTHS * np.stack([t, t - np.append(t[1:], 0.0)], axis=1)
+        table = table._replace(at=table.at._replace(told=told))
+    else:
+        share = np.linspace(1.0, 0.0, count + 1)[:-1]
+        s = noise_levels.karras(share, model.least, model.highest)
+        if times:
+            s = np.exp(-path.lam(grids.times(path, count, given=times)))
+            s = np.clip(s, model.least, model.highest)
+        table = noise_levels.multistep(path, s, model.least)
+    return {"table": table, "stochastic": table.stochastic}
+
+
+def sample(
+    model: Model,
+    params: dict,
+    mutable: dict,
+    key: Array,
+    num: int,
+    condition: Condition = MappingProxyType({}),
+    *,
+    table: Table,
+    stochastic: bool,
+) -> Array:
+    """Draws `num` samples, in the data's own format; see `plan` for the options.
+
+    A sample depends on its own key, not on how many are drawn with it.
+    """
+    o, denoiser = model.options, model.denoiser
+    setting, key_label = "consistency.class_conditional=True", jax.random.fold_in(key, 2)
+    known = labels(denoiser.spec, o.class_conditional, num, condition, key_label, setting)
+    own = (params["denoiser"], mutable["denoiser"])
+
+    def jump(x: Array, at: Levels, memory: tuple) -> tuple[Prediction, tuple]:
+        found, _ = model.jump(*own, x, at, known)
+        return Prediction(jnp.clip(found, -1, 1) if denoiser.clips else found, x), memory
+
+    def flow(x: Array, at: Levels, memory: tuple) -> tuple[Prediction, tuple]:
+        told = jnp.broadcast_to(at.told, (num, 2))
+        output, _ = denoiser.net.apply(*own, x, told, known)
+        return denoiser.interpret(output.astype(jnp.float32), at, x), memory
+
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(3 + jnp.arange(num))
+    shape = diffusion.shape_of(denoiser.spec)
+    call = flow if o.kind == "mean_flow" else jump
+    return denoiser.output(solvers.solve(call, table, keys, shape, stochastic=stochastic))

@@ -1,0 +1,753 @@
+"""Diffusion and flow matching: any path, parametrisation, weighting, network and solver.
+
+DDPM (Ho et al. 2020) in discrete time, its continuous-time successors (Song et al. 2021b; Kingma et
+al. 2021), EDM (Karras et al. 2022, 2024) and rectified flow (Liu et al. 2023; Esser et al. 2024),
+on images or on the latents of a stage (Rombach et al. 2022).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import signature
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError, construct, one_of, read_options, require
+from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree, find_module
+from genjax.modalities.label import label_condition, num_classes, required_classes
+from genjax.networks import edm2_unet
+from genjax.nn.functional import Functional, functional
+from genjax.nn.pixels import to_float, to_uint8
+from genjax.sampling import bound, grids, parametrisation, paths, solvers
+from genjax.sampling import guidance as guiding
+from genjax.sampling.conditions import Condition, labels
+from genjax.sampling.guidance import Guidance
+from genjax.sampling.parametrisation import Prediction
+from genjax.sampling.paths import Levels, Path
+from genjax.sampling.solvers import Table
+
+WEIGHTINGS = ("simple", "min_snr", "variational", "uncertainty")
+TIMES = ("uniform", "logit_normal", "lognormal")
+COUPLINGS = ("independent", "optimal_transport")
+PAIR_ALONE = ("euler", "ddim", "ddpm", "euler_ancestral", "dpm++_1s")
+LEARNED = 1e-3  # weight of the bound beside the simple loss (Nichol & Dhariwal 2021, section 3.1)
+
+
+class Options(NamedTuple):
+    """The `diffusion` section of a config, and its defaults.
+
+    Attributes:
+      path: of x_t: "linear", "cosine" or "sigmoid" (variance preserving), "flow" or "edm".
+      num_timesteps: T of a process in discrete time; 0 for continuous time.
+      zero_terminal_snr: whether a process in discrete time ends in pure noise.
+      shift: factor of the noise at every time, for larger images.
+      prediction: what the network outputs: "epsilon", "x0", "v", "velocity" or "edm".
+      sigma_data: standard deviation of the data, of the preconditioning by "edm".
+      weighting: of the squared error of the output: "simple"; "min_snr"; "variational", which is
+        the bound; "uncertainty", learned (Karras et al. 2024, eq. 21).
+      min_snr_gamma: where "min_snr" cuts the signal-to-noise ratio.
+      times: how times are drawn: "uniform", "logit_normal" (Esser et al. 2024) or "lognormal", of
+        sigma / alpha (Karras et al. 2022).
+      times_mean: of the normal distribution.
+      times_std: its standard deviation.
+      coupling: of data and noise in a batch: "independent" or "optimal_transport" (Tong et al.
+        2024).
+      variance: of DDPM's reverse step: "fixed_small", "fixed_large" or "learned", for which the
+        network has twice the channels.
+      class_conditional: whether the network is told the label.
+      label_dropout: share of training examples whose label is hidden, for guidance.
+      eval_timesteps: network calls an example in the estimate of the bound; in discrete time the
+        first of them is for the decoder, and 0 visits all T.
+      sampler: default solver.
+      steps: default number of sampling steps; 0 takes all T.
+      spacing: default spacing of the steps: see `sampling.grids`.
+      eta: default noise of the solvers that have it.
+      guidance: default scale of guidance; 1 is none.
+    """
+
+    path: str = "cosine"
+    num_timesteps: int = 1000
+    zero_terminal_snr: bool = False
+    shift: float = 1.0
+    prediction: str = "epsilon"
+    sigma_data: float = 0.5
+    weighting: str = "simple"
+    min_snr_gamma: float = 5.0
+    times: str = "uniform"
+    times_mean: float = 0.0
+    times_std: float = 1.0
+    coupling: str = "independent"
+    variance: str = "fixed_small"
+    class_conditional: bool = False
+    label_dropout: float = 0.1
+    eval_timesteps: int = 32
+    sampler: str = "dpm++_2m"
+    steps: int = 20
+    spacing: str = "uniform"
+    eta: float = 0.0
+    guidance: float = 1.0
+
+
+def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
+    """Reads and checks the `diffusion` section.
+
+    Raises:
+      ConfigError: an unknown key or choice, a number out of range, or class conditioning on data
+        without labels.
+    """
+    o = read_options(section, "diffusion", Options)
+    path = path_of(o)
+    T = o.num_timesteps
+    parametrisation.check(o.prediction, path)
+    one_of("diffusion.weighting", o.weighting, WEIGHTINGS)
+    one_of("diffusion.times", o.times, TIMES)
+    one_of("diffusion.coupling", o.coupling, COUPLINGS)
+    one_of("diffusion.variance", o.variance, solvers.VARIANCES)
+    require(o.sigma_data > 0, "diffusion.sigma_data", o.sigma_data, "more than 0")
+    require(o.min_snr_gamma > 0, "diffusion.min_snr_gamma", o.min_snr_gamma, "more than 0")
+    require(o.times_std > 0, "diffusion.times_std", o.times_std, "more than 0")
+    require(0 <= o.label_dropout < 1, "diffusion.label_dropout", o.label_dropout, "0 <= p < 1")
+    if T:
+        one_of("diffusion.times (with num_timesteps)", o.times, ("uniform",))
+    elif o.variance != "fixed_small":
+        raise ConfigError(
+            f"diffusion.variance={o.variance!r} is of steps in discrete time: set "
+            "diffusion.num_timesteps, or variance='fixed_small'."
+        )
+    if o.weighting == "variational" and o.times != "uniform":
+        raise ConfigError(
+            f"diffusion.times={o.times!r}: weighting='variational' is the bound of 'uniform' "
+            "alone. Change one of them."
+        )
+    if o.times == "lognormal" and o.path != "edm":
+        raise ConfigError(
+            f"diffusion.times='lognormal' is of sigma, on diffusion.path='edm'; the path is "
+            f"{o.path!r}. Use 'uniform' or 'logit_normal'."
+        )
+    K = o.eval_timesteps
+    choice = f"0 (all of them, exact) or between 2 and num_timesteps={T}" if T else "at least 1"
+    require((K == 0 or 2 <= K <= T) if T else K >= 1, "diffusion.eval_timesteps", K, choice)
+    required_classes(spec, "diffusion.class_conditional=True", o.class_conditional)
+    plan(o, path)
+    _guidable(o, o.guidance != 1, False)
+    return o
+
+
+def _guidable(o: Options, guided: bool, by_weights: bool) -> None:
+    """Refuses guidance by nothing: no worse weights, and a network that is always told the label.
+
+    And weights to be guided by with a strength of none.
+    """
+    if guided and not by_weights and not (o.class_conditional and o.label_dropout):
+        raise ConfigError(
+            "guidance: the model must have been trained with diffusion.class_conditional=True and "
+            "diffusion.label_dropout > 0 to be guided, or --guide_ema or --guide_checkpoint must "
+            "name worse weights to be kept away from. Use guidance=1."
+        )
+    if by_weights and not guided:
+        raise ConfigError(
+            "guidance=1 is none, but --guide_ema or --guide_checkpoint name weights to be guided "
+            "by: give --mode=sample --guidance=2, or leave them out."
+        )
+
+
+def path_of(o: Options) -> Path:
+    """The path that the options name."""
+    return paths.make(o.path, o.num_timesteps, o.zero_terminal_snr, o.shift)
+
+
+# ---- the model -----------------------------------------------------------------------------------
+
+
+class Denoiser(NamedTuple):
+    """What every function of the family needs to know, beside its arrays."""
+
+    net: Functional
+    options: Options
+    spec: DataSpec
+    path: Path
+    uncertainty: Functional | None = None
+
+    def data(self, batch: Batch) -> Float[Array, "B H W C"]:
+        """The examples as the process has them: in [-1, 1], or of zero mean and unit variance."""
+        x, field = batch[self.spec.target], self.spec.generated
+        if field.kind == "image":
+            return to_float(x) if x.dtype == jnp.uint8 else 2.0 * x - 1.0
+        mean, std = (jnp.asarray(field.facts.get(k, d), jnp.float32) for k, d in _MOMENTS)
+        return (x - mean) / std
+
+    def output(self, x: Float[Array, "B H W C"]) -> Array:
+        """The inverse of `data`, in the data's own format."""
+        field = self.spec.generated
+        if field.kind == "image":
+            return to_uint8(x) if field.dtype == np.uint8 else jnp.clip(0.5 * (x + 1.0), 0.0, 1.0)
+        mean, std = (jnp.asarray(field.facts.get(k, d), jnp.float32) for k, d in _MOMENTS)
+        return x * std + mean
+
+    def __call__(
+        self, params: Tree, mutable: Tree, x: Array, at: Levels, label: Array | None, **training
+    ) -> tuple[Float[Array, "B H W C"], Array | None, Tree]:
+        """The network's output at x_t, float32; its fraction of the variance; its mutable state."""
+        o = self.options
+        seen = parametrisation.network_input(o.prediction, self.path, at, x, o.sigma_data)
+        told = jnp.broadcast_to(jnp.asarray(at.told, jnp.float32), x.shape[:1])
+        output, changed = self.net.apply(params, mutable, seen, told, label, **training)
+        output, fraction = output.astype(jnp.float32), None
+        if o.variance == "learned":
+            output, raw = jnp.split(output, 2, axis=-1)
+            fraction = 0.5 * (raw + 1.0)
+        return output, fraction, changed
+
+    def interpret(self, output: Array, at: Levels, x: Array) -> Prediction:
+        """The (x0, epsilon) that an output at x_t implies."""
+        o = self.options
+        return parametrisation.interpret(o.prediction, at, output, x, o.sigma_data)
+
+    def predict(
+        self, params: Tree, mutable: Tree, x: Array, at: Levels, label: Array | None
+    ) -> Prediction:
+        """The pair at x_t."""
+        output, fraction, _ = self(params, mutable, x, at, label)
+        return self.interpret(output, at, x)._replace(fraction=fraction)
+
+    @property
+    def clips(self) -> bool:
+        """Whether data lie in [-1, 1]."""
+        return self.spec.generated.kind == "image"
+
+    @property
+    def bounded(self) -> bool:
+        """Whether data are 8-bit values, which have a bound in bits."""
+        return self.clips and self.spec.generated.dtype == np.uint8
+
+
+_MOMENTS = (("mean", 0.0), ("std", 1.0))
+
+
+def build(config: ConfigDict, spec: DataSpec) -> Method:
+    """Diffusion with the network of `config.model` on the images or latents of `spec`.
+
+    `config.model.network` names a module of `genjax.networks` (or a dotted path) with `Network` and
+    `RULES`, and `project` if its parameters are; `config.model.denoiser` are its options.
+
+    Raises:
+      ConfigError: the data are neither, or `config.diffusion` asks for what does not exist.
+    """
+    options = options_from_config(config.diffusion, spec)
+    channels = shape_of(spec)[-1] * (2 if options.variance == "learned" else 1)
+    made = network(config, spec, channels, options.class_conditional)
+    return from_network(made.net, options, spec, made.rules, made.project)
+
+
+class Chosen(NamedTuple):
+    """The network of a config, its sharding rules, and what becomes of its parameters."""
+
+    net: Functional
+    rules: Rules
+    project: dict[str, Callable[[Tree], Tree]]
+
+
+def network(
+    config: ConfigDict, spec: DataSpec, channels: int, class_conditional: bool, **given: Any
+) -> Chosen:
+    """The network of `config.model` for the images or latents of `spec`.
+
+    Args:
+      config: of the run.
+      spec: of its data.
+      channels: of the output.
+      class_conditional: whether it is told the label.
+      **given: more arguments of `Network`.
+
+    Raises:
+      ConfigError: the data are neither, or the network is not there or does not take an argument.
+    """
+    module = find_module(
+        "model.network", config.model.network, "genjax.networks", "Network", "RULES"
+    )
+    for name, value in given.items():
+        if name not in signature(module.Network.__init__).parameters:
+            raise ConfigError(
+                f"config.model.network={config.model.network!r}: it takes no {name}={value!r}, "
+                "which the method needs. Take the network 'unet'."
+            )
+    shape = shape_of(spec)
+
+    def build(rngs):
+        return construct(
+            module.Network,
+            config.model.denoiser,
+            "model.denoiser",
+            shape=shape,
+            out_channels=channels,
+            num_classes=num_classes(spec) if class_conditional else 0,
+            dtype=jnp.dtype(config.precision),
+            rngs=rngs,
+            **given,
+        )
+
+    project = {name: module.project for name in ("denoiser",) if hasattr(module, "project")}
+    return Chosen(functional(build), module.RULES, project)
+
+
+def shape_of(spec: DataSpec) -> tuple[int, int, int]:
+    """The shape of the images or latents that are generated.
+
+    Raises:
+      ConfigError: they are something else.
+    """
+    field = spec.generated
+    real = np.issubdtype(np.dtype(field.dtype), np.floating)
+    if field.kind == "image" or (field.kind == "code" and len(field.shape) == 3 and real):
+        return tuple(field.shape)
+    tokens = " of tokens" * (field.kind == "code" and not real)
+    raise ConfigError(
+        f"the method needs images or latents [H, W, C] of real numbers; the target of "
+        f"{spec.name}, {spec.target!r}, is of kind {field.kind!r}{tokens} and shape "
+        f"{tuple(field.shape)}."
+    )
+
+
+def from_network(
+    net: Functional,
+    options: Options,
+    spec: DataSpec,
+    rules: Rules,
+    project: Mapping[str, Callable[[Tree], Tree]] = MappingProxyType({}),
+) -> Method:
+    """The family with any network `apply(params, mutable, x, told, label)`."""
+    model = denoiser_of(net, options, spec)
+    uncertainty = model.uncertainty
+    names = ("denoiser", "uncertainty") if uncertainty else ("denoiser",)
+    if uncertainty:
+        project = {**project, "uncertainty": edm2_unet.project}
+
+    def init(key: Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:
+        made = {"denoiser": net.init(key)}
+        if uncertainty:
+            made["uncertainty"] = uncertainty.init(jax.random.fold_in(key, 1))
+        return {n: m[0] for n, m in made.items()}, {n: m[1] for n, m in made.items()}
+
+    return Method(
+        init=init,
+        phases=(Phase(names if uncertainty else "denoiser", partial(loss, model)),),
+        evaluate=partial(evaluate, model),
+        sample=partial(sample, model),
+        plan=partial(plan, options, model.path),
+        guided=True,
+        rules=(*rules, *edm2_unet.RULES) if uncertainty else rules,
+        project=project,
+        conditions=label_condition(spec, options.class_conditional),
+        apply=partial(apply, model),
+    )
+
+
+def denoiser_of(net: Functional, options: Options, spec: DataSpec) -> Denoiser:
+    """The model of a network, with one of the uncertainty if that is learned."""
+    uncertainty = None
+    if options.weighting == "uncertainty":
+        uncertainty = functional(lambda rngs: edm2_unet.Uncertainty(rngs=rngs))
+    return Denoiser(net, options, spec, path_of(options), uncertainty)
+
+
+def apply(model: Denoiser, params: dict, mutable: dict, batch: Batch) -> Prediction:
+    """What the denoiser says of noisy data, for a run that has this one as a stage.
+
+    Args:
+      model: of the stage.
+      params: of its networks.
+      mutable: their state.
+      batch: `x` [B, H, W, C], the `level` that it is at, and the `label`, if the network knows any.
+    """
+    own = (params["denoiser"], mutable["denoiser"])
+    return model.predict(*own, batch["x"], batch["level"], batch.get("label"))
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+def draw_times(o: Options, path: Path, key: Array, count: int) -> Array:
+    """Times of a batch, stratified: int32 timesteps, or float32 within the path."""
+    u = bound.stratified_uniform(key, count)
+    if path.steps:
+        return jnp.minimum((u * path.steps).astype(jnp.int32), path.steps - 1)
+    if o.times == "uniform":
+        return path.first + u * (path.last - path.first)
+    z = jax.scipy.special.ndtri(jnp.clip(u, 1e-6, 1 - 1e-6)) * o.times_std + o.times_mean
+    t = jnp.exp(z) if o.times == "lognormal" else jax.nn.sigmoid(z)
+    return jnp.clip(t, path.first, path.last)
+
+
+def output_weight(o: Options, path: Path, t: Array, at: Levels) -> Float[Array, "B"]:
+    """The weight of the squared error of the network's own output.
+
+    "simple" is 1 (Ho et al. 2020, eq. 14, for epsilon; Karras et al. 2022, eq. 8, for "edm").
+    "min_snr" weighs the error of x_0 by min(SNR, gamma) (Hang et al. 2023). "variational" in
+    continuous time weighs it by -d SNR / 2 dt (Kingma et al. 2021, eq. 18).
+    """
+    if o.weighting in ("simple", "uncertainty"):
+        return jnp.ones_like(at.alpha)
+    snr = jnp.square(at.alpha / at.sigma)
+    if o.weighting == "min_snr":
+        of_x0 = jnp.minimum(snr, o.min_snr_gamma)
+    else:
+        width = path.last - path.first
+        inside = jnp.minimum(t, path.last - 1e-6 * width)  # at pure noise lambda has no slope
+        of_x0 = -snr * jax.vmap(jax.grad(path.lam))(inside) * width
+    # How far x_0 moves when the output does: the square of its factor in `interpret`.
+    moved = {
+        "epsilon": at.sigma / jnp.maximum(at.alpha, 1e-20),
+        "x0": jnp.ones_like(at.alpha),
+        "v": at.sigma / (jnp.square(at.alpha) + jnp.square(at.sigma)),
+        "velocity": at.sigma / (at.alpha + at.sigma),
+        "edm": parametrisation.preconditioning(at, o.sigma_data).out,
+    }[o.prediction]
+    return of_x0 * jnp.square(moved)
+
+
+def coupled(o: Options, x0: Array, noise: Array) -> Float[Array, "B ..."]:
+    """The noise of each example: as drawn, or permuted to lie near the data.
+
+    The permutation minimises the summed squared distance within the (micro)batch (Tong et al. 2024,
+    algorithm 3). Data and labels stay where they are.
+    """
+    if o.coupling == "independent":
+        return noise
+    a, b = x0.reshape(len(x0), -1), noise.reshape(len(x0), -1)
+    cost = -(a @ b.T)
+    rows, columns = optax.assignment.hungarian_algorithm(cost)
+    return noise[columns[jnp.argsort(rows)]]
+
+
+def loss(
+    model: Denoiser, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
+) -> tuple[Float[Array, ""], Aux]:
+    """The weighted denoising loss of a microbatch: see `output_weight`.
+
+    With "variational" weighting in discrete time it is an unbiased estimate of the bound less its
+    constant L_T, in nats per dimension, x0_hat not being clipped. A learned variance adds 0.001 of
+    the bound, of which the mean has no gradient (Nichol & Dhariwal 2021, eq. 16).
+    """
+    o, path = model.options, model.path
+    key_time, key_noise, key_label, key_net = (jax.random.fold_in(key, i) for i in range(4))
+    x0 = model.data(batch)
+    B = x0.shape[0]
+    t = draw_times(o, path, key_time, B)
+    at = levels_of(path, t)
+    noise = coupled(o, x0, jax.random.normal(key_noise, x0.shape))
+    x = paths.noised(at, x0, noise)
+    known = None
+    if o.class_conditional:
+        hidden = jax.random.bernoulli(key_label, o.label_dropout, (B,))
+        known = jnp.where(hidden, num_classes(model.spec), batch["label"])
+    own = (params["denoiser"], mutable["denoiser"])
+    output, fraction, changed = model(*own, x, at, known, key=key_net, train=True)
+    prediction = model.interpret(output, at, x)
+    changed = {"denoiser": changed}
+    if o.weighting == "variational" and path.steps:
+        steps = bound.steps_of(path)
+        if fraction is None:
+            losses = path.steps * bound.term(steps, o.variance, x0, prediction.x0, t)
+        else:
+            losses = path.steps * bound.learned_term(steps, x0, prediction.x0, fraction, t)
+    else:
+        target = parametrisation.target(o.prediction, at, x0, noise, o.sigma_data)
+        losses = output_weight(o, path, t, at) * bound.per_example(jnp.square(output - target))
+        if fraction is not None:
+            fixed = jax.lax.stop_gradient(prediction.x0)
+            terms = bound.learned_term(bound.steps_of(path), x0, fixed, fraction, t)
+            losses += LEARNED * path.steps * terms
+    metrics = {"epsilon_mse": jnp.mean(jnp.square(prediction.epsilon - noise))}
+    if model.uncertainty:
+        own = (params["uncertainty"], mutable["uncertainty"])
+        log_variance, state = model.uncertainty.apply(*own, at.told)
+        metrics["unweighted_loss"] = losses.mean()
+        losses = losses * jnp.exp(-log_variance) + log_variance
+        changed["uncertainty"] = state
+    return losses.mean(), Aux(metrics, changed, float(B))
+
+
+def levels_of(path: Path, t: Array) -> Levels:
+    """The levels at times of a batch: of whole timesteps from tables worked out in float64."""
+    if not path.steps:
+        return paths.levels(path, t)
+    tables = paths.levels(path, np.arange(path.steps))
+    return Levels(*(jnp.asarray(table, jnp.float32)[t] for table in tables))
+
+
+# ---- evaluation ----------------------------------------------------------------------------------
+
+
+def evaluate(
+    model: Denoiser, params: dict, mutable: dict, batch: Batch, key: Array
+) -> dict[str, Float[Array, "B"]]:
+    """The variational bound of each 8-bit image, in bits per dimension, and its two ends.
+
+    x0_hat is clipped to [-1, 1], as in the sampler; the noise is drawn once at each time. Of other
+    data it is the squared error of epsilon, averaged over times uniform in lambda.
+    """
+    o, path = model.options, model.path
+    x0 = model.data(batch)
+    known = batch["label"] if o.class_conditional else None
+    key_time, key_noise = (jax.random.fold_in(key, i) for i in range(2))
+    own = (params["denoiser"], mutable["denoiser"])
+
+    def predicted(count: Array, at: Levels) -> tuple[Prediction, Array]:
+        noise = jax.random.normal(jax.random.fold_in(key_noise, count), x0.shape)
+        found = model.predict(*own, paths.noised(at, x0, noise), at, known)
+        if model.clips:
+            found = found._replace(x0=jnp.clip(found.x0, -1.0, 1.0))
+        return found, noise
+
+    if path.steps and model.bounded:
+        return _discrete_bound(model, x0, predicted, key_time)
+    first, last = (float(path.lam(t)) for t in (path.first, path.last))
+    last = max(last, -12.0)
+    K, B = o.eval_timesteps or path.steps, x0.shape[0]
+    u = (jnp.arange(K)[:, None] + bound.stratified_uniform(key_time, B)[None]) / K
+
+    def term(count: Array, u: Float[Array, "B"]) -> tuple[Array, Array]:
+        lam = last + u * (first - last)
+        table = np.linspace(last, first, 4097)  # told is a function of t, known in float64
+        told = jnp.interp(lam, table, paths.levels_at(path, table).told)
+        at = Levels(told, *paths.scales(path.scaling, lam))
+        found, noise = predicted(count, at)
+        if model.bounded:
+            return count + 1, bound.integrand(path, at, x0, found.x0)
+        return count + 1, bound.per_example(jnp.square(found.epsilon - noise))
+
+    _, terms = jax.lax.scan(term, 0, u)
+    if not model.bounded:
+        return {"epsilon_mse": terms.mean(0)}
+    noise = jax.random.normal(jax.random.fold_in(key_noise, K), x0.shape)
+    start = paths.noised(Levels(*map(jnp.float32, paths.levels(path, path.first))), x0, noise)
+    decoder, prior = bound.decoder_term(path, x0, start), bound.prior_term(path, x0)
+    nats = {
+        "bits_per_dim": prior + terms.mean(0) + decoder,
+        "bits_per_dim_decoder": decoder,
+        "bits_per_dim_prior": prior,
+    }
+    return {name: value / math.log(2) for name, value in nats.items()}
+
+
+def _discrete_bound(model: Denoiser, x0: Array, predicted: Any, key: Array) -> dict[str, Array]:
+    """The bound of Ho et al. 2020, eq. 5."""
+    o, path, steps = model.options, model.path, bound.steps_of(model.path)
+    kind = "fixed_small" if o.variance == "learned" else o.variance
+    index, weight = bound.draw_timesteps(steps, kind, o.eval_timesteps, x0.shape[0], key)
+
+    def term(count: Array, index: Array) -> tuple[Array, Array]:
+        found, _ = predicted(count, levels_of(path, index))
+        if o.variance == "learned":
+            return count + 1, bound.learned_term(steps, x0, found.x0, found.fraction, index)
+        return count + 1, bound.term(steps, kind, x0, found.x0, index)
+
+    _, terms = jax.lax.scan(term, 0, index)
+    prior = bound.prior_term(path, x0)
+    nats = {
+        "bits_per_dim": prior + (weight * terms).sum(axis=0),
+        "bits_per_dim_decoder": terms[0],
+        "bits_per_dim_prior": prior,
+    }
+    return {name: value / math.log(2) for name, value in nats.items()}
+
+
+# ---- sampling ------------------------------------------------------------------------------------
+
+
+def plan(
+    o: Options,
+    path: Path,
+    *,
+    sampler: str | None = None,
+    steps: int | None = None,
+    spacing: str | None = None,
+    times: tuple = (),
+    grid_shift: float = 1.0,
+    rho: float = 7.0,
+    end: str = "data",
+    eta: float | None = None,
+    order: int | None = None,
+    churn: float | None = None,
+    warmup: str | None = None,
+    guidance: float | None = None,
+    guidance_kind: str = "linear",
+    guidance_interval: tuple = (0.0, math.inf),
+    guidance_rescale: float = 0.0,
+    guidance_radius: float = math.inf,
+    guidance_parallel: float = 1.0,
+    guidance_momentum: float = 0.0,
+    threshold: float = 0.0,
+) -> dict[str, Any]:
+    """What `sample` needs of its options; what is None comes from the config's `diffusion` section.
+
+    Args:
+      o: the section.
+      path: of the model.
+      sampler: a name in `solvers.SOLVERS`.
+      steps: of the sampler; in discrete time 0 takes all T.
+      spacing: of the steps: see `grids.times`.
+      times: the steps' times by hand.
+      grid_shift: see `grids.times`.
+      rho: of the spacing "karras".
+      end: what the last step ends at, "data" or the path's "first" level.
+      eta: noise, of the solvers that have it.
+      order: of the solvers that have one.
+      churn: noise that sampler "edm" adds and removes again, over all steps.
+      warmup: of sampler "pndm": "runge_kutta" or "multistep".
+      guidance: scale; 1 is none, and costs one network call a step instead of a doubled one.
+      guidance_kind: "linear", "projected" (APG) or "cfg++".
+      guidance_interval: (low, high) of sigma / alpha where guidance is used.
+      guidance_rescale: phi of Lin et al. 2024.
+      guidance_radius: of "projected".
+      guidance_parallel: of "projected".
+      guidance_momentum: of "projected".
+      threshold: percentile of dynamic thresholding, such as 99.5; 0 clips to the data's range.
+
+    Raises:
+      ConfigError: an option that does not exist or that this model cannot follow.
+    """
+    given = dict(sampler=sampler, steps=steps, spacing=spacing, eta=eta, guidance=guidance)
+    numbers = dict(eta=eta, guidance=guidance, grid_shift=grid_shift, rho=rho, churn=churn)
+    numbers |= dict(guidance_rescale=guidance_rescale, guidance_parallel=guidance_parallel)
+    numbers |= dict(guidance_momentum=guidance_momentum, threshold=threshold)
+    for name, value in numbers.items():
+        require(value is None or _number(value, False), name, value, "a finite number")
+    for name, value in {"steps": steps, "order": order}.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        require(value is None or whole, name, value, "a whole number")
+    require(_number(guidance_radius), "guidance_radius", guidance_radius, "a number")
+    pair = isinstance(guidance_interval, tuple | list) and len(guidance_interval) == 2
+    pair = pair and all(map(_number, guidance_interval))
+    require(pair, "guidance_interval", guidance_interval, 'two numbers, such as "(0.3, 5)"')
+    require(rho is None or rho > 0, "rho", rho, "more than 0")
+    if times and steps:
+        raise ConfigError(f"steps={steps} and times={times} are both given: leave one out.")
+    o = o._replace(**{k: v for k, v in given.items() if v is not None})
+    one_of("sampler", o.sampler, tuple(solvers.SOLVERS))
+    solver = solvers.SOLVERS[o.sampler]
+    own = {"eta": float(o.eta)} if eta is not None or (o.eta and "eta" in solver.options) else {}
+    own |= {"order": order} if order is not None else {}
+    own |= {"variance": o.variance} if o.sampler == "ddpm" else {}
+    own |= {"churn": float(churn)} if churn is not None else {}
+    own |= {"warmup": warmup} if warmup is not None else {}
+    for name in own:
+        if name not in solver.options:
+            have = ", ".join(n for n, s in solvers.SOLVERS.items() if name in s.options)
+            raise ConfigError(
+                f"{name}={own[name]}: sampler {o.sampler} has none; these have: {have}."
+            )
+    count = o.steps or path.steps
+    chosen = grids.times(path, count, o.spacing, rho=rho, shift=grid_shift, given=times)
+    table = solver.table(path, grids.grid(path, chosen, end), **own)
+    low, high = guidance_interval
+    g = Guidance(
+        *(float(o.guidance), float(low), float(high), float(guidance_rescale)),
+        *(float(guidance_parallel), float(guidance_radius), float(guidance_momentum)),
+    )
+    guiding.check(guidance_kind, g)
+    if guidance_kind == "cfg++":  # its pair does not explain the point, which others use as well
+        one_of("sampler (with guidance_kind=cfg++)", o.sampler, PAIR_ALONE)
+    require(0 <= threshold <= 100, "threshold", threshold, "a percentile, or 0")
+    if threshold and guidance_kind == "cfg++":
+        raise ConfigError(
+            f"threshold={threshold:g}: with guidance_kind='cfg++' epsilon is not that of x_0. "
+            "Leave one out."
+        )
+    return {
+        "table": table,
+        "strength": Guidance(*map(np.float64, g)),
+        "guided": g.scale != 1 or guidance_kind == "cfg++",
+        "kind": guidance_kind,
+        "stochastic": table.stochastic,
+        "threshold": float(threshold),
+    }
+
+
+def _number(value: Any, infinite: bool = True) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        return False
+    return infinite or math.isfinite(value)
+
+
+def denoiser(
+    model: Denoiser,
+    params: dict,
+    mutable: dict,
+    known: Array | None,
+    *,
+    strength: Guidance,
+    guided: bool,
+    kind: str,
+    threshold: float,
+) -> solvers.Denoise:
+    """The model as solvers call it: guided, and x_0 within the data's range."""
+    own = (params["denoiser"], mutable["denoiser"])
+    _guidable(model.options, guided, "guide/denoiser" in params)
+
+    def alone(x: Array, at: Levels, memory: Any) -> tuple[Prediction, Any]:
+        return model.predict(*own, x, at, known), memory
+
+    def both(x: Array, at: Levels) -> tuple[Prediction, Prediction]:
+        if "guide/denoiser" in params:
+            worse = (params["guide/denoiser"], mutable["denoiser"])
+            return model.predict(*own, x, at, known), model.predict(*worse, x, at, known)
+        null = jnp.full_like(known, num_classes(model.spec))
+        pair = model.predict(*own, jnp.concatenate([x, x]), at, jnp.concatenate([known, null]))
+        halves = [jnp.split(part, 2) if part is not None else (None, None) for part in pair]
+        return tuple(Prediction(*(half[i] for half in halves)) for i in range(2))
+
+    found = guiding.guided(both, strength, kind) if guided else alone
+    if threshold:
+        kind_of = model.spec.generated.kind
+        require(model.clips, "threshold", threshold, f"0: the data are of kind {kind_of!r}")
+        return guiding.thresholded(found, threshold)
+    return guiding.clipped(found) if model.clips and kind != "cfg++" else found
+
+
+def sample(
+    model: Denoiser,
+    params: dict,
+    mutable: dict,
+    key: Array,
+    num: int,
+    condition: Condition = MappingProxyType({}),
+    *,
+    table: Table,
+    strength: Guidance,
+    guided: bool,
+    kind: str,
+    stochastic: bool,
+    threshold: float,
+) -> Array:
+    """Draws `num` samples, in the data's own format; see `plan` for the options.
+
+    A sample depends on its own key, not on how many are drawn with it.
+    """
+    o = model.options
+    setting, key_label = "diffusion.class_conditional=True", jax.random.fold_in(key, 2)
+    known = labels(model.spec, o.class_conditional, num, condition, key_label, setting)
+    denoise = denoiser(
+        model,
+        params,
+        mutable,
+        known,
+        strength=strength,
+        guided=guided,
+        kind=kind,
+        threshold=threshold,
+    )
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(3 + jnp.arange(num))
+    shape = shape_of(model.spec)
+    memory = jnp.zeros((num, *shape)) if kind == "projected" else ()
+    x = solvers.solve(denoise, table, keys, shape, stochastic=stochastic, memory=memory)
+    return model.output(x)

@@ -1,0 +1,436 @@
+"""Masked diffusion over tokens of text or of a first stage (Sahoo et al. 2024; Shi et al. 2024).
+
+Tokens are masked one by one, and a network that sees those that are left predicts the others: all
+at once, each by itself ("SUBS": a mask is never predicted, and what is not masked stays). The
+continuous-time bound is a weighted mean of cross entropies, and the same for all schedules. An
+exact network has an exact bound: it is then the mean of -log p over all orders of the tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from genjax.config import ConfigError, construct, one_of, read_options, require
+from genjax.data.windows import targets_of
+from genjax.method import (
+    Aux,
+    Batch,
+    DataSpec,
+    Field,
+    Method,
+    Phase,
+    Ratio,
+    Rules,
+    Tree,
+    find_module,
+)
+from genjax.methods.lm import derived, is_text, prompt_field
+from genjax.modalities.label import NAME, label_condition, num_classes, required_classes
+from genjax.nn.functional import Functional, functional
+from genjax.sampling import logits as processors
+from genjax.sampling import unmasking
+from genjax.sampling.bound import stratified_uniform
+from genjax.sampling.conditions import Condition, labels
+from genjax.sampling.prompts import Gaps
+from genjax.sampling.unmasking import Schedule
+
+MOST_STEPS = 2**20
+
+
+class Options(NamedTuple):
+    """The `masked_diffusion` section of a config, and its defaults.
+
+    Attributes:
+      schedule: of masking: "linear", "cosine" or "polynomial".
+      exponent: of "polynomial".
+      timesteps: T of the bound that is trained and measured; 0 is continuous time.
+      time_conditional: whether the network is told how much is masked.
+      class_conditional: whether it is told the label.
+      label_dropout: share of training examples whose label is hidden, for guidance.
+      eval_times: network calls an example in the estimate of the bound.
+      decoding: default way to unmask: "ancestral", "first_hitting" or "confidence".
+      steps: default number of steps, of "ancestral" and "confidence".
+      choice_temperature: default of the noise of "confidence".
+      guidance: default scale of classifier-free guidance; 1 is none.
+    """
+
+    schedule: str = "linear"
+    exponent: float = 2.0
+    timesteps: int = 0
+    time_conditional: bool = False
+    class_conditional: bool = False
+    label_dropout: float = 0.1
+    eval_times: int = 8
+    decoding: str = "ancestral"
+    steps: int = 128
+    choice_temperature: float = 4.5
+    guidance: float = 1.0
+
+
+class Terms(NamedTuple):
+    """What the positions of a batch come to, each [B, S].
+
+    Attributes:
+      nll: -log p of the token given those that are not masked, in nats.
+      correct: whether the most probable token is the right one.
+      masked: 1 where a token is masked, else 0.
+    """
+
+    nll: Float[Array, "B S"]
+    correct: Float[Array, "B S"]
+    masked: Float[Array, "B S"]
+
+
+class Denoiser(NamedTuple):
+    """The network, and what every function of the family needs to know beside its arrays."""
+
+    network: Functional  # (tokens [B, S], label, share masked, segment=) -> logits [B, S, K]
+    options: Options
+    spec: DataSpec
+    begin: int | None = None  # the token that each text begins with
+
+    @property
+    def schedule(self) -> Schedule:
+        """How much is masked at a time."""
+        return Schedule(self.options.schedule, self.options.exponent)
+
+    @property
+    def values(self) -> int:
+        """K, the values of a token; the mask is one more."""
+        return self.spec.generated.facts["vocabulary_size"]
+
+    def __call__(
+        self, params: dict, mutable: dict, x: Array, label: Array | None, masked: Array, **named
+    ) -> tuple[Float[Array, "B S K"], dict]:
+        """Logits of all tokens, those that are masked being K, and the new mutable state."""
+        time = masked if self.options.time_conditional else None
+        out, changed = self.network.apply(
+            params["denoiser"], mutable["denoiser"], x, label, time, **named
+        )
+        return out, {"denoiser": changed}
+
+    def examples(self, batch: Batch) -> tuple[Int[Array, "B S"], Float[Array, "B S"], dict]:
+        """Tokens; 1 where one counts, else 0; and what the network is told beside them.
+
+        A document's first token, which all begin with, is given, as is what `loss_mask` leaves out
+        and padding; only what counts is ever masked.
+        """
+        token = batch[self.spec.target]
+        token = token.reshape(len(token), -1)
+        counts, told = jnp.ones(token.shape), {}
+        if "segment" in batch:
+            told["segment"] = batch["segment"]
+            counts = jnp.pad(targets_of(batch["segment"]), ((0, 0), (1, 0))).astype(jnp.float32)
+        if "loss_mask" in batch:
+            counts = counts * batch["loss_mask"]
+        return token, counts, told
+
+    def terms(
+        self,
+        params: dict,
+        mutable: dict,
+        batch: Batch,
+        label: Array | None,
+        t: Float[Array, "B"],
+        mask: Array,
+        **training,
+    ) -> tuple[Terms, dict]:
+        """What each position comes to when the batch is masked as at times t, by the key `mask`."""
+        token, counts, told = self.examples(batch)
+        share = self.schedule.masked(t)
+        masked = (jax.random.uniform(mask, token.shape) < share[:, None]) & (counts > 0)
+        x = jnp.where(masked, self.values, token)
+        logits, changed = self(params, mutable, x, label, share, **told, **training)
+        right = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+        nll = jax.nn.logsumexp(logits, axis=-1) - right
+        correct = (logits.argmax(-1) == token).astype(jnp.float32)
+        return Terms(nll, correct, masked.astype(jnp.float32)), changed
+
+    def times(self, u: Float[Array, "*N"]) -> tuple[Float[Array, "*N"], Float[Array, "*N"]]:
+        """Times of uniform numbers in [0, 1), and the weight of what is masked there."""
+        t, T = jnp.maximum(1 - u, 2.0**-24), self.options.timesteps  # u may be rounded to 1
+        if not T:
+            return t, self.schedule.weight(t)
+        t = jnp.ceil(t * T) / T
+        return t, self.schedule.step_weight(t, T)
+
+
+def loss(
+    denoiser: Denoiser, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
+) -> tuple[Float[Array, ""], Aux]:
+    """The bound on -log p of a token, in nats (MDLM, eq. 10 and 11; MD4, eq. 5), from one time.
+
+    The times of a microbatch are spread evenly. It weighs as much as it has tokens that count.
+    """
+    key_time, key_mask, key_label, key_net = (jax.random.fold_in(key, i) for i in range(4))
+    token, counts, _ = denoiser.examples(batch)
+    t, weight = denoiser.times(stratified_uniform(key_time, len(token)))
+    label = None
+    if denoiser.options.class_conditional:
+        hidden = jax.random.bernoulli(key_label, denoiser.options.label_dropout, (len(token),))
+        label = jnp.where(hidden, num_classes(denoiser.spec), batch[NAME])
+    terms, changed = denoiser.terms(
+        params, mutable, batch, label, t, key_mask, key=key_net, train=True
+    )
+    total = counts.sum()
+    value = (weight[:, None] * terms.masked * terms.nll).sum() / jnp.maximum(total, 1.0)
+    accuracy = (terms.correct * terms.masked).sum() / jnp.maximum(terms.masked.sum(), 1.0)
+    return value, Aux({"accuracy": accuracy}, changed, total)
+
+
+def evaluate(
+    denoiser: Denoiser, params: dict, mutable: dict, batch: Batch, key: Array
+) -> dict[str, Array | Ratio]:
+    """The bound of each example from `eval_times` times, spread evenly over it and the batch.
+
+    Of text `loss` in nats a token and `bits_per_byte`; of codes `nll`, of all tokens of an example,
+    and `bits_per_token`. Of both `accuracy`, of a masked token, time being uniform.
+    """
+    key_time, key_mask = (jax.random.fold_in(key, i) for i in range(2))
+    token, counts, _ = denoiser.examples(batch)
+    label = batch[NAME] if denoiser.options.class_conditional else None
+    K, shift = denoiser.options.eval_times, stratified_uniform(key_time, len(token))
+
+    def visit(sums: tuple, i: Array) -> tuple[tuple, None]:
+        t, weight = denoiser.times((i + shift) / K)
+        own = jax.random.fold_in(key_mask, i)
+        terms, _ = denoiser.terms(params, mutable, batch, label, t, own)
+        nll = (weight[:, None] * terms.masked * terms.nll).sum(-1) / K
+        new = (nll, (terms.correct * terms.masked).sum(-1), terms.masked.sum(-1))
+        return jax.tree.map(jnp.add, sums, new), None
+
+    zeros = (jnp.zeros(len(token)),) * 3
+    (nll, correct, masked), _ = jax.lax.scan(visit, zeros, jnp.arange(K))
+    found = {"accuracy": Ratio(correct, masked)}
+    count = counts.sum(-1)
+    if not is_text(denoiser.spec):
+        return found | {"nll": nll, "bits_per_token": nll / count / math.log(2)}
+    found["loss"] = Ratio(nll, count)
+    if "bytes" in batch:  # those of all tokens but a window's first, which counts here in a stream
+        share = counts[:, 1:].sum(-1) / jnp.maximum(count, 1.0)
+        found["bits_per_byte"] = Ratio(share * nll / math.log(2), batch["bytes"])
+    return found
+
+
+def sample(
+    denoiser: Denoiser,
+    params: dict,
+    mutable: dict,
+    key: Array,
+    num: int,
+    condition: Condition = MappingProxyType({}),
+    *,
+    decoding: str | None = None,
+    steps: int | None = None,
+    schedule: str | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    choice_temperature: float | None = None,
+    guidance: float | None = None,
+    length: int = 0,
+) -> Int[Array, "B ..."]:
+    """Draws tokens; what is None comes from the config's `masked_diffusion` section.
+
+    A sample depends on its own row of the key alone, and not on how many are drawn with it.
+
+    Args:
+      denoiser: the model.
+      params: its parameters.
+      mutable: its mutable state.
+      key: draws.
+      num: samples to draw.
+      condition: `label`; without it each class in turn. Of text, `prompt` [num, P]: the first
+        tokens, -1 where one is to be drawn, which what comes after them is always.
+      decoding: "ancestral", "first_hitting" (token by token) or "confidence".
+      steps: of "ancestral" and "confidence"; at most as many network calls.
+      schedule: of these steps, whatever the model was trained with.
+      temperature: divides the logits; 0 takes the most probable token.
+      top_k: draws among the most probable so many tokens; 0 among all.
+      top_p: draws among the fewest with this probability; 1 among all.
+      choice_temperature: noise in the choice of "confidence".
+      guidance: w of `unmasking.guided`; another than 1, none, doubles the network's batch.
+      length: tokens of a text; 0 stands for the length trained on.
+
+    Returns:
+      Tokens, in the shape of the data's.
+
+    Raises:
+      ConfigError: an option out of range, or one that this model cannot follow.
+    """
+    given = dict(decoding=decoding, steps=steps, schedule=schedule, guidance=guidance)
+    given["choice_temperature"] = choice_temperature
+    o = denoiser.options._replace(**{k: v for k, v in given.items() if v is not None})
+    _check_sampling(o)
+    others = ("steps", "schedule") if o.decoding == "first_hitting" else ()
+    others += () if o.decoding == "confidence" else ("choice_temperature",)
+    for name in others:
+        nothing = f"nothing with decoding={o.decoding}"
+        require(given[name] is None, f"--{name}", given[name], nothing)
+    setting, key_label = "masked_diffusion.class_conditional=True", jax.random.fold_in(key, 0)
+    told = {name: value for name, value in condition.items() if name != "prompt"}
+    known = labels(denoiser.spec, o.class_conditional, num, told, key_label, setting)
+    tokens = _begun(denoiser, num, condition.get("prompt"), length)
+    chain = processors.chain(processors.Options(temperature, top_k, top_p))
+    choose = unmasking.chooser(chain, temperature == 0)
+    row = partial(jax.random.fold_in, jax.random.fold_in(key, 1))
+
+    def logits(tokens: Array, label: Array | None, masked: Array) -> Array:
+        x = jnp.where(tokens < 0, denoiser.values, tokens)
+        return denoiser(params, mutable, x, label, masked)[0]
+
+    denoise = unmasking.guided(logits, known, num_classes(denoiser.spec), float(o.guidance))
+    common = (denoise, tokens, jax.vmap(row)(jnp.arange(num)), choose)
+    grid = (Schedule(o.schedule, o.exponent), o.steps)
+    if o.decoding == "first_hitting":
+        drawn = unmasking.first_hitting(*common)
+    elif o.decoding == "ancestral":
+        drawn = unmasking.ancestral(*common, *grid)
+    else:
+        drawn = unmasking.confidence(*common, *grid, float(o.choice_temperature))
+    return drawn if is_text(denoiser.spec) else drawn.reshape(num, *denoiser.spec.generated.shape)
+
+
+def _begun(
+    denoiser: Denoiser, num: int, prompt: Int[Array, "B P"] | None, length: int
+) -> Int[Array, "B S"]:
+    """The tokens that sampling begins with: those of the prompt, and -1.
+
+    Raises:
+      ConfigError: a length out of range, or a prompt that is longer.
+    """
+    most = math.prod(denoiser.spec.generated.shape)
+    text = is_text(denoiser.spec)
+    whole = processors.whole_number(length) and 0 <= length <= (most if text else 0)
+    require(whole, "--length", length, f"0 to {most}" if text else "0: images are of one size")
+    require(prompt is None or text, "--prompt", "codes", "none: only texts have one")
+    tokens = jnp.full((num, length or most), -1, jnp.int32)
+    if prompt is None:
+        return tokens if denoiser.begin is None else tokens.at[:, 0].set(denoiser.begin)
+    P, S = prompt.shape[1], tokens.shape[1]
+    require(P <= S, "prompt", f"{P} tokens", f"at most {S}, the tokens of a text")
+    return tokens.at[:, :P].set(prompt)
+
+
+def _check_sampling(o: Options) -> None:
+    """Refuses options of sampling that the model cannot follow."""
+    one_of("decoding", o.decoding, unmasking.DECODINGS)
+    one_of("schedule", o.schedule, unmasking.SCHEDULES)
+    whole = processors.whole_number(o.steps) and 1 <= o.steps <= MOST_STEPS
+    require(whole, "steps", o.steps, f"a whole number from 1 to {MOST_STEPS}")
+    for name in ("choice_temperature", "guidance"):
+        value = getattr(o, name)
+        require(isinstance(value, int | float) and value >= 0, name, value, "a number from 0")
+    if o.guidance != 1 and not (o.class_conditional and o.label_dropout):
+        raise ConfigError(
+            f"guidance={o.guidance}: the model must have been trained with "
+            "masked_diffusion.class_conditional=True and masked_diffusion.label_dropout > 0 to be "
+            "guided. Use guidance=1."
+        )
+
+
+def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
+    """Reads and checks the `masked_diffusion` section.
+
+    Raises:
+      ConfigError: an unknown key or choice, a number out of range, or class conditioning on data
+        without labels.
+    """
+    o = read_options(section, "masked_diffusion", Options)
+    for name, least in (("timesteps", 0), ("eval_times", 1)):
+        value = getattr(o, name)
+        require(value >= least, f"masked_diffusion.{name}", value, f"at least {least}")
+    require(o.exponent > 0, "masked_diffusion.exponent", o.exponent, "more than 0")
+    within = 0 <= o.label_dropout < 1
+    require(within, "masked_diffusion.label_dropout", o.label_dropout, "0 <= p < 1")
+    required_classes(spec, "masked_diffusion.class_conditional=True", o.class_conditional)
+    _check_sampling(o)
+    return o
+
+
+def conditions_of(spec: DataSpec, options: Options, prompt: Field | None) -> Mapping[str, Field]:
+    """What `sample` can be given: the label, and of text a prompt with gaps."""
+    found = label_condition(spec, options.class_conditional)
+    if prompt is None:
+        return found
+    facts = {**prompt.facts, "tokenizer": Gaps(prompt.facts["tokenizer"])}
+    return {"prompt": prompt._replace(facts=facts), **found}
+
+
+def from_network(
+    network: Functional,
+    options: Options,
+    spec: DataSpec,
+    rules: Rules,
+    prompt: Field | None = None,
+) -> Method:
+    """The model of any network with the call that `Denoiser` names.
+
+    `prompt` is what the prompt of a text is like, and says what each text begins with.
+    """
+    begin = prompt.facts["begin"] if prompt else None
+    denoiser = Denoiser(network, options, spec, begin)
+
+    def init(key: Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:
+        params, mutable = network.init(key)
+        return {"denoiser": params}, {"denoiser": mutable}
+
+    return Method(
+        init=init,
+        phases=(Phase("denoiser", partial(loss, denoiser)),),
+        evaluate=partial(evaluate, denoiser),
+        sample=partial(sample, denoiser),
+        rules=rules,
+        derived=derived if is_text(spec) else None,
+        conditions=conditions_of(spec, options, prompt),
+    )
+
+
+def build(config: ConfigDict, spec: DataSpec) -> Method:
+    """The model with the network of `config.model` on the tokens of `spec`: text, or codes.
+
+    `config.model.network` names a module of `genjax.networks` (or a dotted path) with `Network` and
+    `RULES`, such as `masked_transformer`; `config.model.denoiser` are its options.
+
+    Raises:
+      ConfigError: the data are no tokens, or the config asks for something that does not exist.
+    """
+    field = spec.generated
+    if field.kind not in ("text", "code") or not field.facts.get("vocabulary_size"):
+        held = "codes of real numbers" if field.kind == "code" else f"{spec.target} ({field.kind})"
+        raise ConfigError(
+            f"method masked_diffusion needs tokens; the target of {spec.name} is {held}. Give text "
+            "with --config.dataset.name=tiny_shakespeare or --config.dataset.path, or set "
+            "dataset.codes to a stage that has tokens, such as a VQ-VAE (configs/vqvae.py)."
+        )
+    options = options_from_config(config.masked_diffusion, spec)
+    module = find_module(
+        "model.network", config.model.network, "genjax.networks", "Network", "RULES"
+    )
+    text = is_text(spec)
+
+    def network(rngs):
+        return construct(
+            module.Network,
+            config.model.denoiser,
+            "model.denoiser",
+            vocabulary_size=field.facts["vocabulary_size"],
+            length=math.prod(field.shape),
+            codebooks=1 if text else field.shape[-1],
+            num_classes=num_classes(spec) if options.class_conditional else 0,
+            time=options.time_conditional,
+            dtype=jnp.dtype(config.precision),
+            rngs=rngs,
+        )
+
+    prompt = prompt_field(spec, config.dataset.text.documents) if text else None
+    return from_network(functional(network), options, spec, module.RULES, prompt)

@@ -1,0 +1,384 @@
+"""The U-Net of EDM2 (Karras et al. 2024, config G, figure 21) and its estimate of uncertainty."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from genjax.config import ConfigError, require
+from genjax.nn.attention import attention
+from genjax.nn.layers import dropout, times, upsample_nearest
+from genjax.nn.magnitude import (
+    MPConv,
+    MPEmbed,
+    MPFourier,
+    MPLinear,
+    downsample_average,
+    mp_cat,
+    mp_silu,
+    mp_sum,
+    normalise,
+    pixel_norm,
+)
+from genjax.parallel.rules import Rules, fsdp, replicate, tensor
+
+# Column-parallel into a block, row-parallel out of it; every other matrix over fsdp alone.
+RULES: Rules = (
+    (r"(conv1|query|key|value)/mp_kernel$", tensor(-1)),
+    (r"(conv2|out)/mp_kernel$", tensor(-2)),
+    (r"mp_kernel$", fsdp),
+    (r"(gain|frequencies|phases)$", replicate),
+)
+
+project = normalise  # what the parameters become after an update
+
+
+class Options(NamedTuple):
+    """What all blocks have in common.
+
+    Attributes:
+      embedding: width of the embedding.
+      head_size: channels of an attention head.
+      dropout: rate inside the residual branch.
+      residual_balance: t of the sum with the residual branch, 0 ... 1.
+      attention_balance: t of the sum with self-attention, 0 ... 1.
+      clip: the largest size of an activation that leaves a block.
+    """
+
+    embedding: int
+    head_size: int
+    dropout: float
+    residual_balance: float
+    attention_balance: float
+    clip: float
+
+
+class Place(NamedTuple):
+    """Where a block stands.
+
+    Attributes:
+      cin: channels that come in, with those of the skip connection.
+      cout: channels that go out.
+      decodes: whether it is on the way up.
+      resample: "down" or "up" before anything else, or "".
+      skip: whether a skip connection comes in.
+      attends: whether it has self-attention.
+    """
+
+    cin: int
+    cout: int
+    decodes: bool = False
+    resample: str = ""
+    skip: bool = False
+    attends: bool = False
+
+
+def plan(
+    height: int,
+    channels: int,
+    multipliers: tuple[int, ...],
+    blocks: int,
+    attention: tuple[int, ...],
+) -> tuple[list[Place], list[Place]]:
+    """The blocks of the encoder behind its first convolution, and of the decoder, in order.
+
+    The results of that convolution and of all blocks of the encoder are skip connections, the last
+    one first.
+    """
+    widths = [channels * m for m in multipliers]
+    encoder: list[Place] = []
+    decoder: list[Place] = []
+    width = widths[0]
+    for level, out in enumerate(widths):
+        if level:
+            encoder.append(Place(width, width, resample="down"))
+        for _ in range(blocks):
+            encoder.append(Place(width, out, attends=height >> level in attention))
+            width = out
+    skips = [widths[0], *(place.cout for place in encoder)]
+    for level, out in reversed(list(enumerate(widths))):
+        if level == len(widths) - 1:
+            decoder.append(Place(width, width, decodes=True, attends=True))
+            decoder.append(Place(width, width, decodes=True))
+        else:
+            decoder.append(Place(width, width, decodes=True, resample="up"))
+        for _ in range(blocks + 1):
+            cin, attends = width + skips.pop(), height >> level in attention
+            decoder.append(Place(cin, out, decodes=True, skip=True, attends=attends))
+            width = out
+    return encoder, decoder
+
+
+class Attention(nnx.Module):
+    """Cosine self-attention over the pixels: queries, keys and values of unit magnitude."""
+
+    def __init__(self, channels: int, heads: int, dtype, rngs: nnx.Rngs):
+        """Makes the layers."""
+        self.query = MPLinear(channels, channels, dtype=dtype, rngs=rngs)
+        self.key = MPLinear(channels, channels, dtype=dtype, rngs=rngs)
+        self.value = MPLinear(channels, channels, dtype=dtype, rngs=rngs)
+        self.out = MPLinear(channels, channels, dtype=dtype, rngs=rngs)
+        self.heads = heads
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """What the heads gather, without the sum with x."""
+        B, H, W, C = x.shape
+        rows = x.reshape(B, H * W, C)
+        q, k, v = (
+            pixel_norm(layer(rows).reshape(B, H * W, self.heads, C // self.heads))
+            for layer in (self.query, self.key, self.value)
+        )
+        return self.out(attention(q, k, v).reshape(B, H, W, C))
+
+
+class Block(nnx.Module):
+    """A residual branch with the embedding's scales in its middle, then self-attention.
+
+    An encoder's block norms each pixel first, and its branch and its sum see what is normed; a
+    decoder's block has no norm.
+    """
+
+    def __init__(self, place: Place, options: Options, dtype, rngs: nnx.Rngs):
+        """Makes the layers; `gain`, of the embedding, starts at zero."""
+        cin, cout, made = place.cin, place.cout, {"dtype": dtype, "rngs": rngs}
+        self.shortcut = MPLinear(cin, cout, **made) if cin != cout else None
+        self.conv1 = MPConv(cin if place.decodes else cout, cout, **made)
+        self.modulation = MPLinear(options.embedding, cout, rngs=rngs)
+        self.gain = nnx.Param(jnp.zeros((), jnp.float32))
+        self.conv2 = MPConv(cout, cout, **made)
+        heads = cout // options.head_size
+        self.attention = Attention(cout, heads, **made) if place.attends else None
+        self.place, self.options = place, options
+
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        embedding: Float[Array, "B E"],
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B h w F"]:
+        """Applies the block; h and w are H and W resampled."""
+        place, options = self.place, self.options
+        if place.resample:
+            x = downsample_average(x) if place.resample == "down" else upsample_nearest(x)
+        if not place.decodes:
+            x = pixel_norm(self._short(x))
+        y = self.conv1(mp_silu(x))
+        scale = 1 + self.modulation(embedding, self.gain[...])
+        y = mp_silu(times(y, scale[:, None, None, :]))
+        y = self.conv2(dropout(y, options.dropout, key, train))
+        x = mp_sum(self._short(x) if place.decodes else x, y, options.residual_balance)
+        if self.attention is not None:
+            x = mp_sum(x, self.attention(x), options.attention_balance)
+        return jnp.clip(x, -options.clip, options.clip)
+
+    def _short(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W F"]:
+        return x if self.shortcut is None else self.shortcut(x)
+
+
+def _check_numbers(
+    sizes: dict[str, int], balances: dict[str, float], dropout: float, clip: float
+) -> None:
+    """Raises ConfigError for a number that is out of its range."""
+    for name, size in sizes.items():
+        require(size >= 1, name, size, "1 or more")
+    for name, t in balances.items():
+        require(0 <= t <= 1, name, t, "a number from 0 to 1")
+    require(0 <= dropout < 1, "dropout", dropout, "0 <= rate < 1")
+    require(clip > 0, "clip", clip, "a number above 0")
+
+
+def _check_levels(
+    shape: tuple[int, int, int],
+    levels: int,
+    attention: tuple[int, ...],
+    head_size: int,
+    places: list[Place],
+) -> None:
+    """Raises ConfigError if images of `shape` have no such levels, or heads do not fit."""
+    height, width, _ = shape
+    factor = 2 ** (levels - 1)
+    if height % factor or width % factor:
+        raise ConfigError(
+            f"images of {height} x {width} cannot be halved {levels - 1} times, as {levels} "
+            f"multipliers ask for: both sides must be multiples of {factor}. Set the images' size "
+            "or multipliers."
+        )
+    heights = [height >> level for level in range(levels)]
+    if unknown := set(attention) - set(heights):
+        raise ConfigError(
+            f"attention={attention!r}: there is no level of height {sorted(unknown)}; the levels "
+            f"are {heights}."
+        )
+    wrong = {place.cout for place in places if place.attends and place.cout % head_size}
+    if wrong:
+        raise ConfigError(
+            f"head_size={head_size} does not divide the channels {sorted(wrong)} of a level with "
+            "attention, which the lowest level has always. Set head_size or channels."
+        )
+
+
+class Network(nnx.Module):
+    """Predicts an image from a noisy one, its noise level and, optionally, its label.
+
+    The published sizes have channels 128 (XS), 192 (S), 256 (M), 320 (L), 384 (XL) and 448 (XXL);
+    their layers are the defaults. Weights are used normalised: see `magnitude.normalise` for what a
+    training step does about their length.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        out_channels: int,
+        num_classes: int = 0,
+        *,
+        channels: int = 192,
+        multipliers: tuple[int, ...] = (1, 2, 3, 4),
+        blocks: int = 3,
+        attention: tuple[int, ...] = (16, 8),
+        head_size: int = 64,
+        dropout: float = 0.0,
+        label_balance: float = 0.5,
+        residual_balance: float = 0.3,
+        attention_balance: float = 0.3,
+        concat_balance: float = 0.5,
+        clip: float = 256.0,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network; its first output is zero.
+
+        Args:
+          shape: of an image that comes in, (H, W, C).
+          out_channels: channels of the output.
+          num_classes: labels; 0: unconditional.
+          channels: width of the first level, and number of Fourier features.
+          multipliers: width of each level over `channels`; each level halves the resolution. The
+            embedding is as wide as the widest.
+          blocks: blocks a level (one more on the way up), beside those that resample.
+          attention: the heights of images at which blocks have self-attention. The first block of
+            the decoder has it always.
+          head_size: channels of an attention head.
+          dropout: rate inside residual branches.
+          label_balance: between the embedding of noise (0) and that of the class (1).
+          residual_balance: between the input of a block (0) and its residual branch (1).
+          attention_balance: between the input of self-attention (0) and its result (1).
+          concat_balance: between the way up (0) and skip connections (1).
+          clip: the largest size of an activation between blocks.
+          dtype: compute type, of all but the embedding, which is float32.
+          rngs: for the initial parameters.
+
+        Raises:
+          ConfigError: sizes that cannot be, or not with each other.
+        """
+        sizes = {"height": shape[0], "width": shape[1], "out_channels": out_channels}
+        sizes |= {"channels": channels, "number of multipliers": len(multipliers)}
+        sizes |= {"blocks": blocks, "head_size": head_size}
+        sizes |= {f"multipliers[{i}]": m for i, m in enumerate(multipliers)}
+        balances = {"label_balance": label_balance, "residual_balance": residual_balance}
+        balances |= {"attention_balance": attention_balance, "concat_balance": concat_balance}
+        _check_numbers(sizes, balances, dropout, clip)
+        require(num_classes >= 0, "num_classes", num_classes, "0 or more")
+        encoder, decoder = plan(shape[0], channels, multipliers, blocks, attention)
+        _check_levels(shape, len(multipliers), attention, head_size, encoder + decoder)
+        width = channels * max(multipliers)
+        options = Options(width, head_size, dropout, residual_balance, attention_balance, clip)
+        first = channels * multipliers[0]
+        self.fourier = MPFourier(first, rngs=rngs)
+        self.noise = MPLinear(first, width, rngs=rngs)
+        self.label = MPEmbed(num_classes, width, rngs=rngs) if num_classes else None
+        self.stem = MPConv(shape[2] + 1, first, dtype=dtype, rngs=rngs)
+        self.encoder, self.decoder = (
+            nnx.Dict({str(i): Block(p, options, dtype, rngs) for i, p in enumerate(places)})
+            for places in (encoder, decoder)
+        )
+        self.head = MPConv(decoder[-1].cout, out_channels, dtype=dtype, rngs=rngs)
+        self.gain = nnx.Param(jnp.zeros((), jnp.float32))
+        self.label_balance, self.concat_balance = label_balance, concat_balance
+        self.dtype = dtype
+
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        t: Float[Array, "B"],
+        label: Int[Array, "B"] | None = None,
+        *,
+        context: Float[Array, "B S D"] | None = None,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B H W D"]:
+        """Applies the network.
+
+        Args:
+          x: noisy images, of unit magnitude.
+          t: 1000 c_noise, where c_noise = ln(sigma) / 4 in EDM.
+          label: classes; `num_classes` is the null class, and so is None.
+          context: None, as there is no cross-attention.
+          key: for dropout; needed in training if there is any.
+          train: whether dropout is on.
+
+        Returns:
+          The prediction, float32.
+
+        Raises:
+          ConfigError: a context, or a label where the network has no classes.
+        """
+        if context is not None:
+            raise ConfigError(
+                f"a context of shape {context.shape} for edm2_unet, which has no cross-attention: "
+                "expected None. Choose another network."
+            )
+        embedding = self._embedding(t, label)
+        x = x.astype(self.dtype)
+        h = self.stem(jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1))
+        skips = [h]
+        for i in range(len(self.encoder)):
+            own = None if key is None else jax.random.fold_in(key, i)
+            h = self.encoder[str(i)](h, embedding, own, train)
+            skips.append(h)
+        for i in range(len(self.decoder)):
+            own = None if key is None else jax.random.fold_in(key, len(self.encoder) + i)
+            block = self.decoder[str(i)]
+            h = mp_cat(h, skips.pop(), self.concat_balance) if block.place.skip else h
+            h = block(h, embedding, own, train)
+        return self.head(h, self.gain[...]).astype(jnp.float32)
+
+    def _embedding(
+        self, t: Float[Array, "B"], label: Int[Array, "B"] | None
+    ) -> Float[Array, "B E"]:
+        """Of the noise level and the class, float32."""
+        embedding = self.noise(self.fourier(t.astype(jnp.float32) / 1000))
+        if self.label is None:
+            if label is not None:
+                raise ConfigError(
+                    "a label for a network of num_classes=0: expected None. Set num_classes."
+                )
+        else:
+            of_class = jnp.zeros_like(embedding) if label is None else self.label(label)
+            embedding = mp_sum(embedding, of_class, self.label_balance)
+        return mp_silu(embedding)
+
+
+class Uncertainty(nnx.Module):
+    """u(sigma), the logarithm of the expected loss at a noise level (eq. 21)."""
+
+    def __init__(self, channels: int = 128, *, rngs: nnx.Rngs):
+        """Makes `channels` Fourier features and a linear layer without a bias.
+
+        Raises:
+          ConfigError: fewer than 1.
+        """
+        require(channels >= 1, "channels", channels, "1 or more")
+        self.fourier = MPFourier(channels, rngs=rngs)
+        self.linear = MPLinear(channels, 1, rngs=rngs)
+
+    def __call__(
+        self, t: Float[Array, "B"], *, key: jax.Array | None = None, train: bool = False
+    ) -> Float[Array, "B"]:
+        """u, float32, of t = 1000 c_noise; `key` and `train` change nothing."""
+        del key, train
+        return self.linear(self.fourier(t.astype(jnp.float32) / 1000))[:, 0]

@@ -1,0 +1,144 @@
+"""A transformer that sees every token, masked or not (Sahoo et al. 2024; Chang et al. 2022)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from genjax.config import one_of, require
+from genjax.networks import transformer
+from genjax.networks.kv_cache import placed
+from genjax.networks.sequence import small
+from genjax.networks.transformer import Transformer
+from genjax.nn.layers import Embed, Linear, contract, dropout, plus, sinusoidal_embedding
+
+RULES = transformer.RULES
+
+POSITIONS = ("learned", "rotary")
+
+
+class Network(nnx.Module):
+    """The logits of each token given those that are not masked; a mask is token K, and never drawn.
+
+    A position of an image has Q tokens (residual VQ), each of a codebook of its own: they follow
+    each other.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        length: int,
+        *,
+        codebooks: int = 1,
+        num_classes: int = 0,
+        time: bool = False,
+        width: int = 128,
+        depth: int = 4,
+        heads: int = 4,
+        hidden: int = 0,
+        activation: str = "gelu",
+        norm: str = "layer",
+        positions: str = "learned",
+        bias: bool = True,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        init_std: float = 0.0,
+        remat: str = "none",
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network.
+
+        Args:
+          vocabulary_size: values of a token, K.
+          length: the most tokens of an example, S.
+          codebooks: Q, of which the tokens of an example are in turn.
+          num_classes: labels to be conditioned on; class `num_classes` is none of them.
+          time: whether it is told the time too.
+          width: as those not named here, see `transformer.Options`.
+          positions: "learned", a vector for each place; or "rotary".
+          dropout: probability, of the embedded input and of what each block adds.
+          dtype: compute type.
+          rngs: for the initial parameters.
+
+        Raises:
+          ConfigError: an option that cannot be, or not with the others.
+        """
+        one_of("positions", positions, POSITIONS)
+        self.Q, self.K, self.length = codebooks, vocabulary_size, length
+        made = {"init": small, "dtype": dtype, "rngs": rngs}
+        self.token = Embed(self.Q * (self.K + 1), width, **made)
+        self.label = Embed(num_classes + 1, width, **made) if num_classes else None
+        self.time1 = Linear(width, width, dtype=dtype, rngs=rngs) if time else None
+        self.time2 = Linear(width, width, dtype=dtype, rngs=rngs) if time else None
+        table = positions == "learned"
+        self.positions = (
+            nnx.Param(small(rngs.params(), (length, width), jnp.float32)) if table else None
+        )
+        self.body = Transformer(
+            width=width,
+            depth=depth,
+            heads=heads,
+            hidden=hidden,
+            activation=activation,
+            norm=norm,
+            rotary=not table,
+            bias=bias,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            causal=False,
+            init_std=init_std,
+            remat=remat,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.kernel = nnx.Param(small(rngs.params(), (self.Q, width, self.K), jnp.float32))
+        self.dropout, self.width = dropout, width
+
+    def __call__(
+        self,
+        x: Int[Array, "B S"],
+        label: Int[Array, "B"] | None = None,
+        time: Float[Array, "B"] | None = None,
+        *,
+        segment: Int[Array, "B S"] | None = None,
+        key: Array | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B S K"]:
+        """Logits in float32.
+
+        Args:
+          x: tokens 0 ... K - 1, and K where one is masked.
+          label: classes.
+          time: from 0, nothing masked, to 1, all of it.
+          segment: keeps neighbours apart, as in `sequence`.
+          key: of dropout.
+          train: whether to drop out.
+
+        Raises:
+          ConfigError: more positions than there are learned ones.
+        """
+        S = x.shape[1]
+        keys = [None] * 2 if key is None else jax.random.split(key)
+        h = self.token(x + (self.K + 1) * (jnp.arange(S) % self.Q))
+        if self.positions is not None:
+            known = f"at most {self.length}, as many as the network learned"
+            require(self.length >= S, "positions", S, known)
+            h = plus(h, self.positions[...][placed(S, segment, None)])
+        if self.label is not None:
+            h = plus(h, self.label(label)[:, None])
+        if self.time1 is not None:
+            told = self.time1(sinusoidal_embedding(1000.0 * time, self.width))
+            h = plus(h, self.time2(jax.nn.silu(told.astype(jnp.float32)))[:, None])
+        h = dropout(h, self.dropout, keys[0], train)
+        h, _ = self.body(h, segment=segment, key=keys[1], train=train)
+        return self._logits(h)
+
+    def _logits(self, h: Float[Array, "B S D"]) -> Float[Array, "B S K"]:
+        kernel, (B, S, D) = self.kernel[...].astype(h.dtype), h.shape
+        if self.Q == 1:
+            return contract("bsd,dk->bsk", h, kernel[0])
+        grouped = h.reshape(-1, self.Q, D).swapaxes(0, 1)
+        return contract("qnd,qdk->qnk", grouped, kernel).swapaxes(0, 1).reshape(B, S, self.K)

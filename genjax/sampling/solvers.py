@@ -1,0 +1,714 @@
+"""Samplers of diffusion and flow models, each as a table of coefficients over one loop.
+
+Every solver in use is linear in what it has: the point at which the network is called next, points
+that it comes back to, noise, and the pairs (x_0, epsilon) of this call and of some before. A solver
+is therefore a function from a grid of noise levels to a `Table`: a row for each call of the
+network, with coefficients worked out once in float64. `solve` runs any of them. The tables are
+arrays: with another solver, grid, number of steps or eta nothing is compiled again.
+
+In the comments s = sigma / alpha and lambda = -log s; a prime is the level that a step ends at. For
+a constant pair the step from x to alpha' x_0 + sigma' epsilon is exact on every path: that is DDIM,
+and Euler's method in t on a straight path and in s on an exploding one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from genjax.checks import ConfigError, one_of, require
+from genjax.sampling import noise
+from genjax.sampling.parametrisation import Prediction
+from genjax.sampling.paths import Levels, Path, levels, levels_at
+
+# What a row's coefficients are of: the point of the call, two more points, noise, then x_0 and
+# epsilon of this call and of those that were kept before it, the newest first.
+POINT, ANCHOR, SECOND, NOISE, PAIRS = 0, 1, 2, 3, 4
+VARIANCES = ("fixed_small", "fixed_large", "learned")
+MOST_FALL = 50  # of sigma / alpha, in the first step of PNDM
+
+
+class Table(NamedTuple):
+    """A sampler: N calls of the network, and the linear map after each.
+
+    Attributes:
+      at: the noise level of each call.
+      point: coefficients of the next call's point; after the last call it is the sample.
+      anchor: of a point to come back to.
+      second: of another.
+      keep: whether the pair of this call is kept for later ones.
+      position: where the Brownian motion that draws the noise is, before the first call and after
+        each; a row's noise is the increment between its two.
+      spread: half the logarithm of the large over the small variance, the exponent of a learned
+        fraction in the factor of the noise.
+      start: standard deviation of the first point.
+      depth: binary digits of the positions.
+      count: of a table that is `padded`, how many of its rows are gone through, which may be
+        traced; None: all.
+    """
+
+    at: Levels
+    point: Float[np.ndarray, "N M"]
+    anchor: Float[np.ndarray, "N M"]
+    second: Float[np.ndarray, "N M"]
+    keep: np.ndarray
+    position: Int[np.ndarray, "N+1"]
+    spread: Float[np.ndarray, "N"]
+    start: Any
+    depth: Any
+    count: Any = None
+
+    @property
+    def calls(self) -> Any:
+        """How often the network is called."""
+        return len(self.keep) if self.count is None else self.count
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any row draws noise."""
+        return bool(np.any([t[:, NOISE] for t in (self.point, self.anchor, self.second)]))
+
+
+Denoise = Callable[[Float[Array, "B ..."], Levels, Any], tuple[Prediction, Any]]
+
+
+class _Rows:
+    """Collects the rows of a table, in float64."""
+
+    def __init__(self, path: Path, grid: Levels, kept: int):
+        self.path, self.grid, self.kept = path, grid, kept
+        self.width = PAIRS + 2 * (kept + 1)
+        self.rows: list[tuple] = []
+        # The noise of the first call's point: of unit variance where data are, too.
+        alpha, sigma = grid.alpha[0], grid.sigma[0]
+        self.start = sigma if path.scaling == "exploding" else math.hypot(alpha, sigma)
+        if path.scaling == "linear":
+            self.start = sigma
+
+    def unit(self, index: int) -> Float[np.ndarray, "M"]:
+        return np.eye(self.width)[index]
+
+    def x0(self, back: int = 0) -> Float[np.ndarray, "M"]:
+        return self.unit(PAIRS + 2 * back)
+
+    def epsilon(self, back: int = 0) -> Float[np.ndarray, "M"]:
+        return self.unit(PAIRS + 2 * back + 1)
+
+    def add(
+        self,
+        at: Levels,
+        point: np.ndarray,
+        anchor: np.ndarray | None = None,
+        second: np.ndarray | None = None,
+        *,
+        keep: bool = True,
+        ends: float,
+        spread: float = 0.0,
+    ) -> None:
+        """A call at a level, after which lambda is that of the level `ends`, as sigma / alpha."""
+        anchor = point if anchor is None else anchor
+        second = self.unit(SECOND) if second is None else second
+        self.rows.append((at, point, anchor, second, keep, ends, spread))
+
+    def table(self) -> Table:
+        at, point, anchor, second, keep, ends, spread = zip(*self.rows, strict=True)
+        first = self.grid.sigma[0] / self.grid.alpha[0] if self.grid.alpha[0] else np.inf
+        position, depth = noise.positions(np.asarray([first, *ends]))
+        return Table(
+            Levels(*(np.asarray(a, np.float64) for a in zip(*at, strict=True))),
+            *(np.stack(a) for a in (point, anchor, second)),
+            np.asarray(keep, bool),
+            position,
+            np.asarray(spread, np.float64),
+            np.float64(self.start),
+            np.int32(depth),
+        )
+
+
+def _row(grid: Levels, i: int) -> Levels:
+    return Levels(*(float(a[i]) for a in grid))
+
+
+def _ratio(at: Levels) -> float:
+    return at.sigma / at.alpha if at.alpha else math.inf
+
+
+def _lam(at: Levels) -> float:
+    return (
+        math.log(at.alpha) - math.log(at.sigma)
+        if at.alpha and at.sigma
+        else (-math.inf if at.sigma else math.inf)
+    )
+
+
+def _middle(path: Path, lam: float) -> Levels:
+    return Levels(*(float(a) for a in levels_at(path, lam)))
+
+
+def _small_variance(at: Levels, to: Levels) -> float:
+    """Variance of q(x' | x, x_0) (Ho et al. 2020, eq. 7), sigma'^2 (1 - s'^2 / s^2) everywhere."""
+    if not (to.alpha and to.sigma):
+        return 0.0
+    return max(to.sigma**2 * (1 - (to.sigma * at.alpha / (to.alpha * at.sigma)) ** 2), 0.0)
+
+
+def _large_variance(at: Levels, to: Levels) -> float:
+    """Variance that the step from x' to x adds: beta of Ho et al. 2020."""
+    return at.sigma**2 - (at.alpha / to.alpha) ** 2 * to.sigma**2
+
+
+# ---- one call a step -----------------------------------------------------------------------------
+
+
+def ddim(path: Path, grid: Levels, *, eta: float = 0.0) -> Table:
+    """DDIM (Song et al. 2021, eq. 12 and 16).
+
+    eta 0 is deterministic and of first order, Euler's method in disguise; 1 is the ancestral
+    sampler with the small variance (Ho et al. 2020, algorithm 2), Euler-ancestral of k-diffusion.
+
+    Raises:
+      ConfigError: eta is outside 0 ... 1.
+    """
+    require(0 <= eta <= 1, "eta", eta, "between 0 (no noise) and 1 (ancestral)")
+    rows = _Rows(path, grid, 0)
+    for i in range(len(grid.alpha) - 1):
+        at, to = _row(grid, i), _row(grid, i + 1)
+        variance = eta**2 * _small_variance(at, to)
+        direction = math.sqrt(max(to.sigma**2 - variance, 0.0))
+        step = to.alpha * rows.x0() + direction * rows.epsilon()
+        rows.add(at, step + math.sqrt(variance) * rows.unit(NOISE), ends=_ratio(to))
+    return rows.table()
+
+
+def inverse(path: Path, grid: Levels) -> Table:
+    """DDIM from data to noise (Song et al. 2021, section 4.3): a grid's steps from its end upward.
+
+    The noise that it finds for data, DDIM takes back to them, to within an error that falls with
+    the number of steps. It starts at the grid's last level: give `solve` the data as `start`.
+
+    Raises:
+      ConfigError: the grid ends at data without noise, where a network is not called.
+    """
+    if not grid.sigma[-1]:
+        raise ConfigError(
+            "the grid ends at data without noise, of which no network was told: a way from data "
+            "to noise needs a grid with end='first', the path's first level."
+        )
+    return ddim(path, Levels(*(a[::-1] for a in grid)))
+
+
+def ddpm(path: Path, grid: Levels, *, variance: str = "fixed_small") -> Table:
+    """DDPM's sampler (Ho et al. 2020, algorithm 2) with its choices of variance (section 3.2).
+
+    "learned" takes the network's fraction between both (Nichol & Dhariwal 2021, eq. 15).
+
+    Raises:
+      ConfigError: there is no such variance.
+    """
+    one_of("variance", variance, VARIANCES)
+    rows = _Rows(path, grid, 0)
+    for i in range(len(grid.alpha) - 1):
+        at, to = _row(grid, i), _row(grid, i + 1)
+        small, large = _small_variance(at, to), _large_variance(at, to)
+        mean = to.alpha * rows.x0() + math.sqrt(to.sigma**2 - small) * rows.epsilon()
+        if not small:
+            rows.add(at, mean, ends=_ratio(to))
+            continue
+        deviation = math.sqrt(large if variance == "fixed_large" else small)
+        spread = 0.5 * math.log(large / small) if variance == "learned" else 0.0
+        rows.add(at, mean + deviation * rows.unit(NOISE), ends=_ratio(to), spread=spread)
+    return rows.table()
+
+
+def dpm_multistep(
+    path: Path, grid: Levels, *, order: int = 2, eta: float = 0.0, lower_order_final: bool = True
+) -> Table:
+    """DPM-Solver++ 2M and 3M (Lu et al. 2022b, algorithm 2 and appendix D.2), and their SDE forms.
+
+    eta 1 solves the reverse SDE (appendix C), 0 the ODE. The first steps are of lower order, and so
+    are the last: that to the data always, those before it with `lower_order_final` if there are
+    fewer than 15 steps. 3M takes half of the second derivative's term, as its authors' program and
+    all others do: it is of second order, with a smaller error than 2M.
+
+    Raises:
+      ConfigError: an order that is none of 1, 2 and 3; eta is outside 0 ... 1.
+    """
+    require(order in (1, 2, 3), "order", order, "1, 2 or 3")
+    require(0 <= eta <= 1, "eta", eta, "between 0 (ODE) and 1 (SDE)")
+    rows, count = _Rows(path, grid, order - 1), len(grid.alpha) - 1
+    lam = [_lam(_row(grid, i)) for i in range(count + 1)]
+    for i in range(count):
+        at, to = _row(grid, i), _row(grid, i + 1)
+        m = [rows.x0(k) for k in range(order)]
+        # From pure noise, which has no slope, to the data, or nowhere: a grid from 0 to the first.
+        if not (at.alpha and to.sigma) or lam[i] == lam[i + 1]:
+            rows.add(at, to.alpha * m[0] + to.sigma * rows.epsilon(), ends=_ratio(to))
+            continue
+        usable = min(order, i + 1 if np.isfinite(lam[0]) else i)
+        if lower_order_final and count < 15:
+            usable = min(usable, count - i)
+        h = lam[i + 1] - lam[i]
+        rate = 1.0 + eta  # what is forgotten is drawn anew
+        phi1 = -math.expm1(-rate * h)
+        step = to.sigma / at.sigma * math.exp(-eta * h) * rows.unit(POINT)
+        step = step + to.alpha * phi1 * m[0]
+        if usable >= 2:
+            r0 = (lam[i] - lam[i - 1]) / h
+            first = (m[0] - m[1]) / r0
+        if usable == 2:
+            step = step + 0.5 * to.alpha * phi1 * first
+        if usable == 3:
+            r1 = (lam[i - 1] - lam[i - 2]) / h
+            change = first - (m[1] - m[2]) / r1
+            phi2 = 1 - phi1 / (rate * h)
+            phi3 = 0.5 - phi2 / (rate * h)
+            step = step + to.alpha * phi2 * (first + r0 / (r0 + r1) * change)
+            step = step + to.alpha * phi3 * change / (r0 + r1)  # of Taylor's series: twice that
+        deviation = to.sigma * math.sqrt(-math.expm1(-2 * eta * h))
+        rows.add(at, step + deviation * rows.unit(NOISE), ends=_ratio(to))
+    return rows.table()
+
+
+def unipc(path: Path, grid: Levels, *, order: int = 2, kind: str = "bh2") -> Table:
+    """UniPC (Zhao et al. 2023, algorithm 1 and 2): a multistep predictor, and a corrector for free.
+
+    It predicts x_0. The first steps are of lower order, and the last so that the very last is of
+    the first. `kind` is B(h): "bh1" is h, "bh2" e^h - 1.
+
+    Raises:
+      ConfigError: an order that is none of 1, 2 and 3; no such kind.
+    """
+    require(order in (1, 2, 3), "order", order, "1, 2 or 3")
+    one_of("kind", kind, ("bh1", "bh2"))
+    rows, count = _Rows(path, grid, order), len(grid.alpha) - 1
+    lam = [_lam(_row(grid, i)) for i in range(count + 1)]
+
+    def solved(i: int, used: int, shift: int, last: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Step i: coefficients of x and of pairs; `last` puts the pair at its end among them."""
+        at, to = _row(grid, i), _row(grid, i + 1)
+        h = lam[i + 1] - lam[i]
+        phi1 = math.expm1(-h)
+        b_h = -h if kind == "bh1" else phi1
+        ratios = [(lam[i - k] - lam[i]) / h for k in range(1, used)] + [1.0]
+        powers = np.stack([np.asarray(ratios) ** k for k in range(used)])
+        phi, b = phi1 / -h - 1, []
+        for k in range(1, used + 1):
+            b.append(phi * math.factorial(k) / b_h)
+            phi = phi / -h - 1 / math.factorial(k + 1)
+        m0 = rows.x0(shift)
+        slopes = [(rows.x0(shift + k) - m0) / r for k, r in enumerate(ratios[:-1], 1)]
+        if last:
+            slopes.append(rows.x0(shift - 1) - m0)
+            weights = np.linalg.solve(powers, b) if used > 1 else np.array([0.5])
+        elif used == 2:
+            weights = np.array([0.5])
+        else:
+            weights = np.linalg.solve(powers[:-1, :-1], b[:-1])
+        pairs = -to.alpha * phi1 * m0
+        for weight, slope in zip(weights, slopes, strict=True):
+            pairs = pairs - to.alpha * b_h * weight * slope
+        return to.sigma / at.sigma, pairs
+
+    before = 0
+    for i in range(count):
+        at, to = _row(grid, i), _row(grid, i + 1)
+        here = rows.unit(POINT)
+        if before and at.alpha and np.isfinite(lam[i - 1]):
+            factor, pairs = solved(i - 1, before, 1, last=True)
+            here = factor * rows.unit(ANCHOR) + pairs
+        if not (at.alpha and to.sigma):
+            step = to.alpha * rows.x0() + to.sigma * rows.epsilon()
+            used = 1 if at.alpha else 0
+        elif lam[i] == lam[i + 1]:
+            step, used = here, 0
+        else:
+            used = min(order, i + 1 if np.isfinite(lam[0]) else i, count - i)
+            factor, pairs = solved(i, used, 0, last=False)
+            step = factor * here + pairs
+        rows.add(at, step, here, ends=_ratio(to))
+        before = used
+    return rows.table()
+
+
+def deis(path: Path, grid: Levels, *, order: int = 2) -> Table:
+    """DEIS with log(s) for its variable (Zhang & Chen 2023, algorithm 1, "rho-AB").
+
+    epsilon is the polynomial in log(s) through the last `order` calls; its integral over s is taken
+    by quadrature, to float64.
+
+    Raises:
+      ConfigError: an order that is none of 1, 2 and 3.
+    """
+    require(order in (1, 2, 3), "order", order, "1, 2 or 3")
+    rows, count = _Rows(path, grid, order - 1), len(grid.alpha) - 1
+    nodes, weights = np.polynomial.legendre.leggauss(24)
+    for i in range(count):
+        at, to = _row(grid, i), _row(grid, i + 1)
+        usable = min(order, i + 1 if grid.alpha[0] else i)
+        if count < 15:
+            usable = min(usable, count - i)
+        if not (at.alpha and to.sigma) or usable < 2:
+            rows.add(at, to.alpha * rows.x0() + to.sigma * rows.epsilon(), ends=_ratio(to))
+            continue
+        u = [-_lam(_row(grid, i - k)) for k in range(usable)]
+        end = -_lam(to)
+        where = 0.5 * (end - u[0]) * nodes + 0.5 * (end + u[0])
+        slope = np.zeros(rows.width)
+        for k in range(usable):
+            lagrange = np.prod(
+                [(where - u[j]) / (u[k] - u[j]) for j in range(usable) if j != k], axis=0
+            )
+            integral = 0.5 * (end - u[0]) * np.sum(weights * lagrange * np.exp(where))
+            slope = slope + integral * rows.epsilon(k)
+        step = to.alpha / at.alpha * rows.unit(POINT) + to.alpha * slope
+        rows.add(at, step, ends=_ratio(to))
+    return rows.table()
+
+
+def _transfer(rows: _Rows, x: np.ndarray, epsilon: np.ndarray, at: Levels, to: Levels):
+    """The step of DDIM from x with some epsilon (Liu et al. 2022, eq. 11)."""
+    factor = to.alpha / at.alpha
+    return factor * x + (to.sigma - factor * at.sigma) * epsilon
+
+
+_ADAMS = ([1.0], [1.5, -0.5], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24])
+
+
+def pndm(path: Path, grid: Levels, *, warmup: str = "runge_kutta") -> Table:
+    """PNDM (Liu et al. 2022, algorithm 2): four steps' epsilon, as Adams and Bashforth have them.
+
+    It begins with three steps of Runge and Kutta's method, of four calls each, or, with warmup
+    "multistep", with two calls for the first step and lower orders after it (as Stable Diffusion
+    does).
+
+    Raises:
+      ConfigError: there is no such warm-up; fewer than 4 steps; a first step from pure noise, or
+        nearly so.
+    """
+    one_of("warmup", warmup, ("runge_kutta", "multistep"))
+    count = len(grid.alpha) - 1
+    require(count >= 4, "steps", count, "at least 4 with solver pndm")
+    if not grid.alpha[0]:
+        raise ConfigError(
+            "solver pndm: the path ends in pure noise, where it has no step. Use ddim."
+        )
+    fall = _ratio(_row(grid, 0)) / _ratio(_row(grid, 1))
+    if fall > MOST_FALL:  # a mean of epsilons over such a step is epsilon nowhere, times the fall
+        raise ConfigError(
+            f"solver pndm: its first step, from nearly pure noise, takes sigma / alpha down to "
+            f"1 / {fall:.0f}; from 1 / {MOST_FALL} on it diverges. Use spacing='leading', or ddim."
+        )
+    rows, begin = _Rows(path, grid, 3), 0
+    x, current = rows.unit(ANCHOR), rows.epsilon()
+
+    def both(i: int) -> tuple[Levels, Levels]:
+        return _row(grid, i), _row(grid, i + 1)
+
+    if warmup == "multistep":
+        at, to = both(0)
+        here = rows.unit(POINT)
+        rows.add(at, _transfer(rows, here, current, at, to), here, ends=_ratio(to))
+        mean = 0.5 * (current + rows.epsilon(1))
+        rows.add(to, _transfer(rows, x, mean, at, to), keep=False, ends=_ratio(to))
+        begin = 1
+    for i in range(3) if warmup == "runge_kutta" else ():
+        at, to = both(i)
+        middle = _halfway(path, at, to)
+        here, total = rows.unit(POINT), rows.unit(SECOND)
+        share = partial(_transfer, rows, np.zeros(rows.width), at=at, to=to)
+        first = _transfer(rows, here, current / 6, at, to)
+        rows.add(at, _transfer(rows, here, current, at, middle), here, first, ends=_ratio(at))
+        to_middle = _transfer(rows, x, current, at, middle)
+        rows.add(middle, to_middle, x, total + share(current / 3), keep=False, ends=_ratio(at))
+        to_end = _transfer(rows, x, current, at, to)
+        rows.add(middle, to_end, x, total + share(current / 3), keep=False, ends=_ratio(at))
+        rows.add(to, total + share(current / 6), keep=False, ends=_ratio(to))
+        begin = i + 1
+    for i in range(begin, count):
+        at, to = both(i)
+        weights = _ADAMS[min(i, 3)]
+        epsilon = sum(w * rows.epsilon(k) for k, w in enumerate(weights))
+        rows.add(at, _transfer(rows, rows.unit(POINT), epsilon, at, to), ends=_ratio(to))
+    return rows.table()
+
+
+def _halfway(path: Path, at: Levels, to: Levels) -> Levels:
+    """The level halfway in time; to the data, in the time that the network is told."""
+    if path.steps:
+        return Levels(*(float(a) for a in levels(path, max(0.5 * (at.told + to.told), 0.0))))
+    return _middle(path, 0.5 * (_lam(at) + min(_lam(to), _lam(at) + 4.0)))
+
+
+# ---- two calls a step ----------------------------------------------------------------------------
+
+
+def heun(
+    path: Path,
+    grid: Levels,
+    *,
+    churn: float = 0.0,
+    churn_min: float = 0.0,
+    churn_max: float = math.inf,
+    churn_noise: float = 1.0,
+) -> Table:
+    """Heun's method, and EDM's stochastic sampler (Karras et al. 2022, algorithms 1 and 2).
+
+    On a straight path it averages velocities over t, on the others epsilon over s. The step to the
+    data, and one from pure noise, is Euler's.
+
+    Args:
+      path: from data to noise.
+      grid: of noise levels.
+      churn: S_churn: noise that is added before a step, over all steps; 0 adds none.
+      churn_min: S_min, of the s at which it is added.
+      churn_max: S_max.
+      churn_noise: S_noise, its standard deviation.
+
+    Raises:
+      ConfigError: churn below 0.
+    """
+    require(churn >= 0, "churn", churn, "at least 0")
+    rows, count = _Rows(path, grid, 1), len(grid.alpha) - 1
+    most = min(churn / count, math.sqrt(2) - 1)
+
+    def churned(i: int) -> Levels:
+        """The level that step i begins at, with the noise that is added."""
+        at = _row(grid, i)
+        if not most or not at.alpha or not at.sigma or not churn_min <= _ratio(at) <= churn_max:
+            return at
+        return _middle(path, -math.log(_ratio(at) * (1 + most)))
+
+    def arrived(i: int, at: Levels, x: np.ndarray) -> np.ndarray:
+        """x at the end of step i, and the noise ahead of the next one."""
+        if i + 1 == count:
+            return x
+        more = churned(i + 1)
+        scale = more.alpha / at.alpha if at.alpha else 1.0
+        added = max(_ratio(more) ** 2 - _ratio(at) ** 2, 0.0) if at.alpha else 0.0
+        return scale * x + more.alpha * math.sqrt(added) * churn_noise * rows.unit(NOISE)
+
+    for i in range(count):
+        at, to = churned(i), _row(grid, i + 1)
+        here, there = rows.unit(POINT), rows.unit(ANCHOR)
+        euler = to.alpha * rows.x0() + to.sigma * rows.epsilon()
+        straight = path.scaling == "linear"
+        if not to.sigma or not (at.alpha or straight):
+            rows.add(at, arrived(i, to, euler), ends=_ratio(to))
+            continue
+        rows.add(at, euler, here, ends=_ratio(at))
+        if straight:  # epsilon - x_0 is kept of this call, and there is none but it
+            slope = 0.5 * sum(rows.epsilon(k) - rows.x0(k) for k in range(2))
+            step = there + (to.sigma - at.sigma) * slope
+        else:
+            slope = 0.5 * sum(rows.epsilon(k) for k in range(2))
+            step = to.alpha / at.alpha * there + to.alpha * (_ratio(to) - _ratio(at)) * slope
+        rows.add(to, arrived(i, to, step), ends=_ratio(to))
+    table = rows.table()
+    first = churned(0)
+    return table._replace(start=np.float64(first.sigma if path.scaling != "preserving" else 1.0))
+
+
+def dpm_singlestep(
+    path: Path, grid: Levels, *, eta: float = 0.0, lower_order_final: bool = True
+) -> Table:
+    """DPM-Solver++ 2S (Lu et al. 2022b, algorithm 1): steps of two calls, over two of the grid's.
+
+    The call between is at the grid's own level. An odd step out, and with `lower_order_final` the
+    last two of an even number, are of first order. With eta 1 the steps are ancestral: down to less
+    noise than a level has, and some anew (k-diffusion's dpmpp_2s_ancestral).
+
+    Raises:
+      ConfigError: eta is outside 0 ... 1.
+    """
+    require(0 <= eta <= 1, "eta", eta, "between 0 (ODE) and 1 (ancestral)")
+    rows, count = _Rows(path, grid, 1), len(grid.alpha) - 1
+    single = 1 if lower_order_final or not grid.sigma[-1] else 0  # step at the end at least
+    i = 0
+    while i < count:
+        at, to = _row(grid, i), _row(grid, i + 1)
+        if count - i < 2 + single or not at.alpha:
+            variance = eta**2 * _small_variance(at, to) if at.alpha else 0.0
+            kept = math.sqrt(max(to.sigma**2 - variance, 0.0))
+            step = to.alpha * rows.x0() + kept * rows.epsilon()
+            rows.add(at, step + math.sqrt(variance) * rows.unit(NOISE), ends=_ratio(to))
+            i += 1
+            continue
+        end = _row(grid, i + 2)
+        variance = eta**2 * _small_variance(at, end)
+        down = end._replace(sigma=math.sqrt(max(end.sigma**2 - variance, 0.0)))
+        first = to.alpha * rows.x0() + to.sigma * rows.epsilon()
+        rows.add(at, first, rows.unit(POINT), ends=_ratio(at))
+        h = _lam(down) - _lam(at)
+        r = (_lam(to) - _lam(at)) / h
+        phi1 = -math.expm1(-h)
+        slope = (rows.x0() - rows.x0(1)) / r
+        step = down.sigma / at.sigma * rows.unit(ANCHOR)
+        step = step + down.alpha * phi1 * (rows.x0(1) + 0.5 * slope)
+        rows.add(to, step + math.sqrt(variance) * rows.unit(NOISE), ends=_ratio(end))
+        i += 2
+    return rows.table()
+
+
+class Solver(NamedTuple):
+    """A solver by its name: what makes its table, which options it has, its fewest steps."""
+
+    table: Callable[..., Table]
+    options: tuple[str, ...] = ()
+    least: int = 1
+
+
+SOLVERS: dict[str, Solver] = {
+    "euler": Solver(ddim),
+    "ddim": Solver(ddim, ("eta",)),
+    "euler_ancestral": Solver(partial(ddim, eta=1.0)),
+    "ddpm": Solver(ddpm, ("variance",)),
+    "heun": Solver(heun),
+    "edm": Solver(
+        partial(heun, churn=40.0, churn_min=0.05, churn_max=50.0, churn_noise=1.003),
+        ("churn", "churn_min", "churn_max", "churn_noise"),
+    ),
+    "dpm++_1s": Solver(partial(dpm_multistep, order=1), ("eta",)),
+    "dpm++_2s": Solver(dpm_singlestep, ("eta",)),
+    "dpm++_2m": Solver(partial(dpm_multistep, order=2)),
+    "dpm++_3m": Solver(partial(dpm_multistep, order=3)),
+    "dpm++_2m_sde": Solver(partial(dpm_multistep, order=2, eta=1.0), ("eta",)),
+    "dpm++_3m_sde": Solver(partial(dpm_multistep, order=3, eta=1.0), ("eta",)),
+    "unipc": Solver(unipc, ("order",)),
+    "unipc_3": Solver(partial(unipc, order=3)),
+    "deis": Solver(deis, ("order",)),
+    "deis_3": Solver(partial(deis, order=3)),
+    "pndm": Solver(pndm, ("warmup",), least=4),
+}
+
+
+def steps_for(
+    name: str, calls: int, table: Callable[[int], Table], most: int = 0
+) -> tuple[int, Table]:
+    """The most steps that take no more than `calls` calls of the network, and their table.
+
+    Args:
+      name: of the solver.
+      calls: at most so many.
+      table: steps -> the solver's table.
+      most: steps that there can be; 0 for any number.
+
+    Raises:
+      ConfigError: the solver's fewest steps take more calls than these.
+    """
+    least = SOLVERS[name].least
+    steps = max(min(calls, most or calls), least)
+    made = table(steps)
+    while made.calls > calls:
+        if steps == least:
+            raise ConfigError(
+                f"calls={calls}: solver {name} takes {made.calls} in its fewest steps, {least}. "
+                "Give as many, or another solver."
+            )
+        # No step but those of a warm-up takes more than two calls.
+        steps = max(least, steps - max(1, (made.calls - calls) // 2))
+        made = table(steps)
+    return steps, made
+
+
+# ---- the loop ------------------------------------------------------------------------------------
+
+
+def padded(table: Table, rows: int, width: int) -> Table:
+    """The table with more rows, which are not gone through, and room for more kept pairs.
+
+    Raises:
+      ValueError: it has more of either already.
+    """
+    more, wider = rows - len(table.keep), width - table.point.shape[1]
+    wide = [np.pad(a, ((0, more), (0, wider))) for a in (table.point, table.anchor, table.second)]
+    return Table(
+        Levels(*(np.pad(a, (0, more), mode="edge") for a in table.at)),
+        *wide,
+        np.pad(table.keep, (0, more)),
+        np.pad(table.position, (0, more), mode="edge"),
+        np.pad(table.spread, (0, more)),
+        table.start,
+        table.depth,
+        np.int32(table.calls),
+    )
+
+
+def alike(tables: Sequence[Table]) -> list[Table]:
+    """The tables in one shape, so that one compiled program runs all of them."""
+    rows = max(len(table.keep) for table in tables)
+    width = max(table.point.shape[1] for table in tables)
+    return [padded(table, rows, width) for table in tables]
+
+
+def solve(
+    denoise: Denoise,
+    table: Table,
+    keys: Array,
+    shape: tuple[int, ...],
+    *,
+    stochastic: bool = True,
+    memory: Any = (),
+    start: Float[Array, "B ..."] | None = None,
+) -> Float[Array, "B ..."]:
+    """Draws samples: calls the network row by row.
+
+    Args:
+      denoise: (x, level, memory) -> (pair, memory); `level` has the numbers of one row.
+      table: of a solver; its arrays may be traced.
+      keys: one for each sample [B]: its first point and its noise depend on nothing else.
+      shape: of one sample.
+      stochastic: whether any row may draw noise.
+      memory: what a denoiser remembers from call to call, before the first.
+      start: the first point, in place of one drawn from the keys.
+
+    Returns:
+      The samples, float32.
+    """
+    at = Levels(*(jnp.asarray(a, jnp.float32) for a in table.at))
+    maps = [jnp.asarray(a, jnp.float32) for a in (table.point, table.anchor, table.second)]
+    spread, keep = jnp.asarray(table.spread, jnp.float32), jnp.asarray(table.keep)
+    position = jnp.asarray(table.position)
+    pairs = (table.point.shape[1] - PAIRS) // 2
+    x = start
+    if x is None:
+        x = jnp.float32(table.start) * noise.normals(keys, 0, shape)
+    kept = [jnp.zeros_like(x)] * (2 * (pairs - 1))
+
+    def motion(index: Array) -> Float[Array, "B ..."] | tuple:
+        return noise.brownian(keys, position[index], table.depth, shape) if stochastic else ()
+
+    def body(i: Array, carry: tuple) -> tuple:
+        point, anchor, second, kept, before, memory = carry
+        level = Levels(*(a[i] for a in at))
+        pair, memory = denoise(point, level, memory)
+        known = [pair.x0, pair.epsilon, *kept]
+        drawn, after = None, before
+        if stochastic:
+            after = motion(i + 1)
+            drawn = noise.increment(before, after, position[i], position[i + 1], table.depth)
+            if pair.fraction is not None:
+                drawn = drawn * jnp.exp(spread[i] * pair.fraction)
+
+        def combined(coefficients: Float[Array, "M"]) -> Float[Array, "B ..."]:
+            found = coefficients[POINT] * point
+            found += coefficients[ANCHOR] * anchor + coefficients[SECOND] * second
+            if stochastic:
+                found += coefficients[NOISE] * drawn
+            for c, value in zip(coefficients[PAIRS:], known, strict=True):
+                found += c * value
+            return found
+
+        new = [combined(m[i]) for m in maps]
+        shifted = known[: len(kept)]
+        kept = [jnp.where(keep[i], s, k) for s, k in zip(shifted, kept, strict=True)]
+        return *new, kept, after, memory
+
+    carry = (x, jnp.zeros_like(x), jnp.zeros_like(x), kept, motion(jnp.int32(0)), memory)
+    return jax.lax.fori_loop(0, table.calls, body, carry)[0]

@@ -1,0 +1,212 @@
+"""Absorbing-state diffusion over tokens: how they are masked, and three ways to unmask them.
+
+A token is masked at time t in [0, 1] with probability 1 - alpha_t, each by itself, and stays so
+(Sahoo et al. 2024, "MDLM"; Shi et al. 2024, "MD4"). All here is told by 1 - alpha_t,
+`Schedule.masked`, which float32 keeps exact where little is masked. In samplers a masked token is
+-1.
+
+Which tokens a step of the reverse process unmasks does not depend on what they are: each token has
+a time of its own, drawn once, at which the process from 1 down to 0 unmasks it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from genjax.sampling.categorical import categorical, gumbel, uniform
+from genjax.sampling.logits import Processor
+
+SCHEDULES = ("linear", "cosine", "polynomial")
+DECODINGS = ("ancestral", "first_hitting", "confidence")
+
+# (tokens [B, S], share that is masked [B]) -> logits [B, S, K]
+Denoise = Callable[[Int[Array, "B S"], Float[Array, "B"]], Float[Array, "B S K"]]
+# (keys [B], logits [B, T, K]) -> tokens [B, T]
+Choose = Callable[[Key[Array, "B"], Float[Array, "B T K"]], Int[Array, "B T"]]
+
+
+class Schedule(NamedTuple):
+    """How much is masked at a time: MD4's schedules, of which "linear" is MDLM's log-linear.
+
+    Attributes:
+      name: alpha_t is 1 - t if "linear", 1 - sin(pi t / 2) if "cosine", as that of MaskGIT, and
+        1 - t^exponent if "polynomial".
+      exponent: of "polynomial".
+    """
+
+    name: str = "linear"
+    exponent: float = 2.0
+
+    def masked(self, t: Float[Array, "*N"]) -> Float[Array, "*N"]:
+        """1 - alpha_t, the probability that a token is masked: from 0 at time 0 to 1 at time 1."""
+        if self.name == "cosine":
+            return jnp.sin(math.pi / 2 * t)
+        return t if self.name == "linear" else t**self.exponent
+
+    def time(self, masked: Float[Array, "*N"]) -> Float[Array, "*N"]:
+        """The time at which a token is masked with this probability."""
+        if self.name == "cosine":
+            return 2 / math.pi * jnp.arcsin(masked)
+        return masked if self.name == "linear" else masked ** (1 / self.exponent)
+
+    def weight(self, t: Float[Array, "*N"]) -> Float[Array, "*N"]:
+        """-alpha'_t / (1 - alpha_t), of the continuous-time bound (MDLM, eq. 10; MD4, eq. 5)."""
+        if self.name == "cosine":
+            return math.pi / 2 / jnp.tan(math.pi / 2 * t)
+        return (1.0 if self.name == "linear" else self.exponent) / t
+
+    def step_weight(self, t: Float[Array, "*N"], steps: int) -> Float[Array, "*N"]:
+        """T (alpha_s - alpha_t) / (1 - alpha_t) with s = t - 1 / T, of the bound of T steps.
+
+        MDLM, eq. 8: T times the probability that the step to s unmasks a masked token.
+        """
+        now = self.masked(t)
+        return steps * (now - self.masked(jnp.maximum(t - 1 / steps, 0.0))) / now
+
+
+def chooser(processors: Sequence[Processor], greedy: bool) -> Choose:
+    """Draws tokens as processed logits have them, or takes the most probable of each."""
+
+    def choose(keys: Key[Array, "B"], logits: Float[Array, "B T K"]) -> Int[Array, "B T"]:
+        flat = logits.reshape(-1, logits.shape[-1])
+        history = jnp.zeros((len(flat), 0), jnp.int32)
+        for process in processors:
+            flat = process(flat, history)
+        logits = flat.reshape(logits.shape)
+        if greedy:
+            return logits.argmax(-1).astype(jnp.int32)
+        return jax.vmap(categorical)(keys, logits)
+
+    return choose
+
+
+def guided(logits: Callable[..., Array], label: Array | None, null: int, w: float) -> Denoise:
+    """The logits of tokens for labels, guided by w unless that is 1.
+
+    log p(x | null) + w (log p(x | label) - log p(x | null)), which each token's softmax normalises
+    (Schiff et al. 2024, "D-CFG").
+
+    Args:
+      logits: (tokens, label [B], share that is masked) -> logits.
+      label: classes; None for a network that knows none, and w = 1.
+      null: the class that stands for no label.
+      w: the scale.
+    """
+
+    def denoise(x: Int[Array, "B S"], masked: Float[Array, "B"]) -> Float[Array, "B S K"]:
+        if w == 1:
+            return logits(x, label, masked)
+        twice = (jnp.concatenate(p) for p in ((x, x), (label, jnp.full_like(label, null))))
+        both = jax.nn.log_softmax(logits(*twice, jnp.concatenate([masked, masked])))
+        with_label, without = jnp.split(both, 2)
+        return without + w * (with_label - without)
+
+    return denoise
+
+
+def ancestral(
+    denoise: Denoise,
+    tokens: Int[Array, "B S"],
+    keys: Key[Array, "B"],
+    choose: Choose,
+    schedule: Schedule,
+    steps: int,
+) -> Int[Array, "B S"]:
+    """Unmasks in `steps` steps of equal length in time (MDLM, eq. 7).
+
+    The step from t to s unmasks each masked token by itself with probability (alpha_s - alpha_t) /
+    (1 - alpha_t). A step that unmasks nothing asks the network nothing,
+    but where several batches are drawn at once (`jax.vmap`).
+    """
+    left = _times(keys, tokens)
+
+    def step(tokens: Array, i: Array) -> tuple[Array, None]:
+        now, after = (schedule.masked((steps - i - d) / steps) for d in (0, 1))
+        unmasked = (tokens < 0) & (left >= after)
+
+        def fill(tokens: Array) -> Array:
+            logits = denoise(tokens, jnp.broadcast_to(now, len(tokens)))
+            return jnp.where(unmasked, choose(_fold(keys, 1 + i), logits), tokens)
+
+        return jax.lax.cond(unmasked.any(), fill, lambda tokens: tokens, tokens), None
+
+    return jax.lax.scan(step, tokens, jnp.arange(steps))[0]
+
+
+def first_hitting(
+    denoise: Denoise, tokens: Int[Array, "B S"], keys: Key[Array, "B"], choose: Choose
+) -> Int[Array, "B S"]:
+    """Unmasks token by token, each at its own time: `ancestral` in endlessly many steps.
+
+    Zheng et al. 2024, section 4.1: exact for the network, in as many calls as tokens are masked.
+    The schedule only says when, not in which order, so the share that is masked is all it takes.
+    """
+    left = jnp.where(tokens < 0, _times(keys, tokens), -1.0)
+    order = jnp.argsort(-left, axis=1)
+    rows = jnp.arange(len(tokens))
+
+    def step(i: Array, tokens: Array) -> Array:
+        at = order[:, i]
+        logits = denoise(tokens, jnp.maximum(left[rows, at], 0.0))
+        drawn = choose(_fold(keys, 1 + i), logits[rows, at][:, None])[:, 0]
+        old = tokens[rows, at]
+        return tokens.at[rows, at].set(jnp.where(old < 0, drawn, old))
+
+    return jax.lax.fori_loop(0, (tokens < 0).sum(1).max(), step, tokens)
+
+
+def confidence(
+    denoise: Denoise,
+    tokens: Int[Array, "B S"],
+    keys: Key[Array, "B"],
+    choose: Choose,
+    schedule: Schedule,
+    steps: int,
+    choice_temperature: float,
+) -> Int[Array, "B S"]:
+    """Draws all masked tokens at each step, and keeps those that are most certain.
+
+    Chang et al. 2022 (MaskGIT), section 3.2: after the step to s, floor(N (1 - alpha_s)) of the N
+    that were masked at first are masked again, but at least one less than before it, and one at
+    least. Certain is a token with a high log p, plus Gumbel noise times `choice_temperature`
+    (1 - r), with r the share of the steps that are done.
+    """
+    count = (tokens < 0).sum(1)
+
+    def step(tokens: Array, i: Array) -> tuple[Array, None]:
+        now, after = (schedule.masked((steps - i - d) / steps) for d in (0, 1))
+        logits = denoise(tokens, jnp.broadcast_to(now, len(tokens)))
+        drawn = choose(_fold(keys, 2 * i + 1), logits)
+        sure = jnp.take_along_axis(jax.nn.log_softmax(logits), drawn[..., None], -1)[..., 0]
+        noise = jax.vmap(lambda key: gumbel(key, tokens.shape[1:]))(_fold(keys, 2 * i + 2))
+        sure += choice_temperature * (1 - (i + 1) / steps) * noise
+        masked = tokens < 0
+        again = jnp.minimum(masked.sum(1) - 1, jnp.floor(count * after).astype(jnp.int32))
+        again = jnp.where(i + 1 < steps, jnp.maximum(again, 1), 0)
+        return jnp.where(masked & ~_lowest(sure, masked, again), drawn, tokens), None
+
+    return jax.lax.scan(step, tokens, jnp.arange(steps))[0]
+
+
+def _lowest(
+    values: Float[Array, "B S"], among: Bool[Array, "B S"], count: Int[Array, "B"]
+) -> Bool[Array, "B S"]:
+    """The `count` lowest values of each row, among some."""
+    order = jnp.argsort(jnp.where(among, values, jnp.inf), axis=1)
+    rank = jnp.argsort(order, axis=1)
+    return rank < count[:, None]
+
+
+def _times(keys: Key[Array, "B"], tokens: Int[Array, "B S"]) -> Float[Array, "B S"]:
+    """The share that is masked when each token is unmasked: it is masked while that is above."""
+    return jax.vmap(lambda key: uniform(key, tokens.shape[1:]))(_fold(keys, 0))
+
+
+def _fold(keys: Key[Array, "B"], data: Array | int) -> Key[Array, "B"]:
+    return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
