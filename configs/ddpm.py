@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.dataset.name = "fashion_mnist"
     config.dataset.validation = "5_percent"
     config.batch_size = 32
-    config.duration = "700000_examples"
+    config.duration = "600000_examples"
     config.precision = "auto"
     config.optimizer.learning_rate = 1e-3
     config.schedule.name = "cosine"
