@@ -219,7 +219,7 @@ def chorales(path):
 
 # An import has no steps: see test_import. What runs of configs/ddpm.py's method differ in is in
 # tests/methods and tests/sampling; one on latents stands for them here.
-ALIKE = ("import_lm", "flow", "edm", "dit")
+ALIKE = ("import_lm", "flow", "edm", "edm2", "dit")
 TRAINED = [p for p in sorted((ROOT / "configs").glob("*.py")) if p.stem not in ALIKE]
 
 

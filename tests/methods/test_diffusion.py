@@ -15,7 +15,8 @@ from specs import images
 from genjax.config import ConfigError
 from genjax.method import Field
 from genjax.methods import diffusion
-from genjax.nn.functional import Functional
+from genjax.networks import edm2_unet
+from genjax.nn.functional import Functional, functional
 from genjax.sampling import bound, parametrisation, paths
 from genjax.training.codes import moments
 
@@ -515,3 +516,32 @@ def test_optimal_transport_permutes_the_noise_alone():
         key=lambda order: float(jnp.square(x0 - noise[jnp.asarray(order)]).sum()),
     )
     np.testing.assert_array_equal(found, np.asarray(noise)[list(best)])
+
+
+def test_a_learned_uncertainty_weighs_the_loss():
+    """E exp(-u) |F - target|^2 + u (Karras et al. 2024, eq. 21), u of the time told."""
+    m = method(
+        lambda x, t, label: jnp.zeros_like(x),
+        prediction="edm",
+        path="edm",
+        num_timesteps=0,
+        times="lognormal",
+        weighting="uncertainty",
+    )
+    batch = batch_of(16)
+    params, mutable = m.init(jax.random.key(1), batch)
+    assert m.phases[0].trains == ("denoiser", "uncertainty")
+    value, aux = m.phases[0].loss(params, mutable, batch, jax.random.key(0), 0)
+    seen = {k: np.asarray(v, np.float64) for k, v in aux.mutable["denoiser"].items()}
+    net = functional(lambda rngs: edm2_unet.Uncertainty(rngs=rngs))
+    u, _ = net.apply(params["uncertainty"], mutable["uncertainty"], jnp.asarray(seen["t"]))
+    sigma = np.exp(seen["t"] / 250).reshape(-1, 1, 1, 1)
+    x0 = np.asarray(batch["image"], np.float64) / 127.5 - 1
+    skip = 0.25 / (sigma**2 + 0.25)
+    x = seen["x"] * np.sqrt(sigma**2 + 0.25)  # the network sees c_in x
+    target = (x0 - skip * x) / (sigma * 0.5 / np.sqrt(sigma**2 + 0.25))
+    each = np.square(target).mean((1, 2, 3))
+    np.testing.assert_allclose(value, (np.exp(-u) * each + u).mean(), rtol=1e-4)
+    np.testing.assert_allclose(aux.metrics["unweighted_loss"], each.mean(), rtol=1e-4)
+    norm = np.linalg.norm(m.project["uncertainty"](params["uncertainty"])["linear"]["mp_kernel"])
+    np.testing.assert_allclose(norm, np.sqrt(128), rtol=1e-3)
