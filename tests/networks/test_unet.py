@@ -1,5 +1,9 @@
 """The U-Net: its blocks against their formulas, and what it must and must not depend on."""
 
+import re
+import zlib
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +14,7 @@ from ml_collections import ConfigDict
 from genjax.config import ConfigError, construct
 from genjax.networks.unet import AttentionBlock, Network, ResidualBlock
 from genjax.nn.functional import functional
+from genjax.parallel.rules import path_name
 
 MODEL = {
     "channels": 8,
@@ -168,3 +173,59 @@ def test_a_size_that_cannot_be_halved_is_refused():
 def test_images_that_are_not_square_are_refused():
     with pytest.raises(ConfigError, match=r"square images, got 8 x 12"):
         make(width=12)
+
+
+NAMES = (  # ours -> UNet2DModel's, one after the other
+    (r"^down/(\d+)/blocks/(\d+)", r"down_blocks.\1.resnets.\2"),
+    (r"^down/(\d+)/attention/(\d+)", r"down_blocks.\1.attentions.\2"),
+    (r"^down/(\d+)/resample", r"down_blocks.\1.downsamplers.0.conv"),
+    (r"^up/(\d+)/blocks/(\d+)", r"up_blocks.\1.resnets.\2"),
+    (r"^up/(\d+)/attention/(\d+)", r"up_blocks.\1.attentions.\2"),
+    (r"^up/(\d+)/resample", r"up_blocks.\1.upsamplers.0.conv"),
+    (r"^middle(\d)/", lambda found: f"mid_block.resnets.{int(found[1]) - 1}/"),
+    (r"^middle_attention", "mid_block.attentions.0"),
+    (r"^time(\d)", r"time_embedding.linear_\1"),
+    (r"^stem", "conv_in"),
+    (r"^head", "conv_out"),
+    (r"^norm", "conv_norm_out"),
+    (r"/time/", "/time_emb_proj/"),
+    (r"/shortcut/", "/conv_shortcut/"),
+    (r"(attentions.\d+)/norm", r"\1/group_norm"),
+    (r"/(query|key|value)/", lambda found: f"/to_{found[1][0]}/"),
+    (r"/out/", "/to_out.0/"),
+    (r"/(kernel|scale)$", "/weight"),
+)
+
+
+def as_drawn(path, leaf):
+    """The weight that tests/golden/make_unet.py gave the peer's of this name."""
+    name = path
+    for pattern, to in NAMES:
+        name = re.sub(pattern, to, name)
+    name = re.sub(r"up_blocks.(\d)", lambda found: f"up_blocks.{1 - int(found[1])}", name)
+    name = name.replace("/", ".")
+    order = (*range(leaf.ndim)[::-1],) if leaf.ndim < 4 else (3, 2, 0, 1)
+    shape = tuple(leaf.shape[i] for i in order)
+    made = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
+    if leaf.ndim == 1:
+        return (0.1 * made + ("norm" in name and name.endswith("weight"))).astype(np.float32)
+    made = (made / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+    return made.transpose(np.argsort(order))
+
+
+def test_it_is_diffusers():
+    """UNet2DModel on the same weights, with what tests/golden/make_unet.py says of its options."""
+    golden = np.load(Path(__file__).parent.parent / "golden" / "unet.npz")
+    sizes = dict(channels=128, multipliers=(1, 1), blocks=1, attention=(4,), heads=4)
+    net = functional(
+        lambda rngs: Network(
+            (8, 8, 2), 3, dropout=0.0, patch_size=1, dtype=jnp.float32, rngs=rngs, **sizes
+        )
+    )
+    shapes, mutable = jax.eval_shape(net.init, jax.random.key(0))
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: as_drawn(path_name(path), leaf), shapes
+    )
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == golden["parameters"]
+    found, _ = jax.jit(net.apply)(params, mutable, golden["x"], golden["t"])
+    np.testing.assert_allclose(found, golden["y"], atol=1e-5 * np.abs(golden["y"]).max())
