@@ -1,17 +1,19 @@
-"""Denoising diffusion (DDPM, Ho et al. 2020) on images.
+"""Denoising diffusion on images.
 
-Default: Fashion-MNIST, a 2.1M-parameter U-Net over 2 x 2 patches, 600,000 examples, v-prediction.
+Default: Fashion-MNIST, a 2.1M-parameter U-Net over 2 x 2 patches, a rectified flow at logit-normal
+times (Esser et al. 2024), 600,000 examples.
   command    launch/local.sh --config=configs/ddpm.py
   hardware   2 CPU cores
-  time       21 min 42 s, evaluations and compilation included, by oneDNN in bfloat16
+  time       22 min 40 s, evaluations and compilation included, by oneDNN in bfloat16
              (docs/performance.md); without it a step takes 2.7 times as long
-  score      3.75 +- 0.06 bits/dim (variational bound, 256 validation images), fd_classifier 10.8;
-             docs/images/ddpm_fashion_mnist.png
+  score      fd_classifier 7.0, 25 network calls an image; 5.33 +- 0.07 bits/dim (variational bound,
+             256 validation images), which it is not trained for; docs/images/ddpm_fashion_mnist.png
 
 Presets, as in --config=configs/ddpm.py:tiny:
   tiny       8 x 8 digits, a test of the installation in under 90 s; the samples are blurred
-  digits     8 x 8 digits: 20 min 36 s on a busy machine, 4.54 +- 0.04 bits/dim
-  mnist      the default's network on MNIST
+  digits     8 x 8 digits by v-prediction in discrete time: 20 min 36 s on a busy machine,
+             4.54 +- 0.04 bits/dim
+  mnist      the default on MNIST
   cifar10    the 35.7M-parameter network and the settings of Ho et al. 2020 for one accelerator
              (their FID after 800,000 steps: 3.17; not run by us)
   celeba64   the network of Song et al. 2021 (DDIM) for CelebA at 64 x 64 (not run by us)
