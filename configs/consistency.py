@@ -15,10 +15,14 @@ Presets, as in --config=configs/consistency.py:tiny:
   distilled  consistency distillation (Song et al. 2023) of configs/ddpm.py, which is trained first
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from genjax import config as base
 from genjax.methods.consistency import Options
+
+DDPM = base.read_module(Path(__file__).with_name("ddpm.py"))
 
 
 def get_config() -> ConfigDict:
@@ -36,16 +40,7 @@ def get_config() -> ConfigDict:
     config.evals.limit = 256
     with config.unlocked():
         config.consistency = ConfigDict(Options(most=160)._asdict())
-        network = {
-            "channels": 32,
-            "multipliers": (1, 4),
-            "blocks": 1,
-            "attention": (),  # the middle always has it
-            "heads": 1,
-            "dropout": 0.0,
-            "patch_size": 2,
-        }
-        config.model = ConfigDict({"network": "unet", "denoiser": network})
+        config.model = DDPM.get_config().model
     return config
 
 

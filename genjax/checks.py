@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Sequence
 
 
@@ -30,3 +31,10 @@ def one_of(name: str, value: object, choices: Sequence[str]) -> None:
         listed = ", ".join(map(str, choices))
         near = nearest(str(value), choices)
         raise ConfigError(f"{name}={value!r}: expected one of {listed}. Nearest: {near}.")
+
+
+def is_number(value: object, infinite: bool = False) -> bool:
+    """Whether it is a Python number, no truth and no NaN, and finite unless `infinite`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        return False
+    return infinite or math.isfinite(value)

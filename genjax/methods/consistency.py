@@ -38,6 +38,7 @@ from genjax.sampling import grids, parametrisation, paths, solvers
 from genjax.sampling.bound import per_example, stratified_uniform
 from genjax.sampling.conditions import Condition, labels
 from genjax.sampling.consistency import identity, levels_of, told_times
+from genjax.sampling.logits import whole_number
 from genjax.sampling.parametrisation import Prediction
 from genjax.sampling.paths import Levels, Path, like
 from genjax.sampling.solvers import Table
@@ -431,13 +432,8 @@ def loss(
     kind = {"continuous": continuous, "mean_flow": mean_flow}.get(o.kind, between_levels)
     draws = jax.random.fold_in(key, 2)
     found: Losses = kind(model, params, mutable, x0, noise, label, draws, step)
-    each, changed, metrics = found.each, {"denoiser": found.mutable}, found.metrics
-    if denoiser.uncertainty:
-        own = (params["uncertainty"], mutable["uncertainty"])
-        log_variance, changed["uncertainty"] = denoiser.uncertainty.apply(*own, found.told)
-        metrics = {**metrics, "unweighted_loss": each.mean()}
-        each = each * jnp.exp(-log_variance) + log_variance
-    return each.mean(), Aux(metrics, changed, float(len(x0)))
+    changed = {"denoiser": found.mutable}
+    return denoiser.summed_up(params, mutable, found.each, found.told, found.metrics, changed)
 
 
 def between_levels(
@@ -663,7 +659,7 @@ def plan(model: Model, *, steps: int | None = None, times: tuple = ()) -> dict[s
       ConfigError: no number of steps, or times that do not fall, or lie outside the path.
     """
     count, path = model.options.steps if steps is None else steps, model.denoiser.path
-    fits = isinstance(count, int) and not isinstance(count, bool) and count >= 1
+    fits = whole_number(count) and count >= 1
     require(fits, "steps", count, "a whole number, at least 1")
     if model.options.kind == "mean_flow":
         t = np.linspace(1.0, 0.0, count + 1)[:-1]

@@ -21,6 +21,7 @@ import optax
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from genjax.checks import is_number
 from genjax.config import ConfigError, construct, one_of, read_options, require
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree, find_module
 from genjax.modalities.label import label_condition, num_classes, required_classes
@@ -31,6 +32,7 @@ from genjax.sampling import bound, grids, parametrisation, paths, solvers
 from genjax.sampling import guidance as guiding
 from genjax.sampling.conditions import Condition, labels
 from genjax.sampling.guidance import Guidance
+from genjax.sampling.logits import whole_number
 from genjax.sampling.parametrisation import Prediction
 from genjax.sampling.paths import Levels, Path
 from genjax.sampling.solvers import Table
@@ -218,6 +220,21 @@ class Denoiser(NamedTuple):
         """The pair at x_t."""
         output, fraction, _ = self(params, mutable, x, at, label)
         return self.interpret(output, at, x)._replace(fraction=fraction)
+
+    def summed_up(
+        self, params: dict, mutable: dict, each: Array, told: Array, metrics: dict, changed: dict
+    ) -> tuple[Float[Array, ""], Aux]:
+        """The mean of the losses of examples, weighed by their uncertainty if that is learned.
+
+        E exp(-u) L + u, u of what the network was told of the time (Karras et al. 2024, eq. 21).
+        """
+        if self.uncertainty:
+            own = (params["uncertainty"], mutable["uncertainty"])
+            log_variance, state = self.uncertainty.apply(*own, told)
+            metrics = {**metrics, "unweighted_loss": each.mean()}
+            changed = {**changed, "uncertainty": state}
+            each = each * jnp.exp(-log_variance) + log_variance
+        return each.mean(), Aux(metrics, changed, float(len(each)))
 
     @property
     def clips(self) -> bool:
@@ -467,13 +484,7 @@ def loss(
             terms = bound.learned_term(bound.steps_of(path), x0, fixed, fraction, t)
             losses += LEARNED * path.steps * terms
     metrics = {"epsilon_mse": jnp.mean(jnp.square(prediction.epsilon - noise))}
-    if model.uncertainty:
-        own = (params["uncertainty"], mutable["uncertainty"])
-        log_variance, state = model.uncertainty.apply(*own, at.told)
-        metrics["unweighted_loss"] = losses.mean()
-        losses = losses * jnp.exp(-log_variance) + log_variance
-        changed["uncertainty"] = state
-    return losses.mean(), Aux(metrics, changed, float(B))
+    return model.summed_up(params, mutable, losses, at.told, metrics, changed)
 
 
 def levels_of(path: Path, t: Array) -> Levels:
@@ -531,12 +542,7 @@ def evaluate(
     noise = jax.random.normal(jax.random.fold_in(key_noise, K), x0.shape)
     start = paths.noised(Levels(*map(jnp.float32, paths.levels(path, path.first))), x0, noise)
     decoder, prior = bound.decoder_term(path, x0, start), bound.prior_term(path, x0)
-    nats = {
-        "bits_per_dim": prior + terms.mean(0) + decoder,
-        "bits_per_dim_decoder": decoder,
-        "bits_per_dim_prior": prior,
-    }
-    return {name: value / math.log(2) for name, value in nats.items()}
+    return bound.in_bits(prior, terms.mean(0), decoder)
 
 
 def _discrete_bound(model: Denoiser, x0: Array, predicted: Any, key: Array) -> dict[str, Array]:
@@ -552,13 +558,8 @@ def _discrete_bound(model: Denoiser, x0: Array, predicted: Any, key: Array) -> d
         return count + 1, bound.term(steps, kind, x0, found.x0, index)
 
     _, terms = jax.lax.scan(term, 0, index)
-    prior = bound.prior_term(path, x0)
-    nats = {
-        "bits_per_dim": prior + (weight * terms).sum(axis=0),
-        "bits_per_dim_decoder": terms[0],
-        "bits_per_dim_prior": prior,
-    }
-    return {name: value / math.log(2) for name, value in nats.items()}
+    rest = (weight[1:] * terms[1:]).sum(axis=0)  # the first is the decoder's, of weight 1
+    return bound.in_bits(bound.prior_term(path, x0), rest, terms[0])
 
 
 # ---- sampling ------------------------------------------------------------------------------------
@@ -617,19 +618,21 @@ def plan(
       ConfigError: an option that does not exist or that this model cannot follow.
     """
     given = dict(sampler=sampler, steps=steps, spacing=spacing, eta=eta, guidance=guidance)
-    numbers = dict(eta=eta, guidance=guidance, grid_shift=grid_shift, rho=rho, churn=churn)
+    numbers = dict(grid_shift=grid_shift, rho=rho, threshold=threshold)
     numbers |= dict(guidance_rescale=guidance_rescale, guidance_parallel=guidance_parallel)
-    numbers |= dict(guidance_momentum=guidance_momentum, threshold=threshold)
+    numbers |= dict(guidance_momentum=guidance_momentum)
+    chosen = dict(eta=eta, guidance=guidance, churn=churn)
+    numbers |= {name: value for name, value in chosen.items() if value is not None}
     for name, value in numbers.items():
-        require(value is None or _number(value, False), name, value, "a finite number")
+        require(is_number(value), name, value, "a finite number")
     for name, value in {"steps": steps, "order": order}.items():
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        require(value is None or whole, name, value, "a whole number")
-    require(_number(guidance_radius), "guidance_radius", guidance_radius, "a number")
+        require(value is None or whole_number(value), name, value, "a whole number")
+    radius = is_number(guidance_radius, infinite=True)
+    require(radius, "guidance_radius", guidance_radius, "a number")
     pair = isinstance(guidance_interval, tuple | list) and len(guidance_interval) == 2
-    pair = pair and all(map(_number, guidance_interval))
+    pair = pair and all(is_number(end, infinite=True) for end in guidance_interval)
     require(pair, "guidance_interval", guidance_interval, 'two numbers, such as "(0.3, 5)"')
-    require(rho is None or rho > 0, "rho", rho, "more than 0")
+    require(rho > 0, "rho", rho, "more than 0")
     if times and steps:
         raise ConfigError(f"steps={steps} and times={times} are both given: leave one out.")
     o = o._replace(**{k: v for k, v in given.items() if v is not None})
@@ -647,8 +650,8 @@ def plan(
                 f"{name}={own[name]}: sampler {o.sampler} has none; these have: {have}."
             )
     count = o.steps or path.steps
-    chosen = grids.times(path, count, o.spacing, rho=rho, shift=grid_shift, given=times)
-    table = solver.table(path, grids.grid(path, chosen, end), **own)
+    t = grids.times(path, count, o.spacing, rho=rho, shift=grid_shift, given=times)
+    table = solver.table(path, grids.grid(path, t, end), **own)
     low, high = guidance_interval
     g = Guidance(
         *(float(o.guidance), float(low), float(high), float(guidance_rescale)),
@@ -671,12 +674,6 @@ def plan(
         "stochastic": table.stochastic,
         "threshold": float(threshold),
     }
-
-
-def _number(value: Any, infinite: bool = True) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        return False
-    return infinite or math.isfinite(value)
 
 
 def denoiser(

@@ -19,7 +19,7 @@ from genjax.checks import one_of
 from genjax.sampling.paths import Levels, Path, levels, scales
 
 LEVELS = 256  # of an 8-bit image
-VARIANCES = ("fixed_small", "fixed_large", "learned")
+FIXED = ("fixed_small", "fixed_large")
 
 
 def per_example(x: Float[Array, "B ..."]) -> Float[Array, "B"]:
@@ -81,7 +81,7 @@ def model_variance(steps: Steps, kind: str) -> Float[np.ndarray, "T"]:
     Raises:
       ConfigError: there is no such kind.
     """
-    one_of("variance", kind, VARIANCES[:2])
+    one_of("variance", kind, FIXED)
     table = steps.small if kind == "fixed_small" else steps.large
     return np.concatenate([steps.small[:2][-1:], table[1:]])
 
@@ -181,6 +181,15 @@ def prior_term(path: Path, x0: Float[Array, "B ..."]) -> Float[Array, "B"]:
     deviation = sigma if path.scaling == "exploding" else 1.0
     constant = (sigma / deviation) ** 2 - 1 - 2 * np.log(sigma / deviation)
     return 0.5 * ((alpha / deviation) ** 2 * per_example(jnp.square(x0)) + float(constant))
+
+
+def in_bits(
+    prior: Float[Array, "B"], middle: Float[Array, "B"], decoder: Float[Array, "B"]
+) -> dict[str, Float[Array, "B"]]:
+    """`bits_per_dim`, the sum of the bound's three parts in nats, and its two ends, in bits."""
+    total = prior + middle + decoder
+    nats = {"": total, "_decoder": decoder, "_prior": prior}
+    return {f"bits_per_dim{name}": value / np.log(2) for name, value in nats.items()}
 
 
 def decoder_term(path: Path, x0: Float[Array, "B ..."], x: Float[Array, "B ..."]) -> Any:

@@ -6,12 +6,10 @@ which is the data (alpha 1, sigma 0) or the path's first level.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import Float
 
-from genjax.checks import ConfigError, one_of, require
+from genjax.checks import ConfigError, is_number, one_of, require
 from genjax.sampling.paths import CLIP, Levels, Path, levels
 
 NAMES = ("uniform", "trailing", "leading", "linspace", "lambda", "karras")
@@ -49,7 +47,7 @@ def times(
       ConfigError: more steps than timesteps, none, or no such spacing; times that do not fall, or
         lie outside the path.
     """
-    if not isinstance(given, tuple | list) or not all(map(_finite, given)):
+    if not isinstance(given, tuple | list) or not all(map(is_number, given)):
         raise ConfigError(f'times={given!r}: expected numbers, such as "(900, 600, 300)".')
     if given:
         by_hand = np.asarray(given, np.float64)
@@ -96,11 +94,6 @@ def times(
     found[-1] = path.first
     found[0] = path.last
     return found if shift == 1 else _moved(path, found, shift)
-
-
-def _finite(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and bool(np.isfinite(value))
 
 
 def _moved(path: Path, t: Float[np.ndarray, "N"], shift: float) -> Float[np.ndarray, "N"]:

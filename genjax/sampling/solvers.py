@@ -572,7 +572,7 @@ SOLVERS: dict[str, Solver] = {
     "heun": Solver(heun),
     "edm": Solver(
         partial(heun, churn=40.0, churn_min=0.05, churn_max=50.0, churn_noise=1.003),
-        ("churn", "churn_min", "churn_max", "churn_noise"),
+        ("churn",),
     ),
     "dpm++_1s": Solver(partial(dpm_multistep, order=1), ("eta",)),
     "dpm++_2s": Solver(dpm_singlestep, ("eta",)),
