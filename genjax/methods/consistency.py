@@ -41,7 +41,7 @@ from genjax.sampling.consistency import identity, levels_of, told_times
 from genjax.sampling.logits import whole_number
 from genjax.sampling.parametrisation import Prediction
 from genjax.sampling.paths import Levels, Path, like
-from genjax.sampling.solvers import Table
+from genjax.sampling.table import Table, solve
 
 KINDS = ("training", "distillation", "continuous", "mean_flow")
 STEPS = ("karras", "ratio")
@@ -710,4 +710,4 @@ def sample(
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(3 + jnp.arange(num))
     shape = diffusion.shape_of(denoiser.spec)
     call = flow if o.kind == "mean_flow" else jump
-    return denoiser.output(solvers.solve(call, table, keys, shape, stochastic=stochastic))
+    return denoiser.output(solve(call, table, keys, shape, stochastic=stochastic))

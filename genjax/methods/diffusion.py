@@ -35,7 +35,7 @@ from genjax.sampling.guidance import Guidance
 from genjax.sampling.logits import whole_number
 from genjax.sampling.parametrisation import Prediction
 from genjax.sampling.paths import Levels, Path
-from genjax.sampling.solvers import Table
+from genjax.sampling.table import Denoise, Table, solve
 
 WEIGHTINGS = ("simple", "min_snr", "variational", "uncertainty")
 TIMES = ("uniform", "logit_normal", "lognormal")
@@ -686,7 +686,7 @@ def denoiser(
     guided: bool,
     kind: str,
     threshold: float,
-) -> solvers.Denoise:
+) -> Denoise:
     """The model as solvers call it: guided, and x_0 within the data's range."""
     own = (params["denoiser"], mutable["denoiser"])
     _guidable(model.options, guided, "guide/denoiser" in params)
@@ -746,5 +746,5 @@ def sample(
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(3 + jnp.arange(num))
     shape = shape_of(model.spec)
     memory = jnp.zeros((num, *shape)) if kind == "projected" else ()
-    x = solvers.solve(denoise, table, keys, shape, stochastic=stochastic, memory=memory)
+    x = solve(denoise, table, keys, shape, stochastic=stochastic, memory=memory)
     return model.output(x)

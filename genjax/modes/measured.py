@@ -22,8 +22,9 @@ from genjax.evals.judges import Judge
 from genjax.method import Method, Tree, options_of
 from genjax.modes.runs import parameters, prepare, restore_at, spec_of, tell_who_computes
 from genjax.parallel.distributed import largest
-from genjax.sampling import conditions, solvers
+from genjax.sampling import conditions
 from genjax.sampling.draw import MOST_SAMPLES, make_draw, parse_options, planned
+from genjax.sampling.table import alike
 from genjax.train_state import TrainState, seeded_key
 from genjax.training import report, sweep, workdir
 from genjax.training.alarms import ringing
@@ -61,7 +62,7 @@ def programs(
     program; samples without guidance are drawn by that of guided ones, if there are some.
     """
     plans = [planned(method, own) for own in options]
-    tables = solvers.alike([arrays["table"] for _, arrays in plans])
+    tables = alike([arrays["table"] for _, arrays in plans])
     kinds = [tuple(sorted((fixed | {"guided": None}).items())) for fixed, _ in plans]
     made: dict[tuple, Callable[..., np.ndarray]] = {}
     for kind in dict.fromkeys(kinds):

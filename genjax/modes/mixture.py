@@ -25,6 +25,7 @@ from genjax.modes.solvers import (
 from genjax.sampling import grids, mixture, noise, paths, solvers
 from genjax.sampling.mixture import Mixture
 from genjax.sampling.paths import Path, levels_at
+from genjax.sampling.table import Table, alike, solve
 from genjax.train_state import seeded_key
 from genjax.training import sweep
 from genjax.training.sweep import Sweep
@@ -93,25 +94,25 @@ def solvers_of_mixture(flags: argparse.Namespace) -> int:
     names, calls = samplers_of(flags.samplers), numbers("--calls", flags.calls, int, CALLS, 1)
     spacings = flags.spacings.split(",") if flags.spacings else ["lambda"]
 
-    def table(solver: str, spacing: str, steps: int) -> solvers.Table:
+    def table(solver: str, spacing: str, steps: int) -> Table:
         grid = grids.grid(path, grids.times(path, steps, spacing))
         return solvers.SOLVERS[solver].table(path, grid)
 
     found = choices(names, spacings, calls, table)
-    tables = solvers.alike([choice.table for choice in found])
+    tables = alike([choice.table for choice in found])
     keys = jax.random.split(jax.random.fold_in(seeded_key(flags.seed or 0), 0), num)
 
     @partial(jax.jit, static_argnames="stochastic")
-    def draw(table: solvers.Table, stochastic: bool) -> jax.Array:
+    def draw(table: Table, stochastic: bool) -> jax.Array:
         def denoise(x, at, memory):
             return mixture.predict(m, x, at), memory
 
-        return solvers.solve(denoise, table, keys, (2,), stochastic=stochastic)
+        return solve(denoise, table, keys, (2,), stochastic=stochastic)
 
     unit = np.asarray(noise.normals(keys, 0, (2,)), np.float64)
     ends: dict[float, np.ndarray] = {}
 
-    def measured(choice: Choice, table: solvers.Table) -> dict[str, Any]:
+    def measured(choice: Choice, table: Table) -> dict[str, Any]:
         stochastic = choice.table.stochastic
         x = np.asarray(draw(table, stochastic), np.float64)
         row = choice.row

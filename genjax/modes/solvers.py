@@ -21,6 +21,7 @@ from genjax.methods.diffusion import Options
 from genjax.modes.measured import Sample, begin, finish, opened
 from genjax.sampling import solvers
 from genjax.sampling.draw import planned
+from genjax.sampling.table import Table
 from genjax.training.sweep import Sweep
 
 SAMPLERS = ("ddim", "heun", "dpm++_2m", "dpm++_3m", "unipc", "deis", "dpm++_2m_sde")
@@ -92,7 +93,7 @@ class Choice(NamedTuple):
     solver: str
     spacing: str
     steps: int
-    table: solvers.Table
+    table: Table
 
     @property
     def row(self) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def choices(
     names: Sequence[str],
     spacings: Sequence[str],
     calls: Sequence[int],
-    table: Callable[[str, str, int], solvers.Table],
+    table: Callable[[str, str, int], Table],
     most: int = 0,
 ) -> list[Choice]:
     """Each solver with each spacing and the most steps for each number of calls, each once.
@@ -154,7 +155,7 @@ def solvers_of_run(config: ConfigDict, folder: epath.Path, flags: argparse.Names
     T, plan, options = section.num_timesteps, begun.method.plan, begun.options
     spacings = flags.spacings.split(",") if flags.spacings else [section.spacing]
 
-    def table(name: str, spacing: str, steps: int) -> solvers.Table:
+    def table(name: str, spacing: str, steps: int) -> Table:
         return plan(**options, sampler=name, spacing=spacing, steps=steps)["table"]
 
     found = choices(names, spacings, calls, table, T)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from genjax.sampling import noise
 from genjax.sampling.paths import CLIP, Levels, Path, levels_at, like, scales
-from genjax.sampling.solvers import NOISE, PAIRS, SECOND, Table
+from genjax.sampling.table import NOISE, PAIRS, SECOND, Table
 
 CURRICULA = ("doubling", "square_root")
 RHO = 7.0  # of Karras et al. 2022, eq. 5
@@ -152,7 +152,7 @@ def identity(
 
 
 def multistep(path: Path, s: Float[np.ndarray, "N"], least: float) -> Table:
-    """Multistep consistency sampling (Song et al. 2023, algorithm 1), for `solvers.solve`.
+    """Multistep consistency sampling (Song et al. 2023, algorithm 1), for `solve`.
 
     Each call takes x_t to a sample, which is x0 of its pair; all but the last put noise on it
     again: y = sample + sqrt(s^2 - s_min^2) z. Epsilon is not used.

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from genjax.checks import one_of, require
 from genjax.sampling.parametrisation import Prediction, of_x0
 from genjax.sampling.paths import Levels, like
-from genjax.sampling.solvers import Denoise
+from genjax.sampling.table import Denoise
 
 Both = Callable[[Float[Array, "B ..."], Levels], tuple[Prediction, Prediction]]
 KINDS = ("linear", "projected", "cfg++")

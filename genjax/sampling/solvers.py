@@ -1,10 +1,4 @@
-"""Samplers of diffusion and flow models, each as a table of coefficients over one loop.
-
-Every solver in use is linear in what it has: the point at which the network is called next, points
-that it comes back to, noise, and the pairs (x_0, epsilon) of this call and of some before. A solver
-is therefore a function from a grid of noise levels to a `Table`: a row for each call of the
-network, with coefficients worked out once in float64. `solve` runs any of them. The tables are
-arrays: with another solver, grid, number of steps or eta nothing is compiled again.
+"""Samplers of diffusion and flow models: functions from a grid of noise levels to a `Table`.
 
 In the comments s = sigma / alpha and lambda = -log s; a prime is the level that a step ends at. For
 a constant pair the step from x to alpha' x_0 + sigma' epsilon is exact on every path: that is DDIM,
@@ -14,122 +8,18 @@ and Euler's method in t on a straight path and in s on an exploding one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
 from genjax.checks import ConfigError, one_of, require
-from genjax.sampling import noise
-from genjax.sampling.parametrisation import Prediction
 from genjax.sampling.paths import Levels, Path, levels, levels_at
+from genjax.sampling.table import ANCHOR, NOISE, POINT, SECOND, Rows, Table
 
-# What a row's coefficients are of: the point of the call, two more points, noise, then x_0 and
-# epsilon of this call and of those that were kept before it, the newest first.
-POINT, ANCHOR, SECOND, NOISE, PAIRS = 0, 1, 2, 3, 4
 VARIANCES = ("fixed_small", "fixed_large", "learned")
 MOST_FALL = 50  # of sigma / alpha, in the first step of PNDM
-
-
-class Table(NamedTuple):
-    """A sampler: N calls of the network, and the linear map after each.
-
-    Attributes:
-      at: the noise level of each call.
-      point: coefficients of the next call's point; after the last call it is the sample.
-      anchor: of a point to come back to.
-      second: of another.
-      keep: whether the pair of this call is kept for later ones.
-      position: where the Brownian motion that draws the noise is, before the first call and after
-        each; a row's noise is the increment between its two.
-      spread: half the logarithm of the large over the small variance, the exponent of a learned
-        fraction in the factor of the noise.
-      start: standard deviation of the first point.
-      depth: binary digits of the positions.
-      count: of a table that is `padded`, how many of its rows are gone through, which may be
-        traced; None: all.
-    """
-
-    at: Levels
-    point: Float[np.ndarray, "N M"]
-    anchor: Float[np.ndarray, "N M"]
-    second: Float[np.ndarray, "N M"]
-    keep: np.ndarray
-    position: Int[np.ndarray, "N+1"]
-    spread: Float[np.ndarray, "N"]
-    start: Any
-    depth: Any
-    count: Any = None
-
-    @property
-    def calls(self) -> Any:
-        """How often the network is called."""
-        return len(self.keep) if self.count is None else self.count
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether any row draws noise."""
-        return bool(np.any([t[:, NOISE] for t in (self.point, self.anchor, self.second)]))
-
-
-Denoise = Callable[[Float[Array, "B ..."], Levels, Any], tuple[Prediction, Any]]
-
-
-class _Rows:
-    """Collects the rows of a table, in float64."""
-
-    def __init__(self, path: Path, grid: Levels, kept: int):
-        self.path, self.grid, self.kept = path, grid, kept
-        self.width = PAIRS + 2 * (kept + 1)
-        self.rows: list[tuple] = []
-        # The noise of the first call's point: of unit variance where data are, too.
-        alpha, sigma = grid.alpha[0], grid.sigma[0]
-        self.start = sigma if path.scaling == "exploding" else math.hypot(alpha, sigma)
-        if path.scaling == "linear":
-            self.start = sigma
-
-    def unit(self, index: int) -> Float[np.ndarray, "M"]:
-        return np.eye(self.width)[index]
-
-    def x0(self, back: int = 0) -> Float[np.ndarray, "M"]:
-        return self.unit(PAIRS + 2 * back)
-
-    def epsilon(self, back: int = 0) -> Float[np.ndarray, "M"]:
-        return self.unit(PAIRS + 2 * back + 1)
-
-    def add(
-        self,
-        at: Levels,
-        point: np.ndarray,
-        anchor: np.ndarray | None = None,
-        second: np.ndarray | None = None,
-        *,
-        keep: bool = True,
-        ends: float,
-        spread: float = 0.0,
-    ) -> None:
-        """A call at a level, after which lambda is that of the level `ends`, as sigma / alpha."""
-        anchor = point if anchor is None else anchor
-        second = self.unit(SECOND) if second is None else second
-        self.rows.append((at, point, anchor, second, keep, ends, spread))
-
-    def table(self) -> Table:
-        at, point, anchor, second, keep, ends, spread = zip(*self.rows, strict=True)
-        first = self.grid.sigma[0] / self.grid.alpha[0] if self.grid.alpha[0] else np.inf
-        position, depth = noise.positions(np.asarray([first, *ends]))
-        return Table(
-            Levels(*(np.asarray(a, np.float64) for a in zip(*at, strict=True))),
-            *(np.stack(a) for a in (point, anchor, second)),
-            np.asarray(keep, bool),
-            position,
-            np.asarray(spread, np.float64),
-            np.float64(self.start),
-            np.int32(depth),
-        )
 
 
 def _row(grid: Levels, i: int) -> Levels:
@@ -177,7 +67,7 @@ def ddim(path: Path, grid: Levels, *, eta: float = 0.0) -> Table:
       ConfigError: eta is outside 0 ... 1.
     """
     require(0 <= eta <= 1, "eta", eta, "between 0 (no noise) and 1 (ancestral)")
-    rows = _Rows(path, grid, 0)
+    rows = Rows(path, grid, 0)
     for i in range(len(grid.alpha) - 1):
         at, to = _row(grid, i), _row(grid, i + 1)
         variance = eta**2 * _small_variance(at, to)
@@ -213,7 +103,7 @@ def ddpm(path: Path, grid: Levels, *, variance: str = "fixed_small") -> Table:
       ConfigError: there is no such variance.
     """
     one_of("variance", variance, VARIANCES)
-    rows = _Rows(path, grid, 0)
+    rows = Rows(path, grid, 0)
     for i in range(len(grid.alpha) - 1):
         at, to = _row(grid, i), _row(grid, i + 1)
         small, large = _small_variance(at, to), _large_variance(at, to)
@@ -242,7 +132,7 @@ def dpm_multistep(
     """
     require(order in (1, 2, 3), "order", order, "1, 2 or 3")
     require(0 <= eta <= 1, "eta", eta, "between 0 (ODE) and 1 (SDE)")
-    rows, count = _Rows(path, grid, order - 1), len(grid.alpha) - 1
+    rows, count = Rows(path, grid, order - 1), len(grid.alpha) - 1
     lam = [_lam(_row(grid, i)) for i in range(count + 1)]
     for i in range(count):
         at, to = _row(grid, i), _row(grid, i + 1)
@@ -287,7 +177,7 @@ def unipc(path: Path, grid: Levels, *, order: int = 2, kind: str = "bh2") -> Tab
     """
     require(order in (1, 2, 3), "order", order, "1, 2 or 3")
     one_of("kind", kind, ("bh1", "bh2"))
-    rows, count = _Rows(path, grid, order), len(grid.alpha) - 1
+    rows, count = Rows(path, grid, order), len(grid.alpha) - 1
     lam = [_lam(_row(grid, i)) for i in range(count + 1)]
 
     def solved(i: int, used: int, shift: int, last: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -347,7 +237,7 @@ def deis(path: Path, grid: Levels, *, order: int = 2) -> Table:
       ConfigError: an order that is none of 1, 2 and 3.
     """
     require(order in (1, 2, 3), "order", order, "1, 2 or 3")
-    rows, count = _Rows(path, grid, order - 1), len(grid.alpha) - 1
+    rows, count = Rows(path, grid, order - 1), len(grid.alpha) - 1
     nodes, weights = np.polynomial.legendre.leggauss(24)
     for i in range(count):
         at, to = _row(grid, i), _row(grid, i + 1)
@@ -372,7 +262,7 @@ def deis(path: Path, grid: Levels, *, order: int = 2) -> Table:
     return rows.table()
 
 
-def _transfer(rows: _Rows, x: np.ndarray, epsilon: np.ndarray, at: Levels, to: Levels):
+def _transfer(rows: Rows, x: np.ndarray, epsilon: np.ndarray, at: Levels, to: Levels):
     """The step of DDIM from x with some epsilon (Liu et al. 2022, eq. 11)."""
     factor = to.alpha / at.alpha
     return factor * x + (to.sigma - factor * at.sigma) * epsilon
@@ -405,7 +295,7 @@ def pndm(path: Path, grid: Levels, *, warmup: str = "runge_kutta") -> Table:
             f"solver pndm: its first step, from nearly pure noise, takes sigma / alpha down to "
             f"1 / {fall:.0f}; from 1 / {MOST_FALL} on it diverges. Use spacing='leading', or ddim."
         )
-    rows, begin = _Rows(path, grid, 3), 0
+    rows, begin = Rows(path, grid, 3), 0
     x, current = rows.unit(ANCHOR), rows.epsilon()
 
     def both(i: int) -> tuple[Levels, Levels]:
@@ -475,7 +365,7 @@ def heun(
       ConfigError: churn below 0.
     """
     require(churn >= 0, "churn", churn, "at least 0")
-    rows, count = _Rows(path, grid, 1), len(grid.alpha) - 1
+    rows, count = Rows(path, grid, 1), len(grid.alpha) - 1
     most = min(churn / count, math.sqrt(2) - 1)
 
     def churned(i: int) -> Levels:
@@ -528,7 +418,7 @@ def dpm_singlestep(
       ConfigError: eta is outside 0 ... 1.
     """
     require(0 <= eta <= 1, "eta", eta, "between 0 (ODE) and 1 (ancestral)")
-    rows, count = _Rows(path, grid, 1), len(grid.alpha) - 1
+    rows, count = Rows(path, grid, 1), len(grid.alpha) - 1
     single = 1 if lower_order_final or not grid.sigma[-1] else 0  # step at the end at least
     i = 0
     while i < count:
@@ -615,100 +505,3 @@ def steps_for(
         steps = max(least, steps - max(1, (made.calls - calls) // 2))
         made = table(steps)
     return steps, made
-
-
-# ---- the loop ------------------------------------------------------------------------------------
-
-
-def padded(table: Table, rows: int, width: int) -> Table:
-    """The table with more rows, which are not gone through, and room for more kept pairs.
-
-    Raises:
-      ValueError: it has more of either already.
-    """
-    more, wider = rows - len(table.keep), width - table.point.shape[1]
-    wide = [np.pad(a, ((0, more), (0, wider))) for a in (table.point, table.anchor, table.second)]
-    return Table(
-        Levels(*(np.pad(a, (0, more), mode="edge") for a in table.at)),
-        *wide,
-        np.pad(table.keep, (0, more)),
-        np.pad(table.position, (0, more), mode="edge"),
-        np.pad(table.spread, (0, more)),
-        table.start,
-        table.depth,
-        np.int32(table.calls),
-    )
-
-
-def alike(tables: Sequence[Table]) -> list[Table]:
-    """The tables in one shape, so that one compiled program runs all of them."""
-    rows = max(len(table.keep) for table in tables)
-    width = max(table.point.shape[1] for table in tables)
-    return [padded(table, rows, width) for table in tables]
-
-
-def solve(
-    denoise: Denoise,
-    table: Table,
-    keys: Array,
-    shape: tuple[int, ...],
-    *,
-    stochastic: bool = True,
-    memory: Any = (),
-    start: Float[Array, "B ..."] | None = None,
-) -> Float[Array, "B ..."]:
-    """Draws samples: calls the network row by row.
-
-    Args:
-      denoise: (x, level, memory) -> (pair, memory); `level` has the numbers of one row.
-      table: of a solver; its arrays may be traced.
-      keys: one for each sample [B]: its first point and its noise depend on nothing else.
-      shape: of one sample.
-      stochastic: whether any row may draw noise.
-      memory: what a denoiser remembers from call to call, before the first.
-      start: the first point, in place of one drawn from the keys.
-
-    Returns:
-      The samples, float32.
-    """
-    at = Levels(*(jnp.asarray(a, jnp.float32) for a in table.at))
-    maps = [jnp.asarray(a, jnp.float32) for a in (table.point, table.anchor, table.second)]
-    spread, keep = jnp.asarray(table.spread, jnp.float32), jnp.asarray(table.keep)
-    position = jnp.asarray(table.position)
-    pairs = (table.point.shape[1] - PAIRS) // 2
-    x = start
-    if x is None:
-        x = jnp.float32(table.start) * noise.normals(keys, 0, shape)
-    kept = [jnp.zeros_like(x)] * (2 * (pairs - 1))
-
-    def motion(index: Array) -> Float[Array, "B ..."] | tuple:
-        return noise.brownian(keys, position[index], table.depth, shape) if stochastic else ()
-
-    def body(i: Array, carry: tuple) -> tuple:
-        point, anchor, second, kept, before, memory = carry
-        level = Levels(*(a[i] for a in at))
-        pair, memory = denoise(point, level, memory)
-        known = [pair.x0, pair.epsilon, *kept]
-        drawn, after = None, before
-        if stochastic:
-            after = motion(i + 1)
-            drawn = noise.increment(before, after, position[i], position[i + 1], table.depth)
-            if pair.fraction is not None:
-                drawn = drawn * jnp.exp(spread[i] * pair.fraction)
-
-        def combined(coefficients: Float[Array, "M"]) -> Float[Array, "B ..."]:
-            found = coefficients[POINT] * point
-            found += coefficients[ANCHOR] * anchor + coefficients[SECOND] * second
-            if stochastic:
-                found += coefficients[NOISE] * drawn
-            for c, value in zip(coefficients[PAIRS:], known, strict=True):
-                found += c * value
-            return found
-
-        new = [combined(m[i]) for m in maps]
-        shifted = known[: len(kept)]
-        kept = [jnp.where(keep[i], s, k) for s, k in zip(shifted, kept, strict=True)]
-        return *new, kept, after, memory
-
-    carry = (x, jnp.zeros_like(x), jnp.zeros_like(x), kept, motion(jnp.int32(0)), memory)
-    return jax.lax.fori_loop(0, table.calls, body, carry)[0]

@@ -16,9 +16,12 @@ from genjax import main
 from genjax.config import ConfigError
 from genjax.data import catalogue
 from genjax.evals import features
+from genjax.methods import diffusion
+from genjax.modes import mixture as mixture_mode
 from genjax.modes.mixture import distance, trajectory
 from genjax.modes.solvers import intervals_of, numbers
 from genjax.sampling import grids, mixture, paths, solvers
+from genjax.sampling.table import alike, solve
 from genjax.training import sweep, workdir
 from genjax.training.sweep import Sweep
 
@@ -73,13 +76,14 @@ def run(place):
 @pytest.fixture
 def traced(monkeypatch):
     """How often the loop of the samplers was traced: a program is compiled for each time."""
-    found, original = [], solvers.solve
+    found = []
 
-    def solve(*arguments, **named):
+    def counted(*arguments, **named):
         found.append(named["stochastic"])
-        return original(*arguments, **named)
+        return solve(*arguments, **named)
 
-    monkeypatch.setattr(solvers, "solve", solve)
+    for module in (diffusion, mixture_mode):
+        monkeypatch.setattr(module, "solve", counted)
     return found
 
 
@@ -203,9 +207,9 @@ def test_tables_of_one_shape_draw_what_each_would_alone():
         def denoise(x, at, memory):
             return mixture.predict(m, x, at), memory
 
-        return solvers.solve(denoise, table, keys, (2,))
+        return solve(denoise, table, keys, (2,))
 
-    shared = [draw(table) for table in solvers.alike(tables)]
+    shared = [draw(table) for table in alike(tables)]
     assert len(traces) == 1
     for table, found, name in zip(tables, shared, names, strict=True):
         np.testing.assert_allclose(found, draw(table), atol=1e-5, err_msg=name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from genjax.sampling.paths import Levels
-from genjax.sampling.solvers import NOISE, PAIRS
+from genjax.sampling.table import NOISE, PAIRS
 
 
 def rows(table):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from genjax.sampling.paths import Levels
-from genjax.sampling.solvers import ANCHOR, NOISE, PAIRS, POINT, SECOND
+from genjax.sampling.table import ANCHOR, NOISE, PAIRS, POINT, SECOND
 
 
 def row_of(levels, i):

@@ -14,6 +14,7 @@ import pytest
 from genjax.checks import ConfigError
 from genjax.sampling import grids, guidance, mixture, parametrisation, paths, solvers
 from genjax.sampling.guidance import Guidance
+from genjax.sampling.table import NOISE, PAIRS, padded, solve
 
 MIX = mixture.ring(8, deviation=0.1)
 STEPS = 12
@@ -23,7 +24,7 @@ PATHS |= {
     for name in ("linear", "cosine", "sigmoid")
     for zero in (False, True)
 }
-MOST_CALLS, WIDTH = 24, solvers.PAIRS + 2 * 4
+MOST_CALLS, WIDTH = 24, PAIRS + 2 * 4
 
 
 def refusal(key, spacing, solver):
@@ -70,7 +71,7 @@ def test_tables_are_finite_and_their_noise_moves():
     for case, table in tables()[0].items():
         for part in (*table.at, table.point, table.anchor, table.second, table.spread):
             assert np.isfinite(part).all(), case
-        draws = sum(np.abs(t[:, solvers.NOISE]) for t in (table.point, table.anchor, table.second))
+        draws = sum(np.abs(t[:, NOISE]) for t in (table.point, table.anchor, table.second))
         assert np.all(np.diff(table.position)[draws > 0] < 0), case
         assert np.all(np.diff(table.position) <= 0), case
         assert table.calls <= MOST_CALLS
@@ -80,7 +81,7 @@ def test_tables_are_finite_and_their_noise_moves():
 def stacked():
     """All tables in one, of room for the largest."""
     made = tables()[0]
-    wide = [solvers.padded(table, MOST_CALLS, WIDTH) for table in made.values()]
+    wide = [padded(table, MOST_CALLS, WIDTH) for table in made.values()]
     return jax.tree.map(lambda *parts: np.stack(parts), *wide)
 
 
@@ -116,7 +117,7 @@ def test_samples_are_of_the_mixture(kind):
 
     @jax.jit
     def run(table):
-        return jax.vmap(lambda table: solvers.solve(denoise, table, keys, (2,)))(table)
+        return jax.vmap(lambda table: solve(denoise, table, keys, (2,)))(table)
 
     samples = np.asarray(run(table))
     assert samples.shape == (len(made), 16, 2)
@@ -153,7 +154,7 @@ def test_nothing_is_compiled_again():
             return mixture.predict(MIX, x, at, labels), mixture.predict(MIX, x, at)
 
         denoise = guidance.guided(both, strength)
-        return solvers.solve(denoise, table, keys, (2,))
+        return solve(denoise, table, keys, (2,))
 
     keys, drawn = jax.random.split(jax.random.key(0), 16), []
     for name, T, solver, options, steps, scale in (
@@ -169,7 +170,7 @@ def test_nothing_is_compiled_again():
         grid = grids.grid(path, grids.times(path, steps, "lambda"))
         table = solvers.SOLVERS[solver].table(path, grid, **options)
         strength = Guidance(*map(np.float64, Guidance(scale)))
-        samples = run(solvers.padded(table, MOST_CALLS, WIDTH), strength, keys)
+        samples = run(padded(table, MOST_CALLS, WIDTH), strength, keys)
         component, distance = mixture.nearest(MIX, samples)
         np.testing.assert_array_equal(component, labels)
         assert distance.max() < 6 * MIX.deviation

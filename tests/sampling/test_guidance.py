@@ -12,6 +12,7 @@ from genjax.sampling import grids, guidance, mixture, paths, solvers
 from genjax.sampling.guidance import Guidance
 from genjax.sampling.parametrisation import Prediction
 from genjax.sampling.paths import Levels
+from genjax.sampling.table import solve
 
 MIX = mixture.ring(8, deviation=0.2, groups=3)
 WORSE = MIX._replace(deviation=0.4)
@@ -157,7 +158,7 @@ def test_cfg_plus_plus_is_chung_et_als_algorithm_1():
     denoise = guidance.guided(by_label, Guidance(strength), "cfg++")
     keys = jax.random.split(jax.random.key(0), len(X))
     start = jnp.asarray(X, jnp.float32)
-    run = jax.jit(lambda x: solvers.solve(denoise, solvers.ddim(path, grid), keys, (2,), start=x))
+    run = jax.jit(lambda x: solve(denoise, solvers.ddim(path, grid), keys, (2,), start=x))
     x = X.copy()
     for i in range(12):
         at, to = (Levels(*(float(a[k]) for a in grid)) for k in (i, i + 1))

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from genjax.sampling import grids, mixture, noise, paths, solvers
+from genjax.sampling.table import NOISE, PAIRS, padded, solve
 
 MIX = mixture.ring(8)
 ALL = [
@@ -156,7 +157,7 @@ def test_rows_that_draw_noise_move():
     for name, solver in solvers.SOLVERS.items():
         options = {"eta": 1.0} if "eta" in solver.options else {}
         table = solver.table(path, grid, **options)
-        draws = sum(np.abs(t[:, solvers.NOISE]) for t in (table.point, table.anchor, table.second))
+        draws = sum(np.abs(t[:, NOISE]) for t in (table.point, table.anchor, table.second))
         assert np.all(np.diff(table.position)[draws > 0] < 0), name
         drew += [name] * table.stochastic
     assert set(drew) >= {"ddim", "ddpm", "euler_ancestral", "edm", "dpm++_2s", "dpm++_2m_sde"}
@@ -170,7 +171,7 @@ def ancestral(path, steps):
 def test_a_sample_does_not_depend_on_how_many_are_drawn_nor_on_the_devices():
     keys = jax.random.split(jax.random.key(0), 64)
     table = ancestral(paths.make("linear", 1000), 20)
-    run = jax.jit(lambda keys: solvers.solve(denoise, table, keys, (2,)))
+    run = jax.jit(lambda keys: solve(denoise, table, keys, (2,)))
     together = np.asarray(run(keys))
     np.testing.assert_allclose(run(keys[:4]), together[:4], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(run(keys[::-1]), together[::-1])
@@ -196,12 +197,12 @@ def test_few_and_many_steps_share_their_composition(name):
 
     @jax.jit
     def run(table, keys, start):
-        return solvers.solve(denoise, table, keys, (2,), start=start)
+        return solve(denoise, table, keys, (2,), start=start)
 
     def grid(steps):
         return grids.grid(path, grids.times(path, steps, "karras" if name == "edm" else "uniform"))
 
-    tables = [solvers.padded(solvers.ddpm(path, grid(n)), 40, solvers.PAIRS + 2) for n in (20, 40)]
+    tables = [padded(solvers.ddpm(path, grid(n)), 40, PAIRS + 2) for n in (20, 40)]
     start = np.float32(tables[1].start) * noise.normals(keys, 0, (2,))
     few, many = (run(t, keys, start) for t in tables)
     elsewhere = run(tables[1], others, start)

@@ -8,7 +8,6 @@ the noises.
 from __future__ import annotations
 
 import itertools
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from genjax.config import ConfigError
 from genjax.sampling import grids, paths, solvers
 from genjax.sampling.parametrisation import Prediction
 from genjax.sampling.solvers import SOLVERS
+from genjax.sampling.table import solve
 
 MU, S = 0.7, 0.5
 
@@ -78,8 +78,8 @@ def timesteps_of(table):
 def run(predict, table, shape, seed=0, start=None):
     """Samples of the whole loop, each with its own key."""
     keys = jax.random.split(jax.random.key(seed), shape[0])
-    solve = partial(solvers.solve, stochastic=table.stochastic)
-    solved = jax.jit(lambda keys, start: solve(predict, table, keys, shape[1:], start=start))
+    told = {"stochastic": table.stochastic}
+    solved = jax.jit(lambda keys, x: solve(predict, table, keys, shape[1:], start=x, **told))
     return np.asarray(solved(keys, start), np.float64)
 
 

@@ -14,7 +14,8 @@ import tables
 
 from genjax.sampling import grids, guidance, parametrisation, paths, solvers
 from genjax.sampling.paths import Levels
-from genjax.sampling.solvers import NOISE, PAIRS, SOLVERS
+from genjax.sampling.solvers import SOLVERS
+from genjax.sampling.table import NOISE, PAIRS, padded, solve
 
 FOLDER = pathlib.Path(__file__).parents[1] / "golden"
 GOLDEN = np.load(FOLDER / "solvers.npz")
@@ -128,10 +129,10 @@ def jitted(prediction):
 
     @jax.jit
     def run(table, start):
-        return solvers.solve(denoise, table, keys, X.shape[1:], stochastic=False, start=start)
+        return solve(denoise, table, keys, X.shape[1:], stochastic=False, start=start)
 
     return lambda table, start: np.asarray(
-        run(solvers.padded(table, 20, PAIRS + 8), jnp.asarray(start, jnp.float32)), np.float64
+        run(padded(table, 20, PAIRS + 8), jnp.asarray(start, jnp.float32)), np.float64
     )
 
 

@@ -18,6 +18,7 @@ from scipy import integrate, stats
 from genjax.checks import ConfigError
 from genjax.sampling import grids, mixture, noise, paths, solvers
 from genjax.sampling.paths import Levels
+from genjax.sampling.table import PAIRS, padded, solve
 
 SMOOTH = mixture.ring(8, deviation=0.2)
 MIX = mixture.ring(8)
@@ -160,7 +161,7 @@ def test_why_3m_is_of_second_order():
             share = 0.5 - (1 + np.expm1(-h) / h) / h
             m = [1 / older, -1 / older - 1 / oldest, 1 / oldest]  # of x_0: a divided difference
             more = alpha[i + 1] * share * np.asarray(m) * h**2 / (older + oldest)
-            point[i, solvers.PAIRS :: 2] += more
+            point[i, PAIRS::2] += more
         return table._replace(point=point)
 
     path = paths.make("linear", 1000)
@@ -205,7 +206,7 @@ def test_pndm_is_refused_from_nearly_pure_noise(warmup):
 
 # ---- `solve` is its table ------------------------------------------------------------------------
 
-POINT_ROWS, WIDTH = 48, solvers.PAIRS + 2 * 4
+POINT_ROWS, WIDTH = 48, PAIRS + 2 * 4
 
 
 def denoise(x, at, memory):
@@ -217,7 +218,7 @@ def run_padded(table, keys, fraction=0.0):
     def told(x, at, memory):
         return mixture.predict(SMOOTH, x, at)._replace(fraction=jnp.full_like(x, fraction)), memory
 
-    return solvers.solve(told, table, keys, (2,))
+    return solve(told, table, keys, (2,))
 
 
 @jax.jit
@@ -237,7 +238,7 @@ def test_solve_is_its_table(name):
     options |= {"variance": "fixed_large"} if name == "ddpm" else {}
     table = solver.table(path, grids.grid(path, grids.times(path, 20, "lambda")), **options)
     keys = jax.random.split(jax.random.key(0), 16)
-    wide = solvers.padded(table, POINT_ROWS, WIDTH)
+    wide = padded(table, POINT_ROWS, WIDTH)
     found = run_padded(wide, keys)
     start, drawn = (np.asarray(a, np.float64) for a in drawn_noise(wide, keys))
     want = table_reader.run(predict, table, float(table.start) * start, drawn)
@@ -250,7 +251,7 @@ def test_solve_without_noise_padding_or_keys():
     path = paths.make("cosine")
     table = solvers.heun(path, grids.grid(path, grids.times(path, 8, "lambda")))
     keys = jax.random.split(jax.random.key(0), len(X))
-    found = jax.jit(lambda x: solvers.solve(denoise, table, keys, (2,), stochastic=False, start=x))(
+    found = jax.jit(lambda x: solve(denoise, table, keys, (2,), stochastic=False, start=x))(
         jnp.asarray(X, jnp.float32)
     )
     np.testing.assert_allclose(found, table_reader.run(predict, table, X), rtol=1e-4, atol=1e-5)
@@ -351,7 +352,7 @@ def test_samples_have_the_mixtures_law(name):
     options |= dict(churn=20.0, churn_noise=1.0) if name == "edm" else {}
     grid = grids.grid(path, grids.times(path, 50 if name == "edm" else 100, "lambda"))
     table = solver.table(path, grid, **options)
-    table = solvers.padded(table, 100, solvers.PAIRS + 6)
+    table = padded(table, 100, PAIRS + 6)
     x = np.asarray(many(table, jax.random.split(jax.random.key(7), count)), np.float64)
     component, distance = mixture.nearest(MIX, x)
     assert stats.chisquare(np.bincount(component, minlength=8)).pvalue > 1e-3
@@ -368,7 +369,7 @@ def many(table, keys):
     def denoise(x, at, memory):
         return mixture.predict(MIX, x, at), memory
 
-    return solvers.solve(denoise, table, keys, (2,))
+    return solve(denoise, table, keys, (2,))
 
 
 @functools.cache
@@ -383,7 +384,7 @@ def test_the_learned_variance_lies_between_the_two():
     keys = jax.random.split(jax.random.key(0), 16)
     found = {}
     for name in solvers.VARIANCES:
-        table = solvers.padded(solvers.ddpm(path, grid, variance=name), POINT_ROWS, WIDTH)
+        table = padded(solvers.ddpm(path, grid, variance=name), POINT_ROWS, WIDTH)
         for fraction in (0.0, 1.0):
             found[name, fraction] = np.asarray(run_padded(table, keys, fraction))
     small, large = found["fixed_small", 0.0], found["fixed_large", 0.0]
@@ -425,7 +426,7 @@ def test_inversion_runs_in_the_loop_and_needs_a_first_level():
     assert not table.stochastic
     keys = jax.random.split(jax.random.key(0), len(X))
     x = jnp.asarray(X, jnp.float32)
-    found = jax.jit(lambda x: solvers.solve(denoise, table, keys, (2,), start=x))(x)
+    found = jax.jit(lambda x: solve(denoise, table, keys, (2,), start=x))(x)
     np.testing.assert_allclose(found, table_reader.run(predict, table, X), rtol=1e-4, atol=1e-4)
     with pytest.raises(ConfigError, match="end='first'"):
         solvers.inverse(path, grids.grid(path, grids.times(path, 20, "lambda")))
