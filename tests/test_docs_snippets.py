@@ -1,5 +1,6 @@
 """What the documents show as code runs as it stands."""
 
+import json
 import re
 from pathlib import Path
 
@@ -26,3 +27,18 @@ def test_the_family_of_the_documents_trains_and_samples(tmp_path):
     assert samples.shape == (4, 8, 8, 1)
     np.testing.assert_array_equal(samples[:2], samples[2:])
     assert (samples[0] != samples[1]).any()
+
+
+def test_the_family_of_the_readme_trains_and_samples(tmp_path):
+    (code,) = blocks("README.md")
+    (tmp_path / "mlp_flow.py").write_text(code)
+    run = tmp_path / "run"
+    config = f"--config={tmp_path / 'mlp_flow.py'}"
+    assert main.main([config, f"--workdir={run}", "--config.duration=300_steps"]) == 0
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    errors = [line["eval/velocity_mse"] for line in lines if "eval/velocity_mse" in line]
+    # Predicting zero everywhere has an error of 1.72.
+    assert errors[-1] < 0.9
+    assert main.main([f"--workdir={run}", "--mode=sample", "--num=4", "--steps=5"]) == 0
+    (file,) = (run / "generated").glob("*.npz")
+    assert np.load(file)["samples"].shape == (4, 8, 8, 1)
