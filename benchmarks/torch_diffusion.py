@@ -2,8 +2,8 @@
 
 The peer of benchmarks/diffusion_race.py. The recipe is that of denoising-diffusion-pytorch's
 trainer: v-prediction under the sigmoid schedule, Adam at 1e-4, an average of 0.995 every 10 steps;
-with `--recipe=ours` it is that of configs/ddpm.py, whose rate falls with the seconds in place of
-the steps.
+with `--recipe=ours` it is v-prediction under the cosine schedule with the learning rate and the
+average of configs/ddpm.py; the rate falls with the seconds in place of the steps.
 
   python benchmarks/torch_diffusion.py --images=train.npy --output=samples.npz --seconds=600
       [--recipe=ours] [--compile] [--precision=bfloat16] [--samples=5000]
