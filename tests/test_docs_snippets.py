@@ -38,9 +38,9 @@ def test_the_family_of_the_documents_trains_and_samples(tmp_path, monkeypatch):
 
 def test_the_family_of_the_readme_trains_and_samples(tmp_path):
     (code,) = blocks("README.md", "python")
-    (tmp_path / "mlp_flow.py").write_text(code)
+    (tmp_path / "small_flow.py").write_text(code)
     run = tmp_path / "run"
-    config = f"--config={tmp_path / 'mlp_flow.py'}"
+    config = f"--config={tmp_path / 'small_flow.py'}"
     assert main.main([config, f"--workdir={run}", "--config.duration=300_steps"]) == 0
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     errors = [line["eval/velocity_mse"] for line in lines if "eval/velocity_mse" in line]
