@@ -26,6 +26,7 @@ DCGAN = base.read_module(Path(__file__).with_name("dcgan.py"))
 def get_config() -> ConfigDict:
     """The networks of dcgan.py; the label is appended to the discriminator's input."""
     config = DCGAN.get_config()
+    config.precision = "float32"
     config.duration = "7_epochs"
     config.gan.conditioning = "concatenation"
     return config

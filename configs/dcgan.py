@@ -25,7 +25,8 @@ def get_config() -> ConfigDict:
     config.dataset.name = "fashion_mnist"
     config.dataset.validation = "5_percent"
     config.batch_size = 64
-    config.duration = "10_epochs"
+    config.duration = "15_epochs"
+    config.precision = "auto"
     config.optimizer.name = "adam"
     config.optimizer.learning_rate = 2e-4
     config.optimizer.b1 = 0.5
@@ -55,6 +56,7 @@ def get_config() -> ConfigDict:
 
 PRESETS = {
     "tiny": {
+        "precision": "float32",
         "dataset.name": "digits",
         "dataset.validation": "10_percent",
         "dataset.test": "10_percent",

@@ -23,6 +23,8 @@ VQVAE = base.read_module(Path(__file__).with_name("vqvae.py"))
 def get_config() -> ConfigDict:
     """Rounding instead of a codebook."""
     config = VQVAE.get_config()
+    config.duration = "5_epochs"
+    config.precision = "float32"
     config.vqvae.quantizer = "fsq"
     return config
 

@@ -25,6 +25,7 @@ DCGAN = base.read_module(Path(__file__).with_name("dcgan.py"))
 def get_config() -> ConfigDict:
     """Fully connected networks; the generator descends log(1 - D(G(z)))."""
     config = DCGAN.get_config()
+    config.precision = "float32"
     config.duration = "20_epochs"
     config.gan.loss = "minimax"
     with config.unlocked():

@@ -24,6 +24,8 @@ DCGAN = base.read_module(Path(__file__).with_name("dcgan.py"))
 def get_config() -> ConfigDict:
     """The networks of dcgan.py under the least-squares loss."""
     config = DCGAN.get_config()
+    config.duration = "10_epochs"
+    config.precision = "float32"
     config.gan.loss = "least_squares"
     return config
 

@@ -25,6 +25,7 @@ TRANSFORMER = base.read_module(Path(__file__).with_name("vqvae_prior.py"))
 def get_config() -> ConfigDict:
     """Convolutions in place of attention."""
     config = TRANSFORMER.get_config()
+    config.precision = "float32"
     config.duration = "5_epochs"
     with config.unlocked():
         network = {"width": 64, "depth": 8, "kernel_size": 3, "dropout": 0.1}

@@ -25,7 +25,7 @@ DCGAN = base.read_module(Path(__file__).with_name("dcgan.py"))
 def get_config() -> ConfigDict:
     """Residual networks; lazy penalties; Adam without first moment and with a high rate."""
     config = DCGAN.get_config()
-    config.duration = "5_epochs"
+    config.duration = "12_epochs"
     config.gan.loss = "relativistic"
     config.gan.r1 = 1.0
     config.gan.r2 = 1.0

@@ -26,7 +26,8 @@ def get_config() -> ConfigDict:
     config.dataset.name = "fashion_mnist"
     config.dataset.validation = "5_percent"
     config.batch_size = 64
-    config.duration = "2_epochs"
+    config.duration = "5_epochs"
+    config.precision = "auto"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.b2 = 0.95
     config.optimizer.weight_decay = 0.1
@@ -48,6 +49,7 @@ def get_config() -> ConfigDict:
 
 PRESETS = {
     "tiny": {
+        "precision": "float32",
         "stages.autoencoder": "vqvae.py:tiny",
         "dataset.name": "digits",
         "dataset.validation": "10_percent",

@@ -25,6 +25,7 @@ DCGAN = base.read_module(Path(__file__).with_name("dcgan.py"))
 def get_config() -> ConfigDict:
     """The networks of dcgan.py; RMSProp, five steps of the clipped critic for one of the other."""
     config = DCGAN.get_config()
+    config.precision = "float32"
     config.duration = "16_epochs"
     config.gan.loss = "wasserstein"
     config.gan.critic_steps = 5

@@ -25,6 +25,7 @@ DCGAN = base.read_module(Path(__file__).with_name("dcgan.py"))
 def get_config() -> ConfigDict:
     """The networks of dcgan.py; five steps of the penalised critic for one of the generator."""
     config = DCGAN.get_config()
+    config.precision = "float32"
     config.duration = "9_epochs"
     config.gan.loss = "wasserstein"
     config.gan.gradient_penalty = 10.0
