@@ -46,26 +46,26 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--config", default="", help="FILE.py[:preset]; the workdir's own if not given")
-    add("--workdir", default="", help="folder of the run; runs/<config>[_preset] if not given")
+    add("--config", default="", help="FILE.py[:preset]; default: that of the workdir")
+    add("--workdir", default="", help="folder of the run; default: runs/CONFIG or CONFIG_PRESET")
     add("--mode", default="train", choices=tuple(modes))
-    add("--allow_config_change", action="store_true", help="go on with another config")
-    add("--checkpoint", default="", help="step to use in the other modes, or best; the newest")
+    add("--allow_config_change", action="store_true", help="resume with a changed config")
+    add("--checkpoint", default="", help="step of the checkpoint, or best; default: the newest")
     add("--ema", default="", help="average of the weights: a name, a standard deviation, or none")
-    add("--guide_ema", default="", help="sample, eval: another average, which guides")
-    add("--guide_checkpoint", default="", help="sample, eval: another step, which guides")
-    add("--samples", default="", help="eval: a file of samples to judge, or a split of the data")
-    add("--references", default="", help="eval: what --samples should be, in the same form")
-    add("--num", type=int, default=None, help="sample: how many; 64, of text one for each prompt")
-    add("--seed", type=int, default=None, help="sample: decides which; 0")
-    add("--samplers", default="", help="solvers: which, with commas, such as ddim,heun")
-    add("--calls", default="", help="solvers: network calls, with commas, such as 5,10,20")
-    add("--spacings", default="", help="solvers: of the steps, with commas; the run's own")
-    add("--scales", default="", help="sweep_guidance: with commas, such as 1,2,4")
-    add("--intervals", default="", help="sweep_guidance: of sigma / alpha, such as 0:inf,0.3:5")
-    add("--conditions", default="", help="sample: a file of them, or the split that has them")
-    add("--stream", action="store_true", help="sample: print one text as it comes")
-    add("--format", default="huggingface", choices=FORMATS, help="export: the other library")
+    add("--guide_ema", default="", help="sample, eval: guide by another average of the weights")
+    add("--guide_checkpoint", default="", help="sample, eval: guide by the weights of another step")
+    add("--samples", default="", help="eval: judge the samples in a file, or a split of the data")
+    add("--references", default="", help="eval: file of references, one for each of --samples")
+    add("--num", type=int, default=None, help="sample: number; default: 64, or one per prompt")
+    add("--seed", type=int, default=None, help="sample: seed of the draws; default: 0")
+    add("--samplers", default="", help="solvers: names, such as ddim,heun")
+    add("--calls", default="", help="solvers: numbers of network calls, such as 5,10,20")
+    add("--spacings", default="", help="solvers: spacings of the steps; default: the run's")
+    add("--scales", default="", help="sweep_guidance: guidance scales, such as 1,2,4")
+    add("--intervals", default="", help="sweep_guidance: ranges of sigma / alpha: 0:inf,0.3:5")
+    add("--conditions", default="", help="sample: file of conditions, or a split of the data")
+    add("--stream", action="store_true", help="sample: print one text as it is generated")
+    add("--format", default="huggingface", choices=FORMATS, help="export: target library")
     add("--output", default="", help="export, solvers: a folder; tokenizer: a new file")
     flags, rest = parser.parse_known_args(argv)
     for name, own in OWN.items():
@@ -76,9 +76,9 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
             )
     of_run = [name for name in ("checkpoint", *WEIGHTS) if getattr(flags, name)]
     if flags.samples and of_run:
-        raise ConfigError(f"--samples are judged without a run: leave --{of_run[0]} out.")
+        raise ConfigError(f"--samples needs no run: leave out --{of_run[0]}.")
     if flags.references and not flags.samples:
-        raise ConfigError("--references are for --samples, a file of texts: give that as well.")
+        raise ConfigError("--references needs --samples, a file of texts.")
     overrides = flags.overrides = {}
     flags.options = {}
     for argument in rest:
