@@ -8,20 +8,34 @@ adds sections of its own. Unknown keys are errors that name the nearest ones.
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from inspect import signature
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from ml_collections import ConfigDict
 
-from genjax.checks import ConfigError, nearest, one_of, require
+from genjax.checks import (
+    ConfigError,
+    Positive,
+    Range,
+    Size,
+    Weight,
+    by_likeness,
+    check_options,
+    check_value,
+    literal,
+    nearest,
+    one_of,
+    require,
+    shown,
+)
 from genjax.durations import parse_duration
 
 T = TypeVar("T", bound=tuple)
@@ -152,17 +166,66 @@ def base() -> ConfigDict:
     ).lock()
 
 
+# The numbers that the keys of `base` may have; those of a family are declared beside its options.
+Count = Annotated[int, Range(0, 2**31 - 1)]
+Momentum = Annotated[float, Range(0, 1, below=True)]
+RANGES: dict[str, Any] = {
+    "seed": Annotated[int, Range(0, 2**63 - 1)],
+    "batch_size": Size,
+    "accumulation": Size,
+    "steps_per_dispatch": Annotated[int, Range(1, 10_000)],
+    "dataset.channels": Annotated[int, Range(0, 3)],
+    "dataset.crop_padding": Annotated[int, Range(0, 2**14)],
+    "dataset.image_size": tuple[Annotated[int, Range(1, 2**14)], ...],
+    "dataset.threads": Annotated[int, Range(0, 256)],
+    "dataset.text.length": Annotated[int, Range(1, 2**20)],
+    "dataset.text.vocabulary_size": Annotated[int, Range(0, 2**22)],
+    "optimizer.learning_rate": Weight,
+    "optimizer.b1": Momentum,
+    "optimizer.b2": Momentum,
+    "optimizer.eps": Positive,
+    "optimizer.momentum": Momentum,
+    "optimizer.weight_decay": Weight,
+    "optimizer.clip_norm": Weight,
+    "optimizer.weight_clip": Weight,
+    "optimizer.max_skipped": Annotated[int, Range(1, 2**31 - 1)],
+    "schedule.final": Weight,
+    "ema.decay": tuple[Annotated[float, Range(0, 1, above=True, below=True)], ...],
+    "ema.power": tuple[Annotated[float, Range(0, 12**-0.5, above=True, below=True)], ...],
+    "mesh.data": Annotated[int, Range(1, 2**20, off=-1)],
+    "mesh.fsdp": Annotated[int, Range(1, 2**20, off=-1)],
+    "mesh.tensor": Annotated[int, Range(1, 2**20, off=-1)],
+    "checkpoint.minutes": Annotated[float, Range(0, 1e6)],
+    "checkpoint.keep": Annotated[int, Range(1, 100_000)],
+    "evals.batch_size": Size,
+    "evals.limit": Count,
+    "evals.samples": Annotated[int, Range(0, 10_000)],
+    "evals.judges": tuple[str, ...],
+    "ema.networks": tuple[str, ...],
+    "optimizer.freeze": tuple[str, ...],
+    "early_stop.patience": Annotated[int, Range(1, 2**31 - 1)],
+    "early_stop.min_delta": Weight,
+}
+# Rules of (regex, value): what the value of each is.
+RULES: dict[str, Any] = {
+    "optimizer.weight_decay_rules": Weight,
+    "optimizer.learning_rate_rules": Weight,
+    "checkpoint.init_map": str,
+}
+
+
 def read_options(section: ConfigDict, name: str, options: type[T]) -> T:
     """A family's section as its NamedTuple of options, with the defaults of what is absent.
 
     Lists are made tuples.
 
     Raises:
-      ConfigError: a key that is no option.
+      ConfigError: a key that is no option, or a value that its annotation does not admit.
     """
     values = section.to_dict()
     for key in values:
         one_of(f"key of config.{name}", key, options._fields)
+    check_options(options, values, name)
     return options(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
@@ -170,11 +233,13 @@ def construct(cls: type[Built], section: ConfigDict, name: str, **given: Any) ->
     """`cls(**given, **section)`: what a section describes by further arguments of `cls`.
 
     Raises:
-      ConfigError: a key of config.`name` that is no argument, or one that is given already.
+      ConfigError: a key of config.`name` that is no argument, or one that is given already, or a
+        value that the argument's annotation does not admit.
     """
     known = [key for key in signature(cls.__init__).parameters if key not in {"self", *given}]
     for key in section:
         one_of(f"key of config.{name}", key, known)
+    check_options(cls.__init__, section.to_dict(), name)
     return cls(**given, **section.to_dict())
 
 
@@ -193,7 +258,7 @@ def _convert(key: str, text: Any, old: Any) -> Any:
     """`text` as a value of `old`'s type."""
 
     def fail(expected: str) -> ConfigError:
-        return ConfigError(f"config.{key}={text!r}: expected {expected}, as in {old!r}.")
+        return ConfigError(f"config.{key}={shown(text)}: expected {expected}, as in {old!r}.")
 
     if old is None or (isinstance(text, type(old)) and not isinstance(text, str)):
         return text
@@ -204,8 +269,8 @@ def _convert(key: str, text: Any, old: Any) -> Any:
     value = text
     if isinstance(text, str):
         try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+            value = literal(text)
+        except ValueError:
             value = {"true": True, "false": False}.get(text.lower(), text)
     if isinstance(old, bool):
         if value not in (True, False):
@@ -215,10 +280,16 @@ def _convert(key: str, text: Any, old: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise fail("a whole number" if isinstance(old, int) else "a number")
         if isinstance(old, int):
-            if not math.isfinite(value) or value != int(value):
+            if isinstance(value, float) and not value.is_integer():  # nor are inf and nan
                 raise fail("a whole number")
             return int(value)
-        return float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            raise fail("a number that a float can hold") from None
+        if math.isnan(value):
+            raise fail("a number")
+        return value
     if value == "":
         return ()
     values = tuple(value) if isinstance(value, tuple | list) else (value,)
@@ -305,8 +376,9 @@ def read_experiment(location: str) -> Experiment:
         raise ConfigError(f"--config={location}: {path} has no function get_config().")
     presets = {"": {}, **getattr(module, "PRESETS", {})}
     if preset not in presets:
-        near = nearest(preset, filter(None, presets))
-        raise ConfigError(f"--config={location}: no preset {preset!r}. Presets: {near}.")
+        names = [name for name in presets if name]
+        listed = ", ".join(by_likeness(preset, names)) or "none"
+        raise ConfigError(f"--config={location}: no preset {preset!r}. Presets: {listed}.")
     return Experiment(location, module, preset, presets[preset])
 
 
@@ -368,21 +440,19 @@ def validate(config: ConfigDict) -> None:
         require(ok, f"config.{key}", flat[key], expected)
 
     check("method", bool(config.method), "the name of a method, such as 'diffusion'")
-    least = {
-        1: (
-            *("batch_size", "accumulation", "evals.batch_size", "optimizer.max_skipped"),
-            *("checkpoint.keep", "early_stop.patience", "steps_per_dispatch"),
-            "dataset.text.length",
-        ),
-        0: (
-            *("evals.samples", "evals.limit", "checkpoint.minutes", "optimizer.clip_norm"),
-            "dataset.text.vocabulary_size",
-        ),
-    }
-    for bound, keys in least.items():
-        for key in keys:
-            check(key, flat[key] >= bound, f"at least {bound}")
-    check("seed", 0 <= config.seed < 2**63, "a number from 0 to 2**63 - 1")
+    for key, value in flat.items():
+        shared = re.sub(r"^optimizer\.networks\.\w+\.", "optimizer.", key)
+        if shared in RANGES:
+            check_value(f"config.{key}", value, RANGES[shared])
+    for key, kind in RULES.items():
+        for entry in flat[key]:
+            pair = isinstance(entry, tuple | list) and len(entry) == 2
+            expected = f"pairs of a regex and {'a replacement' if kind is str else 'a number'}"
+            check(key, pair, expected)
+            check_value(f"config.{key}, rule {entry[0]!r}", entry[1], kind)
+            check_regex(f"config.{key}", *(entry if kind is str else entry[:1]))
+    for regex in config.optimizer.freeze:
+        check_regex("config.optimizer.freeze", regex)
     check(
         "batch_size",
         config.batch_size % config.accumulation == 0,
@@ -391,6 +461,7 @@ def validate(config: ConfigDict) -> None:
     for network, changed in config.optimizer.networks.items():
         for key in changed:
             one_of(f"key of config.optimizer.networks.{network}", key, PER_NETWORK)
+    check("dataset.name", len(config.dataset.name) < 200, "a name of less than 200 letters")
     check("dataset.text.tokenizer", bool(config.dataset.text.tokenizer), "a name or a path")
     documents = config.dataset.text.documents
     one_of("config.dataset.text.documents", documents, ("stream", "packed", "padded"))
@@ -398,16 +469,6 @@ def validate(config: ConfigDict) -> None:
     one_of("config.cpu_library", config.cpu_library, ("onednn", "xla"))
     one_of("config.checkpoint.mode", config.checkpoint.mode, ("min", "max"))
     one_of("config.early_stop.mode", config.early_stop.mode, ("min", "max"))
-    check(
-        "ema.decay",
-        all(isinstance(d, float) and 0 < d < 1 for d in config.ema.decay),
-        "a tuple of numbers between 0 and 1, or ()",
-    )
-    check(
-        "ema.power",
-        all(isinstance(s, float) and 0 < s < 12**-0.5 for s in config.ema.power),
-        "a tuple of numbers above 0 and below 0.288, or ()",
-    )
     check(
         "ema.snapshots",
         not config.ema.snapshots or len(set(config.ema.power)) > 1,
@@ -423,6 +484,20 @@ def validate(config: ConfigDict) -> None:
                 raise ConfigError(f"config.duration={value!r}: a run is not a share of itself.")
             none = key == "schedule.warmup" or (key == "duration" and config.get("weights"))
             check(key, amount > 0 or none, "a positive duration")
+
+
+def check_regex(name: str, regex: Any, replacement: str = "") -> None:
+    """Raises ConfigError unless `regex` is one, and its groups are those of the replacement."""
+    require(isinstance(regex, str), name, regex, "a regular expression")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of sets that a later Python may read anew
+            re.compile(regex).sub(replacement, "")
+    except (re.error, IndexError, OverflowError, RecursionError) as error:
+        given = regex if not replacement else f"{regex} -> {replacement}"
+        raise ConfigError(
+            f"{name}: {shown(given)} is no regular expression: {error}. Escape characters such as "
+            "( [ * + ? that are meant as they stand with a backslash."
+        ) from error
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:

@@ -7,25 +7,29 @@ import re
 
 from ml_collections import ConfigDict
 
-from genjax.checks import ConfigError, require
+from genjax.checks import ConfigError, require, shown
 
 UNITS = ("steps", "epochs", "examples", "percent")
+MOST = 1e15  # of any unit
+MOST_STEPS = 2**31 - 1  # of a run: the state counts them in 32 bits
 
 
 def parse_duration(text: str, name: str = "duration") -> tuple[float, str]:
     """`"2_000_steps"` -> `(2000.0, "steps")`.
 
     Raises:
-      ConfigError: not a number, an underscore and one of `UNITS`.
+      ConfigError: not a number, an underscore and one of `UNITS`, or more than `MOST`.
     """
     match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?)_([a-z]+)", str(text))
     if not match or match[2].rstrip("s") not in {u.rstrip("s") for u in UNITS}:
         raise ConfigError(
-            f"{name}={text!r}: expected a number and a unit, as in '2000_steps', '5_epochs', "
+            f"{name}={shown(text)}: expected a number and a unit, as in '2000_steps', '5_epochs', "
             "'60000_examples' or '10_percent'."
         )
     unit = next(u for u in UNITS if u.rstrip("s") == match[2].rstrip("s"))
-    return float(match[1].replace("_", "")), unit
+    amount = float(match[1].replace("_", ""))
+    require(amount <= MOST, name, text, f"at most {MOST:g} {unit}")
+    return amount, unit
 
 
 def steps(text: str, *, batch_size: int, examples: int, total: int = 0) -> int:

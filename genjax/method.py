@@ -295,8 +295,10 @@ def find_module(key: str, name: str, package: str, *exports: str) -> ModuleType:
     known = [m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__)]
     path = f"{package}.{name}" if name in known else name
     try:
+        if not all(part.isidentifier() for part in path.split(".")):
+            raise ModuleNotFoundError(name=path)
         module = importlib.import_module(path)
-    except (ModuleNotFoundError, ValueError) as error:  # ValueError: an empty name
+    except ModuleNotFoundError as error:
         missing = getattr(error, "name", None)
         if missing and not (path == missing or path.startswith(missing + ".")):
             raise

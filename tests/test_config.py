@@ -66,6 +66,11 @@ def test_overrides_take_the_type_of_the_key(file, key, text, value):
     [
         ({"optimizer.learnin_rate": "1"}, r"config\.optimizer\.learnin_rate.*learning_rate"),
         ({"learning_rate": "1"}, r"config\.learning_rate.*optimizer\.learning_rate"),
+        ({"optimizer.lr": "1"}, r"Nearest: optimizer\.learning_rate, "),
+        ({"optimiser.wd": "1"}, r"Nearest: optimizer\.weight_decay, "),
+        ({"optimizer.decay": "1"}, r"Nearest: .*optimizer\.weight_decay"),
+        ({"lr": "1"}, r"Nearest: optimizer\.learning_rate[,.]"),
+        ({"batchsize": "1"}, r"Nearest: batch_size, "),
         ({"optimizer": "adam"}, r"is a section.*optimizer\.name"),
         ({"optimizer.name.x": "adam"}, r"no such key"),
         ({"batch_size": "many"}, r"config\.batch_size='many'.*a whole number"),
@@ -76,14 +81,16 @@ def test_overrides_take_the_type_of_the_key(file, key, text, value):
         ({"batch_size": "0"}, r"at least 1"),
         ({"accumulation": "3"}, r"a multiple of config\.accumulation=3"),
         ({"precision": "float16"}, r"float32, bfloat16"),
-        ({"ema.decay": "1.5"}, r"between 0 and 1"),
-        ({"ema.power": "0.289"}, r"ema\.power=\(0\.289,\): expected .* above 0 and below 0\.288"),
+        ({"ema.decay": "1.5"}, r"ema\.decay=\(1\.5,\): expected above 0 and below 1 each"),
+        ({"ema.power": "0.289"}, r"ema\.power=\(0\.289,\): expected above 0 and below 0\.288"),
         ({"ema.snapshots": "5_percent"}, r"ema\.snapshots='5_percent'.* at least two averages in "),
         ({"ema.snapshots": "often", "ema.power": "(0.05, 0.1)"}, r"ema\.snapshots='often'"),
         ({"duration": ""}, r"duration"),
         ({"duration": "5_lightyears"}, r"'2000_steps'"),
         ({"duration": "100"}, r"'2000_steps'"),
         ({"duration": "0_steps"}, r"positive"),
+        ({"duration": "9" * 400 + "_steps"}, r"duration='9+\.\.\. .*at most 1e\+15 steps"),
+        ({"optimizer.freeze": "('(',)"}, r"freeze: '\(' is no regular expression"),
         ({"duration": "50_percent"}, r"share of itself"),
         ({"evals.every": "often"}, r"evals\.every='often'"),
         ({"method": ""}, r"name of a method"),
@@ -97,7 +104,7 @@ def test_wrong_overrides_get_one_error_that_says_what_to_do(file, overrides, mes
 
 
 def test_wrong_files_and_presets(file, tmp_path):
-    with pytest.raises(ConfigError, match=r"no preset 'tinny'. Presets: tiny"):
+    with pytest.raises(ConfigError, match=r"no preset 'tinny'. Presets: tiny, broken\."):
         configs.load(f"{file}:tinny")
     with pytest.raises(ConfigError, match=r"modle\.channels.*model\.channels"):
         configs.load(f"{file}:broken")

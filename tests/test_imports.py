@@ -8,7 +8,7 @@ import genjax
 
 ROOT = Path(genjax.__file__).parent
 LAYERS = [
-    {"checks", "compilation", "config", "durations", "provenance", "files", "pictures"}
+    {"bars", "checks", "compilation", "config", "durations", "provenance", "files", "pictures"}
     | {"train_state"},
     {"parallel", "nn"},
     {"method"},

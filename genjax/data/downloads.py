@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
+from genjax.bars import read_all
 from genjax.config import ConfigError
 from genjax.data import packages
 from genjax.files import write_atomic
@@ -43,7 +44,7 @@ def fetch(wanted: Download) -> Path:
             return path
         try:
             with urllib.request.urlopen(wanted.url, timeout=DOWNLOAD_SECONDS) as answer:
-                content = answer.read()
+                content = read_all(answer, f"downloading {wanted.url}")
         except (OSError, http.client.HTTPException) as error:
             raise ConfigError(
                 f"{wanted.url} cannot be downloaded: {error}. Connect to a network, or download it "

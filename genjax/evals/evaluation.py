@@ -20,7 +20,7 @@ from genjax.evals.evaluate import evaluate, make_evaluate
 from genjax.evals.judges import Judge
 from genjax.files import write_atomic
 from genjax.method import Field
-from genjax.parallel.mesh import batch_part, global_batch
+from genjax.parallel.mesh import batch_part, fitting, global_batch
 from genjax.pictures import grid, save_png
 from genjax.sampling import conditions
 from genjax.sampling.draw import make_draw
@@ -49,14 +49,19 @@ class Evaluation:
         workdir: epath.Path,
         writers: Writers,
         judges: Sequence[Judge] = (),
+        split: str = "",
     ):
         """Jits what is needed and reads the examples to be shown; compiles at the first call.
+
+        `split`, if the evaluation is of another one than the run's own, is part of the names under
+        which the writers get the metrics.
 
         Raises:
           ConfigError: the split has no examples, or a metric that the config names will not be
             among the evaluation's.
         """
         self.run, self.workdir, self.writers = run, workdir, writers
+        self.prefix = f"eval/{split}/" if split else "eval/"
         self.evals = run.config.evals
         # Who judges the samples that are shown has nothing to do where none are.
         self.judges = [judge for judge in judges if judge.samples or self.evals.samples]
@@ -84,6 +89,8 @@ class Evaluation:
         self.shown = self._pictures()
         self.environment = report.environment()
         self._check_metrics()
+        for judge in self.judges:  # what takes minutes comes after the checks
+            judge.prepare()
 
     def _check_judges(self, conditioned: bool) -> None:
         for judge in self.judges:
@@ -175,7 +182,7 @@ class Evaluation:
         part, parts = batch_part(mesh)
         batches = loader.eval_batches(
             self.source,
-            batch_size=self.evals.batch_size,
+            batch_size=fitting(self.evals.batch_size, self.evals.limit or len(self.source), mesh),
             transform=modalities.transforms(config.dataset, self.run.spec, train=False),
             process_index=part,
             process_count=parts,
@@ -201,7 +208,8 @@ class Evaluation:
                 self._picture(step, name, grid(rows.reshape(-1, *rows.shape[2:]), rows.shape[1]))
         metrics = {f"eval/{name}": value for name, value in found.items()}
         metrics["eval/seconds"] = time.perf_counter() - start
-        self.writers.scalars(step, metrics)
+        named = {f"{self.prefix}{name.removeprefix('eval/')}": v for name, v in metrics.items()}
+        self.writers.scalars(step, named)
         shown = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items())
         logger.info("evaluation at step %d: %s", step, shown)
         for warning in self._warnings() if pictures else ():

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from genjax.bars import read_all
 from genjax.config import ConfigError, nearest
 from genjax.data import packages
 from genjax.data.catalogue import Dataset
@@ -42,6 +43,7 @@ INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth"
 )
+NAMES = ("classifier", "efficientnet_lite0", "inception")
 DOWNLOAD_SECONDS = 60  # without a word from the host
 
 
@@ -76,16 +78,26 @@ def build(name: str, dataset: Dataset, *, inception_path: str = "") -> Features:
       ConfigError: an unknown name; data without labels for the classifier; weights that are not
         to be had.
     """
-    extractors = {
-        "classifier": lambda: classifier(dataset),
-        "efficientnet_lite0": efficientnet_lite0,
-        "inception": lambda: inception(inception_path),
-    }
-    if name not in extractors:
+    check(name, dataset)
+    if name == "classifier":
+        return classifier(dataset)
+    return inception(inception_path) if name == "inception" else efficientnet_lite0()
+
+
+def check(name: str, dataset: Dataset) -> None:
+    """Refuses an extractor that there is not, and the classifier of data without labels.
+
+    Raises:
+      ConfigError: it is one of these.
+    """
+    if name not in NAMES:
+        raise ConfigError(f"features {name!r}: no such extractor. Nearest: {nearest(name, NAMES)}.")
+    if name == "classifier" and not num_classes(dataset.spec):
         raise ConfigError(
-            f"features {name!r}: no such extractor. Nearest: {nearest(name, extractors)}."
+            f"features 'classifier' need labels, and {dataset.spec.name} has none. Choose "
+            "evals.fidelity.features=efficientnet_lite0 or inception, or leave fidelity out of "
+            "evals.judges."
         )
-    return extractors[name]()
 
 
 # ---- networks with published weights -------------------------------------------------------------
@@ -148,10 +160,9 @@ def inception_weights() -> Path:
     with packages.lock("inception"):
         if path.is_file() and packages.sha256(path).startswith(_official()):
             return path
-        logger.info("downloading %s", INCEPTION_URL)
         try:
             with urllib.request.urlopen(INCEPTION_URL, timeout=DOWNLOAD_SECONDS) as answer:
-                content = answer.read()
+                content = read_all(answer, f"downloading {INCEPTION_URL}")
         except (OSError, http.client.HTTPException) as error:
             raise ConfigError(
                 f"the weights of Inception cannot be downloaded from {INCEPTION_URL}: {error}. "
@@ -214,15 +225,8 @@ def classifier(dataset: Dataset) -> Features:
     """The hidden layer of a classifier of the data's own labels, trained if it never has been.
 
     Raises:
-      ConfigError: the data have no labels.
       SystemExit: a signal ended the training; it has been saved.
     """
-    if not num_classes(dataset.spec):
-        raise ConfigError(
-            f"features 'classifier' need labels, and {dataset.spec.name} has none. Choose "
-            "evals.fidelity.features=efficientnet_lite0 or inception, or leave fidelity out of "
-            "evals.judges."
-        )
     net, params = trained.classifier(dataset, data_digest(dataset))
 
     def apply(params: Tree, images: UInt8[Array, "B H W C"]):

@@ -25,6 +25,7 @@ from genjax import config as configs
 from genjax.config import ConfigError
 from genjax.data import packages, sources
 from genjax.data.catalogue import Dataset
+from genjax.durations import parse_duration
 from genjax.evals.evaluation import Evaluation
 from genjax.files import write_atomic
 from genjax.methods import classifier as method
@@ -35,11 +36,15 @@ from genjax.training import ema, loop, workdir
 from genjax.training.assemble import assemble
 from genjax.training.checkpoint import Checkpoints
 from genjax.training.metrics import Writers, read_metrics
+from genjax.training.progress import marked
 
 logger = logging.getLogger("genjax")
 
 Tree = Any
 
+# By then the loss has converged where the data are few: that of 1,437 digits is below 1e-4 after
+# 30. Of their 180 test images the classifier is right on 179 after 40, and on all after 250.
+MOST_EPOCHS = 40
 # Sections of the config that do not decide what the weights become.
 INDIFFERENT = ("mesh", "checkpoint", "evals", "early_stop", "log", "steps_per_dispatch")
 
@@ -91,8 +96,13 @@ def classifier(dataset: Dataset, data_digest: str) -> tuple[Functional, Tree]:
     first = jax.process_index() == 0
     with packages.lock(f"classifier-{name}") if first else contextlib.nullcontext():
         if not largest(int(first and path.is_file())):
-            logger.info("training a classifier of %s, once: %s", dataset.spec.name, path.parent)
-            _train(config, dataset, path)
+            logger.info(
+                "the judge needs a classifier of %s, which is trained first, once, on %s; its "
+                "lines begin with 'classifier:', and it is kept in %s",
+                *(dataset.spec.name, config.duration.replace("_", " "), path.parent),
+            )
+            with marked("classifier"):
+                _train(config, dataset, path)
         barrier("classifier")
     params, accuracy = _read(path)
     logger.info(
@@ -117,6 +127,8 @@ def _config_for(dataset: Dataset) -> ConfigDict:
     """`classifier_config` for images of this data set."""
     config, spec = classifier_config(), dataset.spec
     config.dataset.name = spec.name
+    usual, unit = parse_duration(config.duration)
+    config.duration = f"{min(int(usual), MOST_EPOCHS * len(dataset.splits['train']))}_{unit}"
     if min(spec.generated.shape[:2]) < 16:
         config.model.patch_size = 1
     splits = [name for name in ("test", "validation", "train") if dataset.splits.get(name)]

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError, construct, one_of, read_options, require
+from genjax.checks import ConfigError, Weight, Width, one_of, require
+from genjax.config import construct, read_options
 from genjax.data import packages
 from genjax.data.packages import EFFICIENTNET_LITE0
 from genjax.durations import steps_within
@@ -72,11 +73,11 @@ class Options(NamedTuple):
         decoder's last kernel (Esser et al. 2021, eq. 7).
     """
 
-    latent_channels: int = 4
+    latent_channels: Width = 4
     likelihood: str = "laplace"
-    kl_weight: float = 1.0
-    perceptual_weight: float = 0.0
-    adversarial_weight: float = 0.0
+    kl_weight: Weight = 1.0
+    perceptual_weight: Weight = 0.0
+    adversarial_weight: Weight = 0.0
     adversarial_start: str = ""
     adaptive_weight: bool = True
 
@@ -89,12 +90,6 @@ def options_from_config(section: ConfigDict) -> Options:
     """
     o = read_options(section, "autoencoder_kl", Options)
     one_of("autoencoder_kl.likelihood", o.likelihood, tuple(likelihoods.TAILS))
-    name = "autoencoder_kl.latent_channels"
-    require(o.latent_channels >= 1, name, o.latent_channels, "at least 1")
-    for name in ("kl_weight", "perceptual_weight", "adversarial_weight"):
-        value = getattr(o, name)
-        fits = 0 <= value <= jnp.finfo(jnp.float32).max
-        require(fits, f"autoencoder_kl.{name}", value, "at least 0, and finite in float32")
     return o
 
 

@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
+from genjax.checks import Finite, Positive, Range, Rate, Share
 from genjax.config import ConfigError, one_of, read_options, require
 from genjax.durations import steps_within
 from genjax.method import Aux, Batch, DataSpec, Follow, Method, Phase, Rules, Stage, Tree
@@ -52,6 +53,7 @@ TEACHER = "teacher"  # the stage
 TANGENT = 0.1  # c of the normalised tangent (Lu & Song 2025, section 4.1)
 SLOWER = 0.01  # of what a network in continuous time is told
 ADAPTIVE = 1e-3  # c of the adaptive weight (Geng et al. 2025, eq. 22)
+Steps = Annotated[int, Range(1, 1_000_000)]  # N of a curriculum
 
 
 class Options(NamedTuple):
@@ -94,31 +96,31 @@ class Options(NamedTuple):
 
     kind: str = "training"
     path: str = "edm"
-    shift: float = 1.0
+    shift: Positive = 1.0
     prediction: str = "edm"
-    sigma_data: float = 0.5
+    sigma_data: Positive = 0.5
     times: str = "lognormal"
-    times_mean: float = -1.1
-    times_std: float = 2.0
+    times_mean: Finite = -1.1
+    times_std: Positive = 2.0
     grid: str = "karras"
     curriculum: str = "doubling"
     curriculum_length: str = "100_percent"
-    fewest: int = 10
-    most: int = 1280
+    fewest: Steps = 10
+    most: Steps = 1280
     distance: str = "pseudo_huber"
-    huber: float = 0.00054
+    huber: Positive = 0.00054
     weighting: str = "inverse_gap"
-    target_decay: float = 0.0
+    target_decay: Rate = 0.0
     solver: str = "heun"
     tangent_warmup: str = "10_percent"
-    different_times: float = 0.25
-    adaptive_power: float = 1.0
-    guidance: float = 1.0
-    guidance_mixing: float = 0.0
+    different_times: Share = 0.25
+    adaptive_power: Finite = 1.0
+    guidance: Finite = 1.0
+    guidance_mixing: Finite = 0.0
     class_conditional: bool = False
-    label_dropout: float = 0.0
-    eval_levels: int = 18
-    steps: int = 2
+    label_dropout: Rate = 0.0
+    eval_levels: Annotated[int, Range(2, 10_000)] = 18
+    steps: Annotated[int, Range(1, 10_000)] = 2
 
 
 def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import signature
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ import optax
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from genjax.checks import is_number
+from genjax.checks import Finite, Positive, Range, Rate, Share, is_number
 from genjax.config import ConfigError, construct, one_of, read_options, require
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree, find_module
 from genjax.modalities.label import label_condition, num_classes, required_classes
@@ -77,26 +77,26 @@ class Options(NamedTuple):
     """
 
     path: str = "cosine"
-    num_timesteps: int = 1000
+    num_timesteps: Annotated[int, Range(0, 1_000_000)] = 1000
     zero_terminal_snr: bool = False
-    shift: float = 1.0
+    shift: Positive = 1.0
     prediction: str = "epsilon"
-    sigma_data: float = 0.5
+    sigma_data: Positive = 0.5
     weighting: str = "simple"
-    min_snr_gamma: float = 5.0
+    min_snr_gamma: Positive = 5.0
     times: str = "uniform"
-    times_mean: float = 0.0
-    times_std: float = 1.0
+    times_mean: Finite = 0.0
+    times_std: Positive = 1.0
     coupling: str = "independent"
     variance: str = "fixed_small"
     class_conditional: bool = False
-    label_dropout: float = 0.1
-    eval_timesteps: int = 32
+    label_dropout: Rate = 0.1
+    eval_timesteps: Annotated[int, Range(0, 1_000_000)] = 32
     sampler: str = "dpm++_2m"
-    steps: int = 20
+    steps: Annotated[int, Range(0, 1_000_000)] = 20
     spacing: str = "uniform"
-    eta: float = 0.0
-    guidance: float = 1.0
+    eta: Share = 0.0
+    guidance: Finite = 1.0
 
 
 def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:

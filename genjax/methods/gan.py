@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ import optax
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError, construct, one_of, read_options, require
+from genjax.checks import ConfigError, Range, Weight, Width, one_of, require
+from genjax.config import construct, read_options
 from genjax.method import (
     Alarm,
     Aux,
@@ -75,19 +76,19 @@ class Options(NamedTuple):
     """
 
     loss: str = "non_saturating"
-    latent_dim: int = 100
-    critic_steps: int = 1
-    gradient_penalty: float = 0.0
-    r1: float = 0.0
-    r2: float = 0.0
-    penalty_every: int = 1
+    latent_dim: Width = 100
+    critic_steps: Annotated[int, Range(1, 1000)] = 1
+    gradient_penalty: Weight = 0.0
+    r1: Weight = 0.0
+    r2: Weight = 0.0
+    penalty_every: Annotated[int, Range(1, 1_000_000)] = 1
     conditioning: str = "none"
-    auxiliary_weight: float = 1.0
+    auxiliary_weight: Weight = 1.0
     augment: str = "none"
     augment_policy: tuple[str, ...] = ()
-    ada_target: float = 0.6
-    ada_images: int = 500_000
-    packing: int = 1
+    ada_target: Annotated[float, Range(-1, 1, above=True, below=True)] = 0.6
+    ada_images: Annotated[int, Range(1, 2**31 - 1)] = 500_000
+    packing: Annotated[int, Range(1, 1000)] = 1
 
 
 def options_from_config(config: ConfigDict, spec: DataSpec) -> Options:
@@ -110,11 +111,6 @@ def options_from_config(config: ConfigDict, spec: DataSpec) -> Options:
                 "gan.augment to 'diffaugment' or 'ada'."
             )
         one_of(f"gan.augment_policy of {o.augment!r}", name, parts)
-    for name in ("latent_dim", "critic_steps", "penalty_every", "packing", "ada_images"):
-        require(getattr(o, name) >= 1, f"gan.{name}", getattr(o, name), "at least 1")
-    for name in ("gradient_penalty", "r1", "r2", "auxiliary_weight"):
-        require(getattr(o, name) >= 0, f"gan.{name}", getattr(o, name), "at least 0")
-    require(-1 < o.ada_target < 1, "gan.ada_target", o.ada_target, "between -1 and 1")
     if o.penalty_every > 1 and not _penalised(o):
         raise ConfigError(
             f"gan.penalty_every={o.penalty_every}, but there is no penalty. Set gan.r1, gan.r2 or "

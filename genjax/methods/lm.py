@@ -20,7 +20,8 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError, construct, read_options, require
+from genjax.checks import ConfigError, Rate, require
+from genjax.config import construct, read_options
 from genjax.data.alphabets import ends
 from genjax.data.rolls import KEYS
 from genjax.data.windows import targets_of
@@ -60,8 +61,8 @@ class Options(NamedTuple):
       z_loss: weight of the squared log normaliser, in training (Chowdhery et al. 2022, section 5).
     """
 
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
+    label_smoothing: Rate = 0.0
+    z_loss: Rate = 0.0
 
 
 class Terms(NamedTuple):
@@ -423,8 +424,6 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
             "--config.dataset.name such as tiny_shakespeare, or text with --config.dataset.path."
         )
     options = read_options(config.lm, "lm", Options)
-    for name, value in options._asdict().items():
-        require(0 <= value < 1, f"config.lm.{name}", value, "at least 0 and below 1")
     module = find_module(
         "model.network", config.model.network, "genjax.networks", "Network", "RULES"
     )

@@ -12,14 +12,15 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError, construct, one_of, read_options, require
+from genjax.checks import ConfigError, Positive, Range, Rate, one_of, require
+from genjax.config import construct, read_options
 from genjax.data.windows import targets_of
 from genjax.method import (
     Aux,
@@ -64,12 +65,12 @@ class Options(NamedTuple):
     """
 
     schedule: str = "linear"
-    exponent: float = 2.0
-    timesteps: int = 0
+    exponent: Positive = 2.0
+    timesteps: Annotated[int, Range(0, 1_000_000)] = 0
     time_conditional: bool = False
     class_conditional: bool = False
-    label_dropout: float = 0.1
-    eval_times: int = 8
+    label_dropout: Rate = 0.1
+    eval_times: Annotated[int, Range(1, 10_000)] = 8
     decoding: str = "ancestral"
     steps: int = 128
     choice_temperature: float = 4.5
@@ -346,12 +347,6 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
         without labels.
     """
     o = read_options(section, "masked_diffusion", Options)
-    for name, least in (("timesteps", 0), ("eval_times", 1)):
-        value = getattr(o, name)
-        require(value >= least, f"masked_diffusion.{name}", value, f"at least {least}")
-    require(o.exponent > 0, "masked_diffusion.exponent", o.exponent, "more than 0")
-    within = 0 <= o.label_dropout < 1
-    require(within, "masked_diffusion.label_dropout", o.label_dropout, "0 <= p < 1")
     required_classes(spec, "masked_diffusion.class_conditional=True", o.class_conditional)
     _check_sampling(o)
     return o

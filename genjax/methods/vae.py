@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,12 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError, construct, one_of, read_options, require
+from genjax.checks import ConfigError, Range, Weight, Width, one_of
+from genjax.config import construct, read_options
 from genjax.durations import steps_within
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree, find_module
 from genjax.modalities.image import image_shape
-from genjax.modalities.label import label_condition, num_classes, required_classes
+from genjax.modalities.label import class_names, label_condition, num_classes, required_classes
 from genjax.nn import likelihoods
 from genjax.nn.functional import Functional, functional
 from genjax.nn.pixels import binarised, nearness, to_float, to_uint8
@@ -35,6 +36,7 @@ BOUNDS = ("elbo", "iwae", "dreg")
 LIKELIHOODS = ("bernoulli", "gaussian", "logistic")
 # Scales of encoder and decoder stay within exp(+-LIMIT), whatever a network says.
 LIMIT = 10.0
+Samples = Annotated[int, Range(1, 100_000)]
 
 
 class Options(NamedTuple):
@@ -61,16 +63,16 @@ class Options(NamedTuple):
       eval_chunk: of these samples, how many are decoded at once; it must divide them.
     """
 
-    latent_dim: int = 50
+    latent_dim: Width = 50
     likelihood: str = "bernoulli"
     bound: str = "elbo"
-    samples: int = 1
-    beta: float = 1.0
+    samples: Samples = 1
+    beta: Weight = 1.0
     kl_warmup: str = ""
-    free_bits: float = 0.0
+    free_bits: Weight = 0.0
     class_conditional: bool = False
-    eval_samples: int = 1
-    eval_chunk: int = 50
+    eval_samples: Samples = 1
+    eval_chunk: Samples = 50
 
 
 def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
@@ -83,12 +85,6 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
     o = read_options(section, "vae", Options)
     one_of("vae.likelihood", o.likelihood, LIKELIHOODS)
     one_of("vae.bound", o.bound, BOUNDS)
-    for name in ("latent_dim", "samples", "eval_samples", "eval_chunk"):
-        require(getattr(o, name) >= 1, f"vae.{name}", getattr(o, name), "at least 1")
-    for name in ("beta", "free_bits"):
-        value = getattr(o, name)
-        fits = 0 <= value <= jnp.finfo(jnp.float32).max
-        require(fits, f"vae.{name}", value, "at least 0, and finite in float32")
     if o.bound != "elbo" and o.free_bits:
         raise ConfigError(
             f"vae.bound={o.bound!r} has no KL of each dimension: leave free_bits=0, or use "
@@ -309,7 +305,9 @@ def evaluate(
 
     log p(x) takes `eval_samples` samples of z, decoded `eval_chunk` at a time (Burda et al. 2016,
     section 5). Of 8-bit images also minus log p(x), or the ELBO if `eval_samples` is 1, in bits
-    per dimension, and `nearness` of what the mean of q(z | x) is decoded to.
+    per dimension, and `nearness` of what the mean of q(z | x) is decoded to. The bits are
+    `bits_per_dim` of the 8-bit image, but `binary_bits_per_dim` with "bernoulli", whose pixels are
+    0 or 1: the two do not compare.
     """
     o, params, mutable = model.options, params["vae"], mutable["vae"]
     key_x, key_z = (jax.random.fold_in(key, i) for i in range(2))
@@ -333,7 +331,8 @@ def evaluate(
     if o.eval_samples > 1:
         nats = found["log_likelihood"] = weight - math.log(o.eval_samples)
     if model.discrete:
-        found["bits_per_dim"] = -nats / (math.log(2) * x[0].size)
+        name = "binary_bits_per_dim" if o.likelihood == "bernoulli" else "bits_per_dim"
+        found[name] = -nats / (math.log(2) * x[0].size)
         made = model.centre(params, mutable, mean, label)
         image = to_float(batch[model.spec.target])
         found |= nearness(to_float(made), image)
@@ -384,7 +383,7 @@ def pictures(
             batch[model.spec.target], decode(code, jnp.arange(len(code)))
         ),
         "traversals": latents.traversals(code, decode),
-        "latent_map": latents.scatter(code, batch.get("label")),
+        "latent_map": latents.scatter(code, batch.get("label"), class_names(model.spec)),
     }
     if len(code) > 1:
         made["interpolations"] = latents.interpolations(code, decode)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError, construct, one_of, read_options, require
+from genjax.checks import Blocks, ConfigError, Range, Weight, Width, one_of, require
+from genjax.config import construct, read_options
 from genjax.method import (
     Alarm,
     Aux,
@@ -48,6 +49,7 @@ USELESS = {
     ("learn", "loss"): ("restart_below", "kmeans"),
 }
 MOST_CODES = 2**20  # the share of each is kept
+Level = Annotated[int, Range(3, 1000)]  # `quantize.fsq` has a slack, and 2 hardly learn
 GRADIENTS = {"straight_through": quantize.straight_through, "rotation": quantize.rotation}
 
 
@@ -77,18 +79,18 @@ class Options(NamedTuple):
     """
 
     quantizer: str = "vq"
-    codes: int = 512
-    code_dim: int = 32
-    depth: int = 1
-    levels: tuple[int, ...] = (8, 5, 5, 5)
+    codes: Annotated[int, Range(2, MOST_CODES)] = 512
+    code_dim: Width = 32
+    depth: Blocks = 1
+    levels: tuple[Level, ...] = (8, 5, 5, 5)
     gradient: str = "rotation"
     learn: str = "ema"
-    decay: float = 0.99
-    commitment: float = 0.25
-    restart_below: float = 0.1
-    kmeans: int = 10
-    collapse_below: float = 0.05
-    collapse_after: int = 3
+    decay: Annotated[float, Range(0, 1, above=True, below=True)] = 0.99
+    commitment: Weight = 0.25
+    restart_below: Weight = 0.1
+    kmeans: Annotated[int, Range(0, 10_000)] = 10
+    collapse_below: Annotated[float, Range(0, 1, below=True)] = 0.05
+    collapse_after: Annotated[int, Range(1, 1_000_000)] = 3
 
 
 def options_from_config(section: ConfigDict) -> Options:
@@ -102,21 +104,10 @@ def options_from_config(section: ConfigDict) -> Options:
     one_of("vqvae.quantizer", o.quantizer, ("vq", "fsq"))
     one_of("vqvae.gradient", o.gradient, tuple(GRADIENTS))
     one_of("vqvae.learn", o.learn, ("ema", "loss"))
-    for name, least in (("codes", 2), ("code_dim", 1), ("depth", 1)):
-        require(getattr(o, name) >= least, f"vqvae.{name}", getattr(o, name), f"at least {least}")
     fits = o.codes * o.depth <= MOST_CODES
     require(fits, "vqvae.codes * vqvae.depth", o.codes * o.depth, f"at most {MOST_CODES:,}")
-    for name in ("commitment", "restart_below", "kmeans"):
-        value = getattr(o, name)
-        fits = 0 <= value <= jnp.finfo(jnp.float32).max
-        require(fits, f"vqvae.{name}", value, "at least 0, and finite in float32")
-    share, after = o.collapse_below, o.collapse_after
-    require(0 <= share < 1, "vqvae.collapse_below", share, "at least 0 and less than 1")
-    require(after >= 1, "vqvae.collapse_after", after, "at least 1")
-    require(0 < o.decay < 1, "vqvae.decay", o.decay, "between 0 and 1")
-    fits = o.levels and 3 <= min(o.levels) <= max(o.levels) <= 1000  # `quantize.fsq` has a slack
-    fits = fits and math.prod(o.levels) <= MOST_CODES
-    require(fits, "vqvae.levels", o.levels, f"3 to 1,000 each, and {MOST_CODES:,} codes at most")
+    fits = bool(o.levels) and math.prod(o.levels) <= MOST_CODES
+    require(fits, "vqvae.levels", o.levels, f"one or more, and at most {MOST_CODES:,} codes")
     for choice in ("quantizer", "learn"):
         names, usual = USELESS.get((choice, getattr(o, choice)), ()), Options()
         changed = [name for name in names if getattr(o, name) not in (getattr(usual, name), 0)]

@@ -9,6 +9,7 @@ A modality is a module of pure functions of a `Field`, found by the field's kind
 and, where it makes sense,
 
     picture(samples, field) -> uint8 [H, W, 3]     one picture of samples, for PNG and report
+    each(samples, field) -> {name: bytes}          every sample as a file of its own
     text(samples, field) -> str                    what samples say
     player(samples, field) -> bytes                a WAV of samples, for the report
     read(file, field) -> samples                   samples out of a file that is no .npz

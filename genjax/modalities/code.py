@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
-
 import numpy as np
 
-from genjax.config import ConfigError
+from genjax.checks import ConfigError, literal, shown
 from genjax.method import Field
 
 
@@ -17,10 +15,12 @@ def parse(given: str, field: Field) -> np.ndarray:
       ConfigError: they are no numbers, of another shape, or no tokens.
     """
     try:
-        found = np.asarray(ast.literal_eval(given))
+        found = np.asarray(literal(given))
         found = found.astype(field.dtype, casting="same_kind")
-    except (ValueError, SyntaxError, TypeError) as error:
-        raise ConfigError(f"{given!r}: expected numbers of {np.dtype(field.dtype)}.") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ConfigError(
+            f"{shown(given)}: expected numbers of {np.dtype(field.dtype)}."
+        ) from error
     if found.shape != tuple(field.shape):
         raise ConfigError(f"{given!r} has shape {found.shape}: expected {tuple(field.shape)}.")
     values = field.facts.get("vocabulary_size", 0)

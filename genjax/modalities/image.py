@@ -53,6 +53,13 @@ def files(samples: np.ndarray, field: Field) -> dict[str, bytes]:
     return {".png": png(picture(samples, field))}
 
 
+def each(samples: np.ndarray, field: Field) -> dict[str, bytes]:
+    """Every sample as a PNG of its own."""
+    if samples.dtype != np.uint8:
+        samples = np.clip(samples * 256, 0, 255).astype(np.uint8)
+    return {f"{i:05d}.png": png(sample) for i, sample in enumerate(samples)}
+
+
 def transforms(dataset: ConfigDict, spec: DataSpec, train: bool) -> list[Transform]:
     """Crop and flip in training, masks with their images; dequantisation always."""
     spatial = [name for name, field in spec.fields.items() if field.kind in SPATIAL]

@@ -15,6 +15,12 @@ def num_classes(spec: DataSpec) -> int:
     return spec.fields[NAME].facts.get("num_classes", 0) if NAME in spec.fields else 0
 
 
+def class_names(spec: DataSpec) -> tuple[str, ...]:
+    """What the classes of a data set are called, or their numbers; () if it has no labels."""
+    named = spec.fields[NAME].facts.get("classes") if NAME in spec.fields else ()
+    return tuple(map(str, named or range(num_classes(spec))))
+
+
 def required_classes(spec: DataSpec, setting: str, wanted: bool) -> int:
     """`num_classes` for a method that is told labels if `wanted`, by `setting`; else 0.
 

@@ -23,3 +23,8 @@ def picture(samples: np.ndarray, field: Field) -> UInt8[np.ndarray, "H W 3"]:
 def files(samples: np.ndarray, field: Field) -> dict[str, bytes]:
     """The grid as a PNG."""
     return {".png": png(picture(samples, field))}
+
+
+def each(samples: np.ndarray, field: Field) -> dict[str, bytes]:
+    """Every mask as a PNG of its own."""
+    return image.each(np.where(samples > 0, 255, 0).astype(np.uint8), field)

@@ -8,6 +8,7 @@ import logging
 import sys
 import zipfile
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 
 from genjax import config as configs
 from genjax import modalities
+from genjax.bars import STOPPING, answered
 from genjax.config import ConfigError
 from genjax.data import catalogue, sources
 from genjax.evals import judges
@@ -45,26 +47,29 @@ logger = logging.getLogger("genjax")
 def evaluate(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
     """Evaluates a checkpoint, or judges samples, and prints the metrics.
 
-    They go into the run's metrics, pictures and report as well if the evaluation is the run's own:
-    of its newest checkpoint and usual weights, with nothing in the config changed but the devices,
-    `profile` and `cpu_library`, and if no process trains the run at this moment.
+    They go into the run's metrics and report as well if they are of its newest checkpoint and usual
+    weights, with nothing in the config changed but the devices, `profile`, `cpu_library`, who
+    judges and the split, and if no process trains the run at this moment. Those of another split
+    than the run's own are called `eval/<split>/...`, and leave its pictures alone.
     """
     if flags.samples:
-        with traced(config.profile, folder, "the judging"):
+        with answered(lambda: STOPPING), traced(config.profile, folder, "the judging"):
             metrics = judge(config, flags.samples, flags.references)
         return tell_metrics(metrics)
     spec_of(folder)  # complain of a missing run first
     run, dataset = prepare(config, folder)
     workdir.check_same_data(folder, run.spec, flags.allow_config_change)
     state = restore_at(run, folder, flags.checkpoint)
-    stored, given = (configs.to_json(c) for c in (workdir.read_config(folder), config))
-    own = stored == given | {key: stored[key] for key in ("mesh", "profile", "cpu_library")}
+    stored = workdir.read_config(folder)
+    own = comparable(stored) == comparable(config)
     own = own and int(state.step) == Checkpoints(folder).latest()
     own = own and not any(getattr(flags, name) for name in WEIGHTS)
+    split = "" if config.evals.split == stored.evals.split else config.evals.split
     params = parameters(run, folder, state, flags)
     tell_who_computes()
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(run.mesh))
+        stack.enter_context(answered(lambda: STOPPING))
         if own:
             holder = stack.enter_context(workdir.lock(folder))
             own = not largest(int(bool(holder)))
@@ -75,14 +80,26 @@ def evaluate(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) 
         write = own and jax.process_index() == 0
         writers = Writers([JsonlWriter(folder / "metrics.jsonl", sys.maxsize)] if write else [])
         judging = judges.build(config, dataset.decoded or dataset, run.mesh)
-        evaluation = Evaluation(run, dataset, folder, writers, judging)
+        evaluation = Evaluation(run, dataset, folder, writers, judging, split)
+        logger.info("evaluating step %d; programs are compiled first", int(state.step))
         with traced(config.profile, folder, "the evaluation"):
-            metrics = evaluation(state, int(state.step), pictures=own, params=params)
+            pictures = own and not split
+            metrics = evaluation(state, int(state.step), pictures=pictures, params=params)
         if own:
             stopped = exhausted(config, folder / "metrics.jsonl")
             evaluation.write_report(state, int(state.step) >= run.total_steps or stopped)
         writers.close()
     return tell_metrics(metrics)
+
+
+def comparable(config: ConfigDict) -> dict[str, Any]:
+    """What of a config decides the metrics, whoever judges and whatever the split and devices."""
+    kept = configs.to_json(config)
+    for key in ("mesh", "profile", "cpu_library"):
+        kept.pop(key, None)
+    named = ("judges", "split", *(name.rpartition(".")[2] for name in config.evals.judges))
+    kept["evals"] = {key: value for key, value in kept["evals"].items() if key not in named}
+    return kept
 
 
 def judge(config: ConfigDict, samples: str, references: str) -> dict[str, float]:
@@ -114,12 +131,13 @@ def judge(config: ConfigDict, samples: str, references: str) -> dict[str, float]
         )
     found: dict[str, float] = {}
     with jax.set_mesh(mesh):
-        for one in judges.build(config, dataset, mesh):
+        asked = judges.build(config, dataset, mesh)
+        if right is None and any(one.paired for one in asked):
+            raise ConfigError("--references is missing: a judge compares samples one by one.")
+        for one in asked:  # looks at the samples before it prepares itself
             # A fixed choice spread over all of them: they may be sorted.
             count = min(one.samples or len(rows), len(rows))
             chosen = np.sort(sources.order(len(rows))[:count])
-            if one.paired and right is None:
-                raise ConfigError("--references is missing: a judge compares samples one by one.")
             beside = None if right is None else right[chosen]
             found |= one.judge(rows[chosen], beside, {})
             found["samples"] = max(count, found.get("samples", 0))

@@ -18,7 +18,7 @@ from genjax.method import DataSpec, Stage, Tree
 from genjax.nn.cpu import onednn
 from genjax.parallel import distributed
 from genjax.train_state import TrainState
-from genjax.training import codes, game, lengths, older, snapshots, stages, workdir
+from genjax.training import codes, game, lengths, memory, older, snapshots, stages, workdir
 from genjax.training.assemble import Assembly, assemble
 from genjax.training.checkpoint import Checkpoints
 from genjax.training.progress import file_logging, terminal_logging
@@ -36,13 +36,16 @@ def prepare(config: ConfigDict, folder: epath.Path) -> tuple[Assembly, catalogue
     found = stages.find(config, folder)
     coded, spec = stages.codes_of(config, found), dataset.spec
     if not found:
-        return build(config, spec, found, folder), dataset
+        run = build(config, spec, found, folder)
+        memory.check(run)
+        return run, dataset
     if coded:
         codes.check(config, coded, dataset)
         spec = codes.code_spec(coded, spec)
     for stage in found.values():
         stages.check_facts(stage, dataset.spec)
     run = build(config, spec, found, folder, dataset.spec)  # complain before the work
+    memory.check(run)
     with jax.set_mesh(run.mesh):
         arrays = stages.read(found, config, folder, run.mesh)
         if coded:
@@ -81,6 +84,7 @@ def restored(
       ConfigError: there is no run, or no such checkpoint.
     """
     run = build(config, spec_of(folder), stages.find(config, folder), folder)
+    memory.check(run)
     return run, restore_at(run, folder, checkpoint)
 
 

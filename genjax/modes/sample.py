@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from genjax import modalities
+from genjax.bars import STOPPING, answered
 from genjax.config import ConfigError, require
 from genjax.data import catalogue
 from genjax.flags import WEIGHTS
@@ -29,6 +31,8 @@ from genjax.train_state import TrainState, seeded_key, stream
 from genjax.training import workdir
 from genjax.training.assemble import Assembly
 from genjax.training.profile import traced
+
+logger = logging.getLogger("genjax")
 
 
 def sample(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
@@ -53,7 +57,8 @@ def sample(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) ->
         with traced(config.profile, folder, "the sampling"):
             return tell_text(run, params, state, rows, options, flags)
     own = (params, state.mutable, seeded_key(seed))
-    with traced(config.profile, folder, "the sampling"):
+    logger.info("sampling %d, step %d; a program is compiled first", num, int(state.step))
+    with answered(lambda: STOPPING), traced(config.profile, folder, "the sampling"):
         if rows:
             samples = draw_rows(run.method, run.mesh, rows, num, options, *own)
         else:
@@ -133,7 +138,7 @@ def said(flags: argparse.Namespace) -> str:
         f"_{name}_{value}" for name, values in sorted(flags.options.items()) for value in values
     )
     text += f"_{Path(flags.conditions).stem}" if flags.conditions else ""
-    plain = re.sub(r"[^\w.,()-]", "", text)[:100]
+    plain = re.sub(r"[^\w.-]", "", text)[:100]
     if plain == text:
         return plain
     return f"{plain}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"

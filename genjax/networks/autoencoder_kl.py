@@ -13,20 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from genjax.config import require
+from genjax.checks import Blocks, Width, require
 from genjax.networks.autoencoders import check_size
 from genjax.networks.unet import AttentionBlock, ResidualBlock
 from genjax.nn.layers import Conv, GroupNorm, upsample_nearest
 from genjax.parallel.rules import Rules, fsdp, replicate
 
 RULES: Rules = ((r"kernel$", fsdp), (r"(scale|bias)$", replicate))
-
-
-def _check(channels: tuple[int, ...], blocks: int, name: str) -> None:
-    expected = "a tuple of one width a level, each at least 1"
-    fits = isinstance(channels, tuple | list) and channels and min(channels) >= 1
-    require(fits, f"{name}.channels", channels, expected)
-    require(blocks >= 1, f"{name}.blocks", blocks, "at least 1")
 
 
 class Level(nnx.Module):
@@ -74,8 +67,8 @@ class Encoder(nnx.Module):
         shape: tuple[int, int, int],
         features: int,
         *,
-        channels: tuple[int, ...] = (32, 64, 64),
-        blocks: int = 1,
+        channels: tuple[Width, ...] = (32, 64, 64),
+        blocks: Blocks = 1,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -92,7 +85,7 @@ class Encoder(nnx.Module):
         Raises:
           ConfigError: a height or width that cannot be halved so often.
         """
-        _check(channels, blocks, "model.encoder")
+        require(bool(channels), "config.model.encoder.channels", channels, "a width a level")
         check_size(shape, len(channels) - 1, "model.encoder.channels")
         self.stem = Conv(shape[-1], channels[0], dtype=dtype, rngs=rngs)
         widths = itertools.pairwise((channels[0], *channels))
@@ -134,13 +127,13 @@ class Decoder(nnx.Module):
         shape: tuple[int, int, int],
         features: int,
         *,
-        channels: tuple[int, ...] = (32, 64, 64),
-        blocks: int = 1,
+        channels: tuple[Width, ...] = (32, 64, 64),
+        blocks: Blocks = 1,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         """Builds the network; `shape` is that of its output, the rest as for `Encoder`."""
-        _check(channels, blocks, "model.decoder")
+        require(bool(channels), "config.model.decoder.channels", channels, "a width a level")
         self.quant = Conv(features, features, 1, dtype=dtype, rngs=rngs)
         self.stem = Conv(features, channels[-1], dtype=dtype, rngs=rngs)
         self.middle = Middle(channels[-1], dtype, rngs)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from genjax.config import ConfigError
+from genjax.checks import Kernel, Rate, Width, require
 from genjax.nn.layers import Conv, GroupNorm, Linear, dropout, space_to_depth
 from genjax.parallel.rules import Rules, fsdp, replicate
 
@@ -53,10 +53,10 @@ class Classifier(nnx.Module):
         shape: tuple[int, int, int],
         num_classes: int,
         *,
-        channels: tuple[int, ...],
-        features: int,
-        patch_size: int,
-        dropout: float,
+        channels: tuple[Width, ...],
+        features: Width,
+        patch_size: Kernel,
+        dropout: Rate,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -72,12 +72,7 @@ class Classifier(nnx.Module):
           dtype: compute type.
           rngs: for the initial parameters.
         """
-        if not channels or min(*channels, features, patch_size) < 1:
-            raise ConfigError(
-                f"model.channels={channels!r}, model.features={features}, "
-                f"model.patch_size={patch_size}: expected at least one width, and whole numbers "
-                "of at least 1."
-            )
+        require(bool(channels), "config.model.channels", channels, "at least one width")
         height, width, depth = shape
         factor = patch_size * 2 ** (len(channels) - 1)
         positions = -(-height // factor) * -(-width // factor)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from genjax.config import ConfigError, one_of
+from genjax.checks import ConfigError, Kernel, Width, one_of
 from genjax.networks import gan_head
 from genjax.nn.layers import Conv, ConvTranspose, GroupNorm, Linear
 from genjax.nn.norm import BatchNorm
@@ -55,8 +55,8 @@ class Generator(nnx.Module):
         latent_dim: int,
         shape: tuple[int, int, int],
         *,
-        channels: int = 64,
-        kernel_size: int = 4,
+        channels: Width = 64,
+        kernel_size: Kernel = 4,
         norm: str = "batch",
         num_classes: int = 0,
         dtype: jnp.dtype = jnp.float32,
@@ -124,8 +124,8 @@ class Discriminator(nnx.Module):
         self,
         shape: tuple[int, int, int],
         *,
-        channels: int = 64,
-        kernel_size: int = 4,
+        channels: Width = 64,
+        kernel_size: Kernel = 4,
         norm: str = "batch",
         spectral_norm: bool = False,
         dtype: jnp.dtype = jnp.float32,

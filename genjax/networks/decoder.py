@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from genjax.config import one_of, require
+from genjax.checks import Depth, OtherWidth, Positive, Rate, Weight, Width, one_of, require
 from genjax.networks import transformer
 from genjax.networks.kv_cache import Cache, placed
 from genjax.networks.sequence import Head, embedding, small
@@ -35,24 +35,24 @@ class Network(nnx.Module):
         length: int,
         *,
         frames: bool = False,
-        width: int = 128,
-        depth: int = 4,
-        heads: int = 4,
-        kv_heads: int = 0,
-        head_size: int = 0,
-        hidden: int = 0,
+        width: Width = 128,
+        depth: Depth = 4,
+        heads: Width = 4,
+        kv_heads: OtherWidth = 0,
+        head_size: OtherWidth = 0,
+        hidden: OtherWidth = 0,
         activation: str = "gelu",
         norm: str = "layer",
-        norm_eps: float = 1e-5,
+        norm_eps: Positive = 1e-5,
         norm_first: bool = True,
         positions: str = "learned",
-        rope_base: float = 10_000.0,
+        rope_base: Positive = 10_000.0,
         rope_scaling: tuple = (),
         bias: bool = True,
         tied: bool = True,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-        init_std: float = 0.0,
+        dropout: Rate = 0.0,
+        attention_dropout: Rate = 0.0,
+        init_std: Weight = 0.0,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,

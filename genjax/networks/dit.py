@@ -21,6 +21,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from genjax.checks import Depth, Kernel, Positive, Rate, Width
 from genjax.config import one_of, require
 from genjax.networks.transformer import REMAT, named, normal
 from genjax.nn.attention import attention
@@ -215,14 +216,14 @@ class Network(nnx.Module):
         num_classes: int = 0,
         *,
         context_width: int = 0,
-        patch_size: int,
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_ratio: float = 4.0,
+        patch_size: Kernel,
+        width: Width,
+        depth: Depth,
+        heads: Width,
+        mlp_ratio: Positive = 4.0,
         positions: str = "sincos",
         condition: str = "adaln",
-        dropout: float = 0.0,
+        dropout: Rate = 0.0,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,

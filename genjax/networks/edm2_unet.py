@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from genjax.checks import Blocks, Positive, Rate, Share, Width
 from genjax.config import ConfigError, require
 from genjax.nn.attention import attention
 from genjax.nn.layers import dropout, times, upsample_nearest
@@ -236,17 +237,17 @@ class Network(nnx.Module):
         out_channels: int,
         num_classes: int = 0,
         *,
-        channels: int = 192,
-        multipliers: tuple[int, ...] = (1, 2, 3, 4),
-        blocks: int = 3,
-        attention: tuple[int, ...] = (16, 8),
-        head_size: int = 64,
-        dropout: float = 0.0,
-        label_balance: float = 0.5,
-        residual_balance: float = 0.3,
-        attention_balance: float = 0.3,
-        concat_balance: float = 0.5,
-        clip: float = 256.0,
+        channels: Width = 192,
+        multipliers: tuple[Width, ...] = (1, 2, 3, 4),
+        blocks: Blocks = 3,
+        attention: tuple[Width, ...] = (16, 8),
+        head_size: Width = 64,
+        dropout: Rate = 0.0,
+        label_balance: Share = 0.5,
+        residual_balance: Share = 0.3,
+        attention_balance: Share = 0.3,
+        concat_balance: Share = 0.5,
+        clip: Positive = 256.0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from genjax.config import one_of
+from genjax.checks import Blocks, Rate, Weight, Width, one_of
 from genjax.networks import gan_head
 from genjax.nn.layers import Linear, Maxout, dropout
 from genjax.nn.norm import BatchNorm
@@ -29,10 +29,10 @@ class Generator(nnx.Module):
         latent_dim: int,
         shape: tuple[int, ...],
         *,
-        widths: tuple[int, ...] = (256, 512),
+        widths: tuple[Width, ...] = (256, 512),
         batch_norm: bool = False,
         output: str = "tanh",
-        init_std: float = 0.02,
+        init_std: Weight = 0.02,
         num_classes: int = 0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -92,11 +92,11 @@ class Discriminator(nnx.Module):
         self,
         shape: tuple[int, ...],
         *,
-        widths: tuple[int, ...] = (240, 240),
-        pieces: int = 5,
-        dropout: float = 0.5,
-        input_dropout: float = 0.2,
-        init_std: float = 0.02,
+        widths: tuple[Width, ...] = (240, 240),
+        pieces: Blocks = 5,
+        dropout: Rate = 0.5,
+        input_dropout: Rate = 0.2,
+        init_std: Weight = 0.02,
         spectral_norm: bool = False,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,

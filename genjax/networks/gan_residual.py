@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from genjax.config import ConfigError
+from genjax.checks import Blocks, ConfigError, Positive, Width, require
 from genjax.networks import gan_head
 from genjax.nn.layers import Conv, Initializer, Linear, times, uniform_fan_avg, zeros
 from genjax.parallel.rules import Rules, replicate
@@ -48,13 +48,9 @@ def downsample(x: Float[Array, "B 2*H 2*W C"]) -> Float[Array, "B H W C"]:
     return x.reshape(B, H // 2, 2, W // 2, 2, C).mean((2, 4))
 
 
-def _check(resolution: int, channels: tuple[int, ...], blocks: int) -> int:
+def _check(resolution: int, channels: tuple[int, ...]) -> int:
     """The side of the smallest level; ConfigError if a network of these sizes cannot be built."""
-    if not channels or blocks < 1:
-        raise ConfigError(
-            f"model: channels={channels!r}, blocks={blocks!r}: expected one width a level, the "
-            "first at full resolution, and at least one block."
-        )
+    require(bool(channels), "model: channels", channels, "one width a level, the first of all")
     factor = 2 ** (len(channels) - 1)
     if resolution % factor:
         raise ConfigError(
@@ -176,9 +172,9 @@ class Generator(nnx.Module):
         latent_dim: int,
         shape: tuple[int, int, int],
         *,
-        channels: tuple[int, ...] = (16, 64, 128),
-        blocks: int = 1,
-        expansion: float = 1.0,
+        channels: tuple[Width, ...] = (16, 64, 128),
+        blocks: Blocks = 1,
+        expansion: Positive = 1.0,
         num_classes: int = 0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -198,7 +194,7 @@ class Generator(nnx.Module):
         Raises:
           ConfigError: a resolution that the levels do not divide, or no levels or blocks.
         """
-        side = _check(shape[0], channels, blocks)
+        side = _check(shape[0], channels)
         width = channels[-1]
         self.latent = gan_head.Latent(latent_dim, num_classes, rngs=rngs)
         self.modulation = Linear(
@@ -231,9 +227,9 @@ class Discriminator(nnx.Module):
         self,
         shape: tuple[int, int, int],
         *,
-        channels: tuple[int, ...] = (16, 64, 128),
-        blocks: int = 1,
-        expansion: float = 1.0,
+        channels: tuple[Width, ...] = (16, 64, 128),
+        blocks: Blocks = 1,
+        expansion: Positive = 1.0,
         spectral_norm: bool = False,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -252,7 +248,7 @@ class Discriminator(nnx.Module):
         Raises:
           ConfigError: a resolution that the levels do not divide, or no levels or blocks.
         """
-        side = _check(shape[0], channels, blocks)
+        side = _check(shape[0], channels)
         self.stem = Conv(
             shape[-1],
             channels[0],

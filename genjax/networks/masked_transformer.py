@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from genjax.config import one_of, require
+from genjax.checks import Depth, OtherWidth, Rate, Weight, Width, one_of, require
 from genjax.networks import transformer
 from genjax.networks.kv_cache import placed
 from genjax.networks.sequence import small
@@ -34,17 +34,17 @@ class Network(nnx.Module):
         codebooks: int = 1,
         num_classes: int = 0,
         time: bool = False,
-        width: int = 128,
-        depth: int = 4,
-        heads: int = 4,
-        hidden: int = 0,
+        width: Width = 128,
+        depth: Depth = 4,
+        heads: Width = 4,
+        hidden: OtherWidth = 0,
         activation: str = "gelu",
         norm: str = "layer",
         positions: str = "learned",
         bias: bool = True,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-        init_std: float = 0.0,
+        dropout: Rate = 0.0,
+        attention_dropout: Rate = 0.0,
+        init_std: Weight = 0.0,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from genjax.config import ConfigError, one_of, require
+from genjax.checks import ConfigError, Range, Width, one_of
 from genjax.nn.layers import Conv
 from genjax.nn.norm import BatchNorm
 from genjax.parallel.rules import Rules, fsdp, replicate
@@ -35,8 +37,8 @@ class Discriminator(nnx.Module):
         self,
         shape: tuple[int, int, int],
         *,
-        channels: int = 64,
-        layers: int = 3,
+        channels: Width = 64,
+        layers: Annotated[int, Range(1, 16)] = 3,
         norm: str = "batch",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -55,8 +57,6 @@ class Discriminator(nnx.Module):
           ConfigError: an unknown norm, or images of which nothing would be left.
         """
         one_of("model.discriminator.norm", norm, NORMS)
-        require(layers >= 1, "model.discriminator.layers", layers, "at least 1")
-        require(channels >= 1, "model.discriminator.channels", channels, "at least 1")
         self.strides = (*(2,) * layers, 1, 1)
         height, width, _ = shape
         for stride in self.strides:

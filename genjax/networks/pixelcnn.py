@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from genjax.config import require
+from genjax.checks import Kernel, Range, Rate, Width, require
 from genjax.nn.layers import Embed, Linear, contract, dropout, plus
 from genjax.parallel.rules import Rules, fsdp, replicate
 
@@ -151,10 +151,10 @@ class Network(nnx.Module):
         vocabulary_size: int,
         num_classes: int = 0,
         *,
-        width: int = 64,
-        depth: int = 8,
-        kernel_size: int = 3,
-        dropout: float = 0.0,
+        width: Width = 64,
+        depth: Annotated[int, Range(2, 100)] = 8,
+        kernel_size: Kernel = 3,
+        dropout: Rate = 0.0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -177,9 +177,6 @@ class Network(nnx.Module):
         require(
             kernel_size % 2 == 1 and kernel_size > 1, "kernel_size", kernel_size, "odd, 3 or more"
         )
-        require(depth > 1, "depth", depth, "at least 2")
-        require(width > 0, "width", width, "at least 1")
-        require(0 <= dropout < 1, "dropout", dropout, "at least 0 and below 1")
         self.shape, self.K = shape, vocabulary_size
         Q, given = shape[-1], (dropout, dtype)
         self.token = Embed(Q * self.K, width, dtype=dtype, rngs=rngs)

@@ -13,7 +13,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from genjax.config import one_of, require
+from genjax.checks import Blocks, Rate, Width, one_of, require
 from genjax.networks.sequence import Head, begins, embedding, one_segment
 from genjax.nn.layers import Linear, contract, dropout
 from genjax.parallel.rules import Rules, fsdp, replicate
@@ -171,10 +171,10 @@ class Network(nnx.Module):
         *,
         frames: bool = False,
         cell: str = "lstm",
-        width: int = 256,
-        depth: int = 1,
+        width: Width = 256,
+        depth: Blocks = 1,
         tied: bool = False,
-        dropout: float = 0.0,
+        dropout: Rate = 0.0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -198,9 +198,6 @@ class Network(nnx.Module):
         """
         del length
         one_of("cell", cell, tuple(KINDS))
-        require(depth > 0, "depth", depth, "at least 1")
-        require(width > 0, "width", width, "at least 1")
-        require(0 <= dropout < 1, "dropout", dropout, "at least 0 and below 1")
         require(not (tied and frames), "tied", tied, "False with frames, which have no vectors")
         made = {"dtype": dtype, "rngs": rngs}
         self.embed = None if frames else embedding(vocabulary_size, width, False, **made)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from genjax.config import require
+from genjax.checks import Kernel, Range, Rate, Width, require
 from genjax.networks.sequence import Head, embedding, one_segment
 from genjax.nn.layers import Linear, dropout, plus, product
 from genjax.parallel.rules import Rules, fsdp, replicate
@@ -120,11 +122,11 @@ class Network(nnx.Module):
         length: int,
         *,
         frames: bool = False,
-        width: int = 150,
-        depth: int = 4,
-        kernel_size: int = 5,
+        width: Width = 150,
+        depth: Annotated[int, Range(1, 30)] = 4,
+        kernel_size: Kernel = 5,
         tied: bool = False,
-        dropout: float = 0.0,
+        dropout: Rate = 0.0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -146,10 +148,6 @@ class Network(nnx.Module):
           ConfigError: no levels, no taps, or a tied head without tokens.
         """
         del length
-        require(depth > 0, "depth", depth, "at least 1")
-        require(width > 0, "width", width, "at least 1")
-        require(0 <= dropout < 1, "dropout", dropout, "at least 0 and below 1")
-        require(kernel_size > 0, "kernel_size", kernel_size, "at least 1")
         require(not (tied and frames), "tied", tied, "False with frames, which have no vectors")
         made = {"dtype": dtype, "rngs": rngs}
         self.embed = None if frames else embedding(vocabulary_size, width, False, **made)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from genjax.checks import Depth, Rate, Width
 from genjax.networks import transformer
 from genjax.networks.kv_cache import Cache
 from genjax.networks.transformer import Transformer, normal
@@ -29,10 +30,10 @@ class Network(nnx.Module):
         vocabulary_size: int,
         num_classes: int = 0,
         *,
-        width: int = 128,
-        depth: int = 4,
-        heads: int = 4,
-        dropout: float = 0.0,
+        width: Width = 128,
+        depth: Depth = 4,
+        heads: Width = 4,
+        dropout: Rate = 0.0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):

@@ -18,7 +18,17 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from genjax.config import one_of, require
+from genjax.checks import (
+    Depth,
+    OtherWidth,
+    Positive,
+    Rate,
+    Weight,
+    Width,
+    check_options,
+    one_of,
+    require,
+)
 from genjax.networks.kv_cache import Cache, bits, held_segments, placed, write
 from genjax.networks.sequence import one_segment, visible, visible_of
 from genjax.nn.attention import attention
@@ -92,24 +102,24 @@ class Options(NamedTuple):
       dtype: compute type.
     """
 
-    width: int
-    depth: int
-    heads: int
-    kv_heads: int = 0
-    head_size: int = 0
-    hidden: int = 0
+    width: Width
+    depth: Depth
+    heads: Width
+    kv_heads: OtherWidth = 0
+    head_size: OtherWidth = 0
+    hidden: OtherWidth = 0
     activation: str = "gelu"
     norm: str = "layer"
-    norm_eps: float = 1e-5
+    norm_eps: Positive = 1e-5
     norm_first: bool = True
     rotary: bool = False
-    rope_base: float = 10_000.0
+    rope_base: Positive = 10_000.0
     rope_scaling: tuple = ()
     bias: bool = True
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
+    dropout: Rate = 0.0
+    attention_dropout: Rate = 0.0
     causal: bool = True
-    init_std: float = 0.0
+    init_std: Weight = 0.0
     remat: str = "none"
     dtype: Any = jnp.float32
 
@@ -119,15 +129,9 @@ class Options(NamedTuple):
         Raises:
           ConfigError: an option that cannot be, or not with the others.
         """
-        for name in ("width", "depth"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "at least 1")
-        for name in ("dropout", "attention_dropout"):
-            share = getattr(self, name)
-            require(0 <= share < 1, name, share, "at least 0 and below 1")
-        require(self.init_std >= 0, "init_std", self.init_std, "above 0, or 0 for sqrt(2 / 5D)")
-        require(self.hidden >= 0, "hidden", self.hidden, f"at least 1, or 0 for {4 * self.width}")
+        check_options(Options, self._asdict(), "model")
         if not self.head_size:
-            fits = self.heads > 0 and self.width % self.heads == 0
+            fits = self.width % self.heads == 0
             require(fits, "heads", self.heads, f"a divisor of width={self.width}")
         kv_heads = self.kv_heads or self.heads
         fits = kv_heads > 0 and self.heads % kv_heads == 0

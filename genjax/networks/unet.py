@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from genjax.checks import Blocks, Kernel, Rate, Width
 from genjax.config import ConfigError, require
 from genjax.nn.attention import attention
 from genjax.nn.layers import (
@@ -166,13 +167,13 @@ class Network(nnx.Module):
         out_channels: int,
         num_classes: int = 0,
         *,
-        channels: int,
-        multipliers: tuple[int, ...],
-        blocks: int,
-        attention: tuple[int, ...],
-        heads: int,
-        dropout: float,
-        patch_size: int,
+        channels: Width,
+        multipliers: tuple[Width, ...],
+        blocks: Blocks,
+        attention: tuple[Width, ...],
+        heads: Width,
+        dropout: Rate,
+        patch_size: Kernel,
         times: int = 1,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from genjax.config import require
+from genjax.checks import Width
 from genjax.networks.dcgan import halvings
 from genjax.networks.vae_mlp import with_label
 from genjax.nn.layers import Conv, ConvTranspose, GroupNorm, Linear
@@ -28,8 +28,8 @@ class Encoder(nnx.Module):
         shape: tuple[int, int, int],
         latent_dim: int,
         *,
-        channels: int = 32,
-        hidden: int = 256,
+        channels: Width = 32,
+        hidden: Width = 256,
         num_classes: int = 0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -48,8 +48,6 @@ class Encoder(nnx.Module):
         Raises:
           ConfigError: a width below 1; see also `dcgan.halvings`.
         """
-        require(channels > 0, "channels", channels, "at least 1")
-        require(hidden > 0, "hidden", hidden, "at least 1")
         levels, width = halvings(shape), shape[-1]
         convs, norms = {}, {}
         for level in range(levels):
@@ -87,8 +85,8 @@ class Decoder(nnx.Module):
         latent_dim: int,
         shape: tuple[int, int, int],
         *,
-        channels: int = 32,
-        hidden: int = 256,
+        channels: Width = 32,
+        hidden: Width = 256,
         num_classes: int = 0,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -98,8 +96,6 @@ class Decoder(nnx.Module):
         Raises:
           ConfigError: as `Encoder`.
         """
-        require(channels > 0, "channels", channels, "at least 1")
-        require(hidden > 0, "hidden", hidden, "at least 1")
         levels = halvings(shape)
         self.side, width = shape[0] >> levels, channels << (levels - 1)
         self.hidden = Linear(latent_dim + num_classes, hidden, dtype=dtype, rngs=rngs)

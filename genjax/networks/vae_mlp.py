@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from genjax.config import one_of, require
+from genjax.checks import Width, one_of
 from genjax.nn.layers import Linear
 from genjax.parallel.rules import Rules, fsdp, replicate
 
@@ -46,7 +46,6 @@ class Layers(nnx.Module):
     ):
         """`features` is the width of the last layer."""
         one_of("model: activation", activation, tuple(ACTIVATIONS))
-        require(all(width > 0 for width in widths), "widths", widths, "at least 1 each")
         layers, width = {}, features_in
         for i, features in enumerate(widths):
             layers[str(i)] = Linear(width, features, dtype=dtype, rngs=rngs)
@@ -68,7 +67,7 @@ class Encoder(nnx.Module):
         shape: tuple[int, ...],
         latent_dim: int,
         *,
-        widths: tuple[int, ...] = (200, 200),
+        widths: tuple[Width, ...] = (200, 200),
         activation: str = "tanh",
         num_classes: int = 0,
         dtype: jnp.dtype = jnp.float32,
@@ -115,7 +114,7 @@ class Decoder(nnx.Module):
         latent_dim: int,
         shape: tuple[int, ...],
         *,
-        widths: tuple[int, ...] = (200, 200),
+        widths: tuple[Width, ...] = (200, 200),
         activation: str = "tanh",
         num_classes: int = 0,
         dtype: jnp.dtype = jnp.float32,

@@ -8,13 +8,14 @@ each higher resolution.
 from __future__ import annotations
 
 import itertools
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from genjax.config import require
+from genjax.checks import Range
 from genjax.networks.autoencoders import check_size
 from genjax.nn.layers import Conv, ConvTranspose, GroupNorm, activated
 from genjax.parallel.rules import Rules, fsdp, replicate
@@ -25,16 +26,6 @@ RULES: Rules = ((r"kernel$", fsdp), (r"(scale|bias)$", replicate))
 def widths(channels: int, halvings: int) -> list[int]:
     """Channels after each halving: half of the next one's, and `channels` after the last."""
     return [max(channels >> (halvings - 1 - i), 1) for i in range(halvings)]
-
-
-def _check(
-    name: str, shape: tuple[int, int, int], channels: int, halvings: int, blocks: int
-) -> None:
-    require(halvings >= 0, f"{name}.halvings", halvings, "at least 0")
-    fits = isinstance(channels, int) and channels >= 2
-    require(fits, f"{name}.channels", channels, "a whole number, at least 2")
-    require(blocks >= 0, f"{name}.blocks", blocks, "at least 0")
-    check_size(shape, halvings, f"{name}.halvings")
 
 
 class ResidualBlock(nnx.Module):
@@ -60,9 +51,9 @@ class Encoder(nnx.Module):
         shape: tuple[int, int, int],
         features: int,
         *,
-        channels: int = 64,
-        halvings: int = 2,
-        blocks: int = 2,
+        channels: Annotated[int, Range(2, 2**17)] = 64,
+        halvings: Annotated[int, Range(0, 16)] = 2,
+        blocks: Annotated[int, Range(0, 100)] = 2,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -80,7 +71,7 @@ class Encoder(nnx.Module):
         Raises:
           ConfigError: a negative number, or see `check_size`.
         """
-        _check("model.encoder", shape, channels, halvings, blocks)
+        check_size(shape, halvings, "model.encoder.halvings")
         width, downs = shape[-1], {}
         for i, wide in enumerate(widths(channels, halvings)):
             downs[str(i)] = Conv(width, wide, 4, stride=2, dtype=dtype, rngs=rngs)
@@ -117,9 +108,9 @@ class Decoder(nnx.Module):
         shape: tuple[int, int, int],
         features: int,
         *,
-        channels: int = 64,
-        halvings: int = 2,
-        blocks: int = 2,
+        channels: Annotated[int, Range(2, 2**17)] = 64,
+        halvings: Annotated[int, Range(0, 16)] = 2,
+        blocks: Annotated[int, Range(0, 100)] = 2,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -128,7 +119,7 @@ class Decoder(nnx.Module):
         Raises:
           ConfigError: as `Encoder`.
         """
-        _check("model.decoder", shape, channels, halvings, blocks)
+        check_size(shape, halvings, "model.decoder.halvings")
         self.stem = Conv(features, channels, 3, dtype=dtype, rngs=rngs)
         self.blocks = nnx.Dict(
             {str(i): ResidualBlock(channels, channels // 2, dtype, rngs) for i in range(blocks)}

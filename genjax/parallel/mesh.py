@@ -32,9 +32,14 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if int(np.prod(sizes)) != len(devices):
+        advice = "Set one of them to -1."
+        if -1 in sizes:
+            rest = " x ".join(axis for axis, s in zip(AXES, sizes, strict=True) if s != -1)
+            divisors = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+            advice = f"Set {rest} to a divisor: {', '.join(map(str, divisors))}."
         raise ConfigError(
             f"{given} does not fit {len(devices)} devices: the axes must multiply to "
-            f"{len(devices)}. Set one of them to -1."
+            f"{len(devices)}. {advice}"
         )
     split = sizes[0] * sizes[1]
     for key, size in (
@@ -70,6 +75,12 @@ def fitted(config: ConfigDict, count: int) -> ConfigDict:
     found = config.copy_and_resolve_references()
     found.mesh.update(sizes)
     return found
+
+
+def fitting(size: int, examples: int, mesh: Mesh) -> int:
+    """A batch of `size`, or one of all `examples` that fills the devices if there are fewer."""
+    split = mesh.shape["data"] * mesh.shape["fsdp"]
+    return min(size, -(-max(examples, 1) // split) * split)
 
 
 @functools.cache

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ast
 import csv
 import io
 import json
@@ -20,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from genjax import modalities
-from genjax.config import ConfigError, nearest
+from genjax.checks import ConfigError, literal, nearest
 from genjax.data import sources
 from genjax.data.transforms import Transform
 from genjax.method import DataSpec, Field
@@ -129,8 +128,8 @@ def _several(text: str, field: Field) -> list[str]:
     """The values in a Python tuple or list, for a condition of one number; else the text itself."""
     if tuple(field.shape) == () and text[:1] in ("(", "["):
         try:
-            return [str(value) for value in ast.literal_eval(text)]
-        except (ValueError, SyntaxError, TypeError):
+            return [str(value) for value in literal(text)]
+        except (ValueError, TypeError):
             pass
     return [text]
 

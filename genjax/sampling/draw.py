@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from genjax.config import ConfigError, nearest
+from genjax.bars import following
+from genjax.checks import ConfigError, literal, nearest
 from genjax.method import Method, options_of
 from genjax.parallel.mesh import BATCH as OVER_DEVICES
 from genjax.sampling.conditions import flags_of
@@ -46,8 +46,8 @@ def parse_options(method: Method, given: Mapping[str, Sequence[str]]) -> dict[st
             options[name] = method.options[name](text)
             continue
         try:
-            options[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+            options[name] = literal(text)
+        except ValueError:
             options[name] = text
     return options
 
@@ -135,13 +135,14 @@ def make_draw(
         params: Tree, mutable: Tree, key: jax.Array, arrays: Mapping[str, Tree] = traced
     ) -> np.ndarray:
         key = stream(key, "sample")
-        with jax.set_mesh(mesh):
-            drawn = []
+        with jax.set_mesh(mesh), following("sampling", num) as advance:
+            drawn, count = [], at_once * size
             for i in range(rounds):
                 given = {name: values[i] for name, values in rows.items()}
                 index = np.arange(i * at_once, (i + 1) * at_once)
                 made = np.asarray(jitted(params, mutable, key, index, given, arrays))
                 drawn.append(made.reshape(-1, *made.shape[2:]))
+                advance(min(count, num - i * count))
         return np.concatenate(drawn)[:num]
 
     return draw

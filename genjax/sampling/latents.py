@@ -6,13 +6,14 @@ label, if there are any, goes with each z. Every picture is uint8 [rows, columns
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float, Int, UInt8
+from PIL import Image, ImageDraw, ImageFont
 
 Decode = Callable[[Float[Array, "N Z"], Int[Array, "N"]], UInt8[Array, "N H W C"]]
 Pictures = UInt8[Array, "R K H W C"]
@@ -25,6 +26,11 @@ COLOURS = np.array(
     ],
     np.uint8,
 )  # fmt: skip
+
+
+MARGIN, LEFT = 8, 26  # pixels around a map, above and to the left
+LINE, LETTER = 14, 7  # of a legend, in pixels
+MOST_NAMES = 18  # of it
 
 
 def most_active(code: Float[Array, "B Z"], count: int) -> Int[Array, "K"]:
@@ -83,11 +89,23 @@ def manifold(decode: Decode, steps: int = 16) -> Pictures:
 def scatter(
     code: Float[Array, "B Z"],
     label: Int[Array, "B"] | None,
+    names: Sequence[str] = (),
     size: int = 256,
     reach: float = 4.0,
     dot: int = 1,
 ) -> Pictures:
-    """A map of the two most varied dimensions from -reach to reach, coloured by the label."""
+    """A map of the two most varied dimensions from -reach to reach, coloured by the label.
+
+    Axes and a legend of the classes are drawn beside it.
+
+    Args:
+      code: means of q(z | x).
+      label: the class of each.
+      names: of the classes.
+      size: of the map, in pixels.
+      reach: of both axes.
+      dot: half of a point's side.
+    """
     first, second = most_active(code, 2) if code.shape[1] > 1 else (0, 0)
     points = jnp.stack([-code[:, second], code[:, first]], axis=-1)  # row, column
     pixel = jnp.round((points / reach + 1) * (size - 1) / 2).astype(jnp.int32)
@@ -101,7 +119,33 @@ def scatter(
     at = jnp.where(at < 0, size, at)
     canvas = jnp.zeros((size, size, 3), jnp.uint8)
     canvas = canvas.at[at[:, 0], at[:, 1]].set(jnp.repeat(colour, len(offsets), 0), mode="drop")
-    return jax.lax.expand_dims(canvas, (0, 1))
+    framed = jnp.asarray(_frame(size, reach, names if label is not None else ()))
+    framed = framed.at[MARGIN : MARGIN + size, LEFT : LEFT + size].set(canvas)
+    return jax.lax.expand_dims(framed, (0, 1))
+
+
+def _frame(size: int, reach: float, names: Sequence[str]) -> UInt8[np.ndarray, "H W 3"]:
+    """What stands around a map: ticks at both ends and 0, and the classes with their colours."""
+    shown = [name.encode("ascii", "replace").decode()[:16] for name in names[:MOST_NAMES]]
+    if len(names) > MOST_NAMES:
+        shown.append(f"+ {len(names) - MOST_NAMES} more")
+    legend = 24 + LETTER * max(map(len, shown), default=0) if shown else 8
+    height = max(size + MARGIN + 18, MARGIN + LINE * len(shown) + 4)
+    picture = Image.new("RGB", (LEFT + size + legend, height), "black")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(10)
+    edge = (LEFT - 1, MARGIN - 1, LEFT + size, MARGIN + size)
+    draw.rectangle(edge, outline=(110, 110, 110))
+    for value, at in ((-reach, 0), (0.0, size // 2), (reach, size - 1)):
+        text = f"{value:g}"
+        draw.text((LEFT + at, MARGIN + size + 4), text, "white", font, anchor="mt")
+        draw.text((LEFT - 4, MARGIN + size - 1 - at), text, "white", font, anchor="rm")
+    for i, name in enumerate(shown):
+        top, left = MARGIN + LINE * i, LEFT + size + 8
+        if i < min(len(names), MOST_NAMES):
+            colour = tuple(map(int, COLOURS[i % len(COLOURS)]))
+            draw.rectangle((left, top + 2, left + 8, top + 10), fill=colour)
+        draw.text((left + 13, top), name, "white", font)
+    return np.asarray(picture)
 
 
 def bars(shares: Float[Array, "Q K"], height: int = 64, width: int = 256) -> Pictures:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import itertools
 import re
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from genjax.config import ConfigError, require
+from genjax.checks import ConfigError, literal, require
 from genjax.data.alphabets import Tokenizer, ends, utf8
 from genjax.sampling.stopping import automaton, can_be_found
 
@@ -112,8 +111,8 @@ _MADE = {"stop": _stops, "banned": _bans, "allowed": _tokens}
 
 def _texts(text: str) -> list[str]:
     if text[:1] in ("(", "[", "'", '"'):
-        with contextlib.suppress(ValueError, SyntaxError):
-            value = ast.literal_eval(text)
+        with contextlib.suppress(ValueError, TypeError):
+            value = literal(text)
             values = [value] if isinstance(value, str) else list(value)
             if values and all(isinstance(v, str) for v in values):
                 return values

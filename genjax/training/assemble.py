@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from genjax import durations
 from genjax import method as methods
-from genjax.config import ConfigError
+from genjax.config import ConfigError, require
 from genjax.data import catalogue
 from genjax.method import Batch, DataSpec, Method, Tree
 from genjax.parallel import rules
@@ -138,9 +138,16 @@ def assemble(
 
 
 def total_steps(config: ConfigDict, spec: DataSpec, method: Method) -> int:
-    """Steps of the whole run."""
+    """Steps of the whole run.
+
+    Raises:
+      ConfigError: there are more than the state can count.
+    """
     size = {"batch_size": config.batch_size * game.slices(method)}
-    return durations.steps(config.duration, **size, examples=spec.sizes.get("train", 0))
+    total = durations.steps(config.duration, **size, examples=spec.sizes.get("train", 0))
+    most = durations.MOST_STEPS
+    require(total <= most, "config.duration", config.duration, f"at most {most:,} steps")
+    return total
 
 
 def _spread(method: Method, mesh: Mesh) -> Method:

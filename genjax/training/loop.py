@@ -12,6 +12,7 @@ from etils import epath
 
 from genjax import config as configs
 from genjax import durations, modalities
+from genjax.bars import answered
 from genjax.data import loader
 from genjax.data.catalogue import Dataset
 from genjax.files import is_local
@@ -116,9 +117,18 @@ def train(
         trace = StepTrace(_steps_of(run, config.profile), workdir)
         stack.callback(trace.close)
         received = stack.enter_context(signals())
+        stack.enter_context(answered(lambda: _answer(progress.doing)))
         return _steps(
             run, state, first, batches, evaluate, checkpoints, kept, progress, trace, received
         )
+
+
+def _answer(doing: str) -> str:
+    """What a signal is answered at once."""
+    when = "this evaluation" if doing == "evaluating" else "this step"
+    if doing.startswith("compiling"):
+        when = "the compilation and one step"
+    return f"stopping after {when}, with a checkpoint; press Ctrl-C again to stop at once"
 
 
 def _steps_of(run: Assembly, duration: str) -> int:
@@ -190,6 +200,7 @@ def _steps(
     averages = Averages(run.config.optimizer.max_skipped)
     interruptions = Interruptions(run.config.checkpoint.minutes, received)
     pending: StepOutput | None = None
+    compiled: set[int] = set()
 
     @jax.jit  # one program in place of one for each operation
     def rates(step: int) -> dict[str, jax.Array]:
@@ -201,12 +212,15 @@ def _steps(
     for group in dispatches(first, total, run.config.steps_per_dispatch, every.values()):
         with progress.paused():
             trace.begin(group, state)
-        if len(group) == 1:
-            state, output = run.step(state, global_batch(next(batches), run.mesh))
-        else:
-            state, output = run.steps(
-                state, global_batches([next(batches) for _ in group], run.mesh)
-            )
+        new = len(group) not in compiled
+        compiled.add(len(group))
+        with progress.paused("compiling the training step") if new else contextlib.nullcontext():
+            if len(group) == 1:
+                state, output = run.step(state, global_batch(next(batches), run.mesh))
+            else:
+                state, output = run.steps(
+                    state, global_batches([next(batches) for _ in group], run.mesh)
+                )
         if pending is not None:
             averages.add(group[0] - 1, pending)  # of the last dispatch, while this one runs
         pending, step = output, group[-1]
@@ -232,7 +246,7 @@ def _steps(
             with progress.paused():
                 kept.save(snapshots.of(run.config, state), step, {})
         if look or save:
-            with progress.paused():
+            with progress.paused("evaluating" if look else ""):
                 metrics = evaluate(state, step) if look else {}
                 if kept is not None:
                     kept.wait()  # no checkpoint without the snapshots before it
@@ -241,6 +255,7 @@ def _steps(
                 if look:
                     stop = exhausted(run.config, evaluate.workdir / "metrics.jsonl")
                     evaluate.write_report(state, finished=stop or step == total)
+            number = number or interruptions.poll()[0]  # it came meanwhile, and all is saved
         if number or stop:
             break
     checkpoints.wait()

@@ -9,7 +9,6 @@ networks of a game, but for what `config.optimizer.networks.<name>` says of one.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -179,18 +178,9 @@ def build(
       A transformation whose `update(grads, state, params, step=step)` gives the change to add.
 
     Raises:
-      ConfigError: unknown optimizer, or a number with which an update may not be finite.
+      ConfigError: unknown optimizer.
     """
     c = section(config, network)
-    require(c.eps > 0, "config.optimizer.eps", c.eps, "above 0")
-    require(
-        abs(c.learning_rate) < math.inf,
-        "config.optimizer.learning_rate",
-        c.learning_rate,
-        "a finite number",
-    )
-    for name in ("b1", "b2", "momentum"):
-        require(0 <= c[name] < 1, f"config.optimizer.{name}", c[name], "at least 0 and below 1")
     if c.name not in OPTIMIZERS:
         raise ConfigError(
             f"config.optimizer.name={c.name!r}: no such optimizer. "

@@ -17,7 +17,7 @@ main{max-width:1180px;margin:0 auto;padding:28px 20px 60px}
 h1{font-size:27px;line-height:1.2;margin:0;letter-spacing:-.01em}
 h1 span{color:var(--soft);font-weight:400}
 h2{font-size:17px;margin:34px 0 12px}
-h3{font-size:14px;font-weight:600;margin:0;overflow-wrap:anywhere}
+h3{font-size:14px;font-weight:600;margin:0;overflow-wrap:break-word;max-width:100%}
 code,.mono{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;
 font-size:.88em}
 .soft{color:var(--soft)}
@@ -34,11 +34,11 @@ margin-top:20px}
 .warning{border-color:#c77700;border-left-width:5px;margin:10px 0}
 .tile b{display:block;font-size:22px;line-height:1.25;font-weight:600;
 font-variant-numeric:tabular-nums}
-.tile span{font-size:13px;color:var(--soft);overflow-wrap:anywhere}
+.tile span{font-size:13px;color:var(--soft);overflow-wrap:break-word}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,440px),1fr));gap:14px}
 .plot{position:relative;padding:12px 12px 6px}
-.plot header{display:flex;justify-content:space-between;gap:12px;align-items:baseline;
-padding:0 4px 4px}
+.plot header{display:flex;flex-wrap:wrap;justify-content:space-between;gap:0 12px;
+align-items:baseline;padding:0 4px 4px}
 .plot header span{color:var(--soft);font-size:13px;white-space:nowrap;
 font-variant-numeric:tabular-nums}
 .plot header b{color:var(--ink);font-weight:600}
@@ -78,7 +78,8 @@ tr:last-child td{border-bottom:0}
 th{font-size:12.5px;color:var(--soft);font-weight:600}
 .num{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .best{color:var(--good);font-weight:600}
-td.any{overflow-wrap:anywhere}
+td.any{overflow-wrap:anywhere;min-width:9em}
+td.name{white-space:nowrap}
 details{margin-top:14px}
 summary{cursor:pointer;font-size:17px;font-weight:700;padding:2px 0 10px}
 .digest{overflow-wrap:anywhere}

@@ -32,6 +32,31 @@ def _duration(seconds: float) -> str:
     return f"{seconds // 86400}d{seconds % 86400 // 3600:02d}h"
 
 
+_mark = ""  # of the lines and bars inside `marked`
+
+
+@contextlib.contextmanager
+def marked(name: str) -> Iterator[None]:
+    """Lines of the log and bars begin with `name` inside, such as those of a judge's own training.
+
+    Args:
+      name: of the training that is going on within a run.
+    """
+    global _mark
+
+    def prefix(record: logging.LogRecord) -> bool:
+        record.msg, record.args = f"{name}: {record.getMessage()}", None
+        return True
+
+    before, _mark = _mark, f"{name}: "
+    logger.addFilter(prefix)
+    try:
+        yield
+    finally:
+        logger.removeFilter(prefix)
+        _mark = before
+
+
 class Progress:
     """How far the run is: a bar on a terminal, plain log lines elsewhere and in the log file.
 
@@ -45,25 +70,40 @@ class Progress:
         """Starts the clock, and the bar if there is a terminal."""
         self._total, self._batch_size = total, batch_size
         self._mark_step, self._mark_time = start, time.perf_counter()
+        self._step, self._shown, self.doing = start, "", "training"
         self._bar = tqdm(
             total=total,
             initial=start,
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
-            bar_format="{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}{postfix}",
+            desc=_mark,
+            bar_format="{desc}{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}{postfix}",
         )
 
     def step(self, step: int) -> None:
         """Moves the bar to `step`; call it every step, it costs next to nothing."""
+        self._step = step
         self._bar.update(step - self._bar.n)
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Keeps the time spent inside (evaluation, saving, sampling) out of the rate."""
-        start = time.perf_counter()
+    def paused(self, doing: str = "") -> Iterator[None]:
+        """Keeps the time spent inside out of the rate.
+
+        Args:
+          doing: what is done meanwhile, such as "evaluating", to be said on the bar or in the log.
+        """
+        start, before = time.perf_counter(), self.doing
+        if doing:
+            self.doing = doing
+            self._bar.set_postfix_str(doing)
+            where = (self._step, self._total)
+            logger.info("step %d/%d, %s", *where, doing, extra={"progress": True})
         try:
             yield
         finally:
+            self.doing = before
+            if doing:
+                self._bar.set_postfix_str(self._shown, refresh=False)
             self._mark_time += time.perf_counter() - start
 
     def log(self, step: int, loss: float) -> float:
@@ -84,6 +124,7 @@ class Progress:
         left = (self._total - step) * seconds / steps if steps > 0 else math.nan
         speed = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
         text = f"loss {float(loss):.4g}, {speed} examples/s, ETA {_duration(left)}"
+        self._shown = text
         self._bar.set_postfix_str(text, refresh=False)
         self.step(step)
         logger.info("step %d/%d, %s", step, self._total, text, extra={"progress": True})

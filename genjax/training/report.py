@@ -46,6 +46,15 @@ PACKAGES = (
 Curve = dict[int, float | None]
 
 # Which end of a metric is the good one, by the words of its name.
+# What a family is judged by, in the order in which it is shown first; by the last part of a name.
+FIRST = (
+    *(r"fid|fd_\w+", r"kid(_\w+)?", r"(binary_)?bits_per_dim|bits_per_byte|bits_per_\w+"),
+    *(r"perplexity|ppl", r"bleu|chrf|rouge\w*|wer|cer", r"log_likelihood|elbo|nll", r"accuracy"),
+    *(r"precision\w*", r"recall\w*", r"density\w*|coverage\w*", r"psnr|ssim|lpips|mse|mae"),
+    *(r"(lowest_)?code_perplexity", r"diversity\w*|self_bleu\w*|score\w*|distinct\w*"),
+)
+UNSAID = re.compile(r"_(se|std)$|^seconds$|^examples_per_second$")  # says nothing of quality
+TILES = 6
 LOWER = re.compile(
     r"loss|nll|bits|bpd|perplexity|ppl|^fd_|fid|kid|err|mse|mae|rmse|wer|cer|lpips|distance"
 )
@@ -62,7 +71,8 @@ def _commit() -> str | None:
     here = Path(__file__).resolve()
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here.parent), *arguments]
+        # `git status` would refresh the index, and leave its lock behind if it is cut short.
+        command = ["git", "--no-optional-locks", "-C", str(here.parent), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
         return done.stdout.strip()
 
@@ -123,8 +133,17 @@ def _extremes(name: str, curve: Curve) -> tuple[int | None, int | None, str]:
         return None, None, ""
     last = name.rsplit("/", 1)[-1].lower()
     best = "high" if HIGHER.search(last) else "low" if LOWER.search(last) else ""
-    best = "" if NEITHER.search(last) else best
-    return min(finite, key=curve.__getitem__), max(finite, key=curve.__getitem__), best
+    lowest, highest = min(finite, key=curve.__getitem__), max(finite, key=curve.__getitem__)
+    if NEITHER.search(last) or curve[lowest] == curve[highest]:  # a constant has no best
+        best = ""
+    return lowest, highest, best
+
+
+def _importance(name: str) -> tuple[int, str]:
+    """Sorts metrics by what they say of quality: see `FIRST`."""
+    last = name.rsplit("/", 1)[-1].lower()
+    places = [i for i, pattern in enumerate(FIRST) if re.fullmatch(pattern, last)]
+    return (places[0] if places else len(FIRST) + bool(UNSAID.search(last)), name)
 
 
 def _metric_table(metrics: Mapping[str, Curve]) -> str:
@@ -134,7 +153,7 @@ def _metric_table(metrics: Mapping[str, Curve]) -> str:
     for name, curve in metrics.items():
         step = max(curve)
         low, high, best = _extremes(name, curve)
-        cells = [f'<td class="any mono">{html.escape(name)}</td>']
+        cells = [f'<td class="mono name">{html.escape(name)}</td>']
         for at, kind in ((step, ""), (low, "low"), (high, "high")):
             text = number(curve[at]) if at is not None else "–"
             mark = " best" if kind and kind == best else ""
@@ -287,9 +306,10 @@ def _header(
 
 
 def _tiles(metrics: Mapping[str, Curve]) -> str:
-    """The latest numbers at a glance: the loss, every evaluation metric, the rate."""
-    names = [name for name in metrics if name.startswith("eval/")][:6]
-    names = [n for n in ("train/loss",) if n in metrics] + names
+    """The latest numbers at a glance: what judges the family, the loss, the rate."""
+    said = [n for n in metrics if n.startswith("eval/") and not UNSAID.search(n.rsplit("/", 1)[-1])]
+    names = sorted(said, key=_importance)[:TILES]
+    names += [n for n in ("train/loss",) if n in metrics]
     names += [n for n in metrics if n.startswith("train/") and n.endswith("per_second")][:1]
     tiles = "".join(
         f'<div class="card tile"><b>{number(metrics[name][max(metrics[name])])}</b>'
@@ -370,10 +390,12 @@ def write_report(
     metrics = read_metrics(workdir / "metrics.jsonl")
     metrics.pop("time", None)
     names = sorted(metrics, key=lambda name: ("loss" not in name, "grad_norm" not in name, name))
-    evals = {name: metrics[name] for name in names if name.startswith("eval/")}
+    judged = sorted(filter(lambda name: name.startswith("eval/"), metrics), key=_importance)
+    evals = {name: metrics[name] for name in judged}
     train = {name: metrics[name] for name in names if name.startswith("train/")}
-    # Standard errors are in the table; a curve of one says nothing.
-    curves = {name: curve for name, curve in evals.items() if not name.endswith("_se")}
+    # Standard errors and times are in the table; a curve of one says nothing.
+    curves = {n: curve for n, curve in evals.items() if not UNSAID.search(n.rsplit("/", 1)[-1])}
+    drawn = {n: c for n, c in curves.items() if len(c) > 1 or n.count("/") == 1}
     state = html.escape(digest or "not computed")
     families = _families(workdir / "samples")
     reached = [max(curve) for curve in metrics.values() or families.values()]
@@ -384,7 +406,7 @@ def write_report(
         *[f'<div class="card warning">{html.escape(text)}</div>' for text in warnings],
         _tiles(train | curves),
         *[_viewer(name, pictures) for name, pictures in families.items()],
-        _charts("Evaluation", curves, (0, step)),
+        _charts("Evaluation", drawn, (0, step)),
         _charts("Training", train, (0, step)),
         f"<h2>Metrics</h2>{_metric_table(evals | train)}",
         *sections(workdir),

@@ -42,6 +42,7 @@ def refused(capsys, tmp_path):
     [
         (["--config.optimizer.learningrate=1"], ["learningrate", "optimizer.learning_rate"]),
         (["--config.model.denoiser.chanels=1"], ["denoiser.chanels", "denoiser.channels"]),
+        (["--config.model.denoiser.channels=131072"], ["does not fit into memory", "GiB"]),
         (["--config.batch_size=lots"], ["config.batch_size='lots'", "a whole number"]),
         (["--config.diffusion.sampler=dimm"], ["sampler", "dimm", "ddim"]),
         (["--config.diffusion.path=cosin"], ["cosin", "linear, cosine"]),
@@ -65,8 +66,8 @@ def refused(capsys, tmp_path):
         (["--config.optimizer.freeze=('^nothing',)"], ["freeze", "^nothing"]),
         (["--checkpont=5"], ["--checkpont", "--checkpoint"]),
         (["--seed=5"], ["--config.seed"]),
-        (["--config.seed=-1"], ["config.seed=-1", "from 0 to"]),
-        (["--config.seed=99999999999999999999"], ["config.seed=9999", "from 0 to"]),
+        (["--config.seed=-1"], ["config.seed=-1", "at least 0 and at most"]),
+        (["--config.seed=99999999999999999999"], ["config.seed=9999", "at least 0 and at most"]),
     ],
 )
 def test_wrong_values(refused, arguments, expected):

@@ -4,6 +4,7 @@ import fcntl
 import json
 import random
 import signal
+import time
 
 import chex
 import jax
@@ -146,6 +147,23 @@ def test_a_signal_saves_and_says_so_by_the_exit_code(cli, tmp_path, uninterrupte
     cli.train(tmp_path / "run", *LONG)
     assert reported_digest(tmp_path / "run") == reported_digest(uninterrupted)
     assert steps_logged(tmp_path / "run") == list(range(1, 41))
+
+
+def test_a_signal_in_an_evaluation_is_answered_at_once_and_ends_the_run_behind_it(cli, tmp_path):
+    slow = ("--config.diffusion.num_timesteps=500", "--config.diffusion.eval_timesteps=0")
+    flags = (f"--config={DDPM}:tiny", *FAST, *slow, "--config.evals.limit=0")
+    process = cli.start(*flags, f"--workdir={tmp_path / 'run'}")
+    lines = iter(process.stderr.readline, "")
+    assert any("step 6/12, evaluating" in line for line in lines)
+    process.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    assert any("stopping after this evaluation, with a checkpoint" in line for line in lines)
+    answered = time.monotonic() - start
+    assert any("evaluation at step 6: " in line for line in lines)
+    assert answered < 0.5 * (time.monotonic() - start)
+    process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert Checkpoints(tmp_path / "run").latest() == 6
 
 
 def pair(cli, *arguments, workdir):

@@ -108,6 +108,39 @@ def test_wrong_commands_get_one_error(data, capsys, arguments, says):
     assert err.count("error:") == 1
 
 
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (np.zeros((40, 8, 8, 1), np.float32), "the images to evaluate are float32[40, 8, 8, 1]"),
+        (np.zeros((40, 9, 8, 1), np.uint8), "the images to evaluate are uint8[40, 9, 8, 1]"),
+        (np.zeros((3, 8, 8, 1), np.uint8), "3 images to evaluate: expected at least 11"),
+    ],
+)
+def test_samples_are_looked_at_before_a_classifier_is_trained(
+    data, capsys, monkeypatch, rows, says
+):
+    monkeypatch.setattr(features, "build", lambda *_, **__: pytest.fail("that takes minutes"))
+    np.savez(data / "wrong.npz", samples=rows)
+    assert call(data, "--mode=eval", f"--samples={data / 'wrong.npz'}") == 1
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("evals.fidelity.features=('classifier', 'incepton')", "Nearest: inception"),
+        ("evals.fidelity.reference=valid", "expected a split of npz"),
+        ("evals.fidelity.reference=gone.npz", "no reference statistics at gone.npz"),
+        ("early_stop.metric=eval/fd_clasifier", "is not among the evaluations' metrics"),
+    ],
+)
+def test_a_run_is_checked_before_a_classifier_is_trained(data, capsys, monkeypatch, flag, says):
+    monkeypatch.setattr(features, "build", lambda *_, **__: pytest.fail("that takes minutes"))
+    short = ("--config.duration=2_steps", "--config.evals.fidelity.generated=24")
+    assert call(data, *short, f"--config.{flag}") == 1
+    assert says in capsys.readouterr().err
+
+
 def test_a_run_judges_its_samples_and_keeps_the_best(data, tmp_path):
     folder = tmp_path / "run"
     arguments = [
@@ -123,6 +156,17 @@ def test_a_run_judges_its_samples_and_keeps_the_best(data, tmp_path):
     best = min(found, key=found.get)
     assert (folder / "checkpoints" / str(best)).is_dir()
     assert "fd_classifier" in (folder / "report.html").read_text()
+    pictures = sorted((folder / "samples").iterdir())
+    for split in ("test", "train"):  # that of the run itself, and another
+        own = [f"--workdir={folder}", "--mode=eval", f"--config.evals.split={split}"]
+        assert main.main(own) == 0
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    *_, again, other = (line for line in lines if line["step"] == 4)
+    assert again["eval/fd_classifier"] == pytest.approx(found[4], rel=1e-4)
+    assert "eval/train/fd_classifier" in other
+    assert all(name.startswith("eval/train/") for name in other if "/" in name)
+    assert "eval/train/fd_classifier" in (folder / "report.html").read_text()
+    assert sorted((folder / "samples").iterdir()) == pictures
     wrong = "--config.checkpoint.best=eval/fd_clasifier"
     assert call(data, *arguments, wrong, "--config.duration=6_steps") == 1
 

@@ -111,6 +111,10 @@ def test_the_classifier_is_trained_once_and_right(short, cache, caplog, monkeypa
     data.splits["train"].look = lambda: None
     assert len(set(locked)) == 1
     assert "classifier of sides is right on 100.00 % of the test split" in caplog.text
+    announced, *lines = (r.getMessage() for r in caplog.records if r.name == "genjax")
+    assert "needs a classifier of sides, which is trained first, once, on 30 steps" in announced
+    assert all(line.startswith("classifier: ") for line in lines[:-1])
+    assert any("step 30/30, loss" in line for line in lines)
     assert (found.name, found.dim) == ("classifier", 8)
     images = np.stack([data.splits["test"][i]["image"] for i in range(40)])
     labels = np.array([data.splits["test"][i]["label"] for i in range(40)])
@@ -317,3 +321,9 @@ def test_weights_of_another_network_are_refused(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ConfigError, match=r"no file .*w\.pth"):
         features.build("inception", sides(50, 0), inception_path=str(tmp_path / "w.pth"))
+
+
+def test_few_images_are_not_passed_over_hundreds_of_times():
+    few, many = (trained._config_for(sides(count, 0)) for count in (200, 10_040))
+    assert few.duration == f"{160 * trained.MOST_EPOCHS}_examples"
+    assert many.duration == trained.classifier_config().duration == "360000_examples"

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from genjax import config as configs
 from genjax.config import ConfigError
@@ -54,8 +55,11 @@ def extractor(tmp_path, monkeypatch):
 
 
 def dataset():
-    spec = DataSpec("toy", image_fields(SHAPE, 0), "image", {"train": 150, "test": 60})
-    splits = {name: Columns({"image": x}) for name, x in (("train", TRAIN), ("test", TEST))}
+    spec = DataSpec("toy", image_fields(SHAPE, 2), "image", {"train": 150, "test": 60})
+    splits = {
+        name: Columns({"image": x, "label": np.arange(len(x), dtype=np.int32) % 2})
+        for name, x in (("train", TRAIN), ("test", TEST))
+    }
     return Dataset(spec, splits, "memory")
 
 
@@ -184,8 +188,9 @@ def test_data_sorted_by_class_are_judged_by_all_classes(monkeypatch):
 def test_statistics_of_other_weights_are_refused(monkeypatch):
     ((_, path, _),) = made().references()
     monkeypatch.setattr(features, "build", lambda *_, **__: EXTRACTOR._replace(digest="1" * 64))
+    judge = made(reference=str(path))
     with pytest.raises(ConfigError, match="other weights"):
-        made(reference=str(path))
+        judge.prepare()
 
 
 def test_references_that_do_not_exist():
@@ -213,12 +218,16 @@ def texts():
         ({"data": texts()}, r"fidelity is of images, and 'token' of toy is of kind 'text'"),
         ({"data": float_images()}, r"8-bit images: set dataset\.dequantize=False"),
         ({"features": ()}, r"config\.evals\.fidelity\.features is empty: give classifier"),
-        ({"generated": 10}, r"fidelity\.generated=10: expected at least 11"),
     ],
 )
 def test_what_the_judge_cannot_be_built_for(options, says):
     with pytest.raises(ConfigError, match=says):
         made(**options)
+
+
+def test_too_few_samples_to_judge_are_refused():
+    with pytest.raises(ConfigError, match=r"fidelity\.generated=10: expected at least 11"):
+        configs.read_options(ConfigDict({"generated": 10}), "evals.fidelity", fidelity.Options)
 
 
 def test_the_judge_asks_for_as_many_samples_as_its_section_says():

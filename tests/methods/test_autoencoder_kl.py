@@ -352,7 +352,10 @@ def test_the_perceptual_network_is_read_when_a_run_begins_and_is_frozen():
         ({"likelihood": "laplas"}, r"autoencoder_kl\.likelihood='laplas'.*Nearest: laplace"),
         ({"latent_channels": 0}, r"latent_channels=0: expected at least 1"),
         ({"kl_weight": -1.0}, r"kl_weight=-1\.0: expected at least 0"),
-        ({"adversarial_weight": float("nan")}, r"adversarial_weight=nan: expected at least 0"),
+        (
+            {"adversarial_weight": float("nan")},
+            r"adversarial_weight=nan: expected a number, at least 0",
+        ),
         ({"percptual_weight": 1.0}, r"Nearest: perceptual_weight"),
     ],
 )
@@ -375,7 +378,7 @@ def test_options_that_are_refused(keys, says):
         ({}, (8,), np.uint8, r"needs 8-bit images"),
         ({"model.discriminator.layers": 3}, (8, 8, 1), np.uint8, r"nothing is left of images"),
         ({"model.encoder.channels": (8,)}, (8, 8, 1), np.uint8, r"come back as \(16, 16, 1\)"),
-        ({"model.encoder.channels": ()}, (8, 8, 1), np.uint8, r"one width a level"),
+        ({"model.encoder.channels": ()}, (8, 8, 1), np.uint8, r"a width a level"),
         ({"model.decoder.blocks": 0}, (8, 8, 1), np.uint8, r"decoder\.blocks=0: expected at least"),
         ({}, (9, 8, 1), np.uint8, r"model\.encoder\.channels: images of 9 x 8 cannot be halved 1"),
         ({"model.network": "autoencoder_lk"}, (8, 8, 1), np.uint8, r"Nearest: autoencoder_kl"),

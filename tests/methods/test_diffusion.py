@@ -367,7 +367,7 @@ def test_options_from_config():
         ({"num_timesteps": 1}, "at least 2"),
         ({"eval_timesteps": 1}, "between 2 and num_timesteps=1000"),
         ({"eval_timesteps": 1001}, "between 2 and num_timesteps=1000"),
-        ({"min_snr_gamma": 0.0}, "more than 0"),
+        ({"min_snr_gamma": 0.0}, "above 0"),
         ({"label_dropout": 1.0}, "label_dropout=1.0"),
         ({"steps": 1001}, "steps=1001"),
         ({"guidance": 3.0}, "class_conditional=True"),
@@ -382,7 +382,7 @@ def test_options_from_config():
         ({"num_timesteps": 0, "times": "lognormal"}, "on diffusion.path='edm'"),
         ({"weighting": "min_snr", "coupling": "ot"}, "independent, optimal_transport"),
         ({"sigma_data": 0.0}, "sigma_data=0.0"),
-        ({"shift": 0.0}, "more than 0"),
+        ({"shift": 0.0}, "above 0"),
         ({"class_conditional": True, "spec": images((4, 4, 1))}, "has no labels"),
     ],
 )

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 
-from genjax.config import ConfigError
+from genjax.config import ConfigError, construct
 from genjax.networks import recurrent
 from genjax.nn.functional import functional
 
@@ -110,5 +111,6 @@ def test_the_tree_of_parameters_and_where_they_begin():
     ],
 )
 def test_options_that_cannot_be(options, words):
+    given = {"vocabulary_size": 4, "length": 4, "rngs": nnx.Rngs(0)}
     with pytest.raises(ConfigError, match=words):
-        recurrent.Network(4, 4, **options, rngs=nnx.Rngs(0))
+        construct(recurrent.Network, ConfigDict(options), "model", **given)

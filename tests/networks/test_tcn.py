@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 
-from genjax.config import ConfigError
+from genjax.config import ConfigError, construct
 from genjax.networks import tcn
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "sequence_networks.npz")
@@ -66,5 +67,6 @@ def test_it_sees_as_many_positions_as_it_says_of_its_own_segment():
     ],
 )
 def test_options_that_cannot_be(options, words):
+    given = {"vocabulary_size": 4, "length": 4, "rngs": nnx.Rngs(0)}
     with pytest.raises(ConfigError, match=words):
-        tcn.Network(4, 4, **options, rngs=nnx.Rngs(0))
+        construct(tcn.Network, ConfigDict(options), "model", **given)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 
-from genjax.config import ConfigError
+from genjax.config import ConfigError, construct
 from genjax.networks import pixelcnn, token_transformer
 from genjax.networks.transformer import Transformer
 from genjax.nn.functional import functional
@@ -202,5 +203,6 @@ def test_dropout_is_drawn_for_each_layer_and_only_in_training():
     ],
 )
 def test_sizes_that_cannot_be(cls, options, words):
+    given = {"shape": (2, 2, 1), "vocabulary_size": 4, "rngs": nnx.Rngs(0)}
     with pytest.raises(ConfigError, match=words):
-        cls((2, 2, 1), 4, **options, rngs=nnx.Rngs(0))
+        construct(cls, ConfigDict(options), "model", **given)

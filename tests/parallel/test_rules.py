@@ -99,7 +99,8 @@ def test_one_axis_takes_what_the_others_leave(sizes, expected):
     ("sizes", "message"),
     [
         ({"data": 3}, r"'data': 3.*does not fit 8 devices"),
-        ({"fsdp": 3}, r"does not fit 8 devices"),
+        ({"fsdp": 3}, r"does not fit 8 devices.* Set fsdp x tensor to a divisor: 1, 2, 4, 8\."),
+        ({"data": 1, "fsdp": 3}, r"does not fit 8 devices.* Set one of them to -1\."),
         ({"data": -1, "fsdp": -1}, r"at most one may be -1"),
         ({"data": 0}, r"at least 1"),
         ({"batch_size": 60}, r"=60 is not divisible by the 8 devices.*multiple of 8"),

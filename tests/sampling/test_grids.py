@@ -35,6 +35,11 @@ def test_whole_timesteps(steps, spacing, expected):
     np.testing.assert_array_equal(grid.sigma[::-1], [0.0, *whole.sigma[expected]])
 
 
+def test_trailing_steps_are_rounded_as_in_the_paper_and_in_diffusers():
+    found = grids.times(paths.make("linear", 1000), 3, "trailing")
+    assert found.tolist() == [999, 666, 332]
+
+
 def test_the_end():
     found = grids.times(TEN, 5, "trailing")
     data, first = (grids.grid(TEN, found, end) for end in ("data", "first"))

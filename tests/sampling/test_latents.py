@@ -51,11 +51,25 @@ def test_a_manifold_has_equal_shares_of_the_prior_between_its_codes():
 def test_a_map_has_a_dot_where_each_code_is(label):
     """x to the right, y upwards; what is outside is left out and does not come in elsewhere."""
     code = jnp.array([[0.0, 0.0], [4.0, 2.0], [-9.0, -1.0]])
-    shown = np.asarray(latents.scatter(code, label, size=9, dot=0))[0, 0]
+    whole = np.asarray(latents.scatter(code, label, size=9, dot=0))[0, 0]
+    top, left = latents.MARGIN, latents.LEFT
+    shown = whole[top : top + 9, left : left + 9]
     marked = {tuple(at) for at in np.argwhere(shown.any(-1))}
     assert marked == {(4, 4), (2, 8)}
     colour = [255] * 3 if label is None else latents.COLOURS[3]
     np.testing.assert_array_equal(shown[2, 8], colour)
+
+
+def test_a_map_names_the_classes_beside_their_colours():
+    code, label = jnp.zeros((1, 2)), jnp.array([0])
+    names = ("boot", "\u9774", *map(str, range(30)))
+    shown = np.asarray(latents.scatter(code, label, names))[0, 0]
+    legend = shown[:, latents.LEFT + 256 :]
+    there = {tuple(colour) for colour in legend.reshape(-1, 3)}
+    assert {tuple(colour) for colour in latents.COLOURS} < there
+    assert legend[:, 20:].min(-1).max() > 200  # letters
+    alone = np.asarray(latents.scatter(code, None, names))[0, 0]
+    assert alone.shape[1] < shown.shape[1]  # no colours, no legend
 
 
 def test_bars_are_as_tall_as_the_shares():

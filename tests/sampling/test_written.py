@@ -29,9 +29,9 @@ ROLLS[0, 1, 48] = 1
 @pytest.mark.parametrize(
     ("kind", "samples", "endings"),
     [
-        ("image", np.full((3, 4, 4, 1), 7, np.uint8), [".png", ".npz"]),
-        ("image", np.full((3, 4, 4, 3), 0.5, np.float32), [".png", ".npz"]),
-        ("mask", np.eye(4, dtype=np.uint8)[None, ..., None], [".png", ".npz"]),
+        ("image", np.full((3, 4, 4, 1), 7, np.uint8), ["", ".png", ".npz"]),
+        ("image", np.full((3, 4, 4, 3), 0.5, np.float32), ["", ".png", ".npz"]),
+        ("mask", np.eye(4, dtype=np.uint8)[None, ..., None], ["", ".png", ".npz"]),
         ("code", np.full((3, 4, 4, 3), 7, np.uint8), [".npz"]),
         ("text", np.array([[104, 233, -1]], np.int32), [".txt", ".npz"]),
         ("label", np.array([1, 0], np.int32), [".txt", ".npz"]),
@@ -57,6 +57,17 @@ def test_save_writes_what_goes_with_the_modality(tmp_path, kind, samples, ending
             assert path.read_bytes() == modalities.player_of(samples, field(kind))
         if path.suffix == ".mid":  # the first eight of ten
             assert path.read_bytes().count(b"\xff\x06") == 8
+
+
+def test_every_image_is_a_file_of_its_own_and_those_of_before_go(tmp_path):
+    rows = np.arange(5 * 16, dtype=np.uint8).reshape(5, 4, 4, 1)
+    written.save(tmp_path / "a", rows, field("image"))
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    written.save(tmp_path / "a", rows[:3] + 1, field("image"))
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["00000.png", "00001.png", "00002.png", "notes.txt"]
+    read = np.asarray(Image.open(tmp_path / "a" / "00002.png"))
+    np.testing.assert_array_equal(read, rows[2, ..., 0] + 1)
 
 
 def test_nothing_is_written_of_a_kind_that_nobody_knows(tmp_path):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
 from genjax import config as configs
 from genjax.config import ConfigError
@@ -138,15 +139,20 @@ def test_a_parameter_without_a_rule_is_refused(key):
         ("b1", 1.0),
         ("b2", -0.1),
         ("momentum", 1.0),
+        ("learning_rate", -1.0),
         ("learning_rate", float("inf")),
         ("learning_rate", float("nan")),
     ],
 )
 def test_numbers_that_could_make_an_update_infinite_are_refused(key, value):
     config = configs.base()
-    config.optimizer[key] = value
+    config.method, config.optimizer[key] = "diffusion", value
     with pytest.raises(ConfigError, match=rf"config\.optimizer\.{key}={value}: expected"):
-        optim.build(config, "net", optax.constant_schedule(1.0))
+        configs.validate(config)
+    config.optimizer[key] = getattr(configs.base().optimizer, key)
+    config.optimizer.networks = ConfigDict({"net": {key: value}})
+    with pytest.raises(ConfigError, match=rf"config\.optimizer\.networks\.net\.{key}={value}"):
+        configs.validate(config)
 
 
 def test_unknown_names_are_refused_with_the_nearest():

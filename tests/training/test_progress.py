@@ -80,6 +80,24 @@ def test_a_terminal_shows_a_bar_and_the_log_file_plain_lines(tmp_path, monkeypat
     assert "%|" not in log
 
 
+def test_what_is_done_meanwhile_is_said_and_lines_of_a_training_within_are_marked(tmp_path, capsys):
+    with progress.terminal_logging(), progress.file_logging(tmp_path):
+        bar = progress.Progress(total=10, start=0, batch_size=1)
+        bar.step(3)
+        assert bar.doing == "training"
+        with bar.paused("evaluating"):
+            assert bar.doing == "evaluating"
+            with progress.marked("judge"):
+                logging.getLogger("genjax").info("loss %.1f of 100%%", 0.5)
+        assert bar.doing == "training"
+        logging.getLogger("genjax").info("after")
+        bar.close()
+    lines = ["step 3/10, evaluating", "judge: loss 0.5 of 100%", "after"]
+    assert capsys.readouterr().err.splitlines() == lines
+    log = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split(" INFO ")[1] for line in log] == lines
+
+
 def test_logging_is_as_before_afterwards_and_the_file_is_appended_to(tmp_path):
     logger = logging.getLogger("genjax")
     before = logger.level, logger.propagate, list(logger.handlers)

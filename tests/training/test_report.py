@@ -114,6 +114,36 @@ def test_page_has_the_numbers_config_environment_and_digest(tmp_path):
     assert "step 20,000 of 20,000, finished" in " ".join(done.text)
 
 
+def test_tiles_show_first_what_the_family_is_judged_by(tmp_path):
+    """Never how long an evaluation took, nor a standard error."""
+    names = (
+        "seconds",
+        "accuracy",
+        "fd_classifier_se",
+        "zeal",
+        "perplexity",
+        "fd_classifier",
+        "mse",
+    )
+    values = {f"eval/{name}": 1.5 for name in names} | {"train/loss": 2.0}
+    write_run(tmp_path, lines=[(5, values), (10, values)])
+    read(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    tiles = re.search(r'<div class="tiles">(.*?)<h2', text, re.DOTALL)[1].replace("<wbr>", "")
+    shown = re.findall(r"<span>([^<]*)</span>", tiles)
+    expected = ["fd_classifier", "perplexity", "accuracy", "mse", "zeal"]
+    assert shown == [*[f"eval/{name}" for name in expected], "train/loss"]
+    charts = text.partition("<h2>Evaluation</h2>")[2].partition("<h2>Training</h2>")[0]
+    titles = re.findall(r"<h3>(.*?)</h3>", charts.replace("<wbr>", ""))
+    assert titles == expected  # of charts, in the same order
+
+
+def test_a_constant_has_no_best(tmp_path):
+    lines = [(i, {"train/loss": 2.0, "eval/accuracy": 0.5}) for i in (1, 2, 3)]
+    write_run(tmp_path, lines=lines)
+    assert "★" not in " ".join(" ".join(row) for row in read(tmp_path).rows)
+
+
 def test_page_loads_nothing_from_anywhere(tmp_path):
     config = {"method": "diffusion", "dataset": {"name": "https://example.com/x.npz"}}
     write_run(tmp_path, config=config, lines=run_lines(50), pictures=["step_000010.png"])

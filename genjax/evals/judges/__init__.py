@@ -17,7 +17,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError, flatten, override, read_options
+from genjax.checks import ConfigError, check_value
+from genjax.config import flatten, override, read_options
 from genjax.data.catalogue import Dataset
 from genjax.method import find_module
 
@@ -33,12 +34,15 @@ class Judge(NamedTuple):
       metrics: the names that it may give.
       samples: how many it wants, at most; 0 for as many as are shown.
       paired: whether it compares each sample with its own reference.
+      prepare: fetches weights or trains what the judge needs, which may take minutes; called once,
+        after all checks and before anything is judged.
     """
 
     judge: Callable[[np.ndarray, np.ndarray, Mapping[str, np.ndarray]], dict[str, float]]
     metrics: tuple[str, ...]
     samples: int = 0
     paired: bool = False
+    prepare: Callable[[], None] = lambda: None
 
 
 def _module(name: str):
@@ -66,6 +70,7 @@ def with_sections(config: ConfigDict, overrides: Mapping[str, object]) -> Config
     key = "evals.judges"
     asked = {key: overrides[key]} if key in overrides else {}
     names = flatten(override(config, asked))[key]
+    check_value(f"config.{key}", names, tuple[str, ...])
     config = config.copy_and_resolve_references()
     for name in names:
         own = name.rpartition(".")[2]
@@ -77,7 +82,7 @@ def with_sections(config: ConfigDict, overrides: Mapping[str, object]) -> Config
 
 
 def build(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> tuple[Judge, ...]:
-    """The judges that a config names, ready: they may fetch weights, or train a classifier.
+    """The judges that a config names, checked; `Judge.prepare` makes them ready.
 
     Args:
       config: the whole.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError
+from genjax.checks import ConfigError, Range
 from genjax.data import sources
 from genjax.data.catalogue import Dataset
 from genjax.evals import text
@@ -25,7 +25,7 @@ class Options(NamedTuple):
       generated: texts that are judged; 0 for those that are shown.
     """
 
-    generated: int = 0
+    generated: Annotated[int, Range(0, 2**20)] = 0
 
 
 def build_judge(options: Options, evals: ConfigDict, dataset: Dataset, mesh: Mesh) -> Judge:

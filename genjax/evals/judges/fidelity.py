@@ -7,10 +7,11 @@ named after them, and `fid` is that on Inception alone.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError
+from genjax.checks import ConfigError, Range
 from genjax.data import loader, packages, sources
 from genjax.data.catalogue import Dataset
 from genjax.data.digest import data_digest
@@ -28,7 +29,7 @@ from genjax.evals.judges import Judge
 from genjax.evals.metric_names import METRICS, metric_name
 from genjax.evals.statistics import Reference
 from genjax.parallel.distributed import largest
-from genjax.parallel.mesh import batch_part, global_batch
+from genjax.parallel.mesh import batch_part, fitting, global_batch
 
 logger = logging.getLogger("genjax")
 
@@ -49,7 +50,7 @@ class Options(NamedTuple):
     """
 
     features: tuple[str, ...] = ("classifier",)
-    generated: int = 5000
+    generated: Annotated[int, Range(LEAST, 2**20)] = 5000
     reference: str = "train"
     inception_path: str = ""
 
@@ -71,29 +72,25 @@ def build_judge(options: Options, evals: ConfigDict, dataset: Dataset, mesh: Mes
     def judge(samples: np.ndarray, references: np.ndarray, conditions: dict) -> dict[str, float]:
         return compare(samples)
 
-    return Judge(judge, metrics_of(options.features), options.generated)
+    metrics = metrics_of(options.features)
+    return Judge(judge, metrics, options.generated, prepare=compare.prepare)
 
 
 class Comparison:
-    """The extractors of a config and the statistics of its data, ready to judge images."""
+    """The extractors of a config and the statistics of its data, which judge images."""
 
     def __init__(self, options: Options, evals: ConfigDict, dataset: Dataset, mesh: Mesh):
-        """Makes the extractors ready, which may fetch weights or train the classifier.
+        """Checks what can be checked with no extractor; `prepare` makes them ready.
 
         Raises:
-          ConfigError: no extractor is asked for, or it cannot be had; the data are no images; the
-            reference is neither a split nor statistics of the right features.
+          ConfigError: no extractor is asked for, or one that there is not; the data are no images;
+            the reference is neither a split nor a file.
         """
         field = dataset.spec.generated
         if not options.features:
             raise ConfigError(
                 "config.evals.fidelity.features is empty: give classifier, efficientnet_lite0 or "
                 "inception, or leave fidelity out of evals.judges."
-            )
-        if options.generated < LEAST:
-            raise ConfigError(
-                f"config.evals.fidelity.generated={options.generated}: expected at least {LEAST}, "
-                "better thousands."
             )
         if field.kind != "image":
             raise ConfigError(
@@ -105,14 +102,38 @@ class Comparison:
                 "config.evals.judges: fidelity is of 8-bit images: set dataset.dequantize=False, "
                 "or leave it out."
             )
+        for name in options.features:
+            features.check(name, dataset)
+        split = options.reference
+        if split.endswith(".npz") and not Path(split).is_file():
+            raise ConfigError(
+                f"config.evals.fidelity.reference: there are no reference statistics at {split}. "
+                "Make them by --mode=statistics, or give a split of the data."
+            )
+        if not split.endswith(".npz") and not dataset.splits.get(split):
+            raise ConfigError(
+                f"config.evals.fidelity.reference={split!r}: expected a split of "
+                f"{dataset.spec.name} ({', '.join(dataset.splits)}), or an .npz file of "
+                "--mode=statistics."
+            )
         self.options, self.dataset, self.mesh = options, dataset, mesh
         self._size = evals.batch_size
-        self._extractors = [
-            (extractor, apply := _jitted(extractor, mesh), self._find_reference(extractor, apply))
-            for extractor in (
-                features.build(name, dataset, inception_path=options.inception_path)
-                for name in options.features
-            )
+
+    def prepare(self) -> None:
+        """Makes the extractors ready, which may fetch weights or train the classifier; once.
+
+        Raises:
+          ConfigError: an extractor cannot be had, or the reference statistics are of another.
+        """
+        _ = self._extractors
+
+    @functools.cached_property
+    def _extractors(self) -> list[tuple[Features, Callable, Callable[[], Reference]]]:
+        path = self.options.inception_path
+        made = (features.build(n, self.dataset, inception_path=path) for n in self.options.features)
+        return [
+            (one, apply := _jitted(one, self.mesh), self._find_reference(one, apply))
+            for one in made
         ]
 
     def __call__(self, images: UInt8[np.ndarray, "N H W C"]) -> dict[str, float]:
@@ -138,7 +159,8 @@ class Comparison:
         found = {}
         for extractor, apply, reference in self._extractors:
             part, parts = batch_part(self.mesh)
-            mine = (np.split(rows, parts)[part] for rows in _padded(images, self._size))
+            size = fitting(self._size, len(images), self.mesh)
+            mine = (np.split(rows, parts)[part] for rows in _padded(images, size))
             rows = zip(*self._run(apply, mine), strict=True)
             made, logits = (np.concatenate(r)[: len(images)] for r in rows)
             values = _compare(made, logits, reference())
@@ -173,14 +195,7 @@ class Comparison:
 
     def _find_reference(self, extractor: Features, apply: Callable) -> Callable[[], Reference]:
         """The reference statistics: read, or computed, at the first call."""
-        split = self.options.reference
-        if not split.endswith(".npz") and not self.dataset.splits.get(split):
-            raise ConfigError(
-                f"config.evals.fidelity.reference={split!r}: expected a split of "
-                f"{self.dataset.spec.name} ({', '.join(self.dataset.splits)}), or an .npz "
-                "file of --mode=statistics."
-            )
-        path = self._path(extractor)
+        split, path = self.options.reference, self._path(extractor)
         if split.endswith(".npz"):
             found = statistics.load_reference(path, name=extractor.name, digest=None)
             if found.digest.rpartition("/")[2] != extractor.digest:
@@ -219,8 +234,9 @@ class Comparison:
         chosen = sources.order(len(source))[:KEPT].tolist()
         kept, seen = dict.fromkeys(chosen), 0  # in an order that knows no classes
         part, parts = batch_part(self.mesh)
+        size = fitting(self._size, len(source), self.mesh)
         batches = loader.eval_batches(
-            source, batch_size=self._size, process_index=part, process_count=parts
+            source, batch_size=size, process_index=part, process_count=parts
         )
         for rows, _ in self._run(apply, (batch[self.dataset.spec.target] for batch, _ in batches)):
             rows = rows[: len(source) - seen]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError
+from genjax.checks import ConfigError, Range
 from genjax.data.catalogue import Dataset
 from genjax.evals import text
 from genjax.evals.judges import Judge
@@ -23,7 +23,7 @@ class Options(NamedTuple):
       generated: texts that are judged.
     """
 
-    generated: int = 200
+    generated: Annotated[int, Range(1, 2**20)] = 200
 
 
 def compare(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:

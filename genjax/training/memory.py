@@ -1,0 +1,55 @@
+"""Whether the devices can hold a run, before any of it is allocated."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+
+from genjax.checks import ConfigError
+from genjax.training.assemble import Assembly
+
+GIB = 2**30
+
+
+def check(run: Assembly, available: int | None = None) -> None:
+    """Refuses a run whose state and batches alone are larger than a device's memory.
+
+    What is computed of them comes on top: a run that passes may still be too large.
+
+    Args:
+      run: what is to be trained or restored.
+      available: bytes of one device; what the device says if not given.
+
+    Raises:
+      ConfigError: they do not fit.
+    """
+    available = of_device() if available is None else available
+    state = sum(map(_bytes, jax.tree.leaves(run.state)))
+    batches = sum(map(_bytes, jax.tree.leaves(run.batch))) * run.config.steps_per_dispatch
+    if available and state + batches > available:
+        raise ConfigError(
+            f"the run does not fit into memory: its state (parameters, the optimizer's moments, "
+            f"averages) takes {state / GIB:,.2f} GiB of each device and a batch of "
+            f"{run.examples_per_step:,} examples {batches / GIB:,.2f} GiB, of "
+            f"{available / GIB:,.2f} GiB. Make config.model or config.batch_size smaller, or "
+            "spread the state over more devices by config.mesh.fsdp."
+        )
+
+
+def of_device() -> int:
+    """Bytes of memory for each device here; 0 if nobody says."""
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit", 0)
+    if not hasattr(os, "sysconf"):
+        return 0
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+
+
+def _bytes(leaf: jax.ShapeDtypeStruct) -> int:
+    """Of the part of an array that one device holds."""
+    count = 1
+    for side in leaf.sharding.shard_shape(leaf.shape):
+        count *= side
+    return count * leaf.dtype.itemsize
