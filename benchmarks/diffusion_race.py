@@ -3,9 +3,9 @@
 Runs configs/ddpm.py for `--examples`, and takes the seconds that the whole command needed:
 compilation, evaluations and checkpoints included. PyTorch then trains a U-Net of the same
 parameters for as many seconds (benchmarks/torch_diffusion.py), compiled and in bfloat16, its
-fastest form in docs/performance.md; once by the recipe of denoising-diffusion-pytorch and once by
-v-prediction with our learning rate and average. 5,000 samples of each are judged by `--mode=eval --samples`. Runs stand alone, one after the
-other.
+fastest form in docs/performance.md: once by the recipe of denoising-diffusion-pytorch, and once by
+v-prediction with our learning rate and average. `--mode=eval --samples` judges 5,000 samples of
+each. The runs follow one another.
 
   python benchmarks/diffusion_race.py --torch_python=PATH [--examples=150000] [--workdir=DIR]
 """
