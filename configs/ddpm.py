@@ -17,6 +17,9 @@ Presets, as in --config=configs/ddpm.py:tiny:
   cifar10    the 35.7M-parameter network and the settings of Ho et al. 2020 for one accelerator
              (their FID after 800,000 steps: 3.17; not run by us)
   celeba64   the network of Song et al. 2021 (DDIM) for CelebA at 64 x 64 (not run by us)
+  super_resolution       the default, told the picture at a quarter of its sides (not run yet)
+  super_resolution_tiny  8 x 8 digits out of 2 x 2 pixels: tiny, told more
+  inpainting             the default, told the picture outside of a rectangle (not run yet)
 """
 
 from ml_collections import ConfigDict
@@ -106,21 +109,28 @@ _PAPER = _DISCRETE | {
     "model.denoiser.patch_size": 1,
 }
 
+_TINY = _DIGITS | {
+    "duration": "300_steps",
+    "schedule.warmup": "20_steps",
+    "evals.every": "50_percent",
+    "evals.limit": 64,
+    "evals.samples": 16,
+    "log.every": "20_steps",
+    "diffusion.num_timesteps": 100,
+    "diffusion.eval_timesteps": 8,
+    "diffusion.steps": 20,
+    "model.denoiser.channels": 16,
+    "model.denoiser.multipliers": (1, 2),
+}
+# Of the picture at a quarter of its sides, always told: there is nothing to guide away from.
+_SMALL = {
+    "dataset.derived": (("small", "smaller", 4),),
+    "diffusion.conditions": ("small",),
+    "diffusion.label_dropout": 0.0,
+}
+
 PRESETS = {
-    "tiny": _DIGITS
-    | {
-        "duration": "300_steps",
-        "schedule.warmup": "20_steps",
-        "evals.every": "50_percent",
-        "evals.limit": 64,
-        "evals.samples": 16,
-        "log.every": "20_steps",
-        "diffusion.num_timesteps": 100,
-        "diffusion.eval_timesteps": 8,
-        "diffusion.steps": 20,
-        "model.denoiser.channels": 16,
-        "model.denoiser.multipliers": (1, 2),
-    },
+    "tiny": _TINY,
     "digits": _DIGITS
     | {
         "batch_size": 64,
@@ -130,6 +140,13 @@ PRESETS = {
         "model.denoiser.blocks": 2,
     },
     "mnist": {"dataset.name": "mnist"},
+    "super_resolution": _SMALL,
+    "super_resolution_tiny": _TINY | _SMALL,
+    "inpainting": {
+        "dataset.derived": (("mask", "box", 0.6), ("known", "outside", "mask")),
+        "diffusion.conditions": ("known", "mask"),
+        "diffusion.label_dropout": 0.0,
+    },
     "cifar10": _PAPER
     | {
         "dataset.name": "cifar10",

@@ -87,6 +87,8 @@ def base() -> ConfigDict:
                 "path": "",  # of the files
                 "fields": (),  # (name, kind) of more arrays of "npz", or the texts of "pairs"
                 "target": "",  # the field that is generated, of these
+                # (name, how, argument) of fields that are made of the image: see data/derived.py
+                "derived": (),
                 "codes": "",  # the stage whose codes of the target are generated in its place
                 "validation": "",  # carved out of train if the data set has no such split
                 "test": "",

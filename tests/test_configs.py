@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -50,10 +51,12 @@ def of_sequences(config):
     return config.dataset.name in (*texts.NAMES, *rolls.NAMES)
 
 
-def text_spec(config):
-    """What a config's text or rolls look like, which only the data tell; None of images."""
+def described(config):
+    """What a config's data look like, of which only the data tell texts, rolls, captions."""
     if not of_sequences(config):
-        return None
+        plain = config.dataset.copy_and_resolve_references()
+        plain.text.tokenizer = "bytes"  # others are trained on the captions
+        return catalogue.spec(plain)
     text, sizes = config.dataset.text, {"train": 1000}
     row = Field("real", (text.length + 1,), np.dtype(np.int32))
     if config.dataset.name in rolls.NAMES:
@@ -80,7 +83,7 @@ def prepared(location, folder):
     given = {"weights": gpt2(folder)} if Path(location).stem == "import_lm" else {}
     config = configs.load(location, given, judges.with_sections)
     if not config.stages:
-        run = assemble(config, text_spec(config), devices=jax.devices()[:4])
+        run = assemble(config, described(config), devices=jax.devices()[:4])
         return run, run.spec.generated.shape
     ((name, place),) = config.stages.items()
     first = configs.load(f"{FOLDER / place}")
@@ -108,7 +111,10 @@ def test_init_step_evaluation_and_samples_have_shapes(location, tmp_path):
 
     def samples(params, mutable, key):
         fixed, arrays = draw.planned(run.method, {})
-        return run.method.sample(params, mutable, key, 3, {}, **fixed, **arrays)
+        names = run.config.get(run.config.method, {}).get("conditions", ())
+        fields = {name: run.spec.fields[name] for name in names}
+        given = {name: jnp.zeros((3, *f.shape), f.dtype) for name, f in fields.items()}
+        return run.method.sample(params, mutable, key, 3, given, **fixed, **arrays)
 
     if not run.config.evals.samples:  # no generative model, such as the classifier
         with pytest.raises(configs.ConfigError, match="does not sample"):
@@ -131,7 +137,7 @@ def test_training_looks_at_a_split_that_is_there_and_not_at_the_test_split(locat
     if of_sequences(config):
         assert data.validation or data.name in rolls.NAMES
     else:
-        assert catalogue.spec(data).sizes[expected] > 100
+        assert described(config).sizes[expected] > 100
 
 
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)

@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 import jax
 import pytest
 from ml_collections import ConfigDict
-from test_configs import text_spec
+from test_configs import described
 
 from genjax import config as configs
 from genjax import main
@@ -86,7 +86,7 @@ def build(location, overrides):
     """The method of a config, and what follows from it, with nothing allocated."""
     config = configs.load(f"{FOLDER / location}", overrides, judges.with_sections)
     if not config.stages:
-        assemble(config, text_spec(config), devices=jax.devices()[:1])
+        assemble(config, described(config), devices=jax.devices()[:1])
 
 
 def test_a_state_or_batch_larger_than_memory_is_refused_before_it_is_made():

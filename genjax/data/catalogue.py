@@ -28,6 +28,7 @@ from genjax.config import ConfigError, nearest
 from genjax.data import (
     arrays,
     captions,
+    derived,
     folders,
     packaged,
     packages,
@@ -141,7 +142,8 @@ def load(dataset: ConfigDict) -> Dataset:
         given = dataset.path, dataset.channels, dataset.image_size, dataset.on_corrupt
         raw = folders.read(*given)
     elif own := _own_module(name):
-        return own.load(dataset)
+        loaded = own.load(dataset)
+        return loaded._replace(spec=derived.added(dataset, loaded.spec))
     else:
         raw = _resolve(dataset)
     carved = splits.carve({split: len(source) for split, source in raw.splits.items()}, dataset)
@@ -202,7 +204,8 @@ def _check(dataset: ConfigDict) -> None:
             "or a module of your own."
         )
     sequence = any(dataset.name in provider.NAMES for provider in PROVIDERS)
-    keys = {key: dataset[key] for key in ("channels", "flip", "crop_padding", "dequantize")}
+    named = ("channels", "flip", "crop_padding", "dequantize", "derived")
+    keys = {key: dataset[key] for key in named}
     for key, value in ({"image_size": any(size) and dataset.image_size} | keys).items():
         if sequence and value:
             raise ConfigError(
@@ -214,14 +217,14 @@ def _check(dataset: ConfigDict) -> None:
 def _spec(
     dataset: ConfigDict, fields: Mapping[str, Field], target: str, sizes: dict[str, int]
 ) -> DataSpec:
-    """The fields as the transforms leave them: images that are dequantised are float32."""
+    """The fields as the transforms leave them: those of `derived`, dequantised images float32."""
     made = {
         name: field._replace(dtype=np.dtype(np.float32))
         if dataset.dequantize and field.kind == "image"
         else field
         for name, field in fields.items()
     }
-    return DataSpec(dataset.name, made, target, sizes)
+    return derived.added(dataset, DataSpec(dataset.name, made, target, sizes))
 
 
 # ---- routes --------------------------------------------------------------------------------------

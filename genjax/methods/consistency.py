@@ -23,21 +23,21 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from genjax.checks import Finite, Positive, Range, Rate, Share
+from genjax.checks import Finite, Positive, Range, Rate, Share, Width
 from genjax.config import ConfigError, one_of, read_options, require
 from genjax.durations import steps_within
 from genjax.method import Aux, Batch, DataSpec, Follow, Method, Phase, Rules, Stage, Tree
 from genjax.methods import diffusion
-from genjax.methods.diffusion import Denoiser
-from genjax.modalities.label import num_classes, required_classes
+from genjax.methods.denoiser import Denoiser, Known, check_conditions, fields_of, network, shape_of
+from genjax.networks.told import Told
 from genjax.nn.functional import Functional
 from genjax.sampling import consistency as noise_levels
 from genjax.sampling import grids, parametrisation, paths, solvers
 from genjax.sampling.bound import per_example, stratified_uniform
-from genjax.sampling.conditions import Condition, labels
+from genjax.sampling.conditions import Condition, complete
 from genjax.sampling.consistency import identity, levels_of, told_times
 from genjax.sampling.logits import whole_number
 from genjax.sampling.parametrisation import Prediction
@@ -89,7 +89,9 @@ class Options(NamedTuple):
       guidance: scale of the guidance that is learned: the teacher's, or omega of a mean flow.
       guidance_mixing: kappa of a mean flow.
       class_conditional: whether the network is told the label.
-      label_dropout: share of training examples whose label is hidden.
+      conditions: names of other fields that the network is told: see `methods.diffusion.Options`.
+      context_width: see there.
+      label_dropout: share of training examples whose conditions are hidden, all of them together.
       eval_levels: noise levels of an evaluation.
       steps: default number of sampling steps.
     """
@@ -118,6 +120,8 @@ class Options(NamedTuple):
     guidance: Finite = 1.0
     guidance_mixing: Finite = 0.0
     class_conditional: bool = False
+    conditions: tuple[str, ...] = ()
+    context_width: Width = 128
     label_dropout: Rate = 0.0
     eval_levels: Annotated[int, Range(2, 10_000)] = 18
     steps: Annotated[int, Range(1, 10_000)] = 2
@@ -127,8 +131,8 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
     """Reads and checks the `consistency` section.
 
     Raises:
-      ConfigError: an unknown key or choice, a number out of range, or a kind that cannot be had on
-        that path, or without labels.
+      ConfigError: an unknown key or choice, a number out of range, a kind that cannot be had on
+        that path, or a condition that the data do not have or that cannot enter a network.
     """
     o = read_options(section, "consistency", Options)
     for name, choices in {
@@ -152,7 +156,6 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
         "huber": (o.huber > 0, "more than 0"),
         "target_decay": (0 <= o.target_decay < 1, "0 <= mu < 1"),
         "different_times": (0 <= o.different_times <= 1, "0 <= p <= 1"),
-        "label_dropout": (0 <= o.label_dropout < 1, "0 <= p < 1"),
         "eval_levels": (o.eval_levels >= 2, "at least 2"),
         "steps": (o.steps >= 1, "at least 1"),
     }.items():
@@ -174,10 +177,9 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
             "has none. Set weighting='simple' or 'uncertainty'."
         )
     if o.kind == "mean_flow" and o.guidance != 1:
-        known = o.class_conditional and o.label_dropout > 0
-        expected = "1, or class_conditional=True and label_dropout > 0"
-        require(known, "consistency.guidance", o.guidance, expected)
-    required_classes(spec, "consistency.class_conditional=True", o.class_conditional)
+        expected = "1, or class_conditional=True or conditions, and label_dropout > 0"
+        require(diffusion.guidable(o), "consistency.guidance", o.guidance, expected)
+    check_conditions(o, "consistency", spec)
     return o
 
 
@@ -190,29 +192,30 @@ class Teacher(NamedTuple):
     Attributes:
       stage: the run.
       path: that it was trained on.
-      null: its label for "no label"; None if it knows no labels.
+      conditions: the names of those that it knows.
     """
 
     stage: Stage
     path: Path
-    null: int | None
+    conditions: tuple[str, ...]
 
-    def pair(self, params: dict, mutable: dict, y: Array, s: Array, label: Any) -> Prediction:
+    def pair(self, params: dict, mutable: dict, y: Array, s: Array, known: Known) -> Prediction:
         """The (x_0, epsilon) that it says of y = x_0 + s epsilon."""
         at = levels_of(self.path, s)
         batch = {"x": like(at.alpha, y) * y, "level": at}
-        if self.null is not None:
-            batch["label"] = label
+        batch |= {name: known.values[name] for name in self.conditions}
+        if known.hidden is not None:
+            batch["hidden"] = known.hidden
         return self.stage.apply(params, mutable, batch)
 
     def guided(
-        self, params: dict, mutable: dict, y: Array, s: Array, label: Any, scale: float
+        self, params: dict, mutable: dict, y: Array, s: Array, known: Known, scale: float
     ) -> Prediction:
-        """The same, beyond the prediction without a label (Ho & Salimans 2022, eq. 6)."""
-        good = self.pair(params, mutable, y, s, label)
+        """The same, beyond the prediction without conditions (Ho & Salimans 2022, eq. 6)."""
+        good = self.pair(params, mutable, y, s, known)
         if scale == 1:
             return good
-        bad = self.pair(params, mutable, y, s, jnp.full_like(label, self.null))
+        bad = self.pair(params, mutable, y, s, known.all_hidden())
         return jax.tree.map(lambda g, b: b + scale * (g - b), good, bad)
 
 
@@ -238,10 +241,10 @@ class Model(NamedTuple):
     teacher: Teacher | None = None
 
     def jump(
-        self, params: Tree, mutable: Tree, x: Array, at: Levels, label: Any, **training
+        self, params: Tree, mutable: Tree, x: Array, at: Levels, told: Told, **training
     ) -> tuple[Float[Array, "B H W C"], Tree]:
         """f(x_t), and the network's mutable state."""
-        output, _, changed = self.denoiser(params, mutable, x, at, label, **training)
+        output, _, changed = self.denoiser(params, mutable, x, at, told, **training)
         pair = self.denoiser.interpret(output, at, x)
         return pair.x0 + self.least * pair.epsilon, changed
 
@@ -262,8 +265,7 @@ def build(config: ConfigDict, spec: DataSpec, stages: Mapping[str, Stage]) -> Me
     """
     options = options_from_config(config.consistency, spec)
     given = {"times": 2} if options.kind == "mean_flow" else {}
-    channels = diffusion.shape_of(spec)[-1]
-    made = diffusion.network(config, spec, channels, options.class_conditional, **given)
+    made = network(config, spec, shape_of(spec)[-1], options, **given)
     examples, lengths = spec.sizes.get("train", 0), []
     for name in ("curriculum_length", "tangent_warmup"):
         text = getattr(options, name)
@@ -312,18 +314,30 @@ def teacher_of(o: Options, spec: DataSpec, stages: Mapping[str, Stage]) -> Teach
             + ", or on other latents" * (stage.spec.name == spec.name)
             + ". Give a teacher of these data."
         )
-    known = diffusion.options_from_config(stage.config.diffusion, stage.spec)
-    if known.class_conditional and not o.class_conditional:
+    taught = diffusion.options_from_config(stage.config.diffusion, stage.spec)
+    conditions, ours = fields_of(taught, stage.spec), fields_of(o, spec)
+    if taught.class_conditional and not o.class_conditional:
         raise ConfigError(
             "config.stages.teacher is told labels: set consistency.class_conditional=True."
         )
-    if o.guidance != 1 and not (known.class_conditional and known.label_dropout):
+    if missing := [name for name in conditions if name not in ours]:
+        raise ConfigError(
+            f"config.stages.teacher is told {', '.join(missing)}: name them in "
+            f"consistency.conditions, which is {o.conditions}."
+        )
+    for name, field in conditions.items():
+        if (field.kind, field.shape) != (ours[name].kind, ours[name].shape):
+            raise ConfigError(
+                f"config.stages.teacher is told {name} of kind {field.kind!r} and shape "
+                f"{field.shape}; here it is {ours[name].kind!r} of {ours[name].shape}. Give a "
+                "teacher of these data."
+            )
+    if o.guidance != 1 and not diffusion.guidable(taught):
         raise ConfigError(
             f"consistency.guidance={o.guidance:g}: the teacher was not trained to be guided, with "
-            "class_conditional=True and label_dropout > 0. Use 1."
+            "class_conditional=True or conditions, and label_dropout > 0. Use 1."
         )
-    null = num_classes(stage.spec) if known.class_conditional else None
-    return Teacher(stage, diffusion.path_of(known), null)
+    return Teacher(stage, diffusion.path_of(taught), tuple(conditions))
 
 
 def from_network(
@@ -378,6 +392,9 @@ def model_of(
         sigma_data=o.sigma_data,
         weighting="uncertainty" if o.weighting == "uncertainty" else "simple",
         class_conditional=o.class_conditional,
+        conditions=o.conditions,
+        context_width=o.context_width,
+        label_dropout=o.label_dropout,
     )
     denoiser = diffusion.denoiser_of(net, own, spec)
     if o.kind == "continuous":  # the derivative of what the network is told is part of the tangent
@@ -427,13 +444,10 @@ def loss(
     o, denoiser = model.options, model.denoiser
     x0 = denoiser.data(batch)
     noise = jax.random.normal(jax.random.fold_in(key, 0), x0.shape)
-    label = None
-    if o.class_conditional:
-        hidden = jax.random.bernoulli(jax.random.fold_in(key, 1), o.label_dropout, (len(x0),))
-        label = jnp.where(hidden, num_classes(denoiser.spec), batch["label"])
+    known = denoiser.known(batch, jax.random.fold_in(key, 1))
     kind = {"continuous": continuous, "mean_flow": mean_flow}.get(o.kind, between_levels)
     draws = jax.random.fold_in(key, 2)
-    found: Losses = kind(model, params, mutable, x0, noise, label, draws, step)
+    found: Losses = kind(model, params, mutable, x0, noise, known, draws, step)
     changed = {"denoiser": found.mutable}
     return denoiser.summed_up(params, mutable, found.each, found.told, found.metrics, changed)
 
@@ -444,7 +458,7 @@ def between_levels(
     mutable: dict,
     x0: Array,
     noise: Array,
-    label: Int[Array, "B"] | None,
+    known: Known,
     key: Array,
     step: Array,
 ) -> Losses:
@@ -462,15 +476,16 @@ def between_levels(
         r = noise_levels.nearer(s, count, model.least)
     y = x0 + like(s, x0) * noise
     if model.teacher:
-        nearer = teachers_step(model, params, mutable, y, s, r, label)
+        nearer = teachers_step(model, params, mutable, y, s, r, known)
     else:
         nearer = x0 + like(r, x0) * noise
     online, own = params["denoiser"], mutable["denoiser"]
     target = jax.lax.stop_gradient(params["target"] if o.target_decay else online)
     at, to = levels_of(path, s), levels_of(path, r)
     training = {"key": key_net, "train": True}
-    ours, changed = model.jump(online, own, like(at.alpha, y) * y, at, label, **training)
-    theirs, _ = model.jump(target, own, like(to.alpha, y) * nearer, to, label, **training)
+    told, told_target = (model.denoiser.tell(params, known) for params in (online, target))
+    ours, changed = model.jump(online, own, like(at.alpha, y) * y, at, told, **training)
+    theirs, _ = model.jump(target, own, like(to.alpha, y) * nearer, to, told_target, **training)
     difference = ours - jax.lax.stop_gradient(theirs)
     if o.distance == "pseudo_huber":
         each = noise_levels.pseudo_huber(difference, o.huber)
@@ -483,15 +498,15 @@ def between_levels(
 
 
 def teachers_step(
-    model: Model, params: dict, mutable: dict, y: Array, s: Array, r: Array, label: Any
+    model: Model, params: dict, mutable: dict, y: Array, s: Array, r: Array, known: Known
 ) -> Float[Array, "B ..."]:
     """y at r of y at s by a step of the teacher's ODE, dy/ds = epsilon."""
     scale = model.options.guidance
-    slope = model.teacher.guided(params, mutable, y, s, label, scale).epsilon
+    slope = model.teacher.guided(params, mutable, y, s, known, scale).epsilon
     gap = like(r - s, y)
     there = y + gap * slope
     if model.options.solver == "heun":
-        second = model.teacher.guided(params, mutable, there, r, label, scale).epsilon
+        second = model.teacher.guided(params, mutable, there, r, known, scale).epsilon
         there = y + gap * 0.5 * (slope + second)
     return jax.lax.stop_gradient(there)
 
@@ -502,7 +517,7 @@ def continuous(
     mutable: dict,
     x0: Array,
     noise: Array,
-    label: Int[Array, "B"] | None,
+    known: Known,
     key: Array,
     step: Array,
 ) -> Losses:
@@ -520,26 +535,28 @@ def continuous(
     u = cos * x0 / o.sigma_data + sin * noise
     if model.teacher:
         y = x0 + like(s, x0) * noise
-        pair = model.teacher.guided(params, mutable, y, s, label, o.guidance)
+        pair = model.teacher.guided(params, mutable, y, s, known, o.guidance)
         x0, noise = pair.x0, pair.epsilon
     slope = cos * noise - sin * x0 / o.sigma_data  # du / d theta
 
+    own = (params["denoiser"], mutable["denoiser"])
+    told = model.denoiser.tell(own[0], known)
+
     def network(u: Array, angle: Array) -> tuple[Array, tuple[Tree, Array]]:
-        told = levels_of(path, o.sigma_data * jnp.tan(angle)).told
-        own = (params["denoiser"], mutable["denoiser"])
-        output, changed = model.denoiser.net.apply(*own, u, told, label, key=key_net, train=True)
-        return output.astype(jnp.float32), (changed, told)
+        t = levels_of(path, o.sigma_data * jnp.tan(angle)).told
+        output, changed = model.denoiser.run(*own, u, t, told, key=key_net, train=True)
+        return output, (changed, t)
 
     # cos sin dF / d theta at once: each factor alone is large where the other is small.
     tangent = (sin * cos * slope, jnp.sin(angle) * jnp.cos(angle))
-    output, moved, (changed, told) = jax.jvp(network, (u, angle), tangent, has_aux=True)
+    output, moved, (changed, t) = jax.jvp(network, (u, angle), tangent, has_aux=True)
     share = jnp.minimum(step / model.warmup, 1.0) if model.warmup else 1.0
     against = -jnp.square(cos) * (output + slope) + share * (cos * sin * u - moved)
     size = like(jnp.sqrt(per_example(jnp.square(against))), x0)
     against = against / (size + TANGENT)
     aim = jax.lax.stop_gradient(output + against)
     metrics = {"tangent_norm": size.mean()}
-    return Losses(per_example(jnp.square(output - aim)), told, changed, metrics)
+    return Losses(per_example(jnp.square(output - aim)), t, changed, metrics)
 
 
 def mean_flow(
@@ -548,7 +565,7 @@ def mean_flow(
     mutable: dict,
     x0: Array,
     noise: Array,
-    label: Int[Array, "B"] | None,
+    known: Known,
     key: Array,
     step: Array,
 ) -> Losses:
@@ -564,19 +581,20 @@ def mean_flow(
     r = jnp.where(jax.random.bernoulli(key_same, o.different_times, (B,)), r, t)
     z = like(1 - t, x0) * x0 + like(t, x0) * noise
 
-    def velocity(z: Array, r: Array, t: Array, label: Any = label) -> tuple[Array, Tree]:
-        own = (params["denoiser"], mutable["denoiser"])
-        told = told_times(t, r)
-        output, changed = model.denoiser.net.apply(*own, z, told, label, key=key_net, train=True)
-        return output.astype(jnp.float32), changed
+    own = (params["denoiser"], mutable["denoiser"])
+    told = model.denoiser.tell(own[0], known)
+
+    def velocity(z: Array, r: Array, t: Array, told: Told = told) -> tuple[Array, Tree]:
+        training = {"key": key_net, "train": True}
+        return model.denoiser.run(*own, z, told_times(t, r), told, **training)
 
     v = noise - x0
     if o.guidance != 1:
-        null = jnp.full_like(label, num_classes(model.denoiser.spec))
-        known, unknown = (velocity(z, t, t, given)[0] for given in (label, null))
+        null = model.denoiser.tell(own[0], known.all_hidden())
+        good, bad = (velocity(z, t, t, conditions)[0] for conditions in (told, null))
         omega, kappa = o.guidance, o.guidance_mixing
-        guided = omega * v + kappa * known + (1 - omega - kappa) * unknown
-        v = jax.lax.stop_gradient(jnp.where(like(label == null, v), v, guided))
+        guided = omega * v + kappa * good + (1 - omega - kappa) * bad
+        v = jax.lax.stop_gradient(jnp.where(like(known.hidden, v), v, guided))
     u, target, changed = identity(velocity, z, r, t, v)
     error = jnp.square(u - target).reshape(B, -1)
     total = error.sum(1)
@@ -599,14 +617,14 @@ def evaluate(
     o, path = model.options, model.denoiser.path
     x0 = model.denoiser.data(batch)
     noise = jax.random.normal(key, x0.shape)
-    label = batch["label"] if o.class_conditional else None
     own = (params["denoiser"], mutable["denoiser"])
+    told = model.denoiser.tell(own[0], model.denoiser.known(batch))
     share = np.linspace(0.0, 1.0, o.eval_levels)
     s = jnp.asarray(noise_levels.karras(share, model.least, model.highest), jnp.float32)
 
     def climb(before: Array, s: Array) -> tuple[Array, Array]:
         at = levels_of(path, s)
-        here, _ = model.jump(*own, at.alpha * (x0 + s * noise), at, label)
+        here, _ = model.jump(*own, at.alpha * (x0 + s * noise), at, told)
         return here, jnp.sqrt(per_example(jnp.square(here - before)))
 
     _, moved = jax.lax.scan(climb, x0 + s[0] * noise, s[1:])
@@ -624,13 +642,12 @@ def evaluate_mean_flow(
     o = model.options
     x0 = model.denoiser.data(batch)
     key_t, key_noise = (jax.random.fold_in(key, i) for i in range(2))
-    label = batch["label"] if o.class_conditional else None
+    own = (params["denoiser"], mutable["denoiser"])
+    told = model.denoiser.tell(own[0], model.denoiser.known(batch))
     K, B = o.eval_levels, len(x0)
 
     def velocity(z: Array, r: Array, t: Array) -> tuple[Array, Tree]:
-        own = (params["denoiser"], mutable["denoiser"])
-        output, changed = model.denoiser.net.apply(*own, z, told_times(t, r), label)
-        return output.astype(jnp.float32), changed
+        return model.denoiser.run(*own, z, told_times(t, r), told)
 
     def term(count: Array, t: Float[Array, "B"]) -> tuple[Array, tuple[Array, Array]]:
         noise = jax.random.normal(jax.random.fold_in(key_noise, count), x0.shape)
@@ -696,20 +713,21 @@ def sample(
     A sample depends on its own key, not on how many are drawn with it.
     """
     o, denoiser = model.options, model.denoiser
-    setting, key_label = "consistency.class_conditional=True", jax.random.fold_in(key, 2)
-    known = labels(denoiser.spec, o.class_conditional, num, condition, key_label, setting)
+    fields, setting = fields_of(o, denoiser.spec), "consistency.class_conditional=True"
+    key_label = jax.random.fold_in(key, 2)
+    known = Known(complete(denoiser.spec, fields, num, condition, key_label, setting))
     own = (params["denoiser"], mutable["denoiser"])
+    told = denoiser.tell(own[0], known)
 
     def jump(x: Array, at: Levels, memory: tuple) -> tuple[Prediction, tuple]:
-        found, _ = model.jump(*own, x, at, known)
+        found, _ = model.jump(*own, x, at, told)
         return Prediction(jnp.clip(found, -1, 1) if denoiser.clips else found, x), memory
 
     def flow(x: Array, at: Levels, memory: tuple) -> tuple[Prediction, tuple]:
-        told = jnp.broadcast_to(at.told, (num, 2))
-        output, _ = denoiser.net.apply(*own, x, told, known)
-        return denoiser.interpret(output.astype(jnp.float32), at, x), memory
+        output, _ = denoiser.run(*own, x, jnp.broadcast_to(at.told, (num, 2)), told)
+        return denoiser.interpret(output, at, x), memory
 
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(3 + jnp.arange(num))
-    shape = diffusion.shape_of(denoiser.spec)
+    shape = shape_of(denoiser.spec)
     call = flow if o.kind == "mean_flow" else jump
     return denoiser.output(solve(call, table, keys, shape, stochastic=stochastic))

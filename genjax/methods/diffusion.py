@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from inspect import signature
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
@@ -21,16 +20,24 @@ import optax
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from genjax.checks import Finite, Positive, Range, Rate, Share, is_number
-from genjax.config import ConfigError, construct, one_of, read_options, require
-from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree, find_module
-from genjax.modalities.label import label_condition, num_classes, required_classes
+from genjax.checks import Finite, Positive, Range, Rate, Share, Width, is_number
+from genjax.config import ConfigError, one_of, read_options, require
+from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree
+from genjax.methods.denoiser import (
+    Denoiser,
+    Known,
+    check_conditions,
+    fields_of,
+    network,
+    rows_of,
+    shape_of,
+)
 from genjax.networks import edm2_unet
+from genjax.networks import told as entering
 from genjax.nn.functional import Functional, functional
-from genjax.nn.pixels import to_float, to_uint8
 from genjax.sampling import bound, grids, parametrisation, paths, solvers
 from genjax.sampling import guidance as guiding
-from genjax.sampling.conditions import Condition, labels
+from genjax.sampling.conditions import Condition, complete
 from genjax.sampling.guidance import Guidance
 from genjax.sampling.logits import whole_number
 from genjax.sampling.parametrisation import Prediction
@@ -66,7 +73,11 @@ class Options(NamedTuple):
       variance: of DDPM's reverse step: "fixed_small", "fixed_large" or "learned", for which the
         network has twice the channels.
       class_conditional: whether the network is told the label.
-      label_dropout: share of training examples whose label is hidden, for guidance.
+      conditions: names of other fields of the data that the network is told: see
+        `networks.told` for how each enters.
+      context_width: of the vectors that texts and rows become, for cross-attention.
+      label_dropout: share of training examples whose conditions are hidden, all of them together,
+        for guidance.
       eval_timesteps: network calls an example in the estimate of the bound; in discrete time the
         first of them is for the decoder, and 0 visits all T.
       sampler: default solver.
@@ -90,6 +101,8 @@ class Options(NamedTuple):
     coupling: str = "independent"
     variance: str = "fixed_small"
     class_conditional: bool = False
+    conditions: tuple[str, ...] = ()
+    context_width: Width = 128
     label_dropout: Rate = 0.1
     eval_timesteps: Annotated[int, Range(0, 1_000_000)] = 32
     sampler: str = "dpm++_2m"
@@ -103,8 +116,8 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
     """Reads and checks the `diffusion` section.
 
     Raises:
-      ConfigError: an unknown key or choice, a number out of range, or class conditioning on data
-        without labels.
+      ConfigError: an unknown key or choice, a number out of range, or a condition that the data
+        do not have or that cannot enter a network.
     """
     o = read_options(section, "diffusion", Options)
     path = path_of(o)
@@ -117,7 +130,6 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
     require(o.sigma_data > 0, "diffusion.sigma_data", o.sigma_data, "more than 0")
     require(o.min_snr_gamma > 0, "diffusion.min_snr_gamma", o.min_snr_gamma, "more than 0")
     require(o.times_std > 0, "diffusion.times_std", o.times_std, "more than 0")
-    require(0 <= o.label_dropout < 1, "diffusion.label_dropout", o.label_dropout, "0 <= p < 1")
     if T:
         one_of("diffusion.times (with num_timesteps)", o.times, ("uniform",))
     elif o.variance != "fixed_small":
@@ -138,22 +150,22 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
     K = o.eval_timesteps
     choice = f"0 (all of them, exact) or between 2 and num_timesteps={T}" if T else "at least 1"
     require((K == 0 or 2 <= K <= T) if T else K >= 1, "diffusion.eval_timesteps", K, choice)
-    required_classes(spec, "diffusion.class_conditional=True", o.class_conditional)
+    check_conditions(o, "diffusion", spec)
     plan(o, path)
     _guidable(o, o.guidance != 1, False)
     return o
 
 
 def _guidable(o: Options, guided: bool, by_weights: bool) -> None:
-    """Refuses guidance by nothing: no worse weights, and a network that is always told the label.
+    """Refuses guidance by nothing: no worse weights, and a network that is always told the same.
 
     And weights to be guided by with a strength of none.
     """
-    if guided and not by_weights and not (o.class_conditional and o.label_dropout):
+    if guided and not by_weights and not guidable(o):
         raise ConfigError(
-            "guidance: the model must have been trained with diffusion.class_conditional=True and "
-            "diffusion.label_dropout > 0 to be guided, or --guide_ema or --guide_checkpoint must "
-            "name worse weights to be kept away from. Use guidance=1."
+            "guidance: the model must have been trained with diffusion.class_conditional=True or "
+            "diffusion.conditions, and diffusion.label_dropout > 0, to be guided, or --guide_ema "
+            "or --guide_checkpoint must name worse weights to be kept away from. Use guidance=1."
         )
     if by_weights and not guided:
         raise ConfigError(
@@ -162,92 +174,17 @@ def _guidable(o: Options, guided: bool, by_weights: bool) -> None:
         )
 
 
+def guidable(o: Options) -> bool:
+    """Whether the network has learned to do without its conditions."""
+    return bool((o.class_conditional or o.conditions) and o.label_dropout)
+
+
 def path_of(o: Options) -> Path:
     """The path that the options name."""
     return paths.make(o.path, o.num_timesteps, o.zero_terminal_snr, o.shift)
 
 
 # ---- the model -----------------------------------------------------------------------------------
-
-
-class Denoiser(NamedTuple):
-    """What every function of the family needs to know, beside its arrays."""
-
-    net: Functional
-    options: Options
-    spec: DataSpec
-    path: Path
-    uncertainty: Functional | None = None
-
-    def data(self, batch: Batch) -> Float[Array, "B H W C"]:
-        """The examples as the process has them: in [-1, 1], or of zero mean and unit variance."""
-        x, field = batch[self.spec.target], self.spec.generated
-        if field.kind == "image":
-            return to_float(x) if x.dtype == jnp.uint8 else 2.0 * x - 1.0
-        mean, std = (jnp.asarray(field.facts.get(k, d), jnp.float32) for k, d in _MOMENTS)
-        return (x - mean) / std
-
-    def output(self, x: Float[Array, "B H W C"]) -> Array:
-        """The inverse of `data`, in the data's own format."""
-        field = self.spec.generated
-        if field.kind == "image":
-            return to_uint8(x) if field.dtype == np.uint8 else jnp.clip(0.5 * (x + 1.0), 0.0, 1.0)
-        mean, std = (jnp.asarray(field.facts.get(k, d), jnp.float32) for k, d in _MOMENTS)
-        return x * std + mean
-
-    def __call__(
-        self, params: Tree, mutable: Tree, x: Array, at: Levels, label: Array | None, **training
-    ) -> tuple[Float[Array, "B H W C"], Array | None, Tree]:
-        """The network's output at x_t, float32; its fraction of the variance; its mutable state."""
-        o = self.options
-        seen = parametrisation.network_input(o.prediction, self.path, at, x, o.sigma_data)
-        told = jnp.broadcast_to(jnp.asarray(at.told, jnp.float32), x.shape[:1])
-        output, changed = self.net.apply(params, mutable, seen, told, label, **training)
-        output, fraction = output.astype(jnp.float32), None
-        if o.variance == "learned":
-            output, raw = jnp.split(output, 2, axis=-1)
-            fraction = 0.5 * (raw + 1.0)
-        return output, fraction, changed
-
-    def interpret(self, output: Array, at: Levels, x: Array) -> Prediction:
-        """The (x0, epsilon) that an output at x_t implies."""
-        o = self.options
-        return parametrisation.interpret(o.prediction, at, output, x, o.sigma_data)
-
-    def predict(
-        self, params: Tree, mutable: Tree, x: Array, at: Levels, label: Array | None
-    ) -> Prediction:
-        """The pair at x_t."""
-        output, fraction, _ = self(params, mutable, x, at, label)
-        return self.interpret(output, at, x)._replace(fraction=fraction)
-
-    def summed_up(
-        self, params: dict, mutable: dict, each: Array, told: Array, metrics: dict, changed: dict
-    ) -> tuple[Float[Array, ""], Aux]:
-        """The mean of the losses of examples, weighed by their uncertainty if that is learned.
-
-        E exp(-u) L + u, u of what the network was told of the time (Karras et al. 2024, eq. 21).
-        """
-        if self.uncertainty:
-            own = (params["uncertainty"], mutable["uncertainty"])
-            log_variance, state = self.uncertainty.apply(*own, told)
-            metrics = {**metrics, "unweighted_loss": each.mean()}
-            changed = {**changed, "uncertainty": state}
-            each = each * jnp.exp(-log_variance) + log_variance
-        return each.mean(), Aux(metrics, changed, float(len(each)))
-
-    @property
-    def clips(self) -> bool:
-        """Whether data lie in [-1, 1]."""
-        return self.spec.generated.kind == "image"
-
-    @property
-    def bounded(self) -> bool:
-        """Whether data are 8-bit values, which have a bound in bits."""
-        return self.clips and self.spec.generated.dtype == np.uint8
-
-
-_MOMENTS = (("mean", 0.0), ("std", 1.0))
 
 
 def build(config: ConfigDict, spec: DataSpec) -> Method:
@@ -261,77 +198,8 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     """
     options = options_from_config(config.diffusion, spec)
     channels = shape_of(spec)[-1] * (2 if options.variance == "learned" else 1)
-    made = network(config, spec, channels, options.class_conditional)
+    made = network(config, spec, channels, options)
     return from_network(made.net, options, spec, made.rules, made.project)
-
-
-class Chosen(NamedTuple):
-    """The network of a config, its sharding rules, and what becomes of its parameters."""
-
-    net: Functional
-    rules: Rules
-    project: dict[str, Callable[[Tree], Tree]]
-
-
-def network(
-    config: ConfigDict, spec: DataSpec, channels: int, class_conditional: bool, **given: Any
-) -> Chosen:
-    """The network of `config.model` for the images or latents of `spec`.
-
-    Args:
-      config: of the run.
-      spec: of its data.
-      channels: of the output.
-      class_conditional: whether it is told the label.
-      **given: more arguments of `Network`.
-
-    Raises:
-      ConfigError: the data are neither, or the network is not there or does not take an argument.
-    """
-    module = find_module(
-        "model.network", config.model.network, "genjax.networks", "Network", "RULES"
-    )
-    for name, value in given.items():
-        if name not in signature(module.Network.__init__).parameters:
-            raise ConfigError(
-                f"config.model.network={config.model.network!r}: it takes no {name}={value!r}, "
-                "which the method needs. Take the network 'unet'."
-            )
-    shape = shape_of(spec)
-
-    def build(rngs):
-        return construct(
-            module.Network,
-            config.model.denoiser,
-            "model.denoiser",
-            shape=shape,
-            out_channels=channels,
-            num_classes=num_classes(spec) if class_conditional else 0,
-            dtype=jnp.dtype(config.precision),
-            rngs=rngs,
-            **given,
-        )
-
-    project = {name: module.project for name in ("denoiser",) if hasattr(module, "project")}
-    return Chosen(functional(build), module.RULES, project)
-
-
-def shape_of(spec: DataSpec) -> tuple[int, int, int]:
-    """The shape of the images or latents that are generated.
-
-    Raises:
-      ConfigError: they are something else.
-    """
-    field = spec.generated
-    real = np.issubdtype(np.dtype(field.dtype), np.floating)
-    if field.kind == "image" or (field.kind == "code" and len(field.shape) == 3 and real):
-        return tuple(field.shape)
-    tokens = " of tokens" * (field.kind == "code" and not real)
-    raise ConfigError(
-        f"the method needs images or latents [H, W, C] of real numbers; the target of "
-        f"{spec.name}, {spec.target!r}, is of kind {field.kind!r}{tokens} and shape "
-        f"{tuple(field.shape)}."
-    )
 
 
 def from_network(
@@ -341,15 +209,18 @@ def from_network(
     rules: Rules,
     project: Mapping[str, Callable[[Tree], Tree]] = MappingProxyType({}),
 ) -> Method:
-    """The family with any network `apply(params, mutable, x, told, label)`."""
+    """The family with any network `apply(params, mutable, x, t, label)`: see `Denoiser`."""
     model = denoiser_of(net, options, spec)
     uncertainty = model.uncertainty
     names = ("denoiser", "uncertainty") if uncertainty else ("denoiser",)
     if uncertainty:
         project = {**project, "uncertainty": edm2_unet.project}
+        rules = (*rules, *edm2_unet.RULES)
+    if model.rows:
+        rules = (*entering.RULES, *rules)
 
     def init(key: Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:
-        made = {"denoiser": net.init(key)}
+        made = {"denoiser": model.init(key)}
         if uncertainty:
             made["uncertainty"] = uncertainty.init(jax.random.fold_in(key, 1))
         return {n: m[0] for n, m in made.items()}, {n: m[1] for n, m in made.items()}
@@ -361,9 +232,9 @@ def from_network(
         sample=partial(sample, model),
         plan=partial(plan, options, model.path),
         guided=True,
-        rules=(*rules, *edm2_unet.RULES) if uncertainty else rules,
+        rules=rules,
         project=project,
-        conditions=label_condition(spec, options.class_conditional),
+        conditions=fields_of(options, spec),
         apply=partial(apply, model),
     )
 
@@ -373,7 +244,8 @@ def denoiser_of(net: Functional, options: Options, spec: DataSpec) -> Denoiser:
     uncertainty = None
     if options.weighting == "uncertainty":
         uncertainty = functional(lambda rngs: edm2_unet.Uncertainty(rngs=rngs))
-    return Denoiser(net, options, spec, path_of(options), uncertainty)
+    rows = rows_of(options, spec)
+    return Denoiser(net, options, spec, path_of(options), uncertainty, rows)
 
 
 def apply(model: Denoiser, params: dict, mutable: dict, batch: Batch) -> Prediction:
@@ -383,10 +255,12 @@ def apply(model: Denoiser, params: dict, mutable: dict, batch: Batch) -> Predict
       model: of the stage.
       params: of its networks.
       mutable: their state.
-      batch: `x` [B, H, W, C], the `level` that it is at, and the `label`, if the network knows any.
+      batch: `x` [B, H, W, C], the `level` that it is at, each condition by its name, and `hidden`
+        [B], of which examples none is told, if there are such.
     """
-    own = (params["denoiser"], mutable["denoiser"])
-    return model.predict(*own, batch["x"], batch["level"], batch.get("label"))
+    own, fields = (params["denoiser"], mutable["denoiser"]), fields_of(model.options, model.spec)
+    known = Known({name: batch[name] for name in fields}, batch.get("hidden"))
+    return model.predict(*own, batch["x"], batch["level"], model.tell(own[0], known))
 
 
 # ---- training ------------------------------------------------------------------------------------
@@ -435,7 +309,7 @@ def coupled(o: Options, x0: Array, noise: Array) -> Float[Array, "B ..."]:
     """The noise of each example: as drawn, or permuted to lie near the data.
 
     The permutation minimises the summed squared distance within the (micro)batch (Tong et al. 2024,
-    algorithm 3). Data and labels stay where they are.
+    algorithm 3). Data and conditions stay where they are.
     """
     if o.coupling == "independent":
         return noise
@@ -462,12 +336,9 @@ def loss(
     at = levels_of(path, t)
     noise = coupled(o, x0, jax.random.normal(key_noise, x0.shape))
     x = paths.noised(at, x0, noise)
-    known = None
-    if o.class_conditional:
-        hidden = jax.random.bernoulli(key_label, o.label_dropout, (B,))
-        known = jnp.where(hidden, num_classes(model.spec), batch["label"])
     own = (params["denoiser"], mutable["denoiser"])
-    output, fraction, changed = model(*own, x, at, known, key=key_net, train=True)
+    told = model.tell(own[0], model.known(batch, key_label))
+    output, fraction, changed = model(*own, x, at, told, key=key_net, train=True)
     prediction = model.interpret(output, at, x)
     changed = {"denoiser": changed}
     if o.weighting == "variational" and path.steps:
@@ -508,13 +379,13 @@ def evaluate(
     """
     o, path = model.options, model.path
     x0 = model.data(batch)
-    known = batch["label"] if o.class_conditional else None
     key_time, key_noise = (jax.random.fold_in(key, i) for i in range(2))
     own = (params["denoiser"], mutable["denoiser"])
+    told = model.tell(own[0], model.known(batch))
 
     def predicted(count: Array, at: Levels) -> tuple[Prediction, Array]:
         noise = jax.random.normal(jax.random.fold_in(key_noise, count), x0.shape)
-        found = model.predict(*own, paths.noised(at, x0, noise), at, known)
+        found = model.predict(*own, paths.noised(at, x0, noise), at, told)
         if model.clips:
             found = found._replace(x0=jnp.clip(found.x0, -1.0, 1.0))
         return found, noise
@@ -680,26 +551,34 @@ def denoiser(
     model: Denoiser,
     params: dict,
     mutable: dict,
-    known: Array | None,
+    known: Known,
     *,
     strength: Guidance,
     guided: bool,
     kind: str,
     threshold: float,
 ) -> Denoise:
-    """The model as solvers call it: guided, and x_0 within the data's range."""
-    own = (params["denoiser"], mutable["denoiser"])
-    _guidable(model.options, guided, "guide/denoiser" in params)
+    """The model as solvers call it: guided, and x_0 within the data's range.
+
+    What the network is told is made once, ahead of all steps.
+    """
+    own, by_weights = (params["denoiser"], mutable["denoiser"]), "guide/denoiser" in params
+    _guidable(model.options, guided, by_weights)
+    told = model.tell(own[0], known)
+    if by_weights:
+        worse = (params["guide/denoiser"], mutable["denoiser"])
+        told_worse = model.tell(worse[0], known)
+    elif guided:
+        null = model.tell(own[0], known.all_hidden())
+        twice = jax.tree.map(lambda *parts: jnp.concatenate(parts), told, null)
 
     def alone(x: Array, at: Levels, memory: Any) -> tuple[Prediction, Any]:
-        return model.predict(*own, x, at, known), memory
+        return model.predict(*own, x, at, told), memory
 
     def both(x: Array, at: Levels) -> tuple[Prediction, Prediction]:
-        if "guide/denoiser" in params:
-            worse = (params["guide/denoiser"], mutable["denoiser"])
-            return model.predict(*own, x, at, known), model.predict(*worse, x, at, known)
-        null = jnp.full_like(known, num_classes(model.spec))
-        pair = model.predict(*own, jnp.concatenate([x, x]), at, jnp.concatenate([known, null]))
+        if by_weights:
+            return model.predict(*own, x, at, told), model.predict(*worse, x, at, told_worse)
+        pair = model.predict(*own, jnp.concatenate([x, x]), at, twice)
         halves = [jnp.split(part, 2) if part is not None else (None, None) for part in pair]
         return tuple(Prediction(*(half[i] for half in halves)) for i in range(2))
 
@@ -730,9 +609,9 @@ def sample(
 
     A sample depends on its own key, not on how many are drawn with it.
     """
-    o = model.options
-    setting, key_label = "diffusion.class_conditional=True", jax.random.fold_in(key, 2)
-    known = labels(model.spec, o.class_conditional, num, condition, key_label, setting)
+    fields, setting = fields_of(model.options, model.spec), "diffusion.class_conditional=True"
+    key_label = jax.random.fold_in(key, 2)
+    known = Known(complete(model.spec, fields, num, condition, key_label, setting))
     denoise = denoiser(
         model,
         params,

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from genjax.config import ConfigError
+from genjax.data import derived
 from genjax.data.transforms import Transform, crop, dequantize, flip, pixels
 from genjax.method import DataSpec, Field
 from genjax.pictures import grid, png
@@ -61,13 +62,16 @@ def each(samples: np.ndarray, field: Field) -> dict[str, bytes]:
 
 
 def transforms(dataset: ConfigDict, spec: DataSpec, train: bool) -> list[Transform]:
-    """Crop and flip in training, masks with their images; dequantisation always."""
-    spatial = [name for name, field in spec.fields.items() if field.kind in SPATIAL]
+    """Crop and flip in training, masks with their images; derived fields; dequantisation."""
+    later = {entry[0] for entry in dataset.derived}  # made of what is flipped and cropped
+    spatial = [n for n, f in spec.fields.items() if f.kind in SPATIAL and n not in later]
     found: list[Transform] = []
     if train and dataset.crop_padding and spatial:
         found.append(crop(dataset.crop_padding, *spatial))
     if train and dataset.flip and spatial:
         found.append(flip(*spatial))
+    if (derive := derived.transform(dataset, spec)) is not None:
+        found.append(derive)
     if dataset.dequantize:
         images = [name for name, field in spec.fields.items() if field.kind == "image"]
         found.append(dequantize(*images))

@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, one_of, read_options, require
-from genjax.methods.diffusion import Options
+from genjax.methods.diffusion import Options, guidable
 from genjax.modes.measured import Sample, begin, finish, opened
 from genjax.sampling import solvers
 from genjax.sampling.draw import planned
@@ -213,12 +213,12 @@ def sweep_guidance(config: ConfigDict, folder: epath.Path, flags: argparse.Names
         for scale, interval in pairs
     ]
     section = read_options(config.diffusion, "diffusion", Options)
-    known = section.class_conditional and section.label_dropout
-    if not (known or flags.guide_ema or flags.guide_checkpoint):
+    if not (guidable(section) or flags.guide_ema or flags.guide_checkpoint):
         raise ConfigError(
-            f"--mode={flags.mode}: the run cannot be guided by its labels. Train one with "
-            "diffusion.class_conditional=True and diffusion.label_dropout > 0, or guide this one "
-            "by worse weights, with --guide_ema or --guide_checkpoint."
+            f"--mode={flags.mode}: the run cannot be guided by its labels or other conditions. "
+            "Train one with diffusion.class_conditional=True or diffusion.conditions, and "
+            "diffusion.label_dropout > 0, or guide this one by worse weights, with --guide_ema or "
+            "--guide_checkpoint."
         )
     for one in asked:
         planned(begun.method, one)  # complain before the work

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 from genjax.checks import Depth, Kernel, Positive, Rate, Width
 from genjax.config import one_of, require
 from genjax.networks.transformer import REMAT, named, normal
-from genjax.nn.attention import attention
+from genjax.nn.attention import across, attention
 from genjax.nn.layers import (
     Embed,
     LayerNorm,
@@ -176,15 +176,8 @@ class Block(nnx.Module):
         mask: Bool[Array, "B S"] | None,
     ) -> Float[Array, "B T D"]:
         """What the tokens bring; zero to an example that may see none of them."""
-        queries, pairs = self._heads(query), self._heads(pair)
-        if mask is None:
-            mixed = attention(queries, *jnp.split(pairs, 2, axis=2))
-            return mixed.reshape(query.shape)
-        some = mask.any(-1)[:, None, None]
-        shape = (*mask.shape[:1], 1, query.shape[1], mask.shape[1])
-        seen = jnp.broadcast_to((mask[:, None] | ~some)[:, None], shape)
-        mixed = attention(queries, *jnp.split(pairs, 2, axis=2), seen)
-        return jnp.where(some, mixed.reshape(query.shape), 0)
+        mixed = across(self._heads(query), *jnp.split(self._heads(pair), 2, axis=2), mask)
+        return mixed.reshape(query.shape)
 
 
 def _check(
@@ -199,15 +192,16 @@ def _check(
     require(o.width % o.heads == 0, "heads", o.heads, f"a divisor of width={o.width}")
     require(o.hidden > 0, "mlp_ratio", given["mlp_ratio"], f"at least 1 / width = 1 / {o.width}")
     require(0 <= o.dropout < 1, "dropout", o.dropout, "at least 0 and below 1")
-    for name, value in (("num_classes", num_classes), ("context_width", given["context_width"])):
-        require(value >= 0, name, value, "at least 1, or 0 for none")
+    for name in ("context_width", "vector_width"):
+        require(given[name] >= 0, name, given[name], "at least 1, or 0 for none")
+    require(num_classes >= 0, "num_classes", num_classes, "at least 1, or 0 for none")
     one_of("positions", given["positions"], POSITIONS)
     one_of("condition", o.condition, CONDITIONS)
     one_of("remat", o.remat, tuple(REMAT))
 
 
 class Network(nnx.Module):
-    """Predicts an image, or a latent, from a noisy one, its timestep, its label and its text."""
+    """Predicts an image, or a latent, from a noisy one, its timestep and what else it is told."""
 
     def __init__(
         self,
@@ -216,6 +210,7 @@ class Network(nnx.Module):
         num_classes: int = 0,
         *,
         context_width: int = 0,
+        vector_width: int = 0,
         patch_size: Kernel,
         width: Width,
         depth: Depth,
@@ -235,16 +230,17 @@ class Network(nnx.Module):
           out_channels: channels of the output; 2 C where variances are learned.
           num_classes: labels; one more embedding stands for "no label". 0: unconditional.
           context_width: of the tokens of a `context`; 0 for none.
+          vector_width: of a `vector`, D; 0 for none.
           patch_size: height and width of the patches that become vectors.
           width: of the vectors, D.
           depth: blocks, L.
           heads: of attention.
           mlp_ratio: width inside a block over D.
           positions: "sincos" adds them to the vectors; "rotary" turns queries and keys.
-          condition: how time and label reach the blocks (section 3.2 of the paper). "adaln" shifts,
-            scales and gates what a block does, by vectors that begin at zero; "in_context" puts
-            them among the tokens of the image, without a place; "cross_attention" lets a block look
-            at them, and at the context with them.
+          condition: how time, label and vector reach the blocks (section 3.2 of the paper). "adaln"
+            shifts, scales and gates what a block does, by vectors that begin at zero; "in_context"
+            puts them among the tokens of the image, without a place; "cross_attention" lets a block
+            look at them, and at the context with them.
           dropout: probability, of what a block adds.
           remat: what the backward pass computes again, see `transformer.Options`.
           dtype: compute type.
@@ -254,13 +250,14 @@ class Network(nnx.Module):
           ConfigError: sizes that do not fit each other, or a choice that does not exist.
         """
         given = {"patch_size": patch_size, "width": width, "depth": depth, "heads": heads}
-        given |= {"mlp_ratio": mlp_ratio, "context_width": context_width, "positions": positions}
+        given |= {"mlp_ratio": mlp_ratio, "positions": positions}
+        given |= {"context_width": context_width, "vector_width": vector_width}
         cross, hidden = condition == "cross_attention" or context_width > 0, int(width * mlp_ratio)
         o = Options(width, heads, hidden, condition, cross, dropout, remat, dtype)
         _check(shape, num_classes, given, o)
         self.options, self.depth, self.positions = o, depth, positions
         self.patch_size, self.num_classes = patch_size, num_classes
-        self.context_width = context_width
+        self.context_width, self.vector_width = context_width, vector_width
         self.grid = (shape[0] // patch_size, shape[1] // patch_size)
         self._place()  # raises where the width does not fit them
 
@@ -269,6 +266,7 @@ class Network(nnx.Module):
         self.time1 = linear(TIME_FEATURES, width, **small)
         self.time2 = linear(width, width, **small)
         self.label = Embed(num_classes + 1, width, **small, rngs=rngs) if num_classes else None
+        self.vector = linear(vector_width, width, init=zeros) if vector_width else None
         self.context1 = linear(context_width, width) if context_width else None
         self.context2 = linear(width, width) if context_width else None
 
@@ -289,6 +287,7 @@ class Network(nnx.Module):
         t: Float[Array, "B"],
         label: Int[Array, "B"] | None = None,
         *,
+        vector: Float[Array, "B D"] | None = None,
         context: Float[Array, "B S E"] | None = None,
         context_mask: Bool[Array, "B S"] | None = None,
         key: jax.Array | None = None,
@@ -300,6 +299,8 @@ class Network(nnx.Module):
           x: noisy images.
           t: timesteps, 0 ... 1000.
           label: classes; `num_classes` is the null class. None if the network has no classes.
+          vector: numbers, which a map that begins at zero adds to the embedding of time. None if
+            the network has no vector.
           context: tokens of a text encoder, E = context_width, which every block sees. None if the
             network has no context.
           context_mask: true for the tokens that are seen, all of them without it. An example may
@@ -311,14 +312,15 @@ class Network(nnx.Module):
           The prediction, float32.
 
         Raises:
-          ValueError: a label or a context that the network has no use for, or the lack of one.
+          ValueError: a label, vector or context that the network has no use for, or the lack of
+            one.
         """
         o, N = self.options, self.grid[0] * self.grid[1]
         h = self.patch(space_to_depth(x.astype(o.dtype), self.patch_size))
         table, turn = self._place()
         h = h if table is None else plus(h, table)
         h = h.reshape(len(x), N, o.width)
-        known = self._known(t, label)
+        known = self._known(t, label, vector)
         seen, mask = self._context(context, context_mask)
         vector = None
         if o.condition == "adaln":
@@ -346,13 +348,24 @@ class Network(nnx.Module):
             return sinusoidal_of_grid(*self.grid, self.options.width), None
         return None, rotation_of_grid(*self.grid, self.options.width // self.options.heads)
 
-    def _known(self, t: Float[Array, "B"], label: Int[Array, "B"] | None) -> list[Array]:
-        """The vectors [B, D] of the time and, if there is one, the label."""
+    def _known(
+        self,
+        t: Float[Array, "B"],
+        label: Int[Array, "B"] | None,
+        vector: Float[Array, "B D"] | None,
+    ) -> list[Array]:
+        """The vectors [B, D] of the time, and of the label if there is one."""
         if (label is None) == (self.num_classes > 0):
             lack = "none was given" if label is None else "one was given"
             raise ValueError(f"label: the network has num_classes={self.num_classes}, and {lack}")
         time = self.time1(sinusoidal(t, TIME_FEATURES))
         time = self.time2(activated(nnx.silu, time))
+        if (vector is None) == (self.vector_width > 0):
+            lack = "none was given" if vector is None else f"one of {vector.shape} was given"
+            raise ValueError(
+                f"vector: the network has vector_width={self.vector_width}, and {lack}"
+            )
+        time = time if vector is None else time + self.vector(vector)
         return [time] if label is None else [time, self.label(label).astype(time.dtype)]
 
     def _context(

@@ -237,6 +237,7 @@ class Network(nnx.Module):
         out_channels: int,
         num_classes: int = 0,
         *,
+        vector_width: int = 0,
         channels: Width = 192,
         multipliers: tuple[Width, ...] = (1, 2, 3, 4),
         blocks: Blocks = 3,
@@ -257,6 +258,7 @@ class Network(nnx.Module):
           shape: of an image that comes in, (H, W, C).
           out_channels: channels of the output.
           num_classes: labels; 0: unconditional.
+          vector_width: of a `vector`, D; 0 for none.
           channels: width of the first level, and number of Fourier features.
           multipliers: width of each level over `channels`; each level halves the resolution. The
             embedding is as wide as the widest.
@@ -265,7 +267,8 @@ class Network(nnx.Module):
             the decoder has it always.
           head_size: channels of an attention head.
           dropout: rate inside residual branches.
-          label_balance: between the embedding of noise (0) and that of the class (1).
+          label_balance: between the embedding of noise (0) and that of the class (1), and between
+            both of these and that of the vector.
           residual_balance: between the input of a block (0) and its residual branch (1).
           attention_balance: between the input of self-attention (0) and its result (1).
           concat_balance: between the way up (0) and skip connections (1).
@@ -284,6 +287,7 @@ class Network(nnx.Module):
         balances |= {"attention_balance": attention_balance, "concat_balance": concat_balance}
         _check_numbers(sizes, balances, dropout, clip)
         require(num_classes >= 0, "num_classes", num_classes, "0 or more")
+        require(vector_width >= 0, "vector_width", vector_width, "0 or more")
         encoder, decoder = plan(shape[0], channels, multipliers, blocks, attention)
         _check_levels(shape, len(multipliers), attention, head_size, encoder + decoder)
         width = channels * max(multipliers)
@@ -292,6 +296,7 @@ class Network(nnx.Module):
         self.fourier = MPFourier(first, rngs=rngs)
         self.noise = MPLinear(first, width, rngs=rngs)
         self.label = MPEmbed(num_classes, width, rngs=rngs) if num_classes else None
+        self.vector = MPLinear(vector_width, width, rngs=rngs) if vector_width else None
         self.stem = MPConv(shape[2] + 1, first, dtype=dtype, rngs=rngs)
         self.encoder, self.decoder = (
             nnx.Dict({str(i): Block(p, options, dtype, rngs) for i, p in enumerate(places)})
@@ -308,7 +313,7 @@ class Network(nnx.Module):
         t: Float[Array, "B"],
         label: Int[Array, "B"] | None = None,
         *,
-        context: Float[Array, "B S D"] | None = None,
+        vector: Float[Array, "B V"] | None = None,
         key: jax.Array | None = None,
         train: bool = False,
     ) -> Float[Array, "B H W D"]:
@@ -318,7 +323,7 @@ class Network(nnx.Module):
           x: noisy images, of unit magnitude.
           t: 1000 c_noise, where c_noise = ln(sigma) / 4 in EDM.
           label: classes; `num_classes` is the null class, and so is None.
-          context: None, as there is no cross-attention.
+          vector: numbers of about unit size. None if the network has no vector.
           key: for dropout; needed in training if there is any.
           train: whether dropout is on.
 
@@ -326,14 +331,10 @@ class Network(nnx.Module):
           The prediction, float32.
 
         Raises:
-          ConfigError: a context, or a label where the network has no classes.
+          ConfigError: a label where the network has no classes.
+          ValueError: a vector that the network has no use for, or the lack of one.
         """
-        if context is not None:
-            raise ConfigError(
-                f"a context of shape {context.shape} for edm2_unet, which has no cross-attention: "
-                "expected None. Choose another network."
-            )
-        embedding = self._embedding(t, label)
+        embedding = self._embedding(t, label, vector)
         x = x.astype(self.dtype)
         h = self.stem(jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1))
         skips = [h]
@@ -349,9 +350,12 @@ class Network(nnx.Module):
         return self.head(h, self.gain[...]).astype(jnp.float32)
 
     def _embedding(
-        self, t: Float[Array, "B"], label: Int[Array, "B"] | None
+        self,
+        t: Float[Array, "B"],
+        label: Int[Array, "B"] | None,
+        vector: Float[Array, "B V"] | None,
     ) -> Float[Array, "B E"]:
-        """Of the noise level and the class, float32."""
+        """Of the noise level, the class and the vector, float32."""
         embedding = self.noise(self.fourier(t.astype(jnp.float32) / 1000))
         if self.label is None:
             if label is not None:
@@ -361,6 +365,11 @@ class Network(nnx.Module):
         else:
             of_class = jnp.zeros_like(embedding) if label is None else self.label(label)
             embedding = mp_sum(embedding, of_class, self.label_balance)
+        if (vector is None) != (self.vector is None):
+            found = None if vector is None else vector.shape
+            raise ValueError(f"vector: of shape {found}; the network was built otherwise.")
+        if vector is not None:
+            embedding = mp_sum(embedding, self.vector(vector), self.label_balance)
         return mp_silu(embedding)
 
 

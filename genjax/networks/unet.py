@@ -1,17 +1,21 @@
-"""The U-Net of DDPM (Ho et al. 2020, appendix B)."""
+"""The U-Net of DDPM (Ho et al. 2020, appendix B).
+
+With a context it has cross-attention behind each self-attention (Rombach et al. 2022, section 3.3).
+"""
 
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from genjax.checks import Blocks, Kernel, Rate, Width
 from genjax.config import ConfigError, require
-from genjax.nn.attention import attention
+from genjax.nn.attention import across, attention
 from genjax.nn.layers import (
     Conv,
     Embed,
@@ -64,19 +68,58 @@ class ResidualBlock(nnx.Module):
         return self.conv2(h) + (x if self.shortcut is None else self.shortcut(x))
 
 
-class AttentionBlock(nnx.Module):
-    """GroupNorm and self-attention over the pixels, with a shortcut."""
+class Context(NamedTuple):
+    """What cross-attention sees.
 
-    def __init__(self, channels: int, heads: int, dtype, rngs: nnx.Rngs):
-        """Makes the layers; the output projection starts at zero."""
+    Attributes:
+      rows: vectors; None for no context.
+      mask: which of them are seen; None for all.
+    """
+
+    rows: Float[Array, "B S E"] | None = None
+    mask: Bool[Array, "B S"] | None = None
+
+
+class CrossAttention(nnx.Module):
+    """GroupNorm and attention of the pixels to a context, with a shortcut."""
+
+    def __init__(self, channels: int, width: int, heads: int, dtype, rngs: nnx.Rngs):
+        """Makes the layers for a context of `width`; the output projection starts at zero."""
+        self.norm = GroupNorm(channels)
+        self.query = Linear(channels, channels, dtype=dtype, rngs=rngs)
+        self.key = Linear(width, channels, dtype=dtype, rngs=rngs)
+        self.value = Linear(width, channels, dtype=dtype, rngs=rngs)
+        self.out = Linear(channels, channels, init=zeros, dtype=dtype, rngs=rngs)
+        self.heads = heads
+
+    def __call__(self, x: Float[Array, "B H W C"], context: Context) -> Float[Array, "B H W C"]:
+        """Applies the block."""
+        B, H, W, C = x.shape
+        q, k, v = (
+            y.reshape(B, -1, self.heads, C // self.heads)
+            for y in (self.query(self.norm(x)), self.key(context.rows), self.value(context.rows))
+        )
+        mixed = across(q, k, v, context.mask)
+        return x + self.out(mixed.reshape(B, H * W, C)).reshape(B, H, W, C)
+
+
+class AttentionBlock(nnx.Module):
+    """GroupNorm and self-attention over the pixels, with a shortcut; then that to a context."""
+
+    def __init__(self, channels: int, heads: int, dtype, rngs: nnx.Rngs, context_width: int = 0):
+        """Makes the layers; output projections start at zero."""
         self.norm = GroupNorm(channels)
         self.query = Linear(channels, channels, dtype=dtype, rngs=rngs)
         self.key = Linear(channels, channels, dtype=dtype, rngs=rngs)
         self.value = Linear(channels, channels, dtype=dtype, rngs=rngs)
         self.out = Linear(channels, channels, init=zeros, dtype=dtype, rngs=rngs)
         self.heads = heads
+        sizes = (channels, context_width, heads)
+        self.cross = CrossAttention(*sizes, dtype, rngs) if context_width else None
 
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+    def __call__(
+        self, x: Float[Array, "B H W C"], context: Context | None = None
+    ) -> Float[Array, "B H W C"]:
         """Applies the block."""
         B, H, W, C = x.shape
         h = self.norm(x).reshape(B, H * W, C)
@@ -84,7 +127,8 @@ class AttentionBlock(nnx.Module):
             layer(h).reshape(B, H * W, self.heads, C // self.heads)
             for layer in (self.query, self.key, self.value)
         )
-        return x + self.out(attention(q, k, v).reshape(B, H * W, C)).reshape(B, H, W, C)
+        x = x + self.out(attention(q, k, v).reshape(B, H * W, C)).reshape(B, H, W, C)
+        return x if self.cross is None else self.cross(x, context)
 
 
 class Level(nnx.Module):
@@ -99,6 +143,7 @@ class Level(nnx.Module):
         rate: float,
         dtype,
         rngs: nnx.Rngs,
+        context_width: int = 0,
     ):
         """One residual block for each (in, out) of `channels`; no attention if heads is 0."""
         self.blocks = nnx.Dict(
@@ -109,18 +154,24 @@ class Level(nnx.Module):
         )
         self.attention = nnx.Dict(
             {
-                str(i): AttentionBlock(cout, heads, dtype, rngs)
+                str(i): AttentionBlock(cout, heads, dtype, rngs, context_width)
                 for i, (_, cout) in enumerate(channels if heads else [])
             }
         )
         self.resample = resample
 
     def block(
-        self, i: int, x: Array, embedding: Array, key: jax.Array | None, train: bool
+        self,
+        i: int,
+        x: Array,
+        embedding: Array,
+        context: Context,
+        key: jax.Array | None,
+        train: bool,
     ) -> Float[Array, "B H W F"]:
         """Residual block `i`, then its attention if this level has any."""
         x = self.blocks[str(i)](x, embedding, key, train)
-        return self.attention[str(i)](x) if str(i) in self.attention else x
+        return self.attention[str(i)](x, context) if str(i) in self.attention else x
 
 
 def _check(
@@ -159,7 +210,7 @@ def _check(
 
 
 class Network(nnx.Module):
-    """Predicts an image from a noisy one, its time and, optionally, its label."""
+    """Predicts an image from a noisy one, its time and what else it is told."""
 
     def __init__(
         self,
@@ -175,6 +226,8 @@ class Network(nnx.Module):
         dropout: Rate,
         patch_size: Kernel,
         times: int = 1,
+        vector_width: int = 0,
+        context_width: int = 0,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -187,11 +240,14 @@ class Network(nnx.Module):
           channels: width of the first level.
           multipliers: width of each level over `channels`; each level halves the resolution.
           blocks: residual blocks a level (one more on the way up).
-          attention: the resolutions, counted after patching, that have attention.
+          attention: the resolutions, counted after patching, that have attention, to themselves
+            and to the context. The middle always has it.
           heads: attention heads.
           dropout: rate inside residual blocks.
           patch_size: pixels folded into channels before the first level.
           times: how many numbers an example it is told; each has an embedding, and they are summed.
+          vector_width: of a `vector`, D; 0 for none.
+          context_width: of the vectors of a `context`, E; 0 for none.
           dtype: compute type.
           rngs: for the initial parameters.
         """
@@ -212,6 +268,9 @@ class Network(nnx.Module):
         self.time1 = Linear(times * channels, embedding, dtype=dtype, rngs=rngs)
         self.time2 = Linear(embedding, embedding, dtype=dtype, rngs=rngs)
         self.label = Embed(num_classes + 1, embedding, rngs=rngs) if num_classes else None
+        begin = {"init": zeros, "dtype": dtype, "rngs": rngs}
+        self.vector = Linear(vector_width, embedding, **begin) if vector_width else None
+        self.context_width = context_width
         self.stem = Conv(in_channels * folded, channels, dtype=dtype, rngs=rngs)
 
         skips, width = [channels], channels
@@ -227,10 +286,11 @@ class Network(nnx.Module):
                 resample = Conv(width, width, stride=2, dtype=dtype, rngs=rngs)
                 skips.append(width)
             level_heads = heads if size >> i in attention else 0
-            down[str(i)] = Level(pairs, embedding, level_heads, resample, dropout, dtype, rngs)
+            parts = (pairs, embedding, level_heads, resample)
+            down[str(i)] = Level(*parts, dropout, dtype, rngs, context_width)
         self.down = nnx.Dict(down)
         self.middle1 = ResidualBlock(width, width, embedding, dropout, dtype, rngs)
-        self.middle_attention = AttentionBlock(width, heads, dtype, rngs)
+        self.middle_attention = AttentionBlock(width, heads, dtype, rngs, context_width)
         self.middle2 = ResidualBlock(width, width, embedding, dropout, dtype, rngs)
         for i, multiplier in reversed(list(enumerate(multipliers))):
             pairs = []
@@ -238,7 +298,8 @@ class Network(nnx.Module):
                 pairs.append((width + skips.pop(), width := channels * multiplier))
             resample = Conv(width, width, dtype=dtype, rngs=rngs) if i else None
             level_heads = heads if size >> i in attention else 0
-            up[str(i)] = Level(pairs, embedding, level_heads, resample, dropout, dtype, rngs)
+            parts = (pairs, embedding, level_heads, resample)
+            up[str(i)] = Level(*parts, dropout, dtype, rngs, context_width)
         self.up = nnx.Dict(up)
         self.norm = GroupNorm(width)
         self.head = Conv(width, out_channels * folded, init=zeros, dtype=dtype, rngs=rngs)
@@ -249,6 +310,9 @@ class Network(nnx.Module):
         t: Float[Array, "B"] | Float[Array, "B times"],
         label: Int[Array, "B"] | None = None,
         *,
+        vector: Float[Array, "B D"] | None = None,
+        context: Float[Array, "B S E"] | None = None,
+        context_mask: Bool[Array, "B S"] | None = None,
         key: jax.Array | None = None,
         train: bool = False,
     ) -> Float[Array, "B H W D"]:
@@ -258,13 +322,21 @@ class Network(nnx.Module):
           x: noisy images.
           t: times as the path tells them, from 0 to 1000 or so; a row of each if there are several.
           label: classes; `num_classes` is the null class. None if the network has no classes.
+          vector: numbers, which a map that begins at zero adds to the embedding of time. None if
+            the network has no vector.
+          context: vectors that attention sees. None if the network has no context.
+          context_mask: true for the vectors that are seen, all of them without it.
           key: for dropout; needed in training if there is any.
           train: whether dropout is on.
 
         Returns:
           The prediction, float32.
+
+        Raises:
+          ValueError: a vector or context that the network has no use for, or the lack of one.
         """
-        layer = itertools.count()
+        self._check(vector, context)
+        layer, seen = itertools.count(), Context(context, context_mask)
 
         def next_key() -> jax.Array | None:
             return None if key is None else jax.random.fold_in(key, next(layer))
@@ -275,25 +347,40 @@ class Network(nnx.Module):
         embedding = self.time2(nnx.silu(embedding))
         if self.label is not None:
             embedding = embedding + self.label(label).astype(embedding.dtype)
+        if self.vector is not None:
+            embedding = embedding + self.vector(vector)
         h = self.stem(x)
         skips = [h]
         for name in sorted(self.down, key=int):
             level = self.down[name]
             for i in range(self.num_blocks):
-                h = level.block(i, h, embedding, next_key(), train)
+                h = level.block(i, h, embedding, seen, next_key(), train)
                 skips.append(h)
             if level.resample is not None:
                 h = level.resample(h)
                 skips.append(h)
         h = self.middle1(h, embedding, next_key(), train)
-        h = self.middle_attention(h)
+        h = self.middle_attention(h, seen)
         h = self.middle2(h, embedding, next_key(), train)
         for name in sorted(self.up, key=int, reverse=True):
             level = self.up[name]
             for i in range(self.num_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = level.block(i, h, embedding, next_key(), train)
+                h = level.block(i, h, embedding, seen, next_key(), train)
             if level.resample is not None:
                 h = level.resample(upsample_nearest(h))
         h = self.head(self.norm(h, nnx.silu))
         return depth_to_space(h, self.patch_size).astype(jnp.float32)
+
+    def _check(self, vector: Array | None, context: Array | None) -> None:
+        """Raises ValueError if one is given that there is no use for, or is not given."""
+        for name, given, wanted in (
+            ("vector", vector, self.vector is not None),
+            ("context", context, self.context_width > 0),
+        ):
+            if (given is not None) != wanted:
+                shape = None if given is None else given.shape
+                raise ValueError(
+                    f"{name}: of shape {shape}; the network was built "
+                    + ("with one." if wanted else f"without {name}_width.")
+                )

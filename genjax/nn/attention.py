@@ -83,3 +83,21 @@ def attention(
         weights = dropout(softmax(scores), rate, own, train).astype(value.dtype)
         mixed.append(contract("kbtgs,kbsd->kbtgd", weights, value).astype(value.dtype))
     return jnp.concatenate(mixed, 2).transpose(1, 2, 0, 3, 4).reshape(B, T, N, D)
+
+
+def across(
+    query: Float[Array, "B T N D"],
+    key: Float[Array, "B S K D"],
+    value: Float[Array, "B S K D"],
+    mask: Bool[Array, "B S"] | None,
+) -> Float[Array, "B T N D"]:
+    """Attention to a context, of which the mask says what is seen: None for all.
+
+    It is zero in an example that may see none of it.
+    """
+    if mask is None:
+        return attention(query, key, value)
+    some = mask.any(-1)[:, None, None, None]
+    shape = (len(mask), 1, query.shape[1], mask.shape[1])
+    seen = jnp.broadcast_to(mask[:, None, None] | ~some, shape)
+    return jnp.where(some, attention(query, key, value, seen), 0)

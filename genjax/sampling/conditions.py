@@ -62,6 +62,49 @@ def labels(
     return given
 
 
+def complete(
+    spec: DataSpec,
+    fields: Mapping[str, Field],
+    num: int,
+    condition: Condition,
+    key: Array,
+    setting: str = "",
+) -> dict[str, Array]:
+    """Every condition of `num` samples: those given, and `labels` if none are.
+
+    Args:
+      spec: of the data.
+      fields: the conditions that the model knows.
+      num: how many samples.
+      condition: what is given.
+      key: of the labels.
+      setting: that would teach a model conditions.
+
+    Raises:
+      ConfigError: a condition that the model does not know, one that is missing or has not a row
+        for each sample.
+    """
+    if not fields:
+        labels(spec, False, num, condition, key, setting)
+    if unknown := [name for name in condition if name not in fields]:
+        raise ConfigError(
+            f"{', '.join(unknown)}: the model knows no such condition. It knows "
+            f"{', '.join(fields)}."
+        )
+    values = {}
+    for name, field in fields.items():
+        if name == NAME:
+            label = {NAME: condition[NAME]} if NAME in condition else {}
+            values[name] = labels(spec, True, num, label, key)
+            continue
+        values[name] = jnp.asarray(required(condition, name))
+        if values[name].shape != (num, *field.shape):
+            raise ConfigError(
+                f"{name}: expected an array of {(num, *field.shape)}, got {values[name].shape}."
+            )
+    return values
+
+
 def required(condition: Condition, name: str) -> Array:
     """The condition `name`, which the method cannot do without.
 

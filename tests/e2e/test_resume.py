@@ -107,6 +107,14 @@ FAMILIES = {
         "--config.model.encoder.channels=(8,16)",
         "--config.model.decoder.channels=(8,16)",
     ],
+    # Told a picture and random masks, which are drawn by the loader and hidden together.
+    "ddpm.py:super_resolution_tiny": [
+        '--config.dataset.derived=(("small","smaller",4),("mask","box",0.5))',
+        '--config.diffusion.conditions=("small","mask")',
+        "--config.diffusion.label_dropout=0.2",
+        "--config.model.denoiser.multipliers=(1,)",
+        "--config.model.denoiser.attention=()",
+    ],
     "lstm.py:tiny": [],  # windows of a stream, at places that change from epoch to epoch
 }
 

@@ -176,12 +176,12 @@ def test_what_cannot_be_is_refused(wrong, message):
         make(**wrong)
 
 
-def test_a_context_or_a_label_that_it_cannot_use_is_refused():
+def test_a_vector_or_a_label_that_it_cannot_use_is_refused():
     net = make(num_classes=0)
     params, mutable = jax.eval_shape(net.init, jax.random.key(0))
     apply = functools.partial(jax.eval_shape, net.apply, params, mutable, X, T)
     assert apply()[0].shape == (3, 8, 4, 2)
     with pytest.raises(ConfigError, match="num_classes=0"):
         apply(LABEL)
-    with pytest.raises(ConfigError, match="no cross-attention"):
-        apply(context=jnp.ones((3, 2, 5)))
+    with pytest.raises(ValueError, match=r"vector: of shape \(3, 5\)"):
+        apply(vector=jnp.ones((3, 5)))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from genjax import config as configs
+from genjax.method import DataSpec, Field
 from genjax.parallel import rules
 from genjax.parallel.mesh import global_batch
 from genjax.training.assemble import assemble
@@ -22,17 +23,37 @@ PLAIN_SGD = {
     "model.denoiser.multipliers": (1,),
     "model.denoiser.attention": (8,),
 }
+# Labels, a picture, a text and a vector; words enough that their embedding is sharded.
+TOLD = {"diffusion.class_conditional": True, "diffusion.conditions": ("small", "text", "vector")}
+BYTE, INT = np.dtype(np.uint8), np.dtype(np.int32)
+SPEC = DataSpec(
+    "toy",
+    {
+        "image": Field("image", (8, 8, 1), BYTE),
+        "label": Field("label", (), INT, {"num_classes": 10}),
+        "small": Field("image", (2, 2, 1), BYTE),
+        "text": Field("text", (4,), INT, {"vocabulary_size": 600}),
+        "vector": Field("real", (3,), np.dtype(np.float32)),
+    },
+    "image",
+    {"train": 100, "validation": 100},
+)
+
+
+def rows(name, count):
+    """Values of a field."""
+    rng, field = np.random.default_rng(0), SPEC.fields[name]
+    if field.kind == "real":
+        return rng.normal(size=(count, *field.shape)).astype(field.dtype)
+    most = next(iter(field.facts.values()), 256)
+    return rng.integers(0, most, (count, *field.shape)).astype(field.dtype)
 
 
 def one_step(devices, **overrides):
     """(state before, state after, assembly) of a step from the same start on the same data."""
     config = configs.load("configs/ddpm.py:tiny", PLAIN_SGD | overrides)
-    run = assemble(config, devices=devices)
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.integers(0, 256, (16, 8, 8, 1), np.uint8),
-        "label": rng.integers(0, 10, 16).astype(np.int32),
-    }
+    run = assemble(config, SPEC, devices=devices)
+    batch = {name: rows(name, 16) for name in SPEC.fields}
     state = run.init()
 
     # Off the initial zeros, through which no gradient passes.
@@ -61,10 +82,13 @@ LAYOUTS = [
 ]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", [*LAYOUTS, LAYOUTS[2] | TOLD], ids=str)
 def test_eight_devices_give_the_gradients_of_one(on_one_device, layout):
+    if told := TOLD.items() <= layout.items():
+        on_one_device = one_step(jax.devices()[:1], **TOLD)
     before, after_one, output_one, _ = on_one_device
     _, after, output, run = one_step(jax.devices(), **layout)
+    assert ("conditions" in before["denoiser"]) == told
     largest = 0.0
     for path, start in jax.tree_util.tree_leaves_with_path(before):
         name = rules.path_name(path)
@@ -119,18 +143,19 @@ def test_accumulation_over_devices_keeps_examples_where_they_are():
         assert collective not in text
 
 
-@pytest.mark.parametrize("num", [8, 5])
-def test_guided_samples_with_noise_are_the_same_on_any_mesh(num):
+@pytest.mark.parametrize(("num", "told"), [(8, {}), (5, {}), (8, TOLD), (5, TOLD)])
+def test_guided_samples_with_noise_are_the_same_on_any_mesh(num, told):
     """Tables and strengths are arrays of the program, which is spread over the devices."""
     from genjax.sampling.draw import make_draw
 
-    labels = {"diffusion.class_conditional": True, "diffusion.variance": "learned"}
+    known = {"diffusion.class_conditional": True, "diffusion.variance": "learned"} | told
     options = dict(guidance=2.0, guidance_kind="projected", sampler="ddpm", steps=4)
     found = []
     for overrides in ({"mesh.data": 1}, {"mesh.data": 4, "mesh.fsdp": 2}):
         devices = jax.devices()[: 1 if overrides["mesh.data"] == 1 else 8]
-        _, state, _, run = one_step(devices, **labels, **overrides)
-        draw = make_draw(run.method, run.mesh, num, {"label": np.arange(num) % 10}, options)
+        _, state, _, run = one_step(devices, **known, **overrides)
+        given = {name: rows(name, num) for name in run.method.conditions}
+        draw = make_draw(run.method, run.mesh, num, given, options)
         found.append(draw(state.params, state.mutable, jax.random.key(0)).astype(int))
     assert found[0].std() > 10
     assert np.abs(found[0] - found[1]).max() <= 2  # of 255: sums are taken in another order

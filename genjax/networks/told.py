@@ -1,0 +1,248 @@
+"""What a network is told beside the time: how a condition enters, by its kind and its shape.
+
+label      classes, by an embedding of the network's own
+channels   a picture on the grid of the input, as more channels of it
+vector     numbers, which a linear map adds to the embedding of time
+context    a row of vectors, which cross-attention sees
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from genjax.config import ConfigError
+from genjax.method import Field
+from genjax.nn.layers import Embed, Linear, space_to_depth
+from genjax.nn.pixels import to_float
+from genjax.nn.positions import sinusoidal
+from genjax.parallel.rules import Rules, fsdp, replicate
+
+RULES: Rules = ((r"conditions/.*(kernel|embedding)$", fsdp), (r"conditions/", replicate))
+
+
+class Way(NamedTuple):
+    """How fields of some kinds enter.
+
+    Attributes:
+      name: "channels", "vector" or "context".
+      kinds: of the fields.
+      real: whether their numbers are real; None for any.
+      axes: how many they may have.
+      said: what they are, for an error.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    real: bool | None
+    axes: tuple[int, ...]
+    said: str
+
+
+WAYS = (
+    Way("channels", ("image", "mask"), None, (3,), "images and masks [H, W, C]"),
+    Way("channels", ("code", "real"), True, (3,), "latents and maps of real numbers [H, W, C]"),
+    Way("vector", ("label",), False, (0,), "labels"),
+    Way("vector", ("code", "real"), True, (0, 1), "real numbers and vectors [D]"),
+    Way("context", ("code", "real"), True, (2,), "rows of real vectors [L, D]"),
+    Way("context", ("text",), False, (1,), "texts [L]"),
+    Way("context", ("code",), False, (1, 2), "tokens [L] or [H, W]"),
+)
+
+
+class Told(NamedTuple):
+    """What a network is told of a batch; None of what it is not told.
+
+    Attributes:
+      label: classes; `num_classes` is the null class.
+      channels: of its input, beside those of the image.
+      vector: numbers.
+      context: rows of vectors.
+      context_mask: which vectors of them are seen; at least one of each example.
+    """
+
+    label: Int[Array, "B"] | None = None
+    channels: Float[Array, "B H W C"] | None = None
+    vector: Float[Array, "B D"] | None = None
+    context: Float[Array, "B S E"] | None = None
+    context_mask: Bool[Array, "B S"] | None = None
+
+
+class Sizes(NamedTuple):
+    """How much a network is told.
+
+    Attributes:
+      channels: of its input, beside those of the image.
+      vector_width: D, 0 for no vector.
+      context_width: E, 0 for no context.
+    """
+
+    channels: int = 0
+    vector_width: int = 0
+    context_width: int = 0
+
+
+def is_real(field: Field) -> bool:
+    """Whether the field has real numbers."""
+    return np.issubdtype(np.dtype(field.dtype), np.floating)
+
+
+def way_of(name: str, field: Field) -> str:
+    """How a condition enters.
+
+    Raises:
+      ConfigError: there is no way.
+    """
+    for way in WAYS:
+        alike = field.kind in way.kinds and way.real in (None, is_real(field))
+        if alike and len(field.shape) in way.axes and None not in field.shape:
+            return way.name
+    raise ConfigError(
+        f"the condition {name!r} is of kind {field.kind!r}, shape {tuple(field.shape)} and "
+        f"{np.dtype(field.dtype)}: no network takes it. Expected {', '.join(w.said for w in WAYS)}."
+    )
+
+
+def factor_of(name: str, field: Field, grid: tuple[int, int]) -> tuple[int, int]:
+    """(how often the grid fits into the field, how often the field fits into the grid).
+
+    Raises:
+      ConfigError: neither is a whole number, the same along both axes.
+    """
+    (h, w), (H, W) = field.shape[:2], grid
+    if h % H == w % W == 0 and h // H == w // W:
+        return h // H, 1
+    if H % h == W % w == 0 and H // h == W // w:
+        return 1, H // h
+    raise ConfigError(
+        f"the condition {name!r} is of {h} x {w}, what is generated of {H} x {W}: expected the "
+        "same size, or a whole number of times as large or as small along both sides. Resize it."
+    )
+
+
+def sizes(fields: Mapping[str, Field], grid: tuple[int, int], context_width: int) -> Sizes:
+    """How much a network is told by these conditions.
+
+    Args:
+      fields: the conditions by name, but the label that the network embeds itself.
+      grid: height and width of what is generated.
+      context_width: of the vectors of a context, if there is one.
+
+    Raises:
+      ConfigError: a condition that cannot enter.
+    """
+    channels = vector = 0
+    context = False
+    for name, field in fields.items():
+        way = way_of(name, field)
+        if way == "channels":
+            channels += field.shape[2] * factor_of(name, field, grid)[0] ** 2
+        elif way == "vector":
+            vector += _numbers(field)
+        else:
+            context = True
+    return Sizes(channels, vector, context_width if context else 0)
+
+
+def _numbers(field: Field) -> int:
+    """How many numbers a vector has."""
+    return field.facts["num_classes"] if field.kind == "label" else int(np.prod(field.shape))
+
+
+def scaled(field: Field, x: Array) -> Float[Array, "B ..."]:
+    """Values as a network sees them, float32.
+
+    Images and masks in [-1, 1]; labels one-hot; other numbers of zero mean and unit variance, if
+    their field has the facts `mean` and `std`.
+    """
+    if field.kind == "image":
+        return to_float(x) if x.dtype == jnp.uint8 else 2.0 * x - 1.0
+    if field.kind == "mask":
+        return 2.0 * x.astype(jnp.float32) - 1.0
+    if field.kind == "label":
+        return jax.nn.one_hot(x, field.facts["num_classes"])
+    mean, std = moments(field)
+    return (x - mean) / std
+
+
+def moments(field: Field) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Mean and standard deviation of a field that has them as facts; else 0 and 1."""
+    facts = field.facts
+    return tuple(jnp.asarray(facts.get(k, d), jnp.float32) for k, d in (("mean", 0), ("std", 1)))
+
+
+def on_grid(
+    name: str, field: Field, x: Float[Array, "B h w C"], grid: tuple[int, int]
+) -> Float[Array, "B H W D"]:
+    """A picture on the grid: a small one enlarged, the pixels of a large one folded into channels.
+
+    Masks are repeated; the rest is enlarged by bicubic interpolation, as in SR3 (Saharia et al.
+    2021).
+    """
+    larger, smaller = factor_of(name, field, grid)
+    if smaller == 1:
+        return space_to_depth(x, larger) if larger > 1 else x
+    kind = "nearest" if field.kind == "mask" else "cubic"
+    return jax.image.resize(x, (len(x), *grid, x.shape[-1]), kind)
+
+
+class Row(nnx.Module):
+    """The tokens or vectors of a condition as vectors for cross-attention, and its null vector."""
+
+    def __init__(self, field: Field, width: int, *, rngs: nnx.Rngs):
+        """Makes an embedding of tokens, or a linear map of vectors, to `width`."""
+        real = is_real(field)
+        self.map = Linear(field.shape[-1], width, rngs=rngs) if real else None
+        self.token = None if real else Embed(field.facts["vocabulary_size"], width, rngs=rngs)
+        self.null = nnx.Param(jax.random.normal(rngs.params(), (width,)))
+        special = field.facts.get("special", {})
+        self.end, self.pad = special.get("eos", -1), special.get("pad", -1)
+
+    def __call__(
+        self, x: Array, hidden: Bool[Array, "B"] | None
+    ) -> tuple[Float[Array, "B S E"], Bool[Array, "B S"]]:
+        """The vectors, and which of them are seen: those of a text up to its end.
+
+        A hidden example has its null vector alone.
+        """
+        if self.map is not None:
+            y, seen = self.map(x.astype(jnp.float32)), jnp.ones(x.shape[:2], bool)
+        else:
+            x = x.reshape(len(x), -1)
+            y = self.token(x)
+            y = y + sinusoidal(jnp.arange(x.shape[1]), y.shape[-1])
+            ended = jnp.cumsum(x == self.end, axis=1) - (x == self.end) > 0
+            first = jnp.arange(x.shape[1]) == 0
+            seen = first | ~(ended | (x == self.pad))
+        if hidden is not None:
+            y = jnp.where(hidden[:, None, None], self.null[...], y)
+            seen = jnp.where(hidden[:, None], jnp.arange(y.shape[1]) == 0, seen)
+        return y, seen
+
+
+class Rows(nnx.Module):
+    """All conditions that are rows, one behind the other."""
+
+    def __init__(self, fields: Mapping[str, Field], width: int, *, rngs: nnx.Rngs):
+        """Makes a `Row` of each field, under its name."""
+        self.names = tuple(fields)
+        self.rows = nnx.Dict({name: Row(field, width, rngs=rngs) for name, field in fields.items()})
+
+    def __call__(
+        self,
+        values: Mapping[str, Array],
+        hidden: Bool[Array, "B"] | None,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, "B S E"], Bool[Array, "B S"]]:
+        """The context and its mask; `key` and `train` change nothing."""
+        del key, train
+        rows = [self.rows[name](values[name], hidden) for name in self.names]
+        return tuple(jnp.concatenate(parts, axis=1) for parts in zip(*rows, strict=True))
