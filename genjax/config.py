@@ -98,6 +98,7 @@ def base() -> ConfigDict:
                 "crop_padding": 0,
                 "dequantize": False,
                 "on_corrupt": "error",  # or "skip": count and leave out
+                "max_pixels": 178_956_970,  # of a picture in a file; a larger one is refused
                 "threads": 2,
                 "text": {  # for text; of piano rolls the length
                     # "bytes", "characters", "bpe", "wordpiece", "unigram", "gpt2", or a path

@@ -53,6 +53,9 @@ def foreign(tmp_path):
     parts = (tokenizers.decoders.ByteFallback(), tokenizers.decoders.Metaspace())
     inner.decoder = tokenizers.decoders.Sequence(list(parts))
     inner.add_special_tokens(["<s>", "</s>", "[SEP]"])
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
     inner.enable_truncation(2)
     inner.save(str(tmp_path / "tokenizer.json"))
     return tmp_path

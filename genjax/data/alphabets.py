@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Int32
 
 from genjax.config import ConfigError
+
+
+class Joined(NamedTuple):
+    """A prompt and its text as tokens.
+
+    Attributes:
+      ids: of both.
+      prompt: how many of them have nothing of the text.
+    """
+
+    ids: np.ndarray
+    prompt: int
 
 
 class Tokenizer(Protocol):
@@ -18,12 +30,14 @@ class Tokenizer(Protocol):
     Attributes:
       vocabulary_size: V; ids are 0 ... V - 1.
       special: the ids of tokens that no text has, by role: "bos", "eos", "pad", as far as it has
-        them; "eos_2", "eos_3", ... are others that end a text.
+        them; "eos_2", "eos_3", ... are others that end a text, which texts may have.
+      begins: the ids that it puts in front of a text by its own rule, often none.
       spelling: what each token adds to a text, in UTF-8; nothing for special ones.
     """
 
     vocabulary_size: int
     special: dict[str, int]
+    begins: tuple[int, ...]
     spelling: Sequence[bytes]
 
     def encode(self, text: str) -> Int32[np.ndarray, " n"]:
@@ -35,6 +49,9 @@ class Tokenizer(Protocol):
 
     def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text."""
+
+    def encode_joined(self, prompts: Sequence[str], texts: Sequence[str]) -> list[Joined]:
+        """The ids of each prompt with the text that goes on from it."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special ones, those below 0 and those from V on are nothing.
@@ -79,7 +96,28 @@ class Compared:
         return hash(self.to_json())
 
 
-class Bytes(Compared):
+class Alphabet(Compared):
+    """A tokenizer that takes a text apart into its letters."""
+
+    special: dict[str, int]
+
+    @property
+    def begins(self) -> tuple[int, ...]:
+        """The token that begins a text, if it is for nothing else."""
+        bos = self.special.get("bos")
+        return () if bos in (None, self.special.get("eos")) else (bos,)
+
+    def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text."""
+        return [self.encode(text) for text in texts]
+
+    def encode_joined(self, prompts: Sequence[str], texts: Sequence[str]) -> list[Joined]:
+        """The ids of each prompt with the text that goes on from it."""
+        parts = zip(self.encode_all(prompts), self.encode_all(texts), strict=True)
+        return [Joined(np.concatenate(both), len(both[0])) for both in parts]
+
+
+class Bytes(Alphabet):
     """A token for each byte of UTF-8; its id is the byte."""
 
     def __init__(self, special: Mapping[str, int]):
@@ -92,10 +130,6 @@ class Bytes(Compared):
         """The bytes of the text."""
         return np.frombuffer(utf8(text), np.uint8).astype(np.int32)
 
-    def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The bytes of each text."""
-        return [self.encode(text) for text in texts]
-
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the bytes among `ids`."""
         return bytes(int(i) for i in ids if 0 <= i < 256).decode(errors="replace")
@@ -105,7 +139,7 @@ class Bytes(Compared):
         return json.dumps({"kind": "bytes", "special": self.special})
 
 
-class Characters(Compared):
+class Characters(Alphabet):
     """A token for each character of a set, in the order of their code points."""
 
     def __init__(self, characters: str, special: Mapping[str, int]):
@@ -130,10 +164,6 @@ class Characters(Compared):
                 "Leave it out, or train with the tokenizer bytes or bpe, which take any text."
             )
         return ids.astype(np.int32)
-
-    def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The positions of each text's characters."""
-        return [self.encode(text) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The characters of `ids`."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Sequence
+import logging
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +12,32 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError
-from genjax.data import sources
+from genjax.data import npz, sources, splits
 from genjax.data.transforms import height_and_width
 from genjax.method import Field
 
 NAMES = ("npz",)
 
-_SPLIT_NAMES = {
-    "train": ("train",),
-    "validation": ("validation", "valid", "val"),
-    "test": ("test",),
-}
-# What arrays of a field may be called beside the field's own name.
+# What arrays of a field may be called beside the field's own name, the usual first.
 _ALIASES = {
-    "image": ("images", "x", "arr_0"),
-    "label": ("labels", "y", "arr_1"),
+    "image": ("x", "image", "images", "arr_0"),
+    "label": ("y", "label", "labels", "arr_1"),
 }
+# Numbers of classes: a table of all of them is made. Beyond it they have to be dense.
+MANY = 2**16
+
+log = logging.getLogger(__name__)
 
 
 def load(dataset: ConfigDict) -> sources.Raw:
     """Splits out of the file `dataset.path`; nothing in it is ever unpickled.
 
-    The arrays of a field `NAME` are called `NAME_train` or `train_NAME`, and the like for
-    validation and test; one that says no split is for training. Read are `image` (or images, x),
-    uint8 [N, H, W] or [N, H, W, C]; `label` (or labels, y), whole numbers [N] or [N, 1]; and each
-    (name, kind) of `dataset.fields`. `dataset.target` says which of them is generated, the images
-    if it does not. `dataset.channels` and `dataset.image_size` convert images.
+    The arrays of a field `NAME` are called `NAME_train` or `train_NAME`, and the like for the other
+    splits, whose spellings are those of `splits.SPELLINGS`; one that says no split is for training.
+    Read are `image` (or images, x), uint8 [N, H, W] or [N, H, W, C]; `label` (or labels, y), whole
+    numbers [N] or [N, 1]; and each (name, kind) of `dataset.fields`. `dataset.target` says which of
+    them is generated, the images if it does not. `dataset.channels` and `dataset.image_size`
+    convert images.
 
     Raises:
       ConfigError: no such file, not an .npz, no array of the target, a wrong shape or dtype.
@@ -53,60 +53,67 @@ def load(dataset: ConfigDict) -> sources.Raw:
         raise ConfigError('dataset.name="npz" needs dataset.path: the .npz file.')
     if not Path(path).is_file():
         raise ConfigError(f"dataset.path={path!r}: no such file. Give the path of an .npz file.")
-    try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ConfigError(f"{path} holds one array. Expected an .npz of named arrays.")
-        with file:
-            found = _read(file, path, kinds, target, [name for name, _ in dataset.fields])
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(
-            f"{path} cannot be read: {error}. Expected an .npz of plain arrays (numpy.savez)."
-        ) from error
+    found = _read(npz.Arrays(path), path, kinds, target, [name for name, _ in dataset.fields])
     return _raw(found, kinds, target, path, dataset.channels, height_and_width(dataset.image_size))
 
 
-def _find(names: Sequence[str], field: str, split: str) -> str:
-    """The array of a field in a split; "" if there is none."""
-    own = (field, *_ALIASES.get(field, ()))
-    patterns = (
-        ("x_{}", "{}_x") if field == "image" else ("y_{}", "{}_y") if field == "label" else ()
-    )
-    patterns = (*patterns, *(p for n in own for p in (f"{{}}_{n}", f"{n}_{{}}")))
-    wanted = [p.format(alias) for alias in _SPLIT_NAMES[split] for p in patterns]
-    wanted += own if split == "train" else ()
-    return next((name for name in wanted if name in names), "")
+def _find(names: Sequence[str], field: str, split: str, kinds: Mapping[str, str], path: str) -> str:
+    """The array of a field in a split; "" if there is none.
+
+    Raises:
+      ConfigError: several arrays say that they are it.
+    """
+    own = [n for n in _ALIASES.get(field, (field,)) if n == field or n not in kinds]
+    called, said = "|".join(map(re.escape, own)), "|".join(splits.SPELLINGS[split])
+    pattern = rf"(?:{called})[-_. /]?(?:{said})|(?:{said})[-_. /]?(?:{called})"
+    found = [name for name in names if re.fullmatch(pattern, name, re.IGNORECASE)]
+    if split == "train" and not found:
+        found = [name for n in own for name in names if name.lower() == n.lower()][:1]
+    if len(found) > 1:
+        raise ConfigError(
+            f"{path} holds {' and '.join(found)}: expected one of them to be the field {field!r} "
+            f"of the split {split}. Rename or remove the others."
+        )
+    return found[0] if found else ""
 
 
 def _read(
-    file: Any, path: str, kinds: dict[str, str], target: str, asked: Sequence[str]
+    file: npz.Arrays, path: str, kinds: dict[str, str], target: str, asked: Sequence[str]
 ) -> dict[str, dict[str, np.ndarray]]:
     """Split -> field -> rows, checked."""
     found: dict[str, dict[str, np.ndarray]] = {}
+    names, unread = list(file), set(file)
     for split in sources.SPLITS:
-        if not (key := _find(file.files, target, split)):
+        if not (key := _find(names, target, split, kinds, path)):
             continue
+        unread.discard(key)
         first = _checked(kinds[target], file[key], f"array {key!r} in {path}")
         rows = {target: first}
         for name, kind in kinds.items():
-            key = _find(file.files, name, split)
+            key = _find(names, name, split, kinds, path)
+            unread.discard(key)
             if name != target and key:
                 rows[name] = _checked(kind, file[key], f"array {key!r} in {path}", len(first))
             elif name != target and name in asked:
                 raise ConfigError(
                     f"{path} has no array of the field {name!r} in the split {split}; it holds "
-                    f"{', '.join(file.files)}. Expected one that is called {name}_{split}."
+                    f"{', '.join(names)}. Expected one that is called {name}_{split}."
                 )
         found[split] = rows
     if "train" not in found:
         what = "images" if target == "image" else f"an array of the field {target!r}"
-        names = "'image', 'x_train' or 'train_images' (and labels 'label', 'y_train' or "
-        names += "'train_labels')" if target == "image" else ""
+        usual = "'image', 'x_train' or 'train_images' (and labels 'label', 'y_train' or "
+        usual += "'train_labels')"
         raise ConfigError(
-            f"{path} holds the arrays {', '.join(file.files) or '(none)'}; expected {what} for "
-            f"training named {names if target == 'image' else repr(target + '_train')}."
+            f"{path} holds the arrays {', '.join(names) or '(none)'}; expected {what} for "
+            f"training named {usual if target == 'image' else repr(target + '_train')}."
+        )
+    if unread:
+        log.warning(
+            "%s: read are %s; not read: %s",
+            path,
+            ", ".join(f"{split} ({', '.join(rows)})" for split, rows in found.items()),
+            ", ".join(name for name in names if name in unread),
         )
     return found
 
@@ -136,6 +143,7 @@ def _checked(kind: str, array: np.ndarray, where: str, count: int | None = None)
             raise ConfigError(
                 f"{got}; expected whole numbers from 0 on, of shape [{many}], one for each example."
             )
+        _check_dense(flat, got)
         array = flat.astype(np.int32)
     elif kind == "mask":
         array = array[..., None] if array.ndim == 3 else array
@@ -143,12 +151,33 @@ def _checked(kind: str, array: np.ndarray, where: str, count: int | None = None)
             raise ConfigError(f"{got}; expected zeros and ones of shape [N, H, W] or [N, H, W, 1].")
         array = array.astype(np.uint8)
     elif kind == "code" and array.dtype.kind in "iu":
+        if array.size and array.min() < 0:
+            raise ConfigError(f"{got}; its least number is {array.min()}, expected 0 or more.")
+        _check_dense(array, got)
         array = array.astype(np.int32)
-    elif kind == "real" and array.dtype.kind == "f":
-        array = array.astype(np.float32)
+    elif kind == "real" or array.dtype.kind == "f":
+        if array.dtype.kind not in "iufb":
+            raise ConfigError(f"{got}; expected numbers of shape [{many}, ...].")
+        with np.errstate(over="ignore"):  # told of below
+            array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise ConfigError(
+                f"{got}; {int((~np.isfinite(array)).sum())} of its numbers are no finite float32. "
+                "Replace NaN and infinity, and scale what is beyond 3e38."
+            )
     if array.dtype.kind not in "iufb" or array.ndim < 1 or len(array) != (count or len(array)):
         raise ConfigError(f"{got}; expected numbers of shape [{many}, ...].")
     return array
+
+
+def _check_dense(numbers: np.ndarray, got: str) -> None:
+    """Raises ConfigError if numbers from 0 on are so large, and so few, that most are missing."""
+    largest = int(numbers.max()) if numbers.size else 0
+    if largest >= MANY and largest >= 2 * (count := len(np.unique(numbers))):
+        raise ConfigError(
+            f"{got}; its largest number is {largest}, and it has {count} different ones. Expected "
+            f"classes numbered 0, 1, 2 ...: save numpy.unique(labels, return_inverse=True)[1]."
+        )
 
 
 def _raw(
@@ -160,8 +189,14 @@ def _raw(
     size: tuple[int, int],
 ) -> sources.Raw:
     """The data set of these rows, its images in the channels and size that are asked for."""
-    # A field counts if every split has it.
     names = [name for name in kinds if all(name in rows for rows in found.values())]
+    for name in found["train"]:
+        if lacking := [split for split, rows in found.items() if name not in rows]:
+            log.warning(
+                "%s: the field %r is left out, also of train: there is none in %s. Add it, or take "
+                "%s out of the file",
+                *(path, name, " and ".join(lacking), "this split" if len(lacking) == 1 else "them"),
+            )
     fields, fitted = {}, False
     for name in names:
         shapes = {split: rows[name].shape[1:] for split, rows in found.items()}

@@ -12,8 +12,10 @@ import contextlib
 import gzip
 import importlib
 import importlib.util
+import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -37,6 +39,7 @@ from genjax.data import (
     rolls,
     sources,
     splits,
+    sums,
     text,
     tokenizers,
 )
@@ -51,6 +54,7 @@ Routes = list[tuple[str, Callable[[], None]]]
 
 # Written beside a prepared data set: the route that it came by.
 ROUTE_FILE = "genjax_route.txt"
+INFO = "dataset_info.json"  # of TFDS, beside the records
 
 
 class Dataset(NamedTuple):
@@ -139,8 +143,7 @@ def load(dataset: ConfigDict) -> Dataset:
     if name in arrays.NAMES:
         raw = arrays.load(dataset)
     elif name == "folder":
-        given = dataset.path, dataset.channels, dataset.image_size, dataset.on_corrupt
-        raw = folders.read(*given)
+        raw = folders.read(dataset)
     elif own := _own_module(name):
         loaded = own.load(dataset)
         return loaded._replace(spec=derived.added(dataset, loaded.spec))
@@ -193,7 +196,7 @@ def _check(dataset: ConfigDict) -> None:
                 f"config.dataset.{key}={dataset[key]!r}: expected one of "
                 f"{', '.join(map(repr, allowed))}."
             )
-    for key in ("crop_padding", "threads"):
+    for key in ("crop_padding", "threads", "max_pixels"):
         if dataset[key] < 0:
             raise ConfigError(f"config.dataset.{key}={dataset[key]}: expected at least 0.")
     size = height_and_width(dataset.image_size)
@@ -261,16 +264,46 @@ def _resolve(dataset: ConfigDict) -> Raw:
         _, native, _ = records.image_features(_known(name, dataset.path))
         records.final_shape(name, native, dataset.channels, size)
         routes = _tfds_routes(name)
+    _remove_damaged(name)
     try:
         built = records.prepared(name, data_dirs)
     except ConfigError:
         built, route = _prepare(name, routes, data_dirs)
     else:
-        origin = Path(built.data_dir) / ROUTE_FILE
-        route = "prepared" + (f" before from {origin.read_text()}" if origin.is_file() else "")
+        route = _kept(built)
     route = f"{route} ({built.data_dir})"
     log.info("data set %s: %s", name, route)
     return records.read(built, dataset.channels, size)._replace(route=route)
+
+
+def _kept(built: Any) -> str:
+    """The route of a data set that was prepared before."""
+    origin = Path(built.data_dir) / ROUTE_FILE
+    return f"{origin.read_text()}, prepared before" if origin.is_file() else "prepared before"
+
+
+def _remove_damaged(name: str) -> None:
+    """Removes what genjax prepared of a data set and is damaged, so that it is prepared again."""
+    below = records.root() / name
+    folders = {file.parent for kind in (INFO, sums.FILE) for file in below.rglob(kind)}
+    if not any(map(_damage, folders)):  # also in a cache that cannot be written
+        return
+    with packages.lock(f"prepare-{name}"):
+        for folder in folders:
+            if folder.exists() and (damage := _damage(folder)):
+                log.warning("%s is damaged (%s) and is prepared again", folder, damage)
+                shutil.rmtree(folder)
+
+
+def _damage(folder: Path) -> str:
+    """What is wrong with a data set that TFDS prepared; "" if nothing is known."""
+    if (folder / sums.FILE).is_file():
+        return sums.damage(folder)
+    try:
+        json.loads((folder / INFO).read_bytes())
+    except (OSError, ValueError) as error:
+        return f"{INFO}: {error}"
+    return ""
 
 
 def _prepare(name: str, routes: Routes, data_dirs: list[Path]) -> tuple[Any, str]:
@@ -285,6 +318,7 @@ def _prepare(name: str, routes: Routes, data_dirs: list[Path]) -> tuple[Any, str
         for route, put in [("prepared", None), *routes]:
             try:
                 if put is not None:
+                    log.info("preparing the data set %s from %s", name, route)
                     put()
                 built = records.prepared(name, data_dirs)
             except (ConfigError, OSError) as error:
@@ -292,7 +326,8 @@ def _prepare(name: str, routes: Routes, data_dirs: list[Path]) -> tuple[Any, str
                 continue
             if put is not None:
                 (Path(built.data_dir) / ROUTE_FILE).write_text(route)
-            return built, route
+                sums.write(Path(built.data_dir))
+            return built, route if put is not None else _kept(built)
     raise ConfigError(
         f"the data set {name!r} is not to be had. Tried:\n" + "\n".join(said) + "\n"
         "Connect to a network, set GENJAX_DATA or dataset.path to where it is prepared, or use "

@@ -31,3 +31,18 @@ def data_digest(dataset: Dataset, split: str = "train") -> str:
                 continue
             total.update(np.ascontiguousarray(value).tobytes())
     return total.hexdigest()
+
+
+def content_digests(dataset: Dataset) -> dict[str, str]:
+    """Split -> a sha256 of its examples, captions included, for a run that is resumed.
+
+    Of arrays and tokens it is of every byte; of pictures that are decoded as they are read, of
+    their names and sizes and the content of some; see `sources.content`.
+    """
+    digests = {}
+    for split, source in dataset.splits.items():
+        total = hashlib.sha256()
+        for part in sources.content(source):
+            total.update(part)
+        digests[split] = total.hexdigest()
+    return digests

@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError
+from genjax.data import listing
 from genjax.data.alphabets import utf8
 from genjax.data.packages import sha256
+from genjax.data.splits import by_split
+from genjax.files import shown
 
 log = logging.getLogger(__name__)
 
@@ -21,11 +24,6 @@ JSON_LINES = (".jsonl", ".ndjson", ".json")
 # What a split may be a file of, and what is read of a folder.
 PLAIN = (".txt", ".text", ".tokens", ".jsonl", ".ndjson")
 SUFFIXES = (*PLAIN, ".md", ".rst", ".tex", ".py")
-SPLITS = {
-    "train": ("train",),
-    "validation": ("validation", "valid", "val"),
-    "test": ("test",),
-}
 
 
 class Documents(NamedTuple):
@@ -90,12 +88,13 @@ def corpus(dataset: ConfigDict) -> Corpus:
     """The documents in `dataset.path`.
 
     A text file is one document. A folder gives one for each file of `SUFFIXES` below it, sorted by
-    path; hidden files are left alone. If it has a folder or a file called train (train.txt,
-    train.jsonl ...), that is the split train, and what is called validation (valid, val) and test
-    are the others. A file of JSON Lines gives one document for each line that is not blank, an
-    object, whose field `dataset.text.field` is the text and `dataset.text.prompt_field`, if set,
-    what comes before it. Prompt and text are joined as they are. Documents without any character
-    are left out.
+    path; hidden files are left alone, and links are followed. If it has a folder or a file, or
+    numbered parts of one, called train (Train.txt, train-00000.jsonl, wiki.train.tokens ...), that
+    is the split train, and those called validation and test are the others: see
+    `splits.SPELLINGS`. What lies beside them is not read, and reported. A file of JSON Lines gives
+    one document for each line that is not blank, an object, whose field `dataset.text.field` is the
+    text and `dataset.text.prompt_field`, if set, what comes before it. Prompt and text are joined
+    as they are. Documents without any character are left out.
 
     Raises:
       ConfigError: no such file or folder, or no text in it; and, by `read`, a file that is not
@@ -117,8 +116,8 @@ def corpus(dataset: ConfigDict) -> Corpus:
         )
     how = [dataset.text.field, dataset.text.prompt_field, dataset.on_corrupt]
     digest = hashlib.sha256(json.dumps(how).encode())
-    for _, file in files:
-        digest.update(f"\0{file.relative_to(root)}\0{sha256(file)}".encode())
+    for split, file in files:
+        digest.update(f"\0{split}\0{file.relative_to(root)}\0{sha256(file)}".encode())
 
     def read() -> dict[str, Documents]:
         return {split: _read(found, dataset) for split, found in splits.items()}
@@ -141,36 +140,58 @@ def _splits(root: Path) -> dict[str, list[Path]]:
                 "of text files, or a .jsonl file."
             )
         return {"train": [root]}
-    entries = [p for p in sorted(root.iterdir()) if p.is_dir() or p.suffix.lower() in PLAIN]
-    named = {split: [p for p in entries if p.stem in names] for split, names in SPLITS.items()}
-    if not named["train"]:
-        named = {"train": [root]}
-    found = {}
-    for split, called in named.items():
-        if len(called) > 1:
+    entries = [p for p in listing.visible(root) if p.is_dir() or p.suffix.lower() in PLAIN]
+    by_name: dict[str, list[Path]] = {}
+    for path in entries:
+        by_name.setdefault(path.name if path.is_dir() else path.stem, []).append(path)
+    named = by_split(by_name, str(root), prefixed=True)
+    if "train" not in named:
+        if named:
+            called = ", ".join(
+                p.name for names in named.values() for n in names for p in by_name[n]
+            )
+            log.warning(
+                "%s: there is no train, so all of its texts are for training, also %s. Call what "
+                "is for training train, or take out what is not",
+                *(root, called),
+            )
+        return {"train": _filled(root, _below(root))}
+    splits = {}
+    for split, names in named.items():
+        paths = [path for name in names for path in by_name[name]]
+        if len(paths) > len(names):
             raise ConfigError(
-                f"{root} holds {' and '.join(p.name for p in called)}: expected one of them to be "
+                f"{root} holds {' and '.join(p.name for p in paths)}: expected one of them to be "
                 f"the split {split}."
             )
-        for path in called:
-            found[split] = _below(path) if path.is_dir() else [path]
-            if not found[split]:
-                raise ConfigError(
-                    f"{path} holds no text. Expected files that end in {', '.join(SUFFIXES)}."
-                )
-    return found
+        files = [f for path in paths for f in (_below(path) if path.is_dir() else [path])]
+        splits[split] = _filled(paths[0], files)
+        log.info("%s: %s is %s", root, split, ", ".join(path.name for path in paths[:8]))
+    read = {path for names in named.values() for name in names for path in by_name[name]}
+    aside = [p for p in listing.visible(root) if p not in read and (p.is_dir() or _wanted(p))]
+    if aside:
+        log.warning(
+            "%s: not read, as they are beside %s: %s",
+            *(root, ", ".join(sorted(path.name for path in read))),
+            ", ".join(path.name for path in aside[:8]),
+        )
+    return splits
+
+
+def _filled(path: Path, files: list[Path]) -> list[Path]:
+    if not files:
+        raise ConfigError(
+            f"{path} holds no text. Expected files that end in {', '.join(SUFFIXES)}."
+        )
+    return files
 
 
 def _wanted(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    return path.suffix.lower() in SUFFIXES
 
 
 def _below(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if _wanted(path) and not any(p.startswith(".") for p in path.relative_to(folder).parts)
-    )
+    return [path for path in listing.files_below(folder) if _wanted(path)]
 
 
 def _read(files: list[Path], dataset: ConfigDict) -> Documents:
@@ -219,10 +240,11 @@ def _field(line: str, name: str) -> str:
         kind = type(value).__name__
         raise ConfigError(f"a {kind}; expected one JSON object a line, with a field {name!r}.")
     if not isinstance(value.get(name), str):
-        got = f"its field {name!r} is {value[name]!r:.40}" if name in value else "there is none"
+        got = f"its field {name!r} is {shown(value[name])}" if name in value else "there is none"
         raise ConfigError(
             f"expected a text in the field {name!r}; {got}. Its fields are "
-            f"{', '.join(map(repr, value)) or 'none'}; name one with dataset.text.field."
+            f"{', '.join(map(shown, list(value)[:20])) or 'none'}; name one with "
+            "dataset.text.field."
         )
     utf8(value[name])
     return value[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import logging
 import urllib.request
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from genjax.bars import read_all
 from genjax.config import ConfigError
 from genjax.data import packages
 from genjax.files import write_atomic
+
+log = logging.getLogger(__name__)
 
 DOWNLOAD_SECONDS = 60  # without a word from the host
 
@@ -42,6 +45,9 @@ def fetch(wanted: Download) -> Path:
     with packages.lock(f"download-{path.name}"):
         if path.is_file() and packages.sha256(path) == wanted.sha256:
             return path
+        if path.is_file():
+            log.warning("%s is damaged and is downloaded again", path)
+        log.info("downloading %s", wanted.url)
         try:
             with urllib.request.urlopen(wanted.url, timeout=DOWNLOAD_SECONDS) as answer:
                 content = read_all(answer, f"downloading {wanted.url}")

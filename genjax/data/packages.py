@@ -13,6 +13,7 @@ import fcntl
 import fnmatch
 import hashlib
 import importlib.metadata
+import logging
 import os
 import shutil
 import subprocess
@@ -27,6 +28,8 @@ from typing import NamedTuple
 from genjax.config import ConfigError
 
 FETCH_SECONDS = 900
+
+log = logging.getLogger(__name__)
 
 
 class Package(NamedTuple):
@@ -249,7 +252,14 @@ def fetch(package: Package) -> dict[str, Path]:
     with lock(f"{package.client}-{package.name}"):
         try:
             files = _found(package, home)
-        except ConfigError:
+            _check(package, files)
+        except ConfigError as error:
+            if home.exists():
+                log.warning("what the cache has is damaged and is fetched again: %s", error)
+            log.info(
+                "fetching the %s package %s %s; it is kept in %s",
+                *(package.client, package.name, package.version, home),
+            )
             home.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=home.parent, prefix=".fetch-") as scratch:
                 archive = _CLIENTS[package.client](package, Path(scratch))
@@ -259,7 +269,6 @@ def fetch(package: Package) -> dict[str, Path]:
                 shutil.rmtree(home, ignore_errors=True)
                 unpacked.rename(home)
             return _found(package, home)
-        _check(package, files)
         return files
 
 

@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
-from PIL import Image
 
 from genjax.config import ConfigError
 from genjax.data import sources, transforms
 from genjax.data.packages import cache_root
+from genjax.data.splits import by_split
 from genjax.data.transforms import Example
 from genjax.pictures import png
 
@@ -64,7 +64,7 @@ def builder(name: str, data_dir: str | Path | None = None) -> Any:
         return tfds.builder(name, data_dir=os.fspath(data_dir or root()))
     except tfds.core.registered.DatasetNotFoundError:
         raise LookupError(name) from None
-    except (ValueError, AssertionError, ImportError, RuntimeError, OSError) as error:
+    except Exception as error:  # what a builder, or a damaged description, raises is not specified
         raise ConfigError(f"dataset.name={name!r}: {_first_line(error)}") from error
 
 
@@ -145,13 +145,19 @@ def sizes(built: Any) -> dict[str, int]:
     Raises:
       ConfigError: it is prepared and has no train split.
     """
-    splits = built.info.splits
-    if splits and "train" not in splits:
+    splits, named = built.info.splits, _named_splits(built)
+    if splits and "train" not in named:
         raise ConfigError(
             f"dataset.name={built.name!r}: it has no train split; its splits are "
             f"{', '.join(splits)}. Use 'folder' or 'npz' for data that is split otherwise."
         )
-    return {split: splits[split].num_examples for split in sources.SPLITS if split in splits}
+    return {split: splits[name].num_examples for split, name in named.items()}
+
+
+def _named_splits(built: Any) -> dict[str, str]:
+    """Split -> what it is called in a data set."""
+    found = by_split(built.info.splits, f"dataset.name={built.name!r}")
+    return {split: names[0] for split, names in found.items()}
 
 
 def read(built: Any, channels: int, size: tuple[int, int]) -> sources.Raw:
@@ -165,14 +171,18 @@ def read(built: Any, channels: int, size: tuple[int, int]) -> sources.Raw:
     shape = final_shape(built.name, native, channels, size)
     fields = sources.image_fields(shape, len(classes), named(classes))
     splits, texts = {}, {}
+    place, called = os.fspath(built.data_dir), _named_splits(built)
     for split in sizes(built):
-        data = built.as_data_source(
-            split,
-            deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
-            file_format="array_record",
-        )
-        kept = sources.fits(len(data), fields)
-        source = Records(data, built.info.features, keys, shape, size, kept)
+        try:
+            data = built.as_data_source(
+                called[split],
+                deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+                file_format="array_record",
+            )
+            kept = sources.fits(len(data), fields)
+        except Exception as error:  # neither array_record nor TFDS says what it raises
+            raise _damaged(place, error) from error
+        source = Records(data, built.info.features, keys, shape, size, kept, place)
         if keys.caption:
             texts[split] = source.captions()
         splits[split] = sources.Memory(source, fields) if kept else source
@@ -197,6 +207,13 @@ def final_shape(
     return (size[0] or height, size[1] or width, depth)
 
 
+def _damaged(place: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"the data set in {place} is damaged ({_first_line(error)}). Delete that folder; it is "
+        "prepared again."
+    )
+
+
 class Records:
     """Examples out of raw TFDS records, decoded as they are read.
 
@@ -212,9 +229,11 @@ class Records:
         shape: tuple[int, int, int],
         size: tuple[int, int],
         read_ahead: bool,
+        place: str,
     ):
-        """`keys` are those among `features` that are delivered."""
+        """`keys` are those among `features` that are delivered; `place` is the folder."""
         self._records, self._features, self._keys = records, features, keys
+        self._place = place
         self._shape, self._size = shape, size
         self._decoders = {keys.image: _tfds().decode.SkipDecoding()}
         self._read_ahead, self._lock = read_ahead, threading.Lock()
@@ -226,8 +245,14 @@ class Records:
     def __getitem__(self, index: int) -> Example:
         """Decodes example `index`."""
         record = self._record(index)
-        with Image.open(io.BytesIO(record[self._keys.image])) as picture:
-            image = transforms.pixels(picture, self._shape[2], self._size)
+        decode = functools.partial(transforms.pixels, channels=self._shape[2], size=self._size)
+        try:
+            image = transforms.read_picture(record[self._keys.image], decode)
+        except Exception as error:  # what a damaged picture makes Pillow raise is not specified
+            raise ConfigError(
+                f"example {index} of the data set in {self._place} cannot be decoded: {error}. "
+                f"Delete that folder; it is prepared again."
+            ) from error
         if image.shape != self._shape:
             raise ConfigError(sources.wrong_shape(f"example {index}", image, self._shape))
         if self._keys.label is None:
@@ -244,10 +269,25 @@ class Records:
         if self._read_ahead:
             with self._lock:
                 if self._read_ahead:
-                    self._records = self._records.__getitems__(list(range(len(self._records))))
+                    self._records = self._encoded(range(len(self._records)))
                     self._read_ahead = False
-        encoded = self._records[index]
-        return self._features.deserialize_example_np(encoded, decoders=self._decoders)
+        try:
+            encoded = self._records[index]
+            return self._features.deserialize_example_np(encoded, decoders=self._decoders)
+        except Exception as error:  # neither array_record nor TFDS says what it raises
+            raise _damaged(self._place, error) from error
+
+    def _encoded(self, indices: Iterable[int]) -> list[bytes]:
+        try:
+            return list(self._records.__getitems__(list(indices)))
+        except Exception as error:  # as above
+            raise _damaged(self._place, error) from error
+
+    def content(self) -> Iterator[bytes]:
+        """Some of the encoded records."""
+        chosen = sorted(sources.order(len(self))[: sources.SAMPLED].tolist())
+        read = isinstance(self._records, list)
+        yield from (self._records[i] for i in chosen) if read else self._encoded(chosen)
 
 
 # ---- writing -------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError
-from genjax.data import downloads, splits, windows
+from genjax.data import downloads, matlab, sources, splits, windows
 from genjax.data.transforms import Example
 from genjax.method import DataSpec, Field
 
@@ -34,7 +35,6 @@ DOWNLOADS = {
 NAMES = ("rolls", *DOWNLOADS)
 
 KEYS = 88  # of a piano
-VARIABLES = {"train": "traindata", "validation": "validdata", "test": "testdata"}
 
 
 class Rolls:
@@ -73,6 +73,12 @@ class Rolls:
                 at += size
         return {"frame": frame, "segment": segment}
 
+    def content(self) -> Iterator[bytes | memoryview]:
+        """That of the tunes."""
+        yield f"rolls {self._length} {len(self)}\n".encode()
+        for tune in self._tunes:
+            yield from sources.array_content("tune", tune)
+
 
 class Music(NamedTuple):
     """A data set of piano rolls: see `text.Text`."""
@@ -109,7 +115,7 @@ def load(dataset: ConfigDict) -> Music:
         for split, (_, indices) in carved.items()
     }
     length, packed = dataset.text.length, dataset.text.documents == "packed"
-    sources = {split: Rolls(tunes, length, packed) for split, tunes in chosen.items()}
+    rows = {split: Rolls(tunes, length, packed) for split, tunes in chosen.items()}
     for split, tunes in chosen.items():
         cut = sum(len(tune) > length + 1 for tune in tunes)
         log.info("%s: %s %d tunes, %d of them in pieces", dataset.name, split, len(tunes), cut)
@@ -117,13 +123,13 @@ def load(dataset: ConfigDict) -> Music:
         "frame": Field("roll", (length + 1, KEYS), np.dtype(np.uint8)),
         "segment": Field("mask", (length + 1,), np.dtype(np.int32)),
     }
-    sizes = {split: len(source) for split, source in sources.items()}
+    sizes = {split: len(source) for split, source in rows.items()}
     spec = DataSpec(dataset.name, fields, "frame", sizes)
-    return Music(spec, sources, route)
+    return Music(spec, rows, route)
 
 
 def read(path: Path) -> dict[str, list[UInt8[np.ndarray, "frames 88"]]]:
-    """The tunes of each split in a MATLAB 5 file: `traindata`, `validdata` and `testdata`.
+    """The tunes of each split in a MATLAB 5 file: `traindata`, `validdata` and `testdata`, say.
 
     Each is a cell array of matrices [frames, 88] of zeros and ones; only `traindata` must be there.
     Tunes of one frame are left out.
@@ -133,36 +139,39 @@ def read(path: Path) -> dict[str, list[UInt8[np.ndarray, "frames 88"]]]:
     """
     if not path.is_file():
         raise ConfigError(f"dataset.path={str(path)!r}: no such file. Give a .mat file.")
-    import scipy.io  # takes as long as all of genjax.data together
+    named: dict[str, list[str]] = {}
+
+    def choose(names: list[str]) -> list[str]:
+        named.update(splits.by_split(names, str(path)))
+        return [name for own in named.values() for name in own]
 
     try:
-        with path.open("rb") as file:
-            arrays = scipy.io.loadmat(file, variable_names=list(VARIABLES.values()))
-    except Exception as error:  # what a damaged file makes scipy raise is not specified
+        arrays = matlab.read(path, choose)
+    except (OSError, ValueError, zlib.error, MemoryError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(
             f"{path} cannot be read: {error}. Expected a MATLAB 5 file (.mat) of piano rolls."
         ) from error
-    if VARIABLES["train"] not in arrays:
+    if "train" not in named:
         raise ConfigError(
             f"{path} has no variable traindata. Expected cell arrays traindata and, if there are "
             "any, validdata and testdata."
         )
     return {
-        split: _tunes(arrays[name], f"{name} in {path}")
-        for split, name in VARIABLES.items()
-        if name in arrays
+        split: [tune for name in own for tune in _tunes(arrays[name], f"{name} in {path}")]
+        for split, own in named.items()
     }
 
 
 def _tunes(cells: Any, where: str) -> list[UInt8[np.ndarray, "frames 88"]]:
     expected = f"expected a cell array of matrices [frames, {KEYS}] of zeros and ones"
-    if cells.dtype != object:
+    if isinstance(cells, np.ndarray):
         raise ConfigError(f"{where} is {cells.dtype}{list(cells.shape)}; {expected}.")
     tunes = []
-    for number, tune in enumerate(cells.ravel(), 1):
-        sound = isinstance(tune, np.ndarray) and tune.ndim == 2 and tune.dtype.kind in "uifb"
-        if not (sound and tune.shape[1] == KEYS and np.isin(tune, (0, 1)).all()):
-            got = f"{tune.dtype}{list(tune.shape)}" if sound else type(tune).__name__
+    for number, tune in enumerate(cells, 1):
+        if tune.ndim != 2 or tune.shape[1] != KEYS or not np.isin(tune, (0, 1)).all():
+            got = f"{tune.dtype}{list(tune.shape)}"
             raise ConfigError(f"tune {number} of {where} is {got}; {expected}.")
         if len(tune) > 1:
             tunes.append(tune.astype(np.uint8))

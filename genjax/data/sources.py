@@ -1,13 +1,14 @@
 """Random-access sources: whole arrays, parts of other sources, what is kept in memory.
 
 A source has `len(source)` and `source[i]`, a dict with an array for each field, of the same shape
-for all examples.
+for all examples. It may have `take(indices)`, examples stacked, and `content()`, bytes that tell
+what it holds from other data, for less than it costs to read all examples.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,8 @@ SPLITS = ("train", "validation", "test")
 # Decoded splits up to this many bytes are kept in memory: decoding costs more than training can
 # spare on a small machine.
 MEMORY_LIMIT = 2**30
+SAMPLED = 2048  # examples of a source that stand for all where reading all would cost too much
+BLOCK = 2**24  # bytes of an array that are looked at at a time
 
 
 class Raw(NamedTuple):
@@ -83,6 +86,11 @@ class Fitted:
         }
         return {**example, **fitted, **masks}
 
+    def content(self) -> Iterator[bytes | memoryview]:
+        """That of the source, and what is made of its images."""
+        yield f"{self._names} {self._masks} {self._channels} {self._size}\n".encode()
+        yield from content(self._source)
+
 
 class Columns:
     """Examples out of arrays of one length, one for each field."""
@@ -103,6 +111,11 @@ class Columns:
         """The examples at `indices`, stacked."""
         return {name: rows[indices] for name, rows in self._fields.items()}
 
+    def content(self) -> Iterator[bytes | memoryview]:
+        """All of the arrays."""
+        for name, rows in sorted(self._fields.items()):
+            yield from array_content(name, rows)
+
 
 def stack(examples: Sequence[Example]) -> dict[str, np.ndarray]:
     """Examples as one batch."""
@@ -114,6 +127,25 @@ def take(source: Any, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
     if hasattr(source, "take"):
         return source.take(indices)
     return stack([source[int(i)] for i in indices])
+
+
+def content(source: Any) -> Iterator[bytes | memoryview]:
+    """Bytes that tell a source from others: its `content`, or some of its examples."""
+    if hasattr(source, "content"):
+        yield from source.content()
+        return
+    for index in order(len(source))[:SAMPLED]:
+        for name, value in sorted(source[int(index)].items()):
+            yield from array_content(name, np.asarray(value))
+
+
+def array_content(name: str, array: np.ndarray) -> Iterator[bytes | memoryview]:
+    """Bytes that tell a named array from others; it may be memory-mapped."""
+    yield f"{name} {array.dtype} {array.shape}\n".encode()
+    rows = array.reshape(1) if array.ndim == 0 else array
+    each = max(1, BLOCK // max(rows[:1].nbytes, 1))
+    for start in range(0, len(rows), each):
+        yield np.ascontiguousarray(rows[start : start + each]).reshape(-1).view(np.uint8).data
 
 
 class Subset:
@@ -134,6 +166,11 @@ class Subset:
     def take(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
         """The examples at `indices`, stacked."""
         return take(self._source, self._indices[indices])
+
+    def content(self) -> Iterator[bytes | memoryview]:
+        """That of the whole source, and which examples of it these are."""
+        yield from array_content("indices", np.asarray(self._indices, np.int64))
+        yield from content(self._source)
 
 
 class Memory:
@@ -165,6 +202,10 @@ class Memory:
             self[int(index)]
         return {name: rows[indices] for name, rows in self._rows.items()}
 
+    def content(self) -> Iterator[bytes | memoryview]:
+        """That of the source."""
+        yield from content(self._source)
+
 
 class Chosen:
     """Some of the fields of `source`, by the names that they are to have."""
@@ -187,6 +228,11 @@ class Chosen:
         rows = take(self._source, indices)
         return {name: rows[own] for name, own in self._fields.items()}
 
+    def content(self) -> Iterator[bytes | memoryview]:
+        """That of the whole source, and the fields."""
+        yield f"{sorted(self._fields.items())}\n".encode()
+        yield from content(self._source)
+
 
 class Joined:
     """The fields of several sources of one length side by side."""
@@ -207,6 +253,11 @@ class Joined:
         """The examples at `indices`, stacked."""
         parts = [take(source, indices) for source in self._sources]
         return {name: rows for part in parts for name, rows in part.items()}
+
+    def content(self) -> Iterator[bytes | memoryview]:
+        """That of each source."""
+        for source in self._sources:
+            yield from content(source)
 
 
 def order(count: int) -> Int[np.ndarray, " N"]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Int32
 
 from genjax.config import ConfigError
 from genjax.data import packages
-from genjax.data.alphabets import Compared, utf8
+from genjax.data.alphabets import Compared, Joined, utf8
+
+T = TypeVar("T")
 
 END = "<|endoftext|>"  # of a document
 UNKNOWN = "[UNK]"  # of WordPiece
@@ -31,6 +34,11 @@ GPT2 = packages.Package(
 # Long texts are cut into parts of about this many characters, which the library takes in parallel.
 CHUNK = 2**16
 GROUP = 2**22  # characters encoded at a time
+# Characters without a space that training sees as one word: its time grows with their square.
+LONGEST_WORD = 256
+GROWTH = 1000  # characters that a normalizer may make of one
+MOST = 2**20  # ids may go up to it without being dense
+BEGINNING = 16  # tokens that may stand in front of each text
 
 # The bytes that GPT-2's characters stand for: those that can be seen for themselves, others for
 # the characters from U+0100 on, in order.
@@ -47,18 +55,32 @@ class HuggingFace(Compared):
         inner.encode_special_tokens = True  # read the names of special tokens as any text
         inner.no_truncation()
         inner.no_padding()
+        if hasattr(inner.model, "dropout"):
+            inner.model.dropout = None  # of merges, at random: another encoding each time
         self.inner = inner
         self.special = dict(special)
         known = inner.get_vocab(with_added_tokens=True)
         self.vocabulary_size = max(known.values(), default=-1) + 1
         # Ids need no gaps between them: a file may not ask for arrays of any size.
-        if not 0 < self.vocabulary_size <= max(2 * len(known), 2**20):
+        if not 0 < self.vocabulary_size <= max(2 * len(known), MOST):
             raise ConfigError(
                 f"a tokenizer of {len(known)} tokens whose ids go up to "
                 f"{self.vocabulary_size - 1}: expected at least one, and ids below "
-                f"{max(2 * len(known), 2**20)}."
+                f"{max(2 * len(known), MOST)}."
             )
         state = json.loads(inner.to_str())
+        if _growth(state["normalizer"]) * _growth(state["decoder"]) > GROWTH:
+            raise ConfigError(
+                f"a tokenizer that makes more than {GROWTH} characters of one: expected Replace "
+                "and Prepend to add a few."
+            )
+        self.begins = begins(state["post_processor"])
+        if len(self.begins) > BEGINNING or max(self.begins, default=0) >= self.vocabulary_size:
+            raise ConfigError(
+                f"a tokenizer that puts the tokens {list(self.begins[:8])} in front of each text, "
+                f"{len(self.begins)} in all: expected at most {BEGINNING}, of its "
+                f"{self.vocabulary_size}."
+            )
         self._byte_level = "ByteLevel" in _types(state["decoder"])
         # Only this way to find words never looks beyond a space or a newline that follows a word.
         before = state["pre_tokenizer"] or {}
@@ -67,12 +89,16 @@ class HuggingFace(Compared):
             and before["use_regex"]
             and not before["add_prefix_space"]
             and state["normalizer"] is None
+            and not any(_spans_spaces(token) for token in state["added_tokens"])
         )
+        added = {t["id"]: t["special"] for t in state["added_tokens"]}
+        # What ends a text and is no special token, such as a newline, is text too.
+        self._hidden = {i for role, i in self.special.items() if added.get(i) or "_" not in role}
         self.spelling = self._spelling(state)
 
     def _spelling(self, state: Mapping[str, Any]) -> list[bytes]:
         added = {t["id"]: t["special"] for t in state["added_tokens"]}
-        added |= dict.fromkeys(self.special.values(), True)
+        added |= dict.fromkeys(self._hidden, True)
         fallback = "ByteFallback" in _types(state["decoder"])
         prefix = state["model"].get("continuing_subword_prefix") or ""
         words = state["model"]["type"] == "WordPiece"
@@ -101,7 +127,8 @@ class HuggingFace(Compared):
         group: list[tuple[int, str]] = []
 
         def flush() -> None:
-            parts = self.inner.encode_batch_fast([p for _, p in group], add_special_tokens=False)
+            given = [part for _, part in group]
+            parts = guarded(lambda: self.inner.encode_batch_fast(given, add_special_tokens=False))
             for (index, _), part in zip(group, parts, strict=True):
                 found[index].append(np.array(part.ids, np.int32))
             group.clear()
@@ -118,11 +145,27 @@ class HuggingFace(Compared):
         flush()
         return [np.concatenate([np.zeros(0, np.int32), *parts]) for parts in found]
 
+    def encode_joined(self, prompts: Sequence[str], texts: Sequence[str]) -> list[Joined]:
+        """The ids of each prompt with the text that goes on from it, encoded as one text.
+
+        Encoded alone, a text would begin as texts do, such as with a space. A token that has
+        characters of both counts as one of the text.
+        """
+        whole = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+        for text in whole:
+            utf8(text)
+        found = guarded(lambda: self.inner.encode_batch(whole, add_special_tokens=False))
+        joined = []
+        for prompt, encoded in zip(prompts, found, strict=True):
+            ends = np.array([end for _, end in encoded.offsets], np.int64)
+            own = int(np.argmax(ends > len(prompt))) if (ends > len(prompt)).any() else len(ends)
+            joined.append(Joined(np.array(encoded.ids, np.int32), own))
+        return joined
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids."""
-        hidden = self.special.values()
-        kept = [int(i) for i in ids if 0 <= i < self.vocabulary_size and i not in hidden]
-        return self.inner.decode(kept, skip_special_tokens=True)
+        kept = [int(i) for i in ids if 0 <= i < self.vocabulary_size and i not in self._hidden]
+        return _calm(lambda: self.inner.decode(kept, skip_special_tokens=True))
 
     def to_json(self) -> str:
         """Kind, special ids, and under "tokenizer" what the library itself writes."""
@@ -137,6 +180,92 @@ def _types(part: Mapping[str, Any] | None) -> set[str]:
         return set()
     inside = [p for v in part.values() if isinstance(v, list) for p in v if isinstance(p, dict)]
     return {part["type"]}.union(*map(_types, inside))
+
+
+def _growth(part: Mapping[str, Any] | None) -> int:
+    """How many characters a normalizer or a decoder may make of one, at most, by what it adds."""
+    if part is None:
+        return 1
+    added = part.get("content", part.get("prepend", ""))
+    own = 1 + len(added) if part["type"] in ("Replace", "Prepend") and added else 1
+    own = max(own - (part["type"] == "Replace"), 1)
+    for inside in (v for v in part.values() if isinstance(v, list)):
+        for child in (p for p in inside if isinstance(p, dict) and "type" in p):
+            own = min(own * _growth(child), GROWTH + 1)
+    return own
+
+
+def begins(part: Mapping[str, Any] | None) -> tuple[int, ...]:
+    """The ids that a post-processor puts in front of a text."""
+    kind = part["type"] if part else ""
+    if kind in ("BertProcessing", "RobertaProcessing"):
+        return (part["cls"][1],)
+    if kind == "Sequence":  # each takes what the one before it made
+        inside = [begins(p) for p in part["processors"]]
+        return tuple(itertools.chain.from_iterable(reversed(inside)))
+    if kind != "TemplateProcessing":
+        return ()
+    found: list[int] = []
+    for piece in part["single"]:
+        if "Sequence" in piece:
+            break
+        found += part["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+    return tuple(found)
+
+
+def _spans_spaces(token: Mapping[str, Any]) -> bool:
+    """Whether an added token can reach over a space, where long texts are cut."""
+    around = token["lstrip"] or token["rstrip"]
+    return not token["special"] and (around or re.search(r"\s", token["content"]) is not None)
+
+
+def _calm(call: Callable[[], T]) -> T:
+    """What a call of the library gives; its errors and panics as ConfigError.
+
+    Its errors are plain `Exception`, and its panics not even that.
+    """
+    try:
+        return call()
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"the library tokenizers gives up: {reason}. The text has what the tokenizer does not "
+            "know, or its tokenizer.json contradicts itself: fetch it again, or use another."
+        ) from None
+
+
+def guarded(call: Callable[[], T]) -> T:
+    """`_calm` in a thread of its own, so that Ctrl-C is heard while the library computes.
+
+    Raises:
+      ConfigError: the library panics.
+    """
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["value"] = _calm(call)
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["value"]
+
+
+def words(texts: Sequence[str]) -> Iterator[str]:
+    """The parts of texts that a trainer sees: `chunks`, without words beyond `LONGEST_WORD`."""
+    long = re.compile(rf"\S{{{LONGEST_WORD + 1}}}")
+    for part in itertools.chain.from_iterable(map(chunks, texts)):
+        if long.search(part):
+            yield from re.findall(rf"\s*\S{{1,{LONGEST_WORD}}}|\s+", part)
+        else:
+            yield part
 
 
 def chunks(text: str) -> Iterator[str]:
@@ -194,10 +323,8 @@ def _byte_level(name: str, texts: Sequence[str], size: int) -> Any:
     inner, trainers = _untrained(name), library().trainers
     trainer = trainers.BpeTrainer if name == "bpe" else trainers.UnigramTrainer
     alphabet = sorted(inner.pre_tokenizer.alphabet())
-    parts = itertools.chain.from_iterable(map(chunks, texts))
-    inner.train_from_iterator(
-        parts, trainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
-    )
+    settings = trainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    guarded(lambda: inner.train_from_iterator(words(texts), settings))
     if name == "bpe":
         return inner.model
     scores = dict(json.loads(inner.to_str())["model"]["vocab"])
@@ -213,16 +340,16 @@ def _wordpiece(texts: Sequence[str], size: int) -> Any:
     The library numbers the inner characters of words in the order of a hash table, and the numbers
     decide between merges: here it gets these characters sorted, as if they were special tokens.
     """
-    inner, words = _untrained("wordpiece"), set()
-    for part in itertools.chain.from_iterable(map(chunks, texts)):
+    inner, seen = _untrained("wordpiece"), set()
+    for part in words(texts):
         split = inner.pre_tokenizer.pre_tokenize_str(inner.normalizer.normalize_str(part))
-        words.update(word for word, _ in split)
-    inside = sorted(set().union(*(word[1:] for word in words)))
+        seen.update(word for word, _ in split)
+    inside = sorted(set().union(*(word[1:] for word in seen)))
     first = [UNKNOWN, *(f"##{character}" for character in inside)]
     trainer = library().trainers.WordPieceTrainer(
         vocab_size=size, special_tokens=first, show_progress=False
     )
-    inner.train_from_iterator(itertools.chain.from_iterable(map(chunks, texts)), trainer)
+    guarded(lambda: inner.train_from_iterator(words(texts), trainer))
     vocabulary = inner.get_vocab()
     if len(vocabulary) > size:
         raise ConfigError(

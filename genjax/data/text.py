@@ -17,8 +17,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError
-from genjax.data import corpora, documents, packages, splits, tokenizers, windows
-from genjax.data.alphabets import Tokenizer, token_bytes, utf8
+from genjax.data import corpora, documents, packages, splits, sums, tokenizers, windows
+from genjax.data.alphabets import Joined, Tokenizer, token_bytes, utf8
 from genjax.data.documents import Corpus, Documents
 from genjax.method import DataSpec, Field
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 # Of what is kept in the cache. A change of what it means, or of how a corpus is read, needs a new
 # number.
-FORMAT = 3
+FORMAT = 4
 GROUP = 2**24  # characters whose tokens are held in memory at a time
 
 
@@ -76,7 +76,7 @@ def load(dataset: ConfigDict) -> Text:
     about = json.loads((folder / "about.json").read_text())
     special = tokenizers.special_tokens(tokenizer, ended)
     found = {
-        split: _source(_tokens(folder, split, tokenizer, kept), split, special, dataset)
+        split: _source(_tokens(folder, split, tokenizer, kept), split, tokenizer, special, dataset)
         for split, kept in about.items()
     }
     sizes = {split: len(source) for split, source in found.items()}
@@ -131,12 +131,16 @@ def fields(
 
 
 def _source(
-    tokens: windows.Tokens, split: str, special: Mapping[str, int], dataset: ConfigDict
+    tokens: windows.Tokens,
+    split: str,
+    tokenizer: Tokenizer,
+    special: Mapping[str, int],
+    dataset: ConfigDict,
 ) -> windows.Stream | windows.Rows:
     length, how = dataset.text.length, dataset.text.documents
     if how != "stream":
         filler = special.get("pad", special["eos"])
-        begun = special["start"] != special["eos"]  # as `_write` has it
+        begun = tokenizer.begins[:1] == (special["start"],)  # as `_write` has it
         return windows.Rows(tokens, length, special["start"], filler, how == "packed", begun)
     if len(tokens.ids) <= length:
         raise ConfigError(
@@ -164,18 +168,22 @@ def _tokens(
 
 
 def _tokenised(corpus: Corpus, dataset: ConfigDict, ended: bool) -> Path:
-    """The folder in the cache with the corpus's tokens; makes it if there is none."""
+    """The folder in the cache with the corpus's tokens; made if there is none, or a damaged one."""
     options = dataset.text
     size = options.vocabulary_size if options.tokenizer in tokenizers.TRAINED else 0
     identity = tokenizers.identity(options.tokenizer)
     key = [FORMAT, corpus.digest, identity, size, ended, dataset.validation, dataset.test]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     place = packages.cache_root() / "text" / f"{dataset.name}-{digest[:24]}"
-    if not place.exists():
-        with packages.lock(f"text-{place.name}"):
-            if not place.exists():  # another process may have made it while this one waited
-                log.info("tokenising %s, from %s", dataset.name, corpus.route)
-                _make(place, corpus, dataset, ended)
+    if place.exists() and not sums.damage(place):  # also in a cache that cannot be written
+        return place
+    with packages.lock(f"text-{place.name}"):  # another process may have made it by then
+        if place.exists() and (damage := sums.damage(place)):
+            log.warning("the tokens in %s are damaged (%s): they are made again", place, damage)
+            shutil.rmtree(place)
+        if not place.exists():
+            log.info("tokenising %s, from %s", dataset.name, corpus.route)
+            _make(place, corpus, dataset, ended)
     return place
 
 
@@ -198,6 +206,7 @@ def _make(place: Path, corpus: Corpus, dataset: ConfigDict, ended: bool) -> None
         kept = {split: _write(partial, split, tokenizer, d, ended) for split, d in parts.items()}
         (partial / "tokenizer.json").write_text(tokenizer.to_json(), "utf-8")
         (partial / "about.json").write_text(json.dumps(kept))
+        sums.write(partial)
         os.replace(partial, place)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -206,12 +215,21 @@ def _make(place: Path, corpus: Corpus, dataset: ConfigDict, ended: bool) -> None
 def _split(
     official: Mapping[str, Documents], single: bool, dataset: ConfigDict
 ) -> dict[str, Documents]:
-    """The official splits, and those that are asked for out of train."""
+    """The official splits, and those that are asked for out of train.
+
+    Of one text, and of so few that a share of them would be less than half a one, the ends are held
+    out; otherwise whole documents are.
+    """
     train = official["train"]
-    if single:
-        (text,) = train.texts
-        cut = splits.cut(len(text), official, dataset)
-        return official | {split: Documents([text[part]], []) for split, part in cut.items()}
+    if single or (not train.prompts and splits.less_than_one(len(train.texts), official, dataset)):
+        parts = [splits.cut(len(text), official, dataset) for text in train.texts]
+        named = dict.fromkeys(split for part in parts for split in part)
+        return official | {
+            split: Documents(
+                [t[p[split]] for t, p in zip(train.texts, parts, strict=True) if split in p], []
+            )
+            for split in named
+        }
     carved = splits.carve({s: len(d.texts) for s, d in official.items()}, dataset)
     return {
         split: official[split] if indices is None else train.at(indices)
@@ -223,10 +241,8 @@ def _write(
     folder: Path, split: str, tokenizer: Tokenizer, found: Documents, ended: bool
 ) -> dict[str, Any]:
     """Writes `{split}_ids.npy`, `_ends` and, if there are prompts, `_loss_mask`; returns counts."""
-    eos, bos = tokenizer.special.get("eos", 0), tokenizer.special.get("bos")
-    own = ended and bos is not None and bos != eos  # the end of one text may begin the next
-    begin = np.full(int(own), bos if own else 0, np.int32)
-    end = np.full(int(ended), eos, np.int32)
+    begin = np.array(tokenizer.begins if ended else (), np.int32)
+    end = np.full(int(ended), tokenizer.special.get("eos", 0), np.int32)
     small, weights = tokenizer.vocabulary_size <= 2**16, token_bytes(tokenizer)
     true = stood_for = 0
     with contextlib.ExitStack() as files:
@@ -237,19 +253,21 @@ def _write(
         ids, ends = array("ids", np.uint16 if small else np.uint32), array("ends", np.int64)
         mask = array("loss_mask", np.uint8) if found.prompts else None
         for group in found.groups(GROUP):
-            texts = tokenizer.encode_all(group.texts)
-            prompts = tokenizer.encode_all(group.prompts) or [end[:0]] * len(texts)
+            if group.prompts:
+                joined = tokenizer.encode_joined(group.prompts, group.texts)
+            else:
+                joined = [Joined(ids, 0) for ids in tokenizer.encode_all(group.texts)]
             parts = [
                 part
-                for prompt, text in zip(prompts, texts, strict=True)
-                for part in (begin, prompt, text, end)
+                for both, prompt in joined
+                for part in (begin, both[:prompt], both[prompt:], end)
             ]
             lengths = np.array([len(part) for part in parts], np.int64)
             ends.add(ids.length + np.cumsum(lengths)[3::4])
             tokens = np.concatenate(parts)
             ids.add(tokens)
             if mask is not None:
-                counted = np.tile(np.array([0, 0, 1, 1], np.uint8), len(texts))
+                counted = np.tile(np.array([0, 0, 1, 1], np.uint8), len(joined))
                 mask.add(np.repeat(counted, lengths))
             true += sum(len(utf8(text)) for both in group for text in both)
             stood_for += int(weights[tokens].sum(dtype=np.int64))

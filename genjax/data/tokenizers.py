@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from typing import Any
 from genjax.config import ConfigError, nearest
 from genjax.data import subwords
 from genjax.data.alphabets import Bytes, Characters, Tokenizer, ends
-from genjax.files import read_json
+from genjax.files import LONGEST, read_json, shown
+
+log = logging.getLogger(__name__)
 
 TRAINED = ("bpe", "wordpiece", "unigram")
 NAMES = ("bytes", "characters", *TRAINED, "gpt2")
@@ -40,14 +43,32 @@ def special_tokens(tokenizer: Tokenizer, ended: bool = True) -> dict[str, int]:
         newline.
     """
     own = {k: v for k, v in tokenizer.special.items() if k.startswith(("eos", "pad"))}
-    start = tokenizer.special.get("bos", own.get("eos")) if ended else None
-    if start is None:
+    bos = tokenizer.special.get("bos")
+    start = next((i for i in (*tokenizer.begins[:1], own.get("eos"), bos) if i is not None), None)
+    if start is None or not ended:
         try:
             newline = tokenizer.encode("\n")
         except ConfigError:
             newline = ()
         start = int(newline[0]) if len(newline) == 1 else 0
     return {"start": start, **own}
+
+
+def begins(tokenizer: Tokenizer, special: Mapping[str, int], documents: str) -> tuple[int, ...]:
+    """The tokens that a prompt goes on from.
+
+    They are those that the tokenizer puts in front of a text by its own rule, and otherwise the
+    start that each row of whole documents has. In a stream a text may as well go on from the middle
+    of one.
+
+    Args:
+      tokenizer: of the data.
+      special: what `special_tokens` gives.
+      documents: `dataset.text.documents`.
+    """
+    if tokenizer.begins[:1] == (special["start"],):
+        return tokenizer.begins
+    return () if documents == "stream" else (special["start"],)
 
 
 def check(name: str, vocabulary_size: int) -> None:
@@ -112,13 +133,19 @@ def read(path: str | Path) -> Tokenizer:
 
     Of Hugging Face's, `tokenizer_config.json` beside it says which tokens begin, end and pad a
     text; without it they are known by their usual names. `generation_config.json` and
-    `config.json` add what it leaves open, and further tokens that end a text.
+    `config.json` add what it leaves open, and further tokens that end a text. Tokens that were
+    added beyond the `vocab_size` of config.json, which its model does not know, are left out.
+
+    The post-processor alone decides what stands in front of each text, whatever `add_bos_token` of
+    tokenizer_config.json says: so does transformers 5 where there is a tokenizer.json.
 
     Raises:
       ConfigError: no such file, or no tokenizer in it.
     """
     file = _file(path)
     beside = [file.with_name(name) for name in BESIDE]
+    if (size := file.stat().st_size) > LONGEST:
+        raise ConfigError(f"{file} has {size} bytes: expected a tokenizer of at most {LONGEST}.")
     roles, generation, config = (read_json(one) if one.is_file() else {} for one in beside)
     try:
         return from_json(file.read_text("utf-8"), roles, config | generation)
@@ -147,24 +174,68 @@ def from_json(
         if kind == "characters":
             return _checked(Characters(state["characters"], state["special"]))
         inner = state["tokenizer"] if kind == "huggingface" else state
-        parsed = subwords.library().Tokenizer.from_str(json.dumps(inner))
+        if kind != "huggingface":
+            inner = _known_to_model(inner, (ids or {}).get("vocab_size"))
+        _check_ids(inner)
+        content, parse = json.dumps(inner), subwords.library().Tokenizer.from_str
+        parsed = subwords.guarded(lambda: parse(content))
         if kind == "huggingface":
             return _checked(subwords.HuggingFace(parsed, state["special"]))
+        written = parsed.to_str()
+        if subwords.guarded(lambda: parse(written)).to_str() != written:
+            raise ConfigError(
+                "a tokenizer that contradicts itself: read, written and read again it is another "
+                "one, as where ids of added tokens leave a gap. Fetch it again."
+            )
+        special = _numbered(_roles(parsed, roles or {}), parsed, ids or {})
+        return subwords.HuggingFace(parsed, special)
     except ConfigError:
         raise
     except Exception as error:  # the library raises nothing narrower
+        reason = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"not a tokenizer: {error}. Expected the tokenizer.json of a run, or of Hugging Face."
+            f"not a tokenizer: {reason}. Expected the tokenizer.json of a run, or of Hugging Face."
         ) from error
-    special = _roles(parsed, roles or {})
-    return subwords.HuggingFace(parsed, _numbered(special, parsed, ids or {}))
+
+
+def _check_ids(state: Mapping[str, Any]) -> None:
+    """Refuses ids so large that the library would fill the memory with what lies between them."""
+    vocabulary = state["model"].get("vocab", {})
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    ids += [token["id"] for token in state.get("added_tokens") or []]
+    most = max(2 * len(ids), subwords.MOST)
+    wrong = [number for number in ids if type(number) is not int or not 0 <= number < most]
+    if wrong:
+        raise ConfigError(
+            f"a tokenizer of {len(ids)} tokens with the id {shown(wrong[0])}: expected whole "
+            f"numbers below {most}."
+        )
+
+
+def _known_to_model(state: Mapping[str, Any], vocabulary_size: Any) -> Mapping[str, Any]:
+    """A tokenizer.json without the tokens that were added beyond the vocabulary of its model."""
+    added = state.get("added_tokens") or []
+    if type(vocabulary_size) is not int:
+        return state
+    beyond = [token for token in added if token["id"] >= vocabulary_size]
+    if not beyond:
+        return state
+    log.warning(
+        "the tokens %s are left out: they were added to the tokenizer, and the model of its "
+        "config.json knows the %d below them",
+        ", ".join(shown(token["content"]) for token in beyond[:8]),
+        vocabulary_size,
+    )
+    return {**state, "added_tokens": [token for token in added if token not in beyond]}
 
 
 def _checked(tokenizer: Tokenizer) -> Tokenizer:
     """Raises ConfigError if a special id is of no token, or of one that texts have."""
     spelling = tokenizer.spelling
     for role, number in tokenizer.special.items():
-        if type(number) is not int or not 0 <= number < len(spelling) or spelling[number]:
+        known = type(number) is int and 0 <= number < len(spelling)
+        # Several tokens may end a text, and texts may have those beyond the first, as a newline.
+        if not known or (spelling[number] and not role.startswith("eos_")):
             raise ConfigError(
                 f"not a tokenizer: {role} is the token {number!r}, expected one of the "
                 f"{len(spelling)} tokens from 0 on, and one that stands for no text."
@@ -188,13 +259,15 @@ def _roles(inner: Any, roles: Mapping[str, Any]) -> dict[str, int]:
 def _numbered(special: dict[str, int], inner: Any, ids: Mapping[str, Any]) -> dict[str, int]:
     """The roles with those that only ids are given for; a text may end in several ways.
 
-    An id counts if it is that of an added token: what stands in texts is no special token.
+    An end may be any token. What begins or pads a text has to be an added one: what stands in texts
+    is no special token.
     """
     special, added = dict(special), inner.get_added_tokens_decoder()
+    known = set(inner.get_vocab(with_added_tokens=True).values())
     for role in _ROLES:
         given = ids.get(f"{role}_token_id")
         for number in given if isinstance(given, list) else [given]:
-            if type(number) is not int or number not in added:
+            if type(number) is not int or number not in (known if role == "eos" else added):
                 continue
             if role not in special:
                 special[role] = number

@@ -7,19 +7,107 @@ into its input, which may be a view of cached data.
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from genjax.config import ConfigError
 
 Example = Mapping[str, Any]
+T = TypeVar("T")
 Transform = Callable[[Example, np.random.Generator], Example]
 
+# Pixels of a picture, at most, unless dataset.max_pixels says otherwise: 512 MB in colour.
+MAX_PIXELS = 178_956_970
+LARGE = 2**24  # pixels of a resized picture that are more than it is worth to crop them away
+Image.MAX_IMAGE_PIXELS = None  # `read_picture` compares with dataset.max_pixels in its place
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_TURNS = {
+    2: (Image.Transpose.FLIP_LEFT_RIGHT,),
+    3: (Image.Transpose.ROTATE_180,),
+    4: (Image.Transpose.FLIP_TOP_BOTTOM,),
+    5: (Image.Transpose.TRANSPOSE,),
+    6: (Image.Transpose.ROTATE_270,),
+    7: (Image.Transpose.TRANSVERSE,),
+    8: (Image.Transpose.ROTATE_90,),
+}
+_SIDEWAYS = (*_TURNS[5], *_TURNS[6], *_TURNS[7], *_TURNS[8])
+_PNG = b"\x89PNG\r\n\x1a\n"
+# Chunks of a PNG that say something about pixels. The others are texts, times, profiles.
+_PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+def read_picture(
+    file: str | os.PathLike | bytes, use: Callable[[Image.Image], T], max_pixels: int = MAX_PIXELS
+) -> T:
+    """What `use` makes of the picture in a file, or in its content.
+
+    A PNG is refused for its pixels only: if Pillow minds its texts or profiles, they are taken out.
+
+    Raises:
+      ValueError: more pixels than `max_pixels`; says which key raises the limit.
+      OSError, SyntaxError and others of Pillow: no picture that can be decoded.
+    """
+    try:
+        return _read(io.BytesIO(file) if isinstance(file, bytes) else file, use, max_pixels)
+    except (OSError, ValueError, SyntaxError):
+        if (plain := _pixels_of_png(file)) is None:
+            raise
+    return _read(io.BytesIO(plain), use, max_pixels)
+
+
+def _read(file: Any, use: Callable[[Image.Image], T], max_pixels: int) -> T:
+    with Image.open(file) as picture:
+        width, height = picture.size
+        if width * height > max_pixels:
+            raise ValueError(
+                f"{width} x {height} are {width * height} pixels, more than dataset.max_pixels="
+                f"{max_pixels}, a limit against small files that fill the memory. Raise it if the "
+                "picture is meant to be that large"
+            )
+        return use(picture)
+
+
+def _pixels_of_png(file: str | os.PathLike | bytes) -> bytes | None:
+    """A PNG without what says nothing of its pixels; None if it has no such parts, or is no PNG."""
+    if not isinstance(file, bytes):
+        with open(file, "rb") as opened:
+            if opened.read(len(_PNG)) != _PNG:
+                return None
+            file = _PNG + opened.read()
+    if not file.startswith(_PNG):
+        return None
+    parts, at = [_PNG], len(_PNG)
+    while at + 12 <= len(file):
+        end = at + 12 + int.from_bytes(file[at : at + 4], "big")
+        if file[at + 4 : at + 8] in _PIXEL_CHUNKS:
+            parts.append(file[at:end])
+        at = end
+    plain = b"".join(parts)
+    return plain if len(plain) < len(file) else None
+
+
+def _turns(image: Image.Image) -> tuple[Image.Transpose, ...]:
+    """What makes a picture upright, by its EXIF tag; nothing if that is no orientation."""
+    try:
+        value = image.getexif().get(_ORIENTATION)
+    except Exception:  # what damaged EXIF makes Pillow raise is not specified; pixels need none
+        return ()
+    return _TURNS.get(value, ()) if isinstance(value, int) else ()
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of what `pixels` makes of a picture; needs the file's header only."""
+    width, height = image.size
+    sideways = any(turn in _SIDEWAYS for turn in _turns(image))
+    return (width, height) if sideways else (height, width)
 
 
 def native_channels(image: Image.Image) -> int:
@@ -55,7 +143,9 @@ def pixels(
     Raises:
       OSError, ValueError, SyntaxError: the file is not an image that can be decoded.
     """
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    for turn in _turns(image):
+        image = image.transpose(turn)
     if image.mode == "F":
         raise ValueError("32-bit floating point pixels; expected 8 or 16 bits")
     if image.mode.startswith("I"):
@@ -70,9 +160,15 @@ def pixels(
         height, width = size
         scale = max(width / image.width, height / image.height)
         covering = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-        image = image.resize(covering, Image.Resampling.BICUBIC)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        image = image.crop((left, top, left + width, top + height))
+        left, top = (covering[0] - width) // 2, (covering[1] - height) // 2
+        right, bottom = left + width, top + height
+        if covering[0] * covering[1] <= LARGE:
+            image = image.resize(covering, Image.Resampling.BICUBIC)
+            image = image.crop((left, top, right, bottom))
+        else:  # 1 x 8000 would become 64 x 512000: resize only what stays, equal up to rounding
+            across, down = image.width / covering[0], image.height / covering[1]
+            part = (left * across, top * down, right * across, bottom * down)
+            image = image.resize((width, height), Image.Resampling.BICUBIC, part)
     array = np.asarray(image)
     return array[..., None] if array.ndim == 2 else array
 

@@ -33,6 +33,12 @@ class Tokens(NamedTuple):
     loss_mask: np.ndarray | None
     weights: Float32[np.ndarray, " V"]
 
+    def content(self) -> Iterator[bytes | memoryview]:
+        """Bytes that tell them from other tokens."""
+        for name, array in self._asdict().items():
+            if array is not None:
+                yield from sources.array_content(name, array)
+
 
 class Window(Mapping):
     """An example out of a stream, made when it is looked at, or at a place a little later on."""
@@ -90,6 +96,11 @@ class Stream:
         """The windows at `indices`, stacked."""
         starts = np.asarray(indices)[:, None] * self.length
         return self._read(starts + np.arange(self.length + 1))
+
+    def content(self) -> Iterator[bytes | memoryview]:
+        """That of the tokens."""
+        yield f"stream {self.length}\n".encode()
+        yield from self._tokens.content()
 
     def at(self, start: int) -> Example:
         """The window from token `start` on."""
@@ -214,6 +225,11 @@ class Rows:
     def take(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
         """The rows at `indices`, stacked."""
         return sources.stack([self[int(i)] for i in indices])
+
+    def content(self) -> Iterator[bytes | memoryview]:
+        """That of the tokens, and how they lie in rows."""
+        yield f"rows {self._room} {self._start} {self._filler} {len(self)}\n".encode()
+        yield from self._tokens.content()
 
 
 def targets_of(segment: Int[Array, "*B S"]) -> Bool[Array, "*B T"]:

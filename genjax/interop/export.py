@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, one_of
+from genjax.data import tokenizers
 from genjax.interop import huggingface
 from genjax.method import DataSpec
 
@@ -49,6 +50,8 @@ def write(
         raise ConfigError("--mode=export runs in one process: start it alone.")
     facts = spec.generated.facts
     special, tokenizer = dict(facts["special"]), facts["tokenizer"]
+    begins = tokenizers.begins(tokenizer, special, config.dataset.text.documents)
+    special["start"] = tokenizer.special.get("bos", special["start"])
     if special["start"] not in tokenizer.special.values():
         del special["start"]  # such as a newline, after which a text may as well begin
     huggingface.write(
@@ -59,4 +62,5 @@ def write(
         jax.device_get(params["lm"]),
         tokenizer.to_json(),
         special,
+        begins,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from genjax.config import ConfigError, require
+from genjax.data import subwords
 from genjax.files import read_json
 from genjax.interop import huggingface_config, safetensors
 from genjax.interop.huggingface_config import Description, Options
@@ -231,6 +232,27 @@ def _drop_tied(what: str, model: Description, found: dict[str, np.ndarray]) -> N
         del found[f"{head}.weight"]
 
 
+def _folder(given: str | Path) -> Path:
+    """The folder of a model.
+
+    Raises:
+      ConfigError: it is a file, such as a .gguf, or not there.
+    """
+    folder = Path(given)
+    if folder.is_dir():
+        return folder
+    what = "it is a file" if folder.is_file() else "there is no such folder"
+    if folder.suffix.lower() == ".gguf":
+        what = "files of GGUF are not read"
+    elif folder.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt"):
+        what = "pickles of weights are not read"
+    raise ConfigError(
+        f"config.weights={str(given)!r}: {what}. Give the folder with the model's {CONFIG} and "
+        f"{WEIGHTS}, as save_pretrained() of transformers writes it, or as it is downloaded from "
+        "Hugging Face."
+    )
+
+
 def describe(folder: str | Path) -> Pretrained:
     """What `read` gives, without the parameters, which are not looked at: `params` is None.
 
@@ -238,7 +260,7 @@ def describe(folder: str | Path) -> Pretrained:
       ConfigError: there is no config.json, or it is damaged, of another type of model, or of one
         that computes what the decoder does not.
     """
-    folder = Path(folder)
+    folder = _folder(folder)
     what = str(folder / CONFIG)
     model = huggingface_config.read(what, read_json(what))
     tokenizer = str(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else None
@@ -255,7 +277,7 @@ def read(folder: str | Path) -> Pretrained:
       ConfigError: a file is missing or damaged, the model is of another type or computes what the
         decoder does not, or names, shapes or types of tensors do not fit config.json.
     """
-    folder = Path(folder)
+    folder = _folder(folder)
     what = str(folder / CONFIG)
     model = huggingface_config.read(what, read_json(what))
     found, depth = _tensors(folder, _FAMILIES[model.family]), model.options["depth"]
@@ -270,8 +292,10 @@ def read(folder: str | Path) -> Pretrained:
     return describe(folder)._replace(params=unflatten_dict(params, sep="/"))
 
 
-def _tokenizer_files(model: Description, text: str) -> dict[str, Any]:
+def _tokenizer_files(model: Description, text: str, begins: Sequence[int]) -> dict[str, Any]:
     """tokenizer.json, and what tells `transformers` to take it as it is and its special tokens.
+
+    Texts are to begin with the tokens `begins`; if the file does not say so, it is told.
 
     Of a run's own form that wraps one of Hugging Face it is the inside. A tokenizer of bytes or
     characters stays as it is, and only genjax reads it.
@@ -289,7 +313,27 @@ def _tokenizer_files(model: Description, text: str) -> dict[str, Any]:
     }
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.length}
     config |= {"clean_up_tokenization_spaces": False, **tokens}
+    if tuple(begins) != subwords.begins(state.get("post_processor")):
+        state = {
+            **state,
+            "post_processor": _template([content[number] for number in begins], begins),
+        }
     return {TOKENIZER: state, TOKENIZER_CONFIG: config}
+
+
+def _template(names: Sequence[str], ids: Sequence[int]) -> dict[str, Any]:
+    """The post-processor that puts these tokens in front of a text."""
+    pieces = [{"SpecialToken": {"id": name, "type_id": 0}} for name in names]
+    single = [*pieces, {"Sequence": {"id": "A", "type_id": 0}}]
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            name: {"id": name, "ids": [number], "tokens": [name]}
+            for name, number in zip(names, ids, strict=True)
+        },
+    }
 
 
 def write(
@@ -300,6 +344,7 @@ def write(
     params: Tree,
     tokenizer: str | None = None,
     special_tokens: Mapping[str, int] | None = None,
+    begins: Sequence[int] = (),
 ) -> None:
     """Writes a folder that `transformers` loads with `from_pretrained`.
 
@@ -314,6 +359,7 @@ def write(
       tokenizer: the text of a tokenizer.json, of Hugging Face or of a run.
       special_tokens: the ids "start", "eos" and "pad", as far as there are some, and "eos_2" and so
         on for other ends.
+      begins: the ids that a prompt begins with, as in training.
 
     Raises:
       ConfigError: neither GPT-2 nor Llama computes what these options say, or the parameters are
@@ -344,7 +390,7 @@ def write(
             tensors[name if head else f"{_FAMILIES[family].prefix}{name}"] = array
     files = {CONFIG: huggingface_config.write(model, found["embed/embedding"].dtype.name)}
     if tokenizer is not None:
-        files |= _tokenizer_files(model, tokenizer)
+        files |= _tokenizer_files(model, tokenizer, begins)
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.write(folder / WEIGHTS, tensors, {"format": "pt"})
     for name, content in files.items():

@@ -8,10 +8,12 @@ of pickles before it.
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
-import struct
+import pickletools
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -19,9 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.config import ConfigError
+from genjax.files import shown
 
 ZIP = b"PK\x03\x04"  # how a file in the new format begins
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of one in the old format
+LONGEST = 2**26  # bytes of a pickle, which has names and shapes and no numbers
+COPIES = 4  # of what the file holds: a tensor that is no plain part of its storage is copied
+LAYERS = 8  # of tuples in tuples that are named again
+TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
+MEMO = ("PUT", "BINPUT", "LONG_BINPUT")  # write a place in a table that grows up to it
 
 _DTYPES = {
     "FloatStorage": np.dtype("<f4"),
@@ -49,16 +57,21 @@ def _rebuild_tensor(
     storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any
 ) -> np.ndarray:
     """The view of a storage that a tensor is; it may not reach beyond the storage."""
+    numbers = (offset, *shape, *strides)
+    whole = all(type(number) is int and 0 <= number < 2**48 for number in numbers)
+    if not isinstance(storage, _Storage) or not whole or len(shape) != len(strides):
+        raise pickle.UnpicklingError(f"a tensor of {shown((offset, shape, strides))}")
     flat = storage.data
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     count = math.prod(shape)
-    if min((offset, *shape, *strides)) < 0 or count > flat.size or (count and last >= flat.size):
+    if count > flat.size or (count and last >= flat.size):
         raise pickle.UnpicklingError(
             f"a tensor of {list(shape)}, strides {list(strides)} and offset {offset} does not fit "
             f"its storage of {flat.size} elements"
         )
-    in_bytes = tuple(s * flat.itemsize for s in strides)
-    return np.lib.stride_tricks.as_strided(flat[offset:], shape, in_bytes, writeable=False)
+    in_bytes = tuple(s * flat.itemsize for s in strides) if count else None
+    start = flat[offset:] if count else flat[:0]
+    return np.ndarray(shape, flat.dtype, start, strides=in_bytes)
 
 
 def _rebuild_parameter(tensor: np.ndarray, *_: Any) -> np.ndarray:
@@ -87,16 +100,16 @@ class _Unpickler(pickle.Unpickler):
 class _ZipUnpickler(_Unpickler):
     """Reads storages out of the archive as they are named."""
 
-    def __init__(self, file: BinaryIO, archive: zipfile.ZipFile, root: str):
+    def __init__(self, file: BinaryIO, read: Callable[[str], bytes]):
         super().__init__(file)
-        self._archive, self._root, self._storages = archive, root, {}
+        self._read, self._storages = read, {}
 
     def persistent_load(self, pid: Any) -> _Storage:
         """The storage ("storage", type, key, location, number of elements)."""
         _, dtype, key, _, count = pid
+        _check_storage(dtype, key, count)
         if key not in self._storages:
-            content = self._archive.read(f"{self._root}data/{key}")
-            self._storages[key] = _Storage(np.frombuffer(content, dtype, count))
+            self._storages[key] = _Storage(np.frombuffer(self._read(f"data/{key}"), dtype, count))
         return self._storages[key]
 
 
@@ -105,19 +118,64 @@ class _StreamUnpickler(_Unpickler):
 
     def __init__(self, file: BinaryIO, size: int):
         super().__init__(file)
-        self._size, self.storages = size, {}
+        self._room, self.storages = size, {}
 
     def persistent_load(self, pid: Any) -> _Storage:
         """The storage ("storage", type, key, location, number of elements, view)."""
         _, dtype, key, _, count, view = pid
-        if count * dtype.itemsize > self._size:
-            raise pickle.UnpicklingError(f"a storage of {count} elements is larger than the file")
+        _check_storage(dtype, key, count)
         if key not in self.storages:
+            self._room -= count * dtype.itemsize
+            if self._room < 0:
+                raise pickle.UnpicklingError(
+                    f"a storage of {count} elements is larger than what the file has left"
+                )
             self.storages[key] = _Storage(np.zeros(count, dtype))
         if view is None:
             return self.storages[key]
         _, offset, length = view
+        if not 0 <= offset <= offset + length <= count:
+            raise pickle.UnpicklingError(f"a view from {offset} of {length} of {count} elements")
         return _Storage(self.storages[key].data[offset : offset + length])
+
+
+def _check_storage(dtype: Any, key: Any, count: Any) -> None:
+    if not isinstance(dtype, np.dtype) or type(key) is not str or type(count) is not int:
+        raise pickle.UnpicklingError(f"a storage {shown((dtype, key, count))}")
+    if not 0 <= count < 2**48:
+        raise pickle.UnpicklingError(f"a storage of {count} elements")
+
+
+def _plain(content: bytes) -> io.BytesIO:
+    """A pickle at the start of `content`, once it is known that reading it takes little memory.
+
+    The unpickler would make a table as long as the largest index that it is told, and to hash
+    tuples that hold each other twice, in many layers, takes for ever.
+
+    Raises:
+      ValueError: it is cut short, contradicts itself, names too large an index or nests tuples.
+    """
+    end, layers, depth, last = 0, {}, 0, ""
+    for number, (code, argument, position) in enumerate(pickletools.genops(content)):
+        end, name = position + 1, code.name
+        place = argument
+        if name == "MEMOIZE":
+            name, place = "PUT", len(layers)
+        if name in MEMO:
+            if place > 2 * number + 16:
+                raise ValueError(f"its pickle names the place {place} after {number} operations")
+            layers[place] = depth + 1 if last in TUPLES else 0
+            if layers[place] > LAYERS:
+                raise ValueError(f"its pickle nests tuples in more than {LAYERS} layers")
+            depth = 0
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            depth = max(depth, layers.get(argument, 0))
+        elif name == "DUP":
+            raise ValueError("its pickle duplicates a value, which no state dict needs")
+        last = name
+        if position > LONGEST:
+            raise ValueError(f"its pickle is longer than {LONGEST} bytes")
+    return io.BytesIO(content[:end])
 
 
 def _read_zip(path: Path) -> Any:
@@ -126,26 +184,43 @@ def _read_zip(path: Path) -> Any:
         if len(pickles) != 1:
             raise pickle.UnpicklingError(f"the archive has {len(pickles)} members data.pkl, not 1")
         root = pickles[0].removesuffix("data.pkl")
-        if f"{root}byteorder" in archive.namelist():
-            order = archive.read(f"{root}byteorder")
-            if order != b"little":
-                raise pickle.UnpicklingError(f"its byte order is {order!r}, not little")
-        with archive.open(pickles[0]) as file:
-            return _ZipUnpickler(file, archive, root).load()
+
+        def member(name: str) -> bytes:
+            info = archive.getinfo(f"{root}{name}")
+            if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+                raise pickle.UnpicklingError(
+                    f"its member {info.filename} is compressed, which PyTorch does not do"
+                )
+            if info.file_size > path.stat().st_size:
+                raise pickle.UnpicklingError(f"its member {info.filename} is longer than the file")
+            return archive.read(info)
+
+        if f"{root}byteorder" in archive.namelist() and (order := member("byteorder")) != b"little":
+            raise pickle.UnpicklingError(f"its byte order is {order[:20]!r}, not little")
+        return _ZipUnpickler(_plain(member("data.pkl")), member).load()
 
 
 def _read_stream(path: Path) -> Any:
+    size = path.stat().st_size
     with path.open("rb") as file:
-        if _Unpickler(file).load() != MAGIC:
+
+        def following() -> io.BytesIO:
+            """The next pickle, behind which the file is read on."""
+            begin = file.tell()
+            found = _plain(file.read(LONGEST))
+            file.seek(begin + len(found.getbuffer()))
+            return found
+
+        if _Unpickler(following()).load() != MAGIC:
             raise pickle.UnpicklingError("it does not begin with PyTorch's mark")
-        _Unpickler(file).load()  # the protocol's version
-        if not _Unpickler(file).load()["little_endian"]:
+        _Unpickler(following()).load()  # the protocol's version
+        if not _Unpickler(following()).load()["little_endian"]:
             raise pickle.UnpicklingError("its byte order is big")
-        unpickler = _StreamUnpickler(file, path.stat().st_size)
+        unpickler = _StreamUnpickler(following(), size)
         found = unpickler.load()
-        for key in _Unpickler(file).load():
+        for key in _Unpickler(following()).load():
             data = unpickler.storages[key].data
-            (count,) = struct.unpack("<q", file.read(8))
+            count = int.from_bytes(file.read(8), "little", signed=True)
             content = file.read(data.nbytes)
             if count != data.size or len(content) != data.nbytes:
                 raise pickle.UnpicklingError(f"storage {key} is cut short")
@@ -170,24 +245,30 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:
             zipped = file.read(len(ZIP)) == ZIP
         found = _read_zip(path) if zipped else _read_stream(path)
-    except (
-        *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, struct.error),
-        *(ValueError, TypeError, KeyError, IndexError, AttributeError),
-    ) as error:
+    except Exception as error:  # what damaged pickles and archives raise is not specified
+        reason = "there is not enough memory for it" if isinstance(error, MemoryError) else error
+        told = " ".join(str(reason).split())[:300]
         raise ConfigError(
-            f"{path} cannot be read as a state dict of PyTorch: {' '.join(str(error).split())}. "
+            f"{path} cannot be read as a state dict of PyTorch: {told}. "
             "Fetch it again, or write it with torch.save(module.state_dict(), path)."
         ) from error
-    if not isinstance(found, dict) or not all(isinstance(v, np.ndarray) for v in found.values()):
-        what = type(found).__name__
-        if isinstance(found, dict):
+    others = {}
+    if isinstance(found, dict):
+        others = {k: v for k, v in found.items() if type(k) is not str or type(v) is not np.ndarray}
+    if not isinstance(found, dict) or others:
+        what = f"a {type(found).__name__}"
+        if others:
             what = "a dictionary in which " + ", ".join(
-                f"{k!r} is a {type(v).__name__}"
-                for k, v in list(found.items())
-                if not isinstance(v, np.ndarray)
+                f"{shown(k)} is a {type(v).__name__}" for k, v in list(others.items())[:4]
             )
         raise ConfigError(
-            f"{path} holds {what[:200]}: expected a dictionary of tensors. Write it with "
+            f"{path} holds {what}: expected a dictionary of tensors. Write it with "
             "torch.save(module.state_dict(), path)."
         )
-    return {str(name): np.array(tensor, order="C") for name, tensor in found.items()}
+    copied = sum(tensor.nbytes for tensor in found.values() if not tensor.flags.c_contiguous)
+    if copied > (most := COPIES * path.stat().st_size):
+        raise ConfigError(
+            f"{path} holds tensors that take {copied} bytes, of which a file of its size can have "
+            f"{most}: it contradicts itself. Fetch it again."
+        )
+    return {name: np.asarray(tensor, order="C") for name, tensor in found.items()}

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from genjax.checks import ConfigError, Rate, require
 from genjax.config import construct, read_options
+from genjax.data import tokenizers
 from genjax.data.alphabets import ends
 from genjax.data.rolls import KEYS
 from genjax.data.windows import targets_of
@@ -393,16 +394,22 @@ def from_network(
 
 
 def prompt_field(spec: DataSpec, documents: str) -> Field:
-    """What a prompt is: text of any length, behind the token that begins one if there is any.
+    """What a prompt is: text of any length, behind the tokens that begin one if there are any.
 
-    That is the token which documents begin with, if it is for nothing else or each example of the
-    data begins with it. In a stream of documents a text may as well go on from their middle.
+    See `tokenizers.begins`.
     """
     facts = spec.generated.facts
-    start, special = facts["special"]["start"], facts["tokenizer"].special
-    own = start == special.get("bos") and start != special.get("eos")
-    begin = start if own or documents != "stream" else None
+    begin = tokenizers.begins(facts["tokenizer"], facts["special"], documents)
     return Field("text", (None,), np.dtype(np.int32), {**facts, "begin": begin})
+
+
+# What to do where a model out of config.weights is smaller than the data need.
+_FIXED = {
+    "length": "the model of config.weights knows no more positions; give a smaller "
+    "--config.dataset.text.length",
+    "vocabulary_size": "the model of config.weights knows no more tokens; give the tokenizer.json "
+    "that belongs to it as --config.dataset.text.tokenizer",
+}
 
 
 def build(config: ConfigDict, spec: DataSpec) -> Method:
@@ -434,6 +441,8 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     for name, least in sizes.items():
         sizes[name] = config.model[name] or least
         needed = f"at least {least}, which the data have, or 0"
+        if config.get("weights"):  # they fix the size: 0 would be no way out
+            needed = f"at least {least}, which the data have: {_FIXED[name]}"
         require(sizes[name] >= least, f"config.model.{name}", config.model[name], needed)
     keys = sizes["vocabulary_size"]
     require(text or keys == KEYS, "config.model.vocabulary_size", keys, f"{KEYS} keys, or 0")

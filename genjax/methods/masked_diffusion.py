@@ -97,7 +97,7 @@ class Denoiser(NamedTuple):
     network: Functional  # (tokens [B, S], label, share masked, segment=) -> logits [B, S, K]
     options: Options
     spec: DataSpec
-    begin: int | None = None  # the token that each text begins with
+    begin: tuple[int, ...] = ()  # the tokens that each text begins with
 
     @property
     def schedule(self) -> Schedule:
@@ -316,7 +316,8 @@ def _begun(
     require(prompt is None or text, "--prompt", "codes", "none: only texts have one")
     tokens = jnp.full((num, length or most), -1, jnp.int32)
     if prompt is None:
-        return tokens if denoiser.begin is None else tokens.at[:, 0].set(denoiser.begin)
+        begin = jnp.array(denoiser.begin[: tokens.shape[1]], jnp.int32)
+        return tokens.at[:, : len(begin)].set(begin)
     P, S = prompt.shape[1], tokens.shape[1]
     require(P <= S, "prompt", f"{P} tokens", f"at most {S}, the tokens of a text")
     return tokens.at[:, :P].set(prompt)
@@ -372,7 +373,7 @@ def from_network(
 
     `prompt` is what the prompt of a text is like, and says what each text begins with.
     """
-    begin = prompt.facts["begin"] if prompt else None
+    begin = prompt.facts["begin"] if prompt else ()
     denoiser = Denoiser(network, options, spec, begin)
 
     def init(key: Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
-from PIL import Image
 
 from genjax.config import ConfigError
 from genjax.data import derived
-from genjax.data.transforms import Transform, crop, dequantize, flip, pixels
+from genjax.data.transforms import Transform, crop, dequantize, flip, pixels, read_picture
 from genjax.method import DataSpec, Field
 from genjax.pictures import grid, png
 
@@ -26,9 +25,8 @@ def open_image(given: str, field: Field, channels: int) -> UInt8[np.ndarray, "H 
     """
     height, width, _ = field.shape
     try:
-        with Image.open(Path(given)) as image:
-            return pixels(image, channels, (height, width))
-    except (OSError, ValueError, SyntaxError) as error:
+        return read_picture(given, partial(pixels, channels=channels, size=(height, width)))
+    except Exception as error:  # what a damaged file makes Pillow raise is not specified
         raise ConfigError(
             f"{given!r}: expected the file of a picture, such as a.png ({error})."
         ) from error

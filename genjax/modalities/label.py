@@ -29,8 +29,8 @@ def required_classes(spec: DataSpec, setting: str, wanted: bool) -> int:
     """
     if wanted and not num_classes(spec):
         raise ConfigError(
-            f"config.{setting}, but {spec.name} has no labels. Change it, or choose a data set "
-            "with labels."
+            f"config.{setting}, but {spec.name} has no labels, or not in every split (the log says "
+            "so). Change it, or choose a data set with labels."
         )
     return num_classes(spec) if wanted else 0
 

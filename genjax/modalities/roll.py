@@ -8,13 +8,13 @@ from __future__ import annotations
 import io
 import struct
 import wave
-import zipfile
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw
 
 from genjax.config import ConfigError
+from genjax.data.npz import Arrays
 from genjax.data.rolls import KEYS
 from genjax.method import Field
 from genjax.pictures import GAP, GAP_COLOUR, png
@@ -216,9 +216,8 @@ def parse(given: str, field: Field) -> UInt8[np.ndarray, "T 88"]:
       ConfigError: no such file, or no roll of the field's length in it.
     """
     try:
-        with np.load(given, allow_pickle=False) as file:
-            (roll,) = _checked(file["samples"][:1])
-    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        (roll,) = _checked(Arrays(given)["samples"][:1])
+    except (ValueError, KeyError, IndexError) as error:
         raise ConfigError(f"{given!r}: expected an .npz file of piano rolls ({error}).") from error
     if roll.shape != tuple(field.shape):
         raise ConfigError(f"{given!r}: a roll of {roll.shape}, expected {tuple(field.shape)}.")

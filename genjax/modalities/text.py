@@ -22,7 +22,7 @@ VISIBLE |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 def parse(given: str, field: Field) -> np.ndarray:
-    """A text as tokens: of a prompt behind the token that begins a text, if there is one.
+    """A text as tokens: of a prompt behind those that begin a text, if there are any.
 
     Raises:
       ConfigError: it is empty, has a character that the tokenizer does not know, or is too long.
@@ -35,8 +35,7 @@ def parse(given: str, field: Field) -> np.ndarray:
         ids = field.facts["tokenizer"].encode(given)
         if not len(ids):
             raise ConfigError(f"{given!r}: expected a text that the tokenizer knows, found none.")
-        begin = field.facts.get("begin")
-        return np.concatenate([[] if begin is None else [begin], ids]).astype(np.int32)
+        return np.concatenate([field.facts.get("begin", ()), ids]).astype(np.int32)
     ids = captions.encode(given, field)
     if len(ids) > field.shape[0]:
         raise ConfigError(

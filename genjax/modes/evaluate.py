@@ -6,8 +6,8 @@ import argparse
 import contextlib
 import logging
 import sys
-import zipfile
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,7 +19,8 @@ from genjax import config as configs
 from genjax import modalities
 from genjax.bars import STOPPING, answered
 from genjax.config import ConfigError
-from genjax.data import catalogue, sources
+from genjax.data import catalogue, npz, sources
+from genjax.data.digest import content_digests
 from genjax.evals import judges
 from genjax.evals.evaluation import Evaluation
 from genjax.evals.judges import overlap
@@ -58,7 +59,8 @@ def evaluate(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) 
         return tell_metrics(metrics)
     spec_of(folder)  # complain of a missing run first
     run, dataset = prepare(config, folder)
-    workdir.check_same_data(folder, run.spec, flags.allow_config_change)
+    content = partial(content_digests, dataset.decoded or dataset)
+    workdir.check_same_data(folder, run.spec, flags.allow_config_change, content)
     state = restore_at(run, folder, flags.checkpoint)
     stored = workdir.read_config(folder)
     own = comparable(stored) == comparable(config)
@@ -162,18 +164,16 @@ def _read(dataset: catalogue.Dataset, given: str, flag: str) -> np.ndarray:
             f"splits {', '.join(dataset.splits)}."
         )
     try:
-        with np.load(given, allow_pickle=False) as file:
-            names = ["samples"] if "samples" in file.files else file.files
-            if len(names) != 1:
-                raise ConfigError(
-                    f"{flag}={given} holds the arrays {', '.join(names) or 'none'}: expected one, "
-                    "or one that is called samples."
-                )
-            rows = file[names[0]]
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{flag}={given} cannot be read as an .npz file: {error}.") from error
+        arrays = npz.Arrays(given)
+        names = ["samples"] if "samples" in arrays else list(arrays)
+        if len(names) != 1:
+            raise ConfigError(
+                f"it holds the arrays {', '.join(names) or 'none'}: expected one, or one that is "
+                "called samples."
+            )
+        rows = arrays[names[0]]
+    except ConfigError as error:
+        raise ConfigError(f"{flag}={given}: {error}") from error
     lacks = rows.ndim == len(field.shape) and field.shape[-1:] == (1,)
     return rows[..., None] if lacks else rows
 

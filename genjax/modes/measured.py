@@ -17,6 +17,7 @@ from genjax import method as methods
 from genjax import modalities
 from genjax.config import ConfigError, require
 from genjax.data.catalogue import Dataset
+from genjax.data.digest import content_digests
 from genjax.evals import judges
 from genjax.evals.judges import Judge
 from genjax.method import Method, Tree, options_of
@@ -169,7 +170,8 @@ def begin(
             f"--mode={flags.mode}: method {config.method!r} has no solvers to choose from. This is "
             "for runs of method 'diffusion'."
         )
-    workdir.check_same_data(folder, run.spec, flags.allow_config_change)
+    content = partial(content_digests, dataset.decoded or dataset)
+    workdir.check_same_data(folder, run.spec, flags.allow_config_change, content)
     method = in_numbers(run)
     options = parse_options(method, flags.options)
     for name in swept:

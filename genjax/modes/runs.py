@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator, Mapping
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -138,9 +139,10 @@ def parameters(
       flags: of the command.
 
     Raises:
-      ConfigError: what is named was not kept, or the method knows no guide.
+      ConfigError: what is named was not kept, the method knows no guide, or a weight is not finite.
     """
     params = snapshots.parameters(run, folder, state, flags.ema, "--ema")
+    check_finite({"params": params, "mutable": state.mutable}, folder, int(state.step))
     given = {name: getattr(flags, name) for name in ("guide_ema", "guide_checkpoint")}
     if not any(given.values()):
         return params
@@ -155,7 +157,31 @@ def parameters(
     other = state if step in (None, int(state.step)) else snapshots.read(run, checkpoints, step)
     flag = "--guide_ema" if flags.guide_ema else "--ema"
     guide = snapshots.parameters(run, folder, other, flags.guide_ema or flags.ema, flag)
+    check_finite({"params": guide}, folder, int(other.step))
     return params | {f"guide/{name}": guide[name] for name in game.trained(run.method)}
+
+
+def check_finite(weights: Tree, folder: epath.Path, step: int) -> None:
+    """Refuses weights that hold NaN or infinity: samples of them look like any others.
+
+    Raises:
+      ConfigError: an array has such a number; names the first.
+    """
+    paths = jax.tree_util.tree_leaves_with_path(weights)
+    numbers = [(path, x) for path, x in paths if jnp.issubdtype(x.dtype, jnp.inexact)]
+    bad = [path for path, x in numbers if not _all_finite(x)]
+    if bad:
+        first = jax.tree_util.keystr(bad[0], simple=True, separator="/")
+        raise ConfigError(
+            f"step {step} of {folder} is not finite: {len(bad)} of its {len(numbers)} arrays hold "
+            f"NaN or infinity, the first is {first}. Samples and metrics of it would mean nothing: "
+            "name another step with --checkpoint, or train anew with a lower learning rate."
+        )
+
+
+@jax.jit
+def _all_finite(x: jax.Array) -> jax.Array:
+    return jnp.isfinite(x).all()
 
 
 def restore(run: Assembly, checkpoints: Checkpoints, step: int | None = None) -> TrainState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ from genjax import config as configs
 from genjax import method as methods
 from genjax.config import ConfigError
 from genjax.data import catalogue
-from genjax.data.digest import data_digest
+from genjax.data.digest import content_digests, data_digest
 from genjax.evals import judges
 from genjax.evals.evaluation import Evaluation
 from genjax.files import place
@@ -97,7 +98,8 @@ def located(given: str, folder: epath.Path, flags: argparse.Namespace) -> str:
 def _train(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
     tell_who_computes()
     run, dataset = prepare(config, folder)
-    workdir.check_same_data(folder, run.spec, flags.allow_config_change)
+    content = cache(partial(content_digests, dataset.decoded or dataset))
+    workdir.check_same_data(folder, run.spec, flags.allow_config_change, content)
     loop.logger.info("%s: %s; data from %s", folder, config.method, dataset.route)
 
     def start(checkpoints: Checkpoints) -> TrainState:
@@ -109,7 +111,8 @@ def _train(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) ->
             length = lengths.began_with(folder, stages.find(config, folder)) or run.total_steps
             kept = with_own_mesh(config, folder)
             kept.profile = ""  # it is of this command alone
-            workdir.write_config(folder, kept, run.spec, sys.argv, length, digest, source)
+            described = kept, run.spec, sys.argv, length, digest, source, content()
+            workdir.write_config(folder, *described)
         return state
 
     def evaluation(writers: Writers) -> Evaluation:

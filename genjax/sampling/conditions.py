@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from jaxtyping import Array, Int
 
 from genjax import modalities
 from genjax.checks import ConfigError, literal, nearest
-from genjax.data import sources
+from genjax.data import npz, sources
 from genjax.data.transforms import Transform
 from genjax.method import DataSpec, Field
 from genjax.modalities.label import NAME, num_classes
@@ -198,8 +197,7 @@ def read(known: Mapping[str, Field], file: str) -> Rows:
         raise ConfigError(f"{flag}: expected a .csv, .jsonl or .npz file, or a split of the data.")
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                columns = {name: arrays[name] for name in arrays.files}
+            columns = _arrays(flag, path)
             _check_names(flag, known, columns)
             checked = {name: _column(flag, name, v, known[name]) for name, v in columns.items()}
             return [dict(zip(columns, row, strict=True)) for row in _zip(flag, checked)]
@@ -208,7 +206,7 @@ def read(known: Mapping[str, Field], file: str) -> Rows:
             found = list(csv.DictReader(io.StringIO(text, newline="")))
         else:
             found = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{flag} cannot be read: {error}.") from error
@@ -230,6 +228,13 @@ def read(known: Mapping[str, Field], file: str) -> Rows:
     if not rows:
         raise ConfigError(f"{flag} has no row.")
     return rows
+
+
+def _arrays(flag: str, path: Path) -> dict[str, np.ndarray]:
+    try:
+        return dict(npz.Arrays(path))
+    except ConfigError as error:
+        raise ConfigError(f"{flag}: {error}") from error
 
 
 def _column(flag: str, name: str, values: np.ndarray, field: Field) -> np.ndarray:

@@ -14,7 +14,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -251,12 +251,14 @@ def write_config(
     length: int,
     digest: str = "",
     source: Path | None = None,
+    content: Mapping[str, str] | None = None,
 ) -> None:
     """Writes `config.json`: the config, what the data look like, the command and the time.
 
     Beside it come the tokenizers of texts. `length` is the number of steps that the run began with;
     `digest` is of the data, for runs that are to be a stage of others; `source` is the folder of
-    the config, where modules of one's own may lie.
+    the config, where modules of one's own may lie; `content` has a digest of each split, which is
+    compared when the run is resumed.
     """
     for name, text in tokenizers_of(spec).items():
         write_atomic(workdir / tokenizer_file(spec, name), text.encode())
@@ -265,6 +267,7 @@ def write_config(
         "data": spec_to_json(spec),
         "length": length,
         "digest": digest,
+        "content": dict(content or {}),
         "source": str(source or read_source(workdir) or ""),
         "command": list(command),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -306,8 +309,16 @@ def changes(stored: DataSpec, spec: DataSpec) -> list[str]:
     ]
 
 
-def check_same_data(workdir: epath.Path, spec: DataSpec, allow_change: bool) -> None:
+def check_same_data(
+    workdir: epath.Path,
+    spec: DataSpec,
+    allow_change: bool,
+    content: Callable[[], Mapping[str, str]] | None = None,
+) -> None:
     """Compares what the data look like with what they were when the run was started.
+
+    `content` gives the digest of each split, which is compared too. A run that is older than these
+    digests is compared by its looks alone.
 
     Raises:
       ConfigError: they differ, the run has a checkpoint, and `allow_change` is false.
@@ -315,7 +326,15 @@ def check_same_data(workdir: epath.Path, spec: DataSpec, allow_change: bool) -> 
     stored = read_spec(workdir)
     if stored is None or allow_change or not has_checkpoint(workdir):
         return
-    if not (lines := changes(stored, spec)):
+    lines = changes(stored, spec)
+    if content and not lines:
+        then, now = json.loads((workdir / "config.json").read_text()).get("content", {}), content()
+        lines = [
+            f"  the content of {split}: sha256 {digest[:12]} -> {now.get(split, 'absent')[:12]}"
+            for split, digest in then.items()
+            if digest != now.get(split)
+        ]
+    if not lines:
         return
     raise ConfigError(
         f"the data are not what they were when the run in {workdir} was started (then -> now):\n"

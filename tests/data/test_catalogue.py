@@ -240,5 +240,8 @@ print(len(loaded.splits["train"]), loaded.route.split(" (")[0])
     outputs = [process.communicate(timeout=100) for process in started]
     assert [process.returncode for process in started] == [0, 0], outputs
     routes = sorted(out.decode().strip() for out, _ in outputs)
-    assert routes == ["1797 prepared", "1797 the installed scikit-learn"]
+    assert routes == [
+        "1797 the installed scikit-learn",
+        "1797 the installed scikit-learn, prepared before",
+    ]
     assert records.root().is_dir()

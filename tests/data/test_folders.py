@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from datasets import dataset
 from PIL import Image
 
 from genjax.config import ConfigError
@@ -25,7 +26,8 @@ def values(source):
 
 
 def read(path, channels=0, image_size=(), on_corrupt="error"):
-    return folders.read(str(path), channels, image_size, on_corrupt)
+    keys = {"channels": channels, "image_size": image_size, "on_corrupt": on_corrupt}
+    return folders.read(dataset(path=str(path), **keys))
 
 
 def test_pictures_side_by_side_have_no_labels(tmp_path):

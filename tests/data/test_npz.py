@@ -141,7 +141,7 @@ def test_named_arrays_are_fields_of_their_kind(tmp_path):
             np.arange(12).reshape(6, 2),
             ("code", (2,), np.dtype(np.int32), {"vocabulary_size": 12}),
         ),
-        ("code", np.ones((6, 2)), ("code", (2,), np.dtype(np.float64), {})),
+        ("code", np.ones((6, 2)), ("code", (2,), np.dtype(np.float32), {})),
         ("image", images(6, 4, 4), ("image", (4, 4, 1), np.dtype(np.uint8), {})),
         (
             "label",
@@ -240,7 +240,7 @@ def test_files_that_are_no_npz(tmp_path):
     with pytest.raises(ConfigError, match=r"cut\.npz cannot be read"):
         read(str(tmp_path / "cut.npz"))
     np.save(tmp_path / "one.npy", images(4, 3, 3))
-    with pytest.raises(ConfigError, match=r"one\.npy holds one array"):
+    with pytest.raises(ConfigError, match=r"one\.npy cannot be read: it holds one array"):
         read(str(tmp_path / "one.npy"))
     with pytest.raises(ConfigError, match="holds the arrays a, b; expected images"):
         read(saved(tmp_path, a=np.zeros(3), b=np.zeros(3)))
@@ -253,6 +253,6 @@ def test_nothing_is_unpickled(tmp_path):
 
     path = tmp_path / "bomb.npz"
     np.savez(path, allow_pickle=True, image=np.array([Bomb()], dtype=object))
-    with pytest.raises(ConfigError, match=r"bomb\.npz cannot be read: .*allow_pickle"):
+    with pytest.raises(ConfigError, match=r"bomb\.npz cannot be read: it holds object"):
         read(str(path))
     assert not (tmp_path / "exploded").exists()

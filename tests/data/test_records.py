@@ -252,7 +252,7 @@ def test_the_three_routes_to_fashion_mnist_give_the_same_examples(fashion, monke
     with Serve(site) as served:
         monkeypatch.setattr(tfds_mnist.FashionMNIST, "URL", served.url)
         got["the official download"] = catalogue.load(wanted)
-    got["prepared before from the official download"] = catalogue.load(wanted)
+    got["the official download, prepared before"] = catalogue.load(wanted)
 
     monkeypatch.setenv("GENJAX_DATA", str(tmp_path / "debian"))
 

@@ -125,7 +125,7 @@ def test_the_official_files_are_downloaded_or_given(music, monkeypatch):
         ({"traindata": np.eye(2)}, r"traindata in .* is float64\[2, 2\]; expected a cell array"),
         ({"traindata": cells([np.eye(87)])}, r"tune 1 of .* is float64\[87, 87\]; expected"),
         ({"traindata": cells([np.zeros((3, 88)), np.full((3, 88), 2)])}, "tune 2 of traindata"),
-        ({"traindata": cells(["text"])}, "tune 1 of traindata"),
+        ({"traindata": cells(["text"])}, "a matrix of class 4: expected numbers"),
         ({"traindata": cells([np.zeros((1, 88))])}, "no tune of two frames"),
     ],
 )

@@ -375,3 +375,25 @@ def test_what_is_done_to_images_is_refused(long_text, key, value):
     given = re.escape(repr(wanted[key]))
     with pytest.raises(ConfigError, match=rf"config\.dataset\.{key}={given} is for images"):
         catalogue.spec(wanted)
+
+
+def test_a_handful_of_files_hold_out_their_ends(tmp_path):
+    for name in "abcd":
+        (tmp_path / f"{name}.txt").write_text(name * 90 + name.upper() * 10)
+    wanted = dataset(tmp_path, validation="10_percent", length=8)
+    loaded = catalogue.load(wanted)
+    tokens = {split: source._tokens.ids for split, source in loaded.splits.items()}
+    eos = tokenizer_of(loaded).special["eos"]
+    for split, expected in (("train", "{}" * 90), ("validation", "{}" * 10)):
+        case = str.lower if split == "train" else str.upper
+        documents = [[*(expected.replace("{}", case(name))).encode(), eos] for name in "abcd"]
+        assert tokens[split].tolist() == [token for one in documents for token in one]
+    # More of them hold out whole documents, as ever, and lines of prompts always do.
+    assert catalogue.load(dataset(tmp_path, validation="25_percent", length=8)).spec.sizes
+    half = catalogue.load(dataset(tmp_path, validation="50_percent", length=8))
+    assert len(half.splits["train"]._tokens.ids) == 2 * 101
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text("".join(json.dumps({"q": "q", "text": f"{i}" * 9}) + "\n" for i in range(4)))
+    asked = dataset(lines, validation="1_percent", length=8, prompt_field="q", documents="padded")
+    sizes = {s: len(x._tokens.ends) for s, x in catalogue.load(asked).splits.items()}
+    assert sizes == {"train": 3, "validation": 1}

@@ -195,8 +195,11 @@ def test_a_file_of_hugging_face_is_read(foreign):
         json.dumps({"eos_token_id": [2, sep, 5, 10000, None]})  # 5 stands in texts
     )
     special = tokenizers.read(foreign).special
-    assert special == {"bos": 1, "eos": 2, "eos_2": sep}  # pad is no added token
-    assert ends(special) == (2, sep)
+    assert special == {"bos": 1, "eos": 2, "eos_2": sep, "eos_3": 5}  # pad is no added token
+    assert ends(special) == (2, sep, 5)
+    again = tokenizers.read(foreign)
+    assert again.decode(ids) == text  # what ends a text may be in one
+    assert tokenizers.from_json(again.to_json()).special == special
     (foreign / "generation_config.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"generation_config\.json"):
         tokenizers.read(foreign)

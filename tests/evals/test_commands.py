@@ -74,7 +74,7 @@ def test_statistics_are_made_and_used(data, capsys):
     ("arguments", "says"),
     [
         (["--mode=eval", "--samples=tset"], "one of the splits train, test"),
-        (["--mode=eval", "--samples=/nowhere.npz"], "/nowhere.npz cannot be read"),
+        (["--mode=eval", "--samples=/nowhere.npz"], "/nowhere.npz: no such file"),
         (["--mode=train", "--samples=test"], "--samples belongs to --mode=eval"),
         (
             ["--mode=eval", "--output=x"],

@@ -113,7 +113,9 @@ def test_a_tensor_lies_within_its_storage(write):
         (0, (10**12,), (0,)),
         (5, (1,), (1,)),
     ):
-        with pytest.raises(ConfigError, match="does not fit its storage of 4 elements"):
+        with pytest.raises(
+            ConfigError, match=r"does not fit its storage of 4 elements|a tensor of \("
+        ):
             torch_file.read(write(crafted(offset, shape, strides)))
 
 

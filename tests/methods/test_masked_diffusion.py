@@ -324,7 +324,7 @@ def test_what_is_given_of_a_text_stays_and_the_rest_is_drawn_for_it():
     short = masked_diffusion.sample(model, *EMPTY, KEY, 5, {"prompt": prompt[:5, :1]})
     assert short.shape == (5, S)
     assert (np.asarray(short) >= 0).all()
-    free = made(Options(), uniform(K), kind="text", shape=(S,))._replace(begin=2)
+    free = made(Options(), uniform(K), kind="text", shape=(S,))._replace(begin=(2,))
     begun = np.asarray(masked_diffusion.sample(free, *EMPTY, KEY, 5, length=2))
     assert begun.shape == (5, 2)
     assert (begun[:, 0] == 2).all()

@@ -65,12 +65,12 @@ def test_each_prompt_is_its_own_tokens():
 def test_what_stands_before_a_prompt(foreign):
     """Llama's <s> always; the end of a document where each example of the data begins with it."""
     ended = Bytes({"eos": 256})
-    assert prompt(ended, "stream").facts["begin"] is None
-    assert prompt(ended, "packed").facts["begin"] == 256
-    assert prompt(ended, "padded").facts["begin"] == 256
+    assert prompt(ended, "stream").facts["begin"] == ()
+    assert prompt(ended, "packed").facts["begin"] == (256,)
+    assert prompt(ended, "padded").facts["begin"] == (256,)
     llama = tokenizers.read(foreign)
     for documents in ("stream", "packed", "padded"):
-        assert prompt(llama, documents).facts["begin"] == llama.special["bos"] == 1
+        assert prompt(llama, documents).facts["begin"] == (llama.special["bos"],) == (1,)
     found = text.parse("the hot", prompt(llama, "stream"))
     assert llama.inner.decode(found.tolist(), skip_special_tokens=False) == "<s> the hot"
 

@@ -16,7 +16,7 @@ from genjax.sampling import conditions
 INT32 = np.dtype(np.int32)
 CLOTHES = ("bags", "hats", "shirts", "shoes")
 LABEL = sources.image_fields((2, 2, 1), 4, CLOTHES)["label"]
-PROMPT = Field("text", (None,), INT32, {"tokenizer": Bytes({}), "begin": None})
+PROMPT = Field("text", (None,), INT32, {"tokenizer": Bytes({}), "begin": ()})
 CAPTION = captions.field(Bytes({"eos": 256}), 6)
 GREY = Field("image", (2, 3, 1), np.dtype(np.uint8))
 KNOWN = {"label": LABEL, "prompt": PROMPT, "image": GREY}
