@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pwd
 from pathlib import Path
 
 import filelock
@@ -24,19 +25,33 @@ def keep(folder: Path) -> None:
     JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing.
     """
     settings = {"jax_persistent_cache_min_compile_time_secs": SHORTEST}
+    bounded = _has_name(os.getuid())
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if os.environ.get("JAX_COMPILATION_CACHE_MAX_SIZE", "") != "-1":  # then none has a time
+            # Without a bound no program has a time.
+            if bounded and os.environ.get("JAX_COMPILATION_CACHE_MAX_SIZE", "") != "-1":
                 mend(folder)
         except OSError as error:
             logger.warning("compiled programs are not kept: cannot write to %s: %s", folder, error)
             return
         settings["jax_compilation_cache_dir"] = str(folder)
-        settings["jax_compilation_cache_max_size"] = LARGEST
+        settings["jax_compilation_cache_max_size"] = LARGEST if bounded else -1
     for name, value in settings.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
+
+
+def _has_name(user: int) -> bool:
+    """Whether the system has a name for a user's number.
+
+    In a container there may be none, and then jax fails where it looks for the oldest program.
+    """
+    try:
+        pwd.getpwuid(user)
+    except KeyError:
+        return False
+    return True
 
 
 def mend(folder: Path) -> None:

@@ -37,6 +37,7 @@ from genjax.checks import (
     shown,
 )
 from genjax.durations import parse_duration
+from genjax.files import at_home
 
 T = TypeVar("T", bound=tuple)
 Built = TypeVar("Built")
@@ -46,7 +47,7 @@ Complete = Callable[[ConfigDict, Mapping[str, Any]], ConfigDict]
 # Keys that a resumed run may change: how long it runs, on what devices, and how often it looks.
 FREE_ON_RESUME = (
     r"duration|cpu_library|early_stop\..*|log\..*|mesh\..*|.*\.every"
-    r"|checkpoint\.(minutes|keep|best|mode)|dataset\.threads|profile|ema\.snapshots"
+    r"|checkpoint\.(minutes|keep|best|mode|digests)|dataset\.threads|profile|ema\.snapshots"
 )
 
 
@@ -148,6 +149,7 @@ def base() -> ConfigDict:
                 "every": "",
                 "minutes": 5.0,  # of wall time; 0 is off
                 "keep": 2,
+                "digests": True,  # of every array, written with it and compared when it is read
                 "best": "",  # an eval metric whose best is kept too; early_stop's if empty
                 "mode": "min",
                 "init_from": "",  # workdir whose newest checkpoint new runs start from
@@ -268,7 +270,7 @@ def _convert(key: str, text: Any, old: Any) -> Any:
     if isinstance(old, str):
         if not isinstance(text, str):
             raise fail("a string")
-        return text
+        return at_home(text, f"config.{key}")
     value = text
     if isinstance(text, str):
         try:
@@ -401,7 +403,8 @@ def given(
         config = experiment.module.get_config()
     except (AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"--config={experiment.location}: {error}") from error
-    config = override(config, experiment.values)
+    homes = {k: v for k, v in flatten(config).items() if isinstance(v, str) and v[:1] == "~"}
+    config = override(config, homes | dict(experiment.values))
     if complete:
         config = complete(config, overrides or {})
     return override(config, overrides or {})

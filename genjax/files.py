@@ -6,33 +6,46 @@ methods of a `pathlib.Path`.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import glob
 import json
 import os
 import re
 import reprlib
+import shutil
+import sys
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import fsspec
 from etils import epath
 
-from genjax.config import ConfigError
+from genjax.checks import ConfigError
 
+# What the system says where a disk is full, or where a folder cannot be written.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG)
 LONGEST = 100_000_000  # bytes of a JSON document, as in the official library of safetensors
 STORES = {"gs": "gcs", "s3": "s3"}  # kind of object storage -> the extra that it needs
+PARTIAL = ".partial"  # at the end of the name of a file that is not whole
+OLD = 86400.0  # seconds after which nobody is writing it
+NEXT_TO_NOTHING = 2**20  # bytes that are free on a full disk
 PAUSE = 10.0  # seconds between two uploads of an object that grows
 
 
 def place(given: str | os.PathLike, flag: str) -> epath.Path:
-    """The path of a run's folder, local or in object storage.
+    """The path of a run's folder, local or in object storage; `~` is the user's home.
 
     Raises:
       ConfigError: a kind of storage that is not known, or whose package is not installed; says
         what was given to `flag`.
     """
-    text = os.fspath(given)
+    text = at_home(os.fspath(given), flag)
     found = re.match(r"([A-Za-z][\w+.-]+):/(/?)([^/]*)", text)
     if not found:
         return epath.Path(text)
@@ -49,6 +62,24 @@ def place(given: str | os.PathLike, flag: str) -> epath.Path:
             f"GENJAX_EXTRAS={STORES[scheme]} launch/local.sh with the same arguments."
         ) from error
     return epath.Path(text)
+
+
+def at_home(text: str, flag: str) -> str:
+    """A path whose `~` or `~user` is a home folder; any other text as it is.
+
+    Raises:
+      ConfigError: the home is not known.
+    """
+    if not re.match(r"~[\w.-]*(/|$)", text):
+        return text
+    found = os.path.expanduser(text)
+    if found == text:
+        name = text.partition("/")[0]
+        raise ConfigError(
+            f"{flag}={text}: the home folder {name} is not known here. Give the whole path, or ./"
+            f"{text} for a folder that is called so."
+        )
+    return found
 
 
 def is_local(path: str | os.PathLike) -> bool:
@@ -94,9 +125,11 @@ class Growing:
         """
         self._path = epath.Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "a", encoding="utf-8") if is_local(path) else None  # noqa: SIM115
+        # A file's name in a message may be in another encoding than UTF-8.
+        options = {"encoding": "utf-8", "errors": "backslashreplace"}
+        self._file = open(path, "a", **options) if is_local(path) else None  # noqa: SIM115
         if self._file is None:
-            self._content = self._path.read_text() if self._path.exists() else ""
+            self._content = self._path.read_bytes().decode() if self._path.exists() else ""
             self._uploaded, self._late = time.monotonic(), False
 
     def write(self, text: str) -> None:
@@ -112,7 +145,7 @@ class Growing:
     def sync(self) -> None:
         """Brings what was written to object storage, if that is where the file is."""
         if self._file is None and self._late:
-            write_atomic(self._path, self._content.encode())
+            write_atomic(self._path, self._content.encode(errors="backslashreplace"))
             self._uploaded, self._late = time.monotonic(), False
 
     def close(self) -> None:
@@ -137,15 +170,91 @@ def write_atomic(path: str | os.PathLike, content: bytes) -> None:
         return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         with open(partial, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+        _remove_old(path)
+    except OSError as error:
+        if error.errno and error.filename is None:  # the disk that is full, for the message
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _remove_old(path: Path) -> None:
+    """Removes what killed processes have left of a file, once nobody can be writing it any more."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"):
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if time.time() - partial.stat().st_mtime > OLD:
+                partial.unlink()
+
+
+@contextlib.contextmanager
+def building(place: Path) -> Iterator[Path]:
+    """A folder beside `place` to build it in; the caller moves it there when it is whole.
+
+    What killed processes have left of it is removed: the caller holds a lock against others.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for left in place.parent.glob(f".{glob.escape(place.name)}.*"):
+        shutil.rmtree(left)
+    partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_partial(folder: epath.Path) -> None:
+    """Removes what `write_atomic` has left in a folder and below where processes were killed.
+
+    Nobody else may write there meanwhile.
+    """
+    if not is_local(folder):
+        return
+    for path in Path(folder).rglob(f".*{PARTIAL}"):
+        path.unlink(missing_ok=True)
+
+
+def any_encoding() -> None:
+    """Lets text be printed that the terminal cannot show: such characters as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def trouble(error: OSError, folders: Mapping[str, str | os.PathLike]) -> str:
+    """What to do about a disk that is full or cannot be written; "" where that is not the matter.
+
+    Args:
+      error: of the system.
+      folders: what a user sets -> the folder that it names, such as {"--workdir": ...}.
+    """
+    if error.errno not in DISK:
+        return ""
+    local = {flag: os.path.abspath(path) for flag, path in folders.items() if is_local(path)}
+    at = os.path.abspath(error.filename) if isinstance(error.filename, str) else None
+    inside = [flag for flag, path in local.items() if at and f"{at}/".startswith(f"{path}/")]
+    if not inside and error.errno == errno.ENOSPC:
+        inside = [flag for flag, path in local.items() if _free(path) < NEXT_TO_NOTHING]
+    places = " and ".join(f"{local[flag]} ({flag})" for flag in inside) or at or "a folder"
+    others = " or ".join(inside or local)
+    if error.errno not in FULL:
+        return f" {places} cannot be written: look at its permissions, or set another {others}."
+    free = f", {_free(local[inside[0]]):,} bytes are free there" if inside else ""
+    return f" The disk of {places} is full{free}: free space, or set another {others}."
+
+
+def _free(path: str) -> int:
+    """The free bytes of the disk that a folder is on, or will be."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return shutil.disk_usage(path).free
 
 
 def shown(value: Any) -> str:

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 
 from genjax import config as configs
 from genjax.config import ConfigError
+from genjax.files import at_home
 from genjax.interop.export import FORMATS
 
 WEIGHTS = ("ema", "guide_ema", "guide_checkpoint")  # which of a run's weights are used
 SWEEPS = ("solvers", "sweep_guidance")
+PATHS = ("config", "workdir", "output", "samples", "references", "conditions")
 DRAWING = ("sample", *SWEEPS)  # modes that take options of drawing
 # Flags that belong to some modes, and to which.
 OWN = {
@@ -68,6 +70,8 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
     add("--format", default="huggingface", choices=FORMATS, help="export: target library")
     add("--output", default="", help="export, solvers: a folder; tokenizer: a new file")
     flags, rest = parser.parse_known_args(argv)
+    for name in PATHS:
+        setattr(flags, name, at_home(getattr(flags, name), f"--{name}"))
     for name, own in OWN.items():
         if getattr(flags, name) != parser.get_default(name) and flags.mode not in own:
             raise ConfigError(

@@ -6,12 +6,18 @@ python -m genjax.main --config=configs/ddpm.py[:preset] [--config.a.b=value ...]
 
 from __future__ import annotations
 
+from genjax import starting  # the imports after it take seconds
+
+# isort: split
 import argparse
 import contextlib
-import errno
+import inspect as code
 import logging
 import os
+import signal
 import sys
+import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,7 +32,7 @@ from genjax.data import catalogue
 from genjax.data.packages import cache_root
 from genjax.evals import judges
 from genjax.evals.judges import fidelity
-from genjax.files import is_local, place, write_atomic
+from genjax.files import any_encoding, is_local, place, trouble, write_atomic
 from genjax.flags import parse
 from genjax.interop.export import write
 from genjax.modes.evaluate import evaluate
@@ -39,9 +45,11 @@ from genjax.nn.cpu.memory import keep_heap
 from genjax.parallel import distributed
 from genjax.parallel.mesh import fitted, make_mesh
 from genjax.parallel.rules import path_name
-from genjax.training import workdir
+from genjax.training import agreement, workdir
 from genjax.training.averages import Diverged
-from genjax.training.checkpoint import digest, digests
+from genjax.training.checkpoint import check_path
+from genjax.training.digests import digest, digests
+from genjax.training.progress import terminal_logging
 
 logger = logging.getLogger("genjax")
 
@@ -57,11 +65,14 @@ def resolve(flags: argparse.Namespace, overrides: dict[str, str]) -> tuple[Confi
     path, _, preset = flags.config.partition(":")
     named = "_".join(filter(None, (Path(path).stem, preset)))
     folder = place(flags.workdir or Path("runs") / named, "--workdir")
+    alone = bool(flags.samples) or flags.mode in ("statistics", "tokenizer", "config")
+    if not alone:
+        check_path(folder)
     beside = Path(path).resolve().parent if flags.config else workdir.read_source(folder)
     workdir.import_from(beside)
     if flags.config:
         config = configs.load(flags.config, overrides, judges.with_sections)
-        if flags.samples or flags.mode in ("statistics", "tokenizer", "config"):
+        if alone:
             return config, folder
         config = workdir.with_own_precision(config, folder)
         workdir.check_same_config(folder, config, flags.allow_config_change, judges.with_sections)
@@ -208,46 +219,83 @@ MODES = {
     "config": describe,
 }
 COMPILED = "xla"  # folder of compiled programs, among the data
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+LAST_WORDS = 2.0  # seconds in which the other processes can say what has happened
+RESUME = "run the same command to resume from the last checkpoint"
 
 
 def failed(message: str, code: int = 1) -> int:
-    """Prints one error; with several processes ends this one, so that none waits for it."""
+    """Prints one error; with several processes ends this one, so that none waits for it.
+
+    The first process holds the others together, so it goes last.
+    """
     print(message, file=sys.stderr, flush=True)
     if distributed.several():
+        if jax.process_index() == 0:
+            time.sleep(LAST_WORDS)
+        distributed.leave()
+        sys.stdout.flush()
         os._exit(code)
     return code
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns its exit code."""
+def quiet_libraries() -> None:
+    """Keeps libraries from printing what an error says that genjax raises as well."""
     # orbax logs every step of its own, and tracebacks of the errors that it also raises.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)
+    told = sys.unraisablehook
+
+    def tell(unraisable: sys.UnraisableHookArgs) -> None:
+        if not code.iscoroutine(unraisable.object):  # that of a read that has failed
+            told(unraisable)
+
+    sys.unraisablehook = tell
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    if argv is None:
+        starting.started()
+        quiet_libraries()
+    any_encoding()
+    flags, folders = argparse.Namespace(mode=""), {}
     try:
         flags, overrides = parse(sys.argv[1:] if argv is None else argv, MODES)
         if argv is None and not distributed.accelerated():
             keep_heap()
-        distributed.initialize()
+        with terminal_logging():
+            distributed.initialize()
         with logging_to(None):
+            folders["GENJAX_DATA"] = cache_root()
             compilation.keep(cache_root() / COMPILED)
+            computes = flags.mode not in ("tokenizer", "config")
+            if computes:
+                distributed.start()
             if flags.mode == "solvers" and not (flags.config or flags.workdir):
                 return solvers_of_mixture(flags)
             config, folder = resolve(flags, overrides)
-            computes = flags.mode not in ("tokenizer", "config")
+            folders["--workdir"] = folder
+            if computes and distributed.several():
+                distributed.agree(agreement.of_command(config, folder, flags))
             with fast_on_cpu(config) if computes else contextlib.nullcontext():
                 return MODES[flags.mode](config, folder, flags)
     except (ConfigError, Diverged) as error:
         return failed(f"error: {error}")
     except KeyboardInterrupt:
-        return failed("interrupted; run the same command to resume from the last checkpoint", 130)
+        return failed(f"interrupted; {RESUME}", starting.INTERRUPTED)
+    except BrokenPipeError:  # what was printed has no reader any more, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
-        hint = ""
-        if error.errno in DISK or error.errno is None:
-            hint = " Is the disk full, or the folder read-only?"
+        kept = f" Whole checkpoints are kept: then {RESUME}." if flags.mode == "train" else ""
+        return failed(f"error: {error}.{trouble(error, folders)}{kept}")
+    except jax.errors.JaxRuntimeError as error:
+        if not distributed.several() or not distributed.is_of_a_peer(error):
+            raise
         return failed(
-            f"error: {error}.{hint} Whole checkpoints are kept: free space or give another "
-            "--workdir, and run the same command to resume."
+            f"error: another process of this run has ended ({str(error).splitlines()[0][:200]}). "
+            f"Its own output says why. Start all of them again: {RESUME}."
         )
 
 

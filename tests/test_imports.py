@@ -8,7 +8,8 @@ import genjax
 
 ROOT = Path(genjax.__file__).parent
 LAYERS = [
-    {"bars", "checks", "compilation", "config", "durations", "provenance", "files", "pictures"}
+    {"bars", "checks", "compilation", "config", "durations", "files", "pictures", "provenance"}
+    | {"starting"}
     | {"train_state"},
     {"parallel", "nn"},
     {"method"},

@@ -251,7 +251,7 @@ def _known(name: str, path: str) -> Any:
 def _data_dirs(path: str) -> list[Path]:
     """Where a prepared data set is looked for: `path`, genjax's own cache, TFDS's folder."""
     standard = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return [*([Path(path)] if path else []), records.root(), Path(standard).expanduser()]
+    return [*([Path(path)] if path else []), records.root(), Path(os.path.expanduser(standard))]
 
 
 def _resolve(dataset: ConfigDict) -> Raw:

@@ -159,8 +159,18 @@ PHOTOS = Package(
 
 
 def cache_root() -> Path:
-    """Where data is kept: `$GENJAX_DATA`, or `~/.cache/genjax`."""
-    return Path(os.environ.get("GENJAX_DATA") or "~/.cache/genjax").expanduser()
+    """Where data is kept: `$GENJAX_DATA`, or `~/.cache/genjax`.
+
+    Raises:
+      ConfigError: the user has no home folder.
+    """
+    try:
+        return Path(os.environ.get("GENJAX_DATA") or "~/.cache/genjax").expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            "this user has no home folder, in which data and compiled programs are kept. Set the "
+            "environment variable GENJAX_DATA to a folder that you can write to."
+        ) from error
 
 
 @contextlib.contextmanager

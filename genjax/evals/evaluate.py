@@ -21,8 +21,10 @@ Tree = Any
 def make_evaluate(method: Method, mesh: jax.sharding.Mesh) -> Callable[..., dict[str, Array]]:
     """The jitted (params, mutable, batch, valid, key) -> {name: sums over the valid examples}.
 
-    The sums are of x, w, x^2, x w, w^2 and 1, with x the totals and w the weights of a `Ratio`,
-    which are 1 for a plain quantity; of a scalar, which has no spread over examples, of x and 1.
+    With x the totals and w the weights of a `Ratio`, which are 1 for a plain quantity, r is the
+    batch's own ratio of their sums and e = x - r w what is left. There are r and the sums of w, e,
+    e^2, e w, w^2 and 1, none of which cancels in float32 as x^2 would; of a scalar, which has no
+    spread over examples, there are the scalar and 1.
     """
 
     def sums(
@@ -30,10 +32,14 @@ def make_evaluate(method: Method, mesh: jax.sharding.Mesh) -> Callable[..., dict
     ) -> dict[str, Array]:
         def reduced(value: Array | Ratio) -> Array:
             if not isinstance(value, Ratio) and jnp.ndim(value) == 0:
-                return jnp.stack([value, 1.0]) * valid.sum()
+                return jnp.stack([jnp.float32(value), valid.sum(dtype=jnp.float32)])
             x, w = value if isinstance(value, Ratio) else (value, jnp.ones_like(value))
             x, w = (jnp.where(valid, v.astype(jnp.float32), 0.0) for v in (x, w))
-            return jnp.stack([x, w, x * x, x * w, w * w, valid.astype(jnp.float32)]).sum(-1)
+            r = x.sum() / w.sum()
+            r = jnp.where(jnp.isfinite(r), r, 0.0)
+            e = x - r * w
+            sums = jnp.stack([w, e, e * e, e * w, w * w, valid.astype(jnp.float32)]).sum(-1)
+            return jnp.concatenate([r[None], sums])
 
         values = method.evaluate(params, mutable, batch, key)
         return {name: reduced(value) for name, value in values.items()}
@@ -52,8 +58,8 @@ def evaluate(
     """The mean of each quantity over all examples, and its standard error as `<name>_se`.
 
     The mean of a `Ratio` is the ratio of the sums, its standard error that of the ratio estimator
-    (Cochran 1977, eq. 6.13, of a large population); a scalar has none. A quantity of which there is
-    nothing is left out.
+    (Cochran 1977, eq. 6.13, of a large population); a scalar has none, nor has a single example. A
+    quantity of which there is nothing is left out.
 
     Args:
       sums: of `make_evaluate`.
@@ -63,22 +69,28 @@ def evaluate(
       key: batch i is evaluated with this key folded with i.
       mesh: of the run.
     """
-    totals: dict[str, np.ndarray] = {}
+    rows: dict[str, list[np.ndarray]] = {}
     for i, (batch, valid) in enumerate(batches):
         placed = global_batch({**batch, "_valid": valid}, mesh)
         mask = placed.pop("_valid")
         found = sums(params, mutable, placed, mask, jax.random.fold_in(key, i))
         for name, value in jax.device_get(found).items():
-            totals[name] = totals.get(name, 0.0) + value.astype(np.float64)
+            rows.setdefault(name, []).append(value.astype(np.float64))
     results = {}
-    for name, (x, w, *rest) in totals.items():
-        if not w:
+    for name, batches_of in rows.items():
+        r, w, *rest = np.stack(batches_of, axis=1)
+        total = w.sum()
+        if not total:
             continue
-        mean = x / w
-        results[name] = float(mean)
         if not rest:
+            results[name] = float((r * w).sum() / total)
             continue
-        xx, xw, ww, count = rest
-        squares = max(xx - 2 * mean * xw + mean**2 * ww, 0.0)
-        results[f"{name}_se"] = math.sqrt(squares * count / max(count - 1, 1)) / w
+        e, ee, ew, ww, count = rest
+        mean = results[name] = float((r * w + e).sum() / total)
+        if count.sum() > 1:
+            off = r - mean  # of the batches: x - mean w = e + off w
+            with np.errstate(invalid="ignore"):  # of values that are not finite
+                squares = max(float((ee + 2 * off * ew + off**2 * ww).sum()), 0.0)
+            n = count.sum()
+            results[f"{name}_se"] = math.sqrt(squares * n / (n - 1)) / float(total)
     return results

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from genjax import modalities
 from genjax.config import ConfigError, flatten
@@ -28,11 +29,28 @@ from genjax.train_state import TrainState, stream
 from genjax.training import ema, report
 from genjax.training.alarms import ringing
 from genjax.training.assemble import Assembly
-from genjax.training.checkpoint import best_metric, digest, digests
+from genjax.training.checkpoint import best_metric
+from genjax.training.digests import digest, digests
 from genjax.training.metrics import Writers
 
 Tree = Any
 logger = logging.getLogger("genjax")
+
+
+def check_split(config: ConfigDict, dataset: Dataset) -> None:
+    """Refuses data without the split that is evaluated, before anything is made ready for it.
+
+    Raises:
+      ConfigError: it is not there, or empty.
+    """
+    split = config.evals.split
+    if not dataset.splits.get(split):
+        sizes = {name: len(source) for name, source in dataset.splits.items()}
+        raise ConfigError(
+            f"config.evals.split={split!r}: {dataset.spec.name} has {sizes}. Set dataset."
+            f"{split}='5_percent' to carve it out of train, or evals.split to one that is there, "
+            "such as 'test'."
+        )
 
 
 class Evaluation:
@@ -65,14 +83,8 @@ class Evaluation:
         self.evals = run.config.evals
         # Who judges the samples that are shown has nothing to do where none are.
         self.judges = [judge for judge in judges if judge.samples or self.evals.samples]
-        self.source = dataset.splits.get(self.evals.split)
-        if not self.source:
-            raise ConfigError(
-                f"config.evals.split={self.evals.split!r}: {run.spec.name} has "
-                f"{ {k: len(v) for k, v in dataset.splits.items()} }. Set dataset."
-                f"{self.evals.split}='5_percent' to carve it out of train, or evals.split to one "
-                "that is there, such as 'test'."
-            )
+        check_split(run.config, dataset)
+        self.source = dataset.splits[self.evals.split]
         self.sums = make_evaluate(run.method, run.mesh)
         like = dataset.decoded or dataset  # what samples are like
         self.field = run.method.output or like.spec.generated

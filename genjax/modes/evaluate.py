@@ -131,6 +131,7 @@ def judge(config: ConfigDict, samples: str, references: str) -> dict[str, float]
             f"--samples={samples} has {len(rows)} and --references={references} {len(right)}: "
             "expected as many of both."
         )
+    judges.check(config, rows, dataset)
     found: dict[str, float] = {}
     with jax.set_mesh(mesh):
         asked = judges.build(config, dataset, mesh)

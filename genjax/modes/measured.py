@@ -30,7 +30,8 @@ from genjax.train_state import TrainState, seeded_key
 from genjax.training import report, sweep, workdir
 from genjax.training.alarms import ringing
 from genjax.training.assemble import Assembly
-from genjax.training.checkpoint import Checkpoints, digest, digests
+from genjax.training.checkpoint import Checkpoints
+from genjax.training.digests import digest, digests
 from genjax.training.early_stop import exhausted
 from genjax.training.sweep import Sweep
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import re
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -119,7 +120,8 @@ def find_step(run: Assembly, checkpoints: Checkpoints, given: str, flag: str) ->
     """
     if given == "best":
         return checkpoints.best(run.config)
-    if given and not given.isdigit():
+    if given and not re.fullmatch("[0-9]{1,18}", given):
+        given = given if len(given) < 40 else f"{given[:40]}..."
         raise ConfigError(f"{flag}={given!r}: expected a step or 'best'.")
     return int(given) if given else None
 

@@ -17,23 +17,23 @@ from genjax.config import ConfigError
 from genjax.data import catalogue
 from genjax.data.digest import content_digests, data_digest
 from genjax.evals import judges
-from genjax.evals.evaluation import Evaluation
+from genjax.evals.evaluation import Evaluation, check_split
 from genjax.files import place
 from genjax.modes.runs import logging_to, prepare, restore, tell_who_computes
 from genjax.nn.precision import settled
+from genjax.parallel import distributed
 from genjax.parallel.mesh import fitted, make_mesh
 from genjax.train_state import TrainState
 from genjax.training import follow, lengths, loop, stages, workdir
 from genjax.training.assemble import Assembly, put_pretrained, read_pretrained
 from genjax.training.checkpoint import Checkpoints
-from genjax.training.metrics import Writers
+from genjax.training.metrics import Writers, require_wandb
 
 
 def train(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
     """Trains, or resumes; returns the exit code."""
     config = settled(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    check(config)  # before stages are trained for it
+    check(config, folder)  # before stages are trained for it
     with workdir.locked(folder):
         for name, given in config.stages.items():
             if stages.is_config(given) and (code := train_stage(name, config, folder, flags)):
@@ -42,17 +42,21 @@ def train(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> 
             return _train(config, folder, flags)
 
 
-def check(config: ConfigDict) -> None:
+def check(config: ConfigDict, folder: epath.Path) -> None:
     """Refuses what is wrong whatever the stages become.
 
     Raises:
-      ConfigError: no such method, a mesh that does not fit, codes of no stage, or no such data.
+      ConfigError: no such method, a mesh that does not fit, codes of no stage, no such data, or no
+        package that is asked for.
     """
     methods.module(config)
+    if config.log.wandb and jax.process_index() == 0:
+        require_wandb()
     make_mesh(config)
     stages.check_codes(config)
     if config.stages:
-        catalogue.spec(config.dataset)
+        data = workdir.with_own_tokenizer(config.dataset, folder)
+        check_split(config, catalogue.load(data))
 
 
 def train_stage(
@@ -99,7 +103,11 @@ def _train(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) ->
     tell_who_computes()
     run, dataset = prepare(config, folder)
     content = cache(partial(content_digests, dataset.decoded or dataset))
+    if distributed.several():
+        distributed.agree({f"the data ({s})": digest for s, digest in content().items()})
     workdir.check_same_data(folder, run.spec, flags.allow_config_change, content)
+    if run.total_steps:
+        check_split(config, dataset)  # before a judge is trained
     loop.logger.info("%s: %s; data from %s", folder, config.method, dataset.route)
 
     def start(checkpoints: Checkpoints) -> TrainState:

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import importlib.metadata
 import importlib.util
+import json
+import logging
 import os
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from genjax.checks import one_of, require
 from genjax.config import ConfigError
+
+logger = logging.getLogger("genjax")
+
+NAMES = ("GENJAX_COORDINATOR", "GENJAX_PROCESS_COUNT", "GENJAX_PROCESS_INDEX")
+PATIENCE = 300  # seconds that processes wait for each other at the start
+SHOWN = 10  # differences, or processes, that an error names
+RETRIES = 1.0  # seconds between two looks for the coordinator
 
 
 def initialize() -> None:
@@ -21,22 +38,138 @@ def initialize() -> None:
     Open MPI). On CPUs the collectives are gloo's.
 
     Raises:
-      ConfigError: only some of the variables are set.
+      ConfigError: only some of the variables are set, or one is no such value; there is no cluster;
+        the coordinator cannot be reached.
     """
-    names = ("GENJAX_COORDINATOR", "GENJAX_PROCESS_COUNT", "GENJAX_PROCESS_INDEX")
-    values = [os.environ.get(name) for name in names]
-    automatic = os.environ.get("GENJAX_DISTRIBUTED") == "auto"
-    if not any(values) and not automatic:
+    values = [os.environ.get(name) for name in NAMES]
+    given = os.environ.get("GENJAX_DISTRIBUTED", "")
+    one_of("GENJAX_DISTRIBUTED", given, ("", "auto"))
+    if not any(values) and not given:
         return
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    if automatic:
-        jax.distributed.initialize()
+    if given:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        _join_cluster()
         return
     if not all(values):
-        missing = [name for name, value in zip(names, values, strict=True) if not value]
-        raise ConfigError(f"several processes need all of {', '.join(names)}; missing: {missing}.")
+        missing = [name for name, value in zip(NAMES, values, strict=True) if not value]
+        raise ConfigError(f"several processes need all of {', '.join(NAMES)}; missing: {missing}.")
     coordinator, count, index = values
-    jax.distributed.initialize(coordinator, int(count), int(index))
+    address = re.fullmatch(r"(.+):([0-9]{1,5})", coordinator)
+    ok = address is not None and 0 < int(address[2]) < 2**16
+    require(ok, NAMES[0], coordinator, "HOST:PORT of the first process")
+    require(
+        bool(re.fullmatch(r"[0-9]{1,6}", count)) and int(count) > 0, NAMES[1], count, "1 or more"
+    )
+    ok = bool(re.fullmatch(r"[0-9]{1,6}", index)) and int(index) < int(count)
+    require(ok, NAMES[2], index, f"0 to {int(count) - 1}, as {NAMES[1]} is {count}")
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if int(index):
+        _wait_for(address[1].strip("[]"), int(address[2]), index, count)
+    elif int(count) > 1:
+        logger.info("process 0 of %s: waiting for the others at %s", count, coordinator)
+    try:
+        jax.distributed.initialize(
+            coordinator, int(count), int(index), initialization_timeout=PATIENCE
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"process {index} of {count} could not join the others at {coordinator}: "
+            f"{str(error).splitlines()[0]}. Start all of them, each with its own {NAMES[2]}, and "
+            "give a port that is free."
+        ) from error
+
+
+def _join_cluster() -> None:
+    try:
+        jax.distributed.initialize(initialization_timeout=PATIENCE)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ConfigError(
+            "GENJAX_DISTRIBUTED=auto: no cluster was found here (Slurm, a TPU pod, GKE or Open "
+            f"MPI): {str(error).splitlines()[0]}. Unset it for one process, or set "
+            f"{', '.join(NAMES)}."
+        ) from error
+
+
+def _wait_for(host: str, port: int, index: str, count: str) -> None:
+    """Returns once the coordinator answers; says that it waits.
+
+    Raises:
+      ConfigError: it has not answered for `PATIENCE` seconds.
+    """
+    start, told, reason = time.monotonic(), False, ""
+    while time.monotonic() - start < PATIENCE:
+        try:
+            socket.create_connection((host, port), timeout=RETRIES).close()
+            return
+        except OSError as error:
+            reason = str(error)
+        if not told:
+            message = "process %s of %s: waiting for process 0 at %s:%d (for %d s at most)"
+            logger.info(message, index, count, host, port, PATIENCE)
+            told = True
+        time.sleep(RETRIES)
+    raise ConfigError(
+        f"process {index} of {count}: no process 0 at {host}:{port} after {PATIENCE} s ({reason}). "
+        f"Start it, or mend {NAMES[0]}."
+    )
+
+
+_watcher: subprocess.Popen | None = None
+
+
+def _leave_word() -> None:
+    """Starts a shell that says what has happened if this process is ended without a word.
+
+    JAX aborts a process, from a thread of its own, as soon as process 0 is gone; and the system
+    kills one that takes too much memory. Neither can be caught: the shell waits for the end of a
+    pipe.
+    """
+    global _watcher
+    index, count = jax.process_index(), jax.process_count()
+    at = f" ({os.environ[NAMES[0]]})" if os.environ.get(NAMES[0]) else ""
+    message = (
+        f"error: process {index} of {count} was ended: it was killed, or process 0{at} is gone. "
+        "Its own output says why. Start all of them again: run the same command to resume from the "
+        "last checkpoint."
+    )
+    script = 'read -r word || printf "%s\\n" "$0" >&2'
+    _watcher = subprocess.Popen(["/bin/sh", "-c", script, message], stdin=subprocess.PIPE)
+    atexit.register(leave)
+
+
+def leave() -> None:
+    """Ends what waits for the end of this process: it has said all that there is to say."""
+    global _watcher
+    if _watcher is not None:
+        with contextlib.suppress(BrokenPipeError):  # a signal to the group has ended it
+            _watcher.communicate(b"done\n")
+        _watcher = None
+
+
+def start() -> None:
+    """Starts JAX's backend, and what speaks for this process if others take it with them.
+
+    Raises:
+      ConfigError: there are no devices of the kind that is asked for.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = jax.config.jax_platforms
+        reason = (str(error).strip() or "none were found").splitlines()[0]
+        raise ConfigError(
+            f"JAX finds no devices to run on (JAX_PLATFORMS={asked or ''}): {reason}. "
+            + ("Unset it, or install" if asked else "Install")
+            + " what such devices need, such as GENJAX_EXTRAS=cuda launch/local.sh."
+        ) from error
+    if several():
+        _leave_word()
+
+
+def is_of_a_peer(error: jax.errors.JaxRuntimeError) -> bool:
+    """Whether a program has failed because another process did not take part in it."""
+    said = r"gloo|nccl|connection (reset|closed|refused)|heartbeat|socket closed|unhealthy"
+    return bool(re.search(said, str(error), re.IGNORECASE))
 
 
 def several() -> bool:
@@ -56,6 +189,50 @@ def largest(value: int) -> int:
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.process_allgather(np.array(value)).max())
+
+
+def texts(own: str) -> list[str]:
+    """What each process has given, in their order."""
+    if jax.process_count() == 1:
+        return [own]
+    content = np.frombuffer(own.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(content)))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: len(content)] = content
+    rows = multihost_utils.process_allgather(padded)
+    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def agree(values: Mapping[str, str]) -> None:
+    """Compares values by name over the processes of a run.
+
+    Raises:
+      ConfigError: on every process, if they differ; names what differs, and where.
+    """
+    known = [json.loads(text) for text in texts(json.dumps(dict(values)))]
+    names = dict.fromkeys(name for one in known for name in one)
+    different = [name for name in names if len({one.get(name) for one in known}) > 1]
+    if not different:
+        return
+    lines = []
+    for name in different[:SHOWN]:
+        by_value: dict[str, list[int]] = {}
+        for index, one in enumerate(known):
+            by_value.setdefault(one.get(name, "absent"), []).append(index)
+        said = ", ".join(f"{value} on {_named(which)}" for value, which in by_value.items())
+        lines.append(f"  {name}: {said}")
+    more = f"\n  and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+    raise ConfigError(
+        "the processes of this run disagree:\n"
+        + "\n".join(lines)
+        + more
+        + "\nStart all of them with the same command, data and versions."
+    )
+
+
+def _named(indices: list[int]) -> str:
+    few = ", ".join(map(str, indices[:SHOWN])) + ", ..." * (len(indices) > SHOWN)
+    return f"process{'es' if len(indices) > 1 else ''} {few}"
 
 
 def barrier(name: str) -> None:

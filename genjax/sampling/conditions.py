@@ -21,6 +21,7 @@ from genjax import modalities
 from genjax.checks import ConfigError, literal, nearest
 from genjax.data import npz, sources
 from genjax.data.transforms import Transform
+from genjax.files import at_home
 from genjax.method import DataSpec, Field
 from genjax.modalities.label import NAME, num_classes
 from genjax.modalities.text import read_file
@@ -139,8 +140,9 @@ def parse(known: Mapping[str, Field], given: Mapping[str, Sequence[str]]) -> Row
             raise ConfigError(f"--{name} and --{name}_file are both given: leave one out.")
         field = known[name]
         if flag != name:
+            files = [at_home(file, f"--{flag}") for file in texts]
             texts = [
-                read_file(f"--{flag}", file).removesuffix("\n").removesuffix("\r") for file in texts
+                read_file(f"--{flag}", file).removesuffix("\n").removesuffix("\r") for file in files
             ]
         columns[name] = [
             _value(flag, text, field) for one in texts for text in _several(one, field)
@@ -177,6 +179,8 @@ def _several(text: str, field: Field) -> list[str]:
 
 
 def _value(flag: str, text: str, field: Field) -> np.ndarray:
+    if field.kind not in _SPELLED:
+        text = at_home(text, f"--{flag}")
     try:
         return modalities.find(field).parse(text, field)
     except ConfigError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,11 +19,23 @@ class Diverged(RuntimeError):
 class Averages:
     """Sums the metrics of steps between two log lines, and counts the skipped updates."""
 
-    def __init__(self, max_skipped: int):
-        """Stops the run after `max_skipped` steps in a row with a skipped update."""
-        self._sums: dict[str, np.ndarray] = {}
-        self._skipped = self._in_a_row = 0
+    def __init__(self, max_skipped: int, window: Mapping[str, Any] | None = None):
+        """Stops the run after `max_skipped` steps in a row with a skipped update.
+
+        `window` is what an earlier process had summed, see `window()`.
+        """
+        window = window or {}
+        self._sums = {name: np.array(sums) for name, sums in window.get("sums", {}).items()}
+        self._skipped, self._in_a_row = window.get("skipped", 0), window.get("in_a_row", 0)
         self._max = max_skipped
+
+    def window(self) -> dict[str, Any]:
+        """What was summed since the last log line, as plain JSON data.
+
+        Saved with a checkpoint, it lets the averages go on as if the run had never stopped.
+        """
+        sums = {name: sums.tolist() for name, sums in self._sums.items()}
+        return {"sums": sums, "skipped": self._skipped, "in_a_row": self._in_a_row}
 
     def add(self, step: int, output: StepOutput) -> None:
         """Adds the output of one step, or of several up to `step`, fetched from the devices."""

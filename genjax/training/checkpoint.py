@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
-import functools
-import hashlib
+import glob
+import logging
 import math
 import os
 import re
@@ -17,28 +18,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from etils import epath
 from flax.traverse_util import unflatten_dict
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from genjax.config import ConfigError
-from genjax.files import absolute, is_local
+from genjax.files import DISK, absolute, is_local, parse_json
 from genjax.parallel.rules import path_name
 from genjax.train_state import TrainState
+from genjax.training.digests import as_data, digests, sha256
 
 Tree = Any
+logger = logging.getLogger("genjax")
 
 FOLDER = "checkpoints"
-BLOCK = 2**26  # bytes of an array that a digest has on the host at a time
+NOTES = "notes"  # beside the state: {"sha256": path -> digest, "window": of the log}
+
+
+class Damaged(ConfigError):
+    """A checkpoint cannot be read; the message says which one is whole."""
 
 
 class Checkpoints:
     """The checkpoints of one workdir, in `checkpoints/<step>/`, or what else is kept so.
 
     A checkpoint appears under its final name only when it is whole, so one cut short by a crash
-    is never picked up; what is left of it is removed at the next start of training.
+    is never picked up; what is left of it is removed at the next start of training. Each is opened
+    again once it is written. With `config.checkpoint.digests` the sha256 of every array is
+    written with it, and compared whenever the array is read.
     """
 
     def __init__(
@@ -47,11 +56,18 @@ class Checkpoints:
         """Opens `workdir/checkpoints`: for writing if a config is given, else only to read.
 
         In a folder of another `name` all are kept.
+
+        Raises:
+          ConfigError: a path that the checkpoint library would take for a pattern.
+          Damaged: what is known of a checkpoint, which decides whether it is kept, is damaged.
         """
         self.folder = absolute(workdir) / name
+        check_path(self.folder.parent)
+        self._digests = config is not None and config.checkpoint.digests
+        self._written: int | None = None  # a step that was not opened again so far
         if config is None:
             options = ocp.CheckpointManagerOptions(
-                read_only=True, create=False, save_interval_steps=0, best_fn=_no_best
+                read_only=True, create=False, save_interval_steps=0
             )
         else:
             options = ocp.CheckpointManagerOptions(
@@ -63,11 +79,19 @@ class Checkpoints:
                     barrier_sync_key_prefix=name
                 ),
             )
-        self._orbax = ocp.CheckpointManager(
-            self.folder,
-            options=options,
-            item_handlers={"state": ocp.StandardCheckpointHandler()},
-        )
+        try:
+            self._orbax = ocp.CheckpointManager(
+                self.folder,
+                options=options,
+                item_handlers={
+                    "state": ocp.StandardCheckpointHandler(),
+                    NOTES: ocp.JsonCheckpointHandler(),
+                },
+            )
+        except Exception:
+            for step in sorted(numbered(self.folder)):
+                self._complain(step)
+            raise
 
     def latest(self) -> int | None:
         """The step of the newest whole checkpoint, None if there is none."""
@@ -104,7 +128,7 @@ class Checkpoints:
                 "early_stop.metric in training, or give a step."
             )
         sign = 1.0 if mode == "min" else -1.0
-        found = {step: (self._orbax.metrics(step) or {}).get(name) for step in self.steps()}
+        found = {step: self._metrics(step).get(name) for step in self.steps()}
         values = {
             step: sign * value
             for step, value in found.items()
@@ -117,24 +141,39 @@ class Checkpoints:
             )
         return min(values, key=values.get)
 
-    def save(self, state: Tree, step: int, metrics: Mapping[str, float]) -> None:
+    def save(
+        self,
+        state: Tree,
+        step: int,
+        metrics: Mapping[str, float],
+        window: Mapping[str, Any] | None = None,
+    ) -> None:
         """Begins to save `state`; returns once its arrays are copied off the devices.
 
         Args:
           state: the state after `step` steps.
           step: the name of the checkpoint; nothing is done if it exists.
           metrics: the evaluation of this very state, if there was one.
+          window: what the log has gathered since its last line, see `Averages.window`.
+
+        Raises:
+          OSError: the disk is full, or cannot be written.
+          Damaged: the checkpoint before this one cannot be read again.
         """
         if step in self._orbax.all_steps():
             return
+        self.wait()
         _check_room(self.folder, sum(leaf.nbytes for leaf in jax.tree.leaves(as_data(state))))
+        notes = {"sha256": digests(state) if self._digests else {}, "window": dict(window or {})}
+        items = {"state": ocp.args.StandardSave(state), NOTES: ocp.args.JsonSave(notes)}
         with _disk(self.folder):
             self._orbax.save(
                 step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
+                args=ocp.args.Composite(**items),
                 metrics=dict(metrics) or None,
                 force=True,
             )
+        self._written = step
 
     def remove_after(self, step: int) -> None:
         """Removes those of later steps, such as a run made that is gone on with from `step`."""
@@ -147,6 +186,7 @@ class Checkpoints:
 
         Raises:
           ConfigError: there is no such checkpoint, or it holds other arrays.
+          Damaged: it cannot be read, or holds other numbers than were written.
         """
         step = self.find(step)
         saved = self.shapes(step)
@@ -163,15 +203,35 @@ class Checkpoints:
                 f"such as\n{shown}\nGive the config, and the version of "
                 "genjax, that it was trained with, or a new --workdir."
             )
-        with _disk(self.folder / str(step)):
-            return self._orbax.restore(
+        with self._reading(step):
+            state = self._orbax.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             ).state
+            self._compare(step, state, self._types(step))
+            for (path, leaf), like in zip(
+                jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(abstract), strict=True
+            ):
+                if leaf.dtype != like.dtype:  # a key whose kind is not known any more
+                    raise ValueError(f"{path_name(path)} is {leaf.dtype}, expected {like.dtype}")
+        return state
 
     def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
-        """Path -> shape of every saved array, read from the metadata alone."""
-        with _disk(self.folder / str(step)):
+        """Path -> shape of every saved array, read from the metadata alone.
+
+        Raises:
+          Damaged: they cannot be read.
+        """
+        with self._reading(step):
             return dict(_shapes(self._orbax.item_metadata(step).state.tree))
+
+    def window(self, step: int) -> dict[str, Any]:
+        """What the log had gathered when the checkpoint was saved; {} of an older one.
+
+        Raises:
+          Damaged: it cannot be read.
+        """
+        with self._reading(step):
+            return self._notes(step).get("window", {})
 
     def read(self, step: int, wanted: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Some of the arrays saved at `step`: path -> array.
@@ -186,7 +246,7 @@ class Checkpoints:
             for path, leaf in wanted.items()
         }
         nested = unflatten_dict(shapes, sep="/")
-        with _disk(self.folder / str(step)):
+        with self._reading(step):
             loaded = ocp.PyTreeCheckpointer().restore(
                 self.folder / str(step) / "state",
                 args=ocp.args.PyTreeRestore(
@@ -195,6 +255,7 @@ class Checkpoints:
                     partial_restore=True,
                 ),
             )
+            self._compare(step, loaded, self._types(step))
         return {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(loaded)}
 
     def restore_into(
@@ -253,14 +314,170 @@ class Checkpoints:
         return state.replace(**target, ema=ema), sorted(sources)
 
     def wait(self) -> None:
-        """Waits until what was begun is on disk; raises OSError if it could not be written."""
+        """Waits until what was begun is on the disk, and opens it again.
+
+        Raises:
+          OSError: it could not be written.
+          Damaged: it cannot be read.
+        """
         with _disk(self.folder):
             self._orbax.wait_until_finished()
+        step, self._written = self._written, None
+        if step is not None:
+            self.shapes(step)
 
     def close(self) -> None:
         """Waits, and frees the threads."""
         with _disk(self.folder):
             self._orbax.close()
+
+    # ---- what may be damaged ---------------------------------------------------------------------
+
+    def _metrics(self, step: int) -> dict[str, Any]:
+        """The evaluation that was saved with a checkpoint; {} if there was none."""
+        with self._reading(step):
+            return _read_json(self.folder / str(step) / "metrics" / "metrics")
+
+    def _complain(self, step: int) -> None:
+        """Raises Damaged if that which is read of every checkpoint cannot be read of this one."""
+        folder = self.folder / str(step)
+        try:
+            _read_json(folder / "metrics" / "metrics")
+            _read_json(folder / "_CHECKPOINT_METADATA")
+        except ValueError as error:
+            raise Damaged(self._advice(step, error, chosen=False)) from error
+
+    def _notes(self, step: int) -> dict[str, Any]:
+        return _read_json(self.folder / str(step) / NOTES / "metadata")
+
+    def _types(self, step: int) -> dict[str, Any]:
+        """Path -> type of every saved array."""
+        leaves = jax.tree_util.tree_leaves_with_path(
+            self._orbax.item_metadata(step).state.tree, is_leaf=lambda x: hasattr(x, "shape")
+        )
+        return {path_name(path): leaf.dtype for path, leaf in leaves}
+
+    def _compare(self, step: int, found: Tree, types: Mapping[str, Any] | None = None) -> None:
+        """Raises ValueError if arrays are not those that were written, as far as that is known.
+
+        An array that was read as another type than that of `types` is not compared.
+        """
+        saved = self._notes(step).get("sha256", {})
+        if not saved:
+            return
+        flat = {
+            path_name(path): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(as_data(found))
+        }
+        if types is not None:
+            flat = {path: leaf for path, leaf in flat.items() if leaf.dtype == types.get(path)}
+        different = [path for path, array in flat.items() if saved.get(path) != sha256(array)]
+        if different:
+            raise ValueError(
+                f"{len(different)} of its arrays are not what was written, such as {different[0]}"
+            )
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Turns whatever is said of a checkpoint that cannot be read into one `Damaged`."""
+        try:
+            _merge(self.folder / str(step) / "state")
+            yield
+        except (ConfigError, jax.errors.JaxRuntimeError):  # of a device, such as its memory
+            raise
+        except Exception as error:
+            raise Damaged(self._advice(step, error)) from error
+
+    def _advice(self, step: int, error: Exception, chosen: bool = True) -> str:
+        """What to say of a damaged checkpoint; another one can be `chosen`, or none is read."""
+        folder, others = self.folder / str(step), numbered(self.folder) - {step}
+        message = f"{folder} cannot be read, it is damaged: {_first_line(error)}. "
+        if self.folder.name != FOLDER:
+            return f"{message}Remove it: averages are put together from what is left."
+        if jax.process_count() > 1:  # the others may be elsewhere by now
+            there = ", ".join(map(str, sorted(others))) or "none"
+            return f"{message}Move it away to go on from another one (there are: {there})."
+        whole = next((other for other in sorted(others, reverse=True) if self._is_whole(other)), -1)
+        if whole < 0:
+            return (
+                f"{message}No other checkpoint is whole: put it back from a copy, or begin anew "
+                "with another --workdir."
+            )
+        said = f"Step {whole}{' before it' if whole < step else ''} is whole"
+        used = f", or give --checkpoint={whole} to use that" if chosen else ""
+        return f"{message}{said}: move {folder} away to go on from there{used}."
+
+    def _is_whole(self, step: int) -> bool:
+        """Whether all of a checkpoint can be read; its arrays come to the host."""
+        folder = self.folder / str(step)
+        try:
+            _read_json(folder / "metrics" / "metrics")
+            _merge(folder / "state")
+            self._compare(step, _on_host(folder / "state"))
+        except Exception as error:
+            logger.debug("%s: %s", folder, error)
+            return False
+        return True
+
+
+def check_path(workdir: epath.Path) -> None:
+    """Refuses a folder whose checkpoints could not be written.
+
+    Raises:
+      ConfigError: a name with a character that makes it a pattern, or that is not UTF-8.
+    """
+    text = str(absolute(workdir))
+    plain = "Rename the folder that is called so (a run in it is then read as it should be)"
+    if glob.has_magic(text):
+        found = "".join(dict.fromkeys(re.findall(r"[][*?]", text)))
+        raise ConfigError(
+            f"the path {text} has {' '.join(found)} in it, which make it a pattern to the library "
+            f"that writes checkpoints. {plain}, or give another --workdir."
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"the path {text!r} is not UTF-8, which the library that writes checkpoints needs. "
+            f"{plain}, or give another --workdir."
+        ) from error
+
+
+def numbered(folder: epath.Path) -> set[int]:
+    """The steps that folders of checkpoints are named after."""
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    return {int(name) for name in names if re.fullmatch(r"[0-9]{1,18}", name)}
+
+
+def _on_host(state: epath.Path) -> Tree:
+    """All arrays of a saved state, on the host."""
+    reader = ocp.PyTreeCheckpointer()
+    tree = reader.metadata(state).item_metadata.tree
+    to_host = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+        tree,
+        is_leaf=lambda leaf: hasattr(leaf, "shape"),
+    )
+    return reader.restore(state, args=ocp.args.PyTreeRestore(restore_args=to_host))
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    """A JSON object beside a state; {} if the file is not there."""
+    return parse_json(path.read_bytes()) if path.exists() else {}
+
+
+def _merge(state: epath.Path) -> None:
+    """Finishes a checkpoint whose parts were not put together.
+
+    Each process writes a part, and the last thing that is written is the list of all. In a folder
+    whose name is a pattern no part was found; in one that has been renamed since they are.
+    """
+    parts = jax.process_index() == 0 and state.exists() and not (state / "manifest.ocdbt").exists()
+    if parts and any(path.name.startswith("ocdbt.process_") for path in state.iterdir()):
+        merge = ocp.type_handlers.merge_ocdbt_per_process_files
+        context = tensorstore.Context({"cache_pool#ocdbt": {"total_bytes_limit": 10**8}})
+        asyncio.run(merge(state, context, use_zarr3=False))
+        logger.info("%s was not put together: it is now", state)
 
 
 def best_metric(config: ConfigDict) -> tuple[str, str]:
@@ -310,117 +527,23 @@ def _check_room(folder: epath.Path, needed: int) -> None:
 
 @contextlib.contextmanager
 def _disk(folder: epath.Path) -> Iterator[None]:
-    """Turns what tensorstore says of a full disk or a damaged file into one OSError."""
+    """Turns what is said of a checkpoint that cannot be written into one OSError."""
     try:
         yield
     except ConfigError:
         raise
     except (ValueError, RuntimeError, OSError, KeyError, AttributeError, TypeError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise OSError(f"checkpoint in {folder}: {first}") from error
+        number = getattr(error, "errno", None) or next(
+            (number for number in DISK if os.strerror(number) in str(error)), None
+        )
+        message = f"a checkpoint cannot be written: {_first_line(error)}"
+        raise OSError(*((number, message, str(folder)) if number else (message,))) from error
 
 
-def as_data(state: Tree) -> Tree:
-    """`state` with PRNG keys as their integer data."""
-    return jax.tree.map(
-        lambda leaf: (
-            jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-        ),
-        state,
-    )
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def _shapes(tree: Tree) -> list[tuple[str, tuple[int, ...]]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
     return [(path_name(path), tuple(leaf.shape)) for path, leaf in leaves]
-
-
-def digests(state: Tree, block: int = BLOCK) -> dict[str, str]:
-    """Path -> sha256 of each array's dtype, shape and bytes (little endian, row-major).
-
-    The same however the arrays are sharded. They come to the host in blocks of at most `block`
-    bytes and are gathered nowhere. With several processes all of them must call it.
-    """
-    return {
-        path_name(path): _sha256(leaf, block)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(as_data(state))
-    }
-
-
-def _sha256(array: jax.Array, block: int) -> str:
-    head = f"{array.dtype.name}{array.shape or (1,)}"  # a number is hashed as an array of one
-    hashed = hashlib.sha256(head.encode())
-    for start, shape in _blocks(array.shape, max(block // array.dtype.itemsize, 1)):
-        rows = _read_block(array, start, shape)
-        hashed.update(rows.astype(rows.dtype.newbyteorder("<"), copy=False).tobytes())
-    return hashed.hexdigest()
-
-
-Block = tuple[tuple[int, ...], tuple[int, ...]]  # where it starts, and its shape
-
-
-def _blocks(shape: tuple[int, ...], most: int) -> Iterator[Block]:
-    """An array in pieces of at most `most` elements that follow each other in its memory."""
-    if math.prod(shape) <= most:
-        yield (0,) * len(shape), shape
-        return
-    inner = math.prod(shape[1:])
-    rows = max(most // inner, 1)
-    for first in range(0, shape[0], rows):
-        count = min(rows, shape[0] - first)
-        for start, rest in _blocks(shape[1:], most):
-            yield (first, *start), (count, *rest)
-
-
-def _read_block(array: jax.Array, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """A block of `array` on the host, of every process that has a part of the array."""
-    here = array.is_fully_addressable or array.is_fully_replicated
-    found, seen = np.zeros(shape, array.dtype), set()
-    first, end = np.array(start, int), np.array(start, int) + shape
-    for shard in array.addressable_shards:
-        own = tuple(index.start or 0 for index in shard.index)
-        if own in seen or not (here or shard.replica_id == 0):
-            continue
-        seen.add(own)
-        low = np.maximum(first, own)
-        size = np.minimum(end, np.add(own, shard.data.shape)) - low
-        if (size > 0).all():
-            target = tuple(map(slice, low - first, low - first + size))
-            found[target] = _cut(shard.data, tuple(low - own), tuple(map(int, size)))
-    return found if here else _over_processes(found)
-
-
-def _cut(data: jax.Array, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """A part of an array that one device has, on the host."""
-    if shape == data.shape:
-        return np.asarray(data)
-    (device,) = data.devices()
-    with jax.set_mesh(Mesh(np.array([device]), ("all",))), jax.transfer_guard("allow"):
-        return np.asarray(_slice(data, start, shape))
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _slice(data: jax.Array, start: tuple[int, ...], shape: tuple[int, ...]) -> jax.Array:
-    return jax.lax.dynamic_slice(data, start, shape)
-
-
-def _over_processes(block: np.ndarray) -> np.ndarray:
-    """The block of which every process has a part, and zeros elsewhere."""
-    of_process = {device.process_index: device for device in jax.devices()}
-    mesh = Mesh(np.array([device for _, device in sorted(of_process.items())]), ("process",))
-    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("process",), ()))
-    with jax.set_mesh(mesh), jax.transfer_guard("allow"):
-        own = np.frombuffer(block.tobytes(), np.uint8)[None]
-        parts = jax.make_array_from_process_local_data(split, own)
-        total = jax.jit(_sum_bytes, out_shardings=whole)(parts)
-        return np.asarray(total).view(block.dtype).reshape(block.shape)
-
-
-def _sum_bytes(parts: jax.Array) -> jax.Array:
-    return parts.sum(0, dtype=np.uint8)
-
-
-def digest(found: Mapping[str, str]) -> str:
-    """One sha256 for all of `digests(state)`: of its lines `path sha256`, sorted."""
-    lines = "".join(f"{path} {value}\n" for path, value in sorted(found.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()

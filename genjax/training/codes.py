@@ -8,12 +8,12 @@ import json
 import logging
 import os
 import shutil
-import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -21,11 +21,12 @@ from genjax.config import ConfigError, to_json
 from genjax.data import loader, packages, sources
 from genjax.data.catalogue import Dataset
 from genjax.data.digest import data_digest
+from genjax.files import building
 from genjax.method import Batch, DataSpec, Field, Stage
 from genjax.parallel.distributed import largest
 from genjax.parallel.mesh import batch_part, global_batch
 from genjax.training import workdir
-from genjax.training.checkpoint import digest, digests
+from genjax.training.digests import digest, digests
 from genjax.training.stages import Arrays, network_shapes
 
 logger = logging.getLogger("genjax")
@@ -105,13 +106,12 @@ def encoded(
         place = packages.cache_root() / "codes" / name
         first = jax.process_index() == 0
         with packages.lock(f"codes-{name}") if first else contextlib.nullcontext():
-            if largest(int(not place.exists())):  # every process takes part
+            held = _kept(place, made, len(source))
+            if largest(int(held is None)):  # every process takes part
                 logger.info("codes of the %d examples of %s", len(source), split)
                 held = _encode(config, apply, arrays, source, mesh)
                 if first:
                     _write(place, held)
-            else:
-                held = {f: np.load(place / f"{f}.npy", mmap_mode="r") for f in made}
         others = {name: name for name in spec.fields if name not in made}
         codes = sources.Columns({name: held[name] for name in made})
         rest = sources.Chosen(source, others)
@@ -130,16 +130,15 @@ def moments(codes: np.ndarray) -> dict[str, tuple[float, ...]]:
     A process that is to see zero mean and unit variance scales them with these (Rombach et al.
     2022, appendix G; here by channel). Codes are read a part at a time.
     """
-    total, squares, count = 0.0, 0.0, 0
+    mean, squares, count = np.zeros(codes.shape[-1]), np.zeros(codes.shape[-1]), 0
     for start in range(0, len(codes), 4096):
         part = np.asarray(codes[start : start + 4096], np.float64).reshape(-1, codes.shape[-1])
-        total, squares, count = (
-            total + part.sum(0),
-            squares + np.square(part).sum(0),
-            count + len(part),
-        )
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - np.square(mean), 1e-12))
+        own, gap = part.mean(0), part.mean(0) - mean  # Chan, Golub & LeVeque 1979
+        squares += np.square(part - own).sum(0)
+        squares += np.square(gap) * (count * len(part) / (count + len(part)))
+        count += len(part)
+        mean += gap * (len(part) / count)
+    std = np.sqrt(np.maximum(squares / count, 1e-12))
     return {"mean": tuple(map(float, mean)), "std": tuple(map(float, std))}
 
 
@@ -156,14 +155,26 @@ def _encode(config: ConfigDict, apply, arrays: Arrays, source: Any, mesh: Mesh) 
     return {name: np.concatenate([r[name] for r in rows])[: len(source)] for name in rows[0]}
 
 
-def _write(place: epath.Path, fields: dict[str, np.ndarray]) -> None:
-    """Writes a folder of arrays whole or not at all."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = epath.Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+def _kept(place: Path, fields: Sequence[str], count: int) -> dict[str, np.ndarray] | None:
+    """The arrays of a folder in the cache; None if it is not there, or damaged, as the log says."""
+    if not place.exists():
+        return None
     try:
+        found = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in fields}
+    except (OSError, ValueError, EOFError) as error:
+        reason = str(error)
+    else:
+        if all(len(rows) == count for rows in found.values()):
+            return found
+        reason = f"it has no {count} rows"
+    logger.warning("%s is damaged (%s): the codes are made again", place, reason)
+    return None
+
+
+def _write(place: Path, fields: dict[str, np.ndarray]) -> None:
+    """Writes a folder of arrays whole or not at all; one that is there was damaged."""
+    with building(place) as partial:
         for name, rows in fields.items():
             np.save(partial / f"{name}.npy", rows)
-        if not place.exists():
-            os.replace(partial, place)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(partial, place)

@@ -12,10 +12,17 @@ import jax
 
 from genjax.parallel.distributed import largest
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
 
 @contextlib.contextmanager
 def signals() -> Iterator[list[int]]:
-    """A list that SIGTERM and Ctrl-C append to; a second Ctrl-C interrupts at once."""
+    """A list that signals which end a run append to; a second Ctrl-C interrupts at once.
+
+    Those are Ctrl-C, SIGTERM, SIGHUP (the terminal is gone) and SIGUSR1 (a scheduler's warning,
+    such as Slurm's --signal=USR1@120). One that was ignored before, as SIGHUP is under nohup, still
+    is.
+    """
     received: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
@@ -23,7 +30,8 @@ def signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    old = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    heard = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
+    old = {number: signal.signal(number, handle) for number in heard}
     try:
         yield received
     finally:

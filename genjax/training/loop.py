@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -89,7 +90,9 @@ def train(
             if checkpoints.latest() is None:  # a run of no steps, such as an import
                 checkpoints.save(state, first, {})
                 checkpoints.wait()
-            logger.info("nothing to do: the run is finished at step %d", first)
+                logger.info("nothing to train: the weights are in %s as they came", workdir)
+            else:
+                logger.info("nothing to do: the run is finished at step %d", first)
             return 0
         evaluate = evaluation(writers)
         if best_metric(run.config)[0] and run.config.evals.split == "test":
@@ -116,10 +119,15 @@ def train(
             stack.callback(kept.close)
         trace = StepTrace(_steps_of(run, config.profile), workdir)
         stack.callback(trace.close)
+        resumed = checkpoints.latest() == first
+        averages = Averages(
+            config.optimizer.max_skipped, checkpoints.window(first) if resumed else None
+        )
         received = stack.enter_context(signals())
         stack.enter_context(answered(lambda: _answer(progress.doing)))
         return _steps(
-            run, state, first, batches, evaluate, checkpoints, kept, progress, trace, received
+            *(run, state, first, batches, evaluate, checkpoints, kept, averages),
+            *(progress, trace, received),
         )
 
 
@@ -192,12 +200,12 @@ def _steps(
     evaluate: Evaluation,
     checkpoints: Checkpoints,
     kept: Checkpoints | None,
+    averages: Averages,
     progress: Progress,
     trace: StepTrace,
     received: Sequence[int],
 ) -> int:
     total, every = run.total_steps, _cadences(run)
-    averages = Averages(run.config.optimizer.max_skipped)
     interruptions = Interruptions(run.config.checkpoint.minutes, received)
     pending: StepOutput | None = None
     compiled: set[int] = set()
@@ -227,7 +235,9 @@ def _steps(
         progress.step(step)
         log = due("log", step) or step == total
         look = due("evals", step) or step == total
-        if log or look:
+        number, late = interruptions.poll()
+        stop, save = False, due("checkpoint", step) or bool(number) or late
+        if log or look or save:
             averages.add(step, pending)
             pending = None
         if log:
@@ -238,8 +248,6 @@ def _steps(
                 prefix = "" if len(run.learning_rates) == 1 else f"{name}/"
                 taken[f"train/{prefix}learning_rate"] = float(learning_rate)
             evaluate.writers.scalars(step, taken)
-        number, late = interruptions.poll()
-        stop, save = False, due("checkpoint", step) or bool(number) or late
         with progress.paused():
             trace.end(step, state, last=look or save)
         if due("snapshots", step):
@@ -250,7 +258,7 @@ def _steps(
                 metrics = evaluate(state, step) if look else {}
                 if kept is not None:
                     kept.wait()  # no checkpoint without the snapshots before it
-                checkpoints.save(state, step, metrics)
+                checkpoints.save(state, step, metrics, averages.window())
                 interruptions.saved()
                 if look:
                     stop = exhausted(run.config, evaluate.workdir / "metrics.jsonl")
@@ -261,7 +269,9 @@ def _steps(
     checkpoints.wait()
     barrier("end of training")
     if number and step < total and not stop:
-        logger.info("stopped by signal %d at step %d; run again to resume", number, step)
+        name = signal.Signals(number).name
+        message = "stopped by signal %d (%s) at step %d; run again to resume"
+        logger.info(message, number, name, step)
         return 128 + number
     logger.info("finished at step %d of %d; see %s", step, total, evaluate.workdir)
     return 0

@@ -60,7 +60,7 @@ def _records(path: epath.Path) -> tuple[list[dict], int]:
             continue
         try:
             record = json.loads(line, parse_constant=lambda _: None)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if isinstance(record, dict) and isinstance(record.get("step"), int):
             records.append(record)
@@ -199,6 +199,18 @@ class TensorBoardWriter:
         self._events.close()
 
 
+def require_wandb() -> None:
+    """Raises ConfigError if the package wandb is not installed."""
+    try:
+        import wandb  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "log.wandb=True needs the package wandb, which is not installed: run "
+            "GENJAX_EXTRAS=wandb launch/local.sh with the same arguments (or pip install "
+            "wandb), or leave it out with --config.log.wandb=False."
+        ) from error
+
+
 class WandbWriter:
     """A Weights & Biases run; a resumed run continues the same one (id in `workdir/wandb_id`).
 
@@ -208,31 +220,34 @@ class WandbWriter:
       workdir: folder of the run.
 
     Raises:
-      ConfigError: the package wandb is not installed.
+      ConfigError: the package wandb is not installed, or it refuses, as it does without a key.
     """
 
     def __init__(self, project: str, config: Mapping[str, Any], workdir: str | os.PathLike):
         """Starts the run, or continues it."""
-        try:
-            from wandb import Html, Image, init
-        except ImportError as error:
-            raise ConfigError(
-                "log.wandb=True needs the package wandb, which is not installed: run "
-                "GENJAX_EXTRAS=wandb launch/local.sh with the same arguments (or pip install "
-                "wandb), or leave it out with --config.log.wandb=False."
-            ) from error
+        require_wandb()
+        from wandb import Error, Html, Image, init
+
         self._image, self._html = Image, Html
         marker = epath.Path(workdir) / "wandb_id"
-        if not marker.exists():
-            write_atomic(marker, uuid.uuid4().hex[:12].encode())
-        self._run = init(
-            project=project,
-            id=marker.read_text().strip(),
-            resume="allow",
-            config=dict(config),
-            dir=str(workdir) if is_local(workdir) else None,
-            name=absolute(workdir).name,
-        )
+        name = marker.read_text().strip() if marker.exists() else uuid.uuid4().hex[:12]
+        try:
+            self._run = init(
+                project=project,
+                id=name,
+                resume="allow",
+                config=dict(config),
+                dir=str(workdir) if is_local(workdir) else None,
+                name=absolute(workdir).name,
+            )
+        except Error as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"log.wandb=True: Weights & Biases refuses ({reason}). Run `wandb login`, or set "
+                "WANDB_API_KEY, or WANDB_MODE=offline to keep everything here; or leave it out "
+                "with --config.log.wandb=False."
+            ) from error
+        write_atomic(marker, name.encode())
         # Our own step as the axis: wandb's would refuse the steps that a resumed run repeats.
         self._run.define_metric("*", step_metric="step")
 

@@ -249,7 +249,7 @@ def _figure(path: epath.Path, alt: str) -> tuple[str, str] | None:
         if path.suffix == ".wav":
             return player, ""
         if path.suffix == ".txt":
-            return f"<pre>{html.escape(path.read_text())}</pre>{player}", ""
+            return f"<pre>{html.escape(path.read_text(encoding='utf-8'))}</pre>{player}", ""
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
             width, small = image.width, image.convert("RGB")

@@ -33,7 +33,8 @@ from genjax.durations import steps
 from genjax.method import Batch, DataSpec, Method, Stage
 from genjax.parallel.rules import STATE_RULES, Tactic, first_match, path_name
 from genjax.training import ema, follow, game, older, workdir
-from genjax.training.checkpoint import Checkpoints, digest, digests
+from genjax.training.checkpoint import Checkpoints, Damaged
+from genjax.training.digests import digest, digests
 
 Tree = Any
 logger = logging.getLogger("genjax")
@@ -245,15 +246,12 @@ def _abstract(stage: Stage) -> Arrays:
 
 
 @contextlib.contextmanager
-def _whole(stage: Stage, place: epath.Path) -> Iterator[None]:
-    """Turns what is said of a checkpoint that cannot be read into advice on the stage."""
+def _whole(stage: Stage) -> Iterator[None]:
+    """Says of a checkpoint that cannot be read which stage it is of."""
     try:
         yield
-    except OSError as error:
-        raise ConfigError(
-            f"config.stages.{stage.name}: {place} cannot be read ({error}). Remove that folder to "
-            "take the checkpoint before it, if there is one, or train the stage again."
-        ) from error
+    except Damaged as error:
+        raise Damaged(f"config.stages.{stage.name}: {error}") from error
 
 
 def _read(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, inside: bool = False) -> Arrays:
@@ -265,7 +263,7 @@ def _read(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, inside: bool = Fal
             "its end first."
         )
     place = checkpoints.folder / str(step)
-    with _whole(stage, place):
+    with _whole(stage):
         saved = checkpoints.shapes(step)
     everywhere = NamedSharding(mesh, PartitionSpec())
     profile = "" if inside else next(iter(ema.profiles(stage.config)), "")
@@ -286,7 +284,7 @@ def _read(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, inside: bool = Fal
             )
         paths[name] = source
         wanted[source] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
-    with _whole(stage, place):
+    with _whole(stage):
         found = checkpoints.read(step, wanted)
     return Arrays(
         **jax.tree_util.tree_map_with_path(lambda path, _: found[paths[path_name(path)]], abstract)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +12,11 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from genjax.files import write_atomic
+from genjax.files import parse_json, write_atomic
 from genjax.training.chart import curves_chart, number
 from genjax.training.page import STYLE, document
+
+logger = logging.getLogger("genjax")
 
 FILES = ("solvers.json", "guidance.json")  # in the folder of a run: what its report shows
 HEAD = 30  # pixels over a chart that is a file of its own
@@ -106,12 +109,14 @@ def _cell(name: str, row: Row) -> str:
 
 
 def sections(folder: epath.Path) -> list[str]:
-    """Those of the sweeps that a run's folder has."""
+    """Those of the sweeps that a run's folder has; one that is damaged is left out, as is said."""
     found = []
     for name in FILES:
         if (path := folder / name).exists():
-            content = json.loads(path.read_text())
-            found.append(section(Sweep(**content)))
+            try:
+                found.append(section(Sweep(**parse_json(path.read_bytes()))))
+            except (ValueError, TypeError, AttributeError, KeyError) as error:
+                logger.warning("left out of the report: %s (%s)", path, error)
     return found
 
 

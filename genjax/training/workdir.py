@@ -11,12 +11,13 @@ import json
 import logging
 import os
 import re
+import shutil
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -26,30 +27,65 @@ from ml_collections import ConfigDict
 from genjax import config as configs
 from genjax.config import ConfigError
 from genjax.data import tokenizers
-from genjax.files import create_exclusively, is_local, write_atomic
+from genjax.files import create_exclusively, is_local, parse_json, remove_partial, write_atomic
 from genjax.method import DataSpec, Field, defaults
 from genjax.nn.precision import with_precision
 from genjax.training import older
 
 logger = logging.getLogger("genjax")
 
+# What a start writes before the first step.
+START = r"lock|log\.txt|config\.json|tokenizer.*\.json|metrics\.jsonl|tensorboard|checkpoints|ema"
+
 
 @contextlib.contextmanager
 def locked(workdir: epath.Path) -> Iterator[None]:
-    """Holds the lock of `workdir`, which names this process.
+    """Makes `workdir` if need be, and holds its lock, which names this process.
 
-    Of several processes of one run the first takes it for all.
+    Of several processes of one run the first takes it for all. What killed processes have left
+    half written is removed; and so is the folder if it is new and nothing was begun in it.
 
     Raises:
       ConfigError: another process holds it; the message names its pid.
     """
-    with lock(workdir) as holder:
-        if holder:
-            advice = "Wait for it, stop it, or give another --workdir."
-            if not is_local(workdir):
-                advice += f" If it was killed, delete {workdir / 'lock'}."
-            raise ConfigError(f"{workdir} is in use by another run ({holder}). {advice}")
-        yield
+    new = jax.process_index() == 0 and _make(workdir)
+    try:
+        with lock(workdir) as holder:
+            if holder:
+                advice = "Wait for it, stop it, or give another --workdir."
+                if not is_local(workdir):
+                    advice += f" If it was killed, delete {workdir / 'lock'}."
+                raise ConfigError(f"{workdir} is in use by another run ({holder}). {advice}")
+            if jax.process_index() == 0:
+                remove_partial(workdir)
+            try:
+                yield
+            except BaseException:
+                if new:
+                    _forget(workdir)
+                raise
+    finally:
+        if new:
+            with contextlib.suppress(OSError):  # it is not empty
+                Path(workdir).rmdir()
+
+
+def _make(workdir: epath.Path) -> bool:
+    """Makes a folder; whether there was none, on a disk of this machine."""
+    there = workdir.exists()
+    workdir.mkdir(parents=True, exist_ok=True)
+    return not there and is_local(workdir)
+
+
+def _forget(workdir: epath.Path) -> None:
+    """Removes what a start has left that has come to no step, if that is all there is."""
+    paths = list(Path(workdir).iterdir())
+    begun = [path for path in paths if not re.fullmatch(START, path.name)]
+    metrics = Path(workdir) / "metrics.jsonl"
+    if begun or has_checkpoint(workdir) or (metrics.exists() and metrics.stat().st_size):
+        return
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextlib.contextmanager
@@ -69,31 +105,58 @@ def lock(workdir: epath.Path) -> Iterator[str]:
         with _object_lock(workdir / "lock", f"{own} since {now}") as holder:
             yield holder
         return
-    with open(workdir / "lock", "a+", encoding="utf-8") as file:
+    file, holder = _take(Path(workdir) / "lock")
+    with file:
+        if holder:
+            yield holder
+            return
+        file.truncate(0)
+        file.write(f"{own}\n".encode())
+        try:
+            yield ""
+        finally:
+            file.truncate(0)  # so that the next one to fail does not read who held it before
+
+
+def _take(path: Path) -> tuple[BinaryIO, str]:
+    """The file of a lock, which is made if need be, and "" if it is taken, or who holds it."""
+    while True:
+        file = open(path, "a+b", buffering=0)  # noqa: SIM115
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-        else:
-            holder = ""
-            file.truncate(0)
-            file.write(f"{own}\n")
-            file.flush()
-        yield holder
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return file, _holder(file)
+            file.close()
+            raise
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file, ""
+        file.close()  # it was removed by a start that failed at this moment
+
+
+def _holder(file: BinaryIO) -> str:
+    """Who holds a lock; it may have been taken this moment, and have no name in it yet."""
+    for _ in range(20):
+        file.seek(0)
+        text = file.read(200).decode(errors="replace").strip()
+        if text:
+            return re.sub(r"[^ -~]+", "?", text.splitlines()[0])
+        time.sleep(0.05)
+    return "unknown"
 
 
 @contextlib.contextmanager
 def _object_lock(path: epath.Path, own: str) -> Iterator[str]:
     if not create_exclusively(path, own.encode()):
-        yield path.read_text()
+        text = path.read_bytes()[:200].decode(errors="replace") if path.exists() else ""
+        yield text.strip() or "unknown"
         return
     try:
         yield ""
     finally:
-        if path.exists() and path.read_text() == own:  # and not one that came after its removal
+        if (
+            path.exists() and path.read_bytes() == own.encode()
+        ):  # and not one that came after its removal
             path.unlink()
 
 
@@ -198,7 +261,7 @@ def read_source(workdir: epath.Path) -> Path | None:
     """The folder of the config that the run in `workdir` was started with; None if unknown."""
     path = workdir / "config.json"
     try:
-        source = json.loads(path.read_text()).get("source") if path.is_file() else None
+        source = parse_json(path.read_bytes()).get("source") if path.is_file() else None
     except ValueError:  # `read_config` says what is wrong with it
         return None
     return Path(source) if source else None
@@ -212,12 +275,12 @@ def import_from(folder: Path | None) -> None:
 
 def read_digest(workdir: epath.Path) -> str:
     """The digest of the data that the run in `workdir` was trained on; "" if it was not kept."""
-    return json.loads((workdir / "config.json").read_text()).get("digest", "")
+    return parse_json((workdir / "config.json").read_bytes()).get("digest", "")
 
 
 def read_length(workdir: epath.Path) -> int:
     """Steps of the run in `workdir` when it began; 0 if its `config.json` does not say."""
-    return json.loads((workdir / "config.json").read_text()).get("length", 0)
+    return parse_json((workdir / "config.json").read_bytes()).get("length", 0)
 
 
 def _read(workdir: epath.Path) -> tuple[ConfigDict, DataSpec] | None:
@@ -225,7 +288,7 @@ def _read(workdir: epath.Path) -> tuple[ConfigDict, DataSpec] | None:
     if not path.exists():
         return None
     try:
-        content = older.current(json.loads(path.read_text()))
+        content = older.current(parse_json(path.read_bytes()))
         config, lacking = configs.filled(configs.from_json(content["config"]))
         spec = spec_from_json(content["data"], workdir)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -283,9 +346,11 @@ def copy_description(source: epath.Path, target: epath.Path) -> None:
     """
     if not (source / "config.json").is_file():
         raise ConfigError(f"{source} holds no run (no config.json).")
-    for path in (source / "config.json", *sorted(source.glob("tokenizer*.json"))):
-        write_atomic(target / path.name, path.read_bytes())
-    for stage in sorted(source.glob("stages/*/")):
+    names = sorted(path.name for path in source.iterdir())
+    for name in ("config.json", *(n for n in names if re.fullmatch(r"tokenizer.*\.json", n))):
+        write_atomic(target / name, (source / name).read_bytes())
+    stages = source / "stages"
+    for stage in sorted(stages.iterdir()) if stages.exists() else ():
         copy_description(stage, target / "stages" / stage.name)
 
 

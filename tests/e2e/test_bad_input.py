@@ -12,6 +12,7 @@ import pytest
 from command_line import DDPM, FAST
 from PIL import Image
 
+from genjax.evals import features
 from genjax.main import main
 from genjax.training.checkpoint import Checkpoints
 
@@ -169,8 +170,26 @@ def test_sampling_options_that_do_not_exist(refused, finished_run):
     assert "no such condition" in refused(at, "--mode=sample", "--label=3")
     assert "Nearest: steps" in refused(at, "--mode=sample", "--stepz=3")
     assert "[6, 12]" in refused(at, "--mode=sample", "--checkpoint=7")
-    assert "a step or 'best'" in refused(at, "--mode=sample", "--checkpoint=last")
+    for given in ("last", "9" * 5000, "²", "-1"):
+        assert "a step or 'best'" in refused(at, "--mode=sample", f"--checkpoint={given}")
     assert "no best checkpoint" in refused(at, "--mode=sample", "--checkpoint=best")
+
+
+def test_samples_of_the_wrong_type_are_refused_before_a_judge_is_trained(
+    refused, tmp_path, monkeypatch
+):
+    def build(*given, **options):
+        raise AssertionError("a judge was made")
+
+    monkeypatch.setattr(features, "build", build)
+    judged = [TINY, "--mode=eval", "--config.evals.judges=fidelity"]
+    for name, samples, expected in (
+        ("float", np.zeros((20, 8, 8, 1), np.float32), "float32[20, 8, 8, 1]: expected uint8[N"),
+        ("large", np.zeros((20, 9, 9, 1), np.uint8), "uint8[20, 9, 9, 1]: expected uint8[N, 8, 8"),
+        ("few", np.zeros((2, 8, 8, 1), np.uint8), "2 images to evaluate"),
+    ):
+        np.savez(tmp_path / f"{name}.npz", samples=samples)
+        assert expected in refused(*judged, f"--samples={tmp_path / name}.npz")
 
 
 def test_a_second_run_at_once_is_refused_with_the_pid(refused, run_copy):
@@ -212,7 +231,9 @@ def test_a_read_only_disk(refused, monkeypatch):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr("os.replace", read_only)
-    assert "folder read-only?" in refused(TINY, *FAST)
+    message = refused(TINY, *FAST)
+    assert "cannot be written: look at its permissions, or set another --workdir" in message
+    assert "is full" not in message
 
 
 def test_a_workdir_that_cannot_be_written(refused, tmp_path):
@@ -226,7 +247,8 @@ def test_a_full_disk(refused, run_copy, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     message = refused(TINY, *FAST, f"--workdir={run_copy}", "--config.duration=16_steps")
     assert "1,000 are free" in message
-    assert "Is the disk full" in message
+    assert f"The disk of {run_copy} (--workdir) is full, 1,000 bytes are free there" in message
+    assert "Whole checkpoints are kept" in message
     assert Checkpoints(run_copy).steps() == [6, 12]
 
 
@@ -244,7 +266,7 @@ def test_a_disk_that_fills_during_a_save_keeps_what_was_saved(cli, run_copy):
         environment={"JAX_ENABLE_COMPILATION_CACHE": "false"},
     )
     message = err[err.index("error: ") :]
-    assert "Is the disk full" in message.splitlines()[0]
+    assert f"The disk of {run_copy} (--workdir) is full" in message.splitlines()[0]
     assert Checkpoints(run_copy).latest() == 12
     cli.train(run_copy, "--config.duration=16_steps")
     assert Checkpoints(run_copy).latest() == 16

@@ -23,7 +23,8 @@ from command_line import (
 
 from genjax.training import snapshots
 from genjax.training.assemble import assemble
-from genjax.training.checkpoint import Checkpoints, digest, digests
+from genjax.training.checkpoint import Checkpoints
+from genjax.training.digests import digest, digests
 from genjax.training.workdir import read_config, read_spec
 
 LONG = ["--config.duration=40_steps", "--config.evals.every=20_steps"]
@@ -80,6 +81,25 @@ def test_stopped_between_dispatches_and_resumed_is_bitwise_the_same(cli, tmp_pat
     cli.train(tmp_path / "run", *several)
     assert reported_digest(tmp_path / "run") == reported_digest(tmp_path / "whole")
     assert train_metrics(tmp_path / "run") == train_metrics(tmp_path / "whole")
+
+
+def test_killed_inside_a_window_of_the_log_and_resumed_logs_the_same_averages(cli, tmp_path):
+    windows = ["--config.log.every=60_steps", "--config.checkpoint.every=7_steps"]
+    windows += ["--config.duration=120_steps", "--config.evals.every=120_steps"]
+    cli.train(tmp_path / "whole", *windows, "--config.checkpoint.every=")
+    process = start(cli, tmp_path / "run", *windows)
+    while not (tmp_path / "run" / "checkpoints" / "14").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    stopped = Checkpoints(tmp_path / "run").latest()
+    assert stopped % 60
+    assert Checkpoints(tmp_path / "run").window(stopped)["sums"]
+    cli.train(tmp_path / "run", *windows)
+    assert reported_digest(tmp_path / "run") == reported_digest(tmp_path / "whole")
+    assert train_metrics(tmp_path / "run") == train_metrics(tmp_path / "whole")
+    assert steps_logged(tmp_path / "run") == [60, 120]
 
 
 FAMILIES = {

@@ -11,7 +11,8 @@ from genjax.data import catalogue, loader
 from genjax.parallel import rules
 from genjax.parallel.mesh import global_batch
 from genjax.training.assemble import assemble
-from genjax.training.checkpoint import Checkpoints, as_data, digests
+from genjax.training.checkpoint import Checkpoints
+from genjax.training.digests import as_data, digests
 
 STEPS = 30
 

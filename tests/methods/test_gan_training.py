@@ -12,7 +12,8 @@ from genjax.parallel import rules
 from genjax.parallel.mesh import global_batch
 from genjax.parallel.rules import path_name
 from genjax.training.assemble import assemble
-from genjax.training.checkpoint import Checkpoints, digest, digests
+from genjax.training.checkpoint import Checkpoints
+from genjax.training.digests import digest, digests
 
 EVERYTHING = {
     "batch_size": 16,

@@ -1,6 +1,7 @@
 """Checkpoints: exact, atomic, the right ones kept, and never of the wrong model."""
 
 import hashlib
+import json
 import shutil
 
 import chex
@@ -14,7 +15,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from genjax import config as configs
 from genjax.config import ConfigError
 from genjax.train_state import TrainState
-from genjax.training.checkpoint import Checkpoints, digest, digests
+from genjax.training.checkpoint import Checkpoints, Damaged
+from genjax.training.digests import digest, digests
 
 
 def make_state(step=0, width=8, scale=1.0):
@@ -113,7 +115,7 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path):
     for file in (tmp_path / "checkpoints" / "4" / "state").rglob("*"):
         if file.is_file() and "/d/" in str(file):
             file.write_bytes(b"damaged")
-    with pytest.raises(OSError, match=r"checkpoints/4"):
+    with pytest.raises(Damaged, match=r"checkpoints/4 cannot be read"):
         Checkpoints(tmp_path).restore(abstract(make_state(4)))
 
 
@@ -193,3 +195,164 @@ def test_digests_are_of_dtype_shape_and_bytes():
     assert found == {"a": hashlib.sha256(b"float32(2, 3)" + array.tobytes()).hexdigest()}
     assert digest(found) == hashlib.sha256(f"a {found['a']}\n".encode()).hexdigest()
     assert digests({"a": jnp.asarray(array.reshape(3, 2))}) != found
+
+
+# ---- paths and damage ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["run[1]", "a**b", "what?", "caf\udce9"])
+def test_a_path_that_checkpoints_cannot_be_written_to_is_refused(tmp_path, name):
+    """The library takes such a name for a pattern, and writes what it cannot read."""
+    for config in (configs.base(), None):
+        with pytest.raises(ConfigError, match="Rename the folder"):
+            Checkpoints(tmp_path / name / "inside", config)
+    assert list(tmp_path.iterdir()) == []
+    Checkpoints(tmp_path / "run]-{1} ü 中", configs.base())
+
+
+def test_a_checkpoint_that_was_not_put_together_is_when_it_is_read(tmp_path):
+    """As those in a folder whose name was a pattern, once it is renamed."""
+    checkpoints = opened(tmp_path)
+    checkpoints.save(make_state(4), 4, {})
+    checkpoints.close()
+    state = tmp_path / "checkpoints" / "4" / "state"
+    (state / "manifest.ocdbt").unlink()
+    shutil.rmtree(state / "d")
+    chex.assert_trees_all_equal(
+        Checkpoints(tmp_path).restore(abstract(make_state(4))), make_state(4)
+    )
+    assert (state / "manifest.ocdbt").exists()
+
+
+def test_a_checkpoint_is_opened_again_once_it_is_written(tmp_path):
+    checkpoints = opened(tmp_path)
+    checkpoints.save(make_state(4), 4, {})
+    checkpoints._orbax.wait_until_finished()
+    for file in (tmp_path / "checkpoints" / "4" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(Damaged, match="checkpoints/4 cannot be read"):
+        checkpoints.wait()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A folder with two checkpoints, to be copied."""
+    folder = tmp_path_factory.mktemp("two")
+    checkpoints = opened(folder)
+    for step in (6, 12):
+        checkpoints.save(make_state(step), step, {"eval/loss": 1.0}, {"skipped": step})
+    checkpoints.close()
+    return folder
+
+
+def flipped(content, rng):
+    place = rng.integers(len(content))
+    changed = bytearray(content)
+    changed[place] ^= 1 << rng.integers(8)
+    return bytes(changed)
+
+
+DAMAGES = {
+    "deleted": lambda content, rng: None,
+    "empty": lambda content, rng: b"",
+    "cut": lambda content, rng: content[: len(content) // 2],
+    "deep": lambda content, rng: b"[" * 200_000,
+    "flipped": flipped,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damage_of_any_file_is_one_error_or_does_not_matter(two, tmp_path, kind):
+    """Of the newest checkpoint; the one before it is whole, and the error says so."""
+    seed = int(np.random.default_rng().integers(2**32))
+    print(f"seed {seed}")
+    rng, state = np.random.default_rng(seed), make_state(12)
+    files = sorted(p.relative_to(two) for p in (two / "checkpoints/12").rglob("*") if p.is_file())
+    damaged = 0
+    for file in files:
+        run = tmp_path / "run"
+        shutil.copytree(two, run)
+        changed = DAMAGES[kind]((two / file).read_bytes(), rng)
+        (run / file).unlink() if changed is None else (run / file).write_bytes(changed)
+        try:
+            for config in (None, configs.base()):
+                checkpoints = Checkpoints(run, config)
+                found = checkpoints.restore(abstract(state))
+                if checkpoints.latest() == 12:
+                    chex.assert_trees_all_equal(found, state)
+                    assert checkpoints.window(12).get("skipped", 12) == 12
+        except Damaged as error:
+            damaged += 1
+            message = str(error)
+            assert "checkpoints/12 cannot be read, it is damaged: " in message
+            assert "Step 6 before it is whole: move " in message
+            assert len(message) < 1000
+        shutil.rmtree(run)
+    assert damaged >= 2
+
+
+def numbers_of(folder, step):
+    """The file that has most of the numbers of a checkpoint."""
+    files = (folder / f"checkpoints/{step}/state").rglob("d/*")
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def test_a_flipped_bit_in_an_array_is_found_by_its_digest(tmp_path):
+    rng, rows = np.random.default_rng(0), np.random.default_rng(1).normal(size=(64, 64))
+    state = {"rows": jnp.asarray(rows, jnp.float32)}
+    outcomes = {}
+    for digests_too in (True, False):
+        folder = tmp_path / str(digests_too)
+        checkpoints = opened(folder, digests=digests_too)
+        checkpoints.save(state, 1, {})
+        checkpoints.close()
+        content = numbers_of(folder, 1).read_bytes()
+        outcomes[digests_too] = []
+        for _ in range(12):
+            numbers_of(folder, 1).write_bytes(flipped(content, rng))
+            try:
+                found = Checkpoints(folder).restore(abstract(state))
+                same = bool((found["rows"] == state["rows"]).all())
+                outcomes[digests_too].append("right" if same else "wrong")
+            except Damaged:
+                outcomes[digests_too].append("damaged")
+    assert "wrong" not in outcomes[True]
+    assert "damaged" in outcomes[True]
+    assert "wrong" in outcomes[False]
+
+
+def test_arrays_that_are_read_alone_are_compared_too(two, tmp_path):
+    shutil.copytree(two, tmp_path / "run")
+    notes = tmp_path / "run/checkpoints/12/notes/metadata"
+    content = json.loads(notes.read_text())
+    content["sha256"]["params/net/kernel"] = "0" * 64
+    notes.write_text(json.dumps(content))
+    kernel = abstract(make_state()).params["net"]["kernel"]
+    checkpoints = Checkpoints(tmp_path / "run")
+    with pytest.raises(Damaged, match="such as params/net/kernel"):
+        checkpoints.read(12, {"params/net/kernel": kernel})
+    half = jax.ShapeDtypeStruct(kernel.shape, jnp.bfloat16, sharding=kernel.sharding)
+    assert checkpoints.read(12, {"params/net/kernel": half})  # another type is not compared
+    averages = abstract(make_state()).ema["0.9"]["net"]["kernel"]
+    assert checkpoints.read(12, {"ema/0.9/net/kernel": averages})
+    assert checkpoints.read(6, {"params/net/kernel": kernel})
+
+
+def test_where_nothing_is_whole_the_error_says_so(two, tmp_path):
+    shutil.copytree(two, tmp_path / "run")
+    for step in (6, 12):
+        numbers_of(tmp_path / "run", step).write_bytes(b"")
+    with pytest.raises(Damaged, match="No other checkpoint is whole"):
+        Checkpoints(tmp_path / "run").restore(abstract(make_state()))
+
+
+def test_an_older_checkpoint_that_is_damaged_names_the_newest(two, tmp_path):
+    shutil.copytree(two, tmp_path / "run")
+    numbers_of(tmp_path / "run", 6).write_bytes(b"")
+    with pytest.raises(Damaged, match=r"Step 12 is whole.*give --checkpoint=12"):
+        Checkpoints(tmp_path / "run").restore(abstract(make_state()), 6)
+
+
+def test_the_window_of_the_log_comes_back(two):
+    assert Checkpoints(two).window(12) == {"skipped": 12}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from genjax.training import checkpoint
-from genjax.training.checkpoint import digests
+from genjax.training import digests as module
+from genjax.training.digests import digests
 
 ROWS = np.random.default_rng(0).normal(size=(16, 6, 8)).astype(np.float32)
 
@@ -61,13 +61,13 @@ def test_every_kind_of_array_has_one():
 
 def test_no_more_than_a_block_comes_to_the_host(monkeypatch):
     sizes = []
-    read = checkpoint._cut
+    read = module._cut
 
     def watched(data, start, shape):
         sizes.append(int(np.prod(shape)) * data.dtype.itemsize)
         return read(data, start, shape)
 
-    monkeypatch.setattr(checkpoint, "_cut", watched)
+    monkeypatch.setattr(module, "_cut", watched)
     placed = jax.device_put(ROWS, NamedSharding(mesh(), PartitionSpec("fsdp")))
     digests({"a": placed}, block=500)
     assert max(sizes) <= 500

@@ -191,7 +191,10 @@ def test_wandb_gets_everything_and_a_resumed_run_keeps_its_id(tmp_path, monkeypa
         return runs[-1]
 
     fake = types.SimpleNamespace(
-        init=init, Image=lambda picture: ("image", picture.shape), Html=lambda page: page
+        init=init,
+        Image=lambda picture: ("image", picture.shape),
+        Html=lambda page: page,
+        Error=RuntimeError,
     )
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for _ in range(2):
@@ -218,6 +221,20 @@ def test_wandb_gets_everything_and_a_resumed_run_keeps_its_id(tmp_path, monkeypa
 def test_wandb_missing_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"GENJAX_EXTRAS=wandb launch/local\.sh"):
+        metrics.WandbWriter("clothes", {}, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wandb_without_a_key_is_one_error(tmp_path, monkeypatch):
+    class Refused(Exception):
+        """As the package's own."""
+
+    def init(**options):
+        raise Refused("No API key configured. Use `wandb login` to log in.")
+
+    fake = types.SimpleNamespace(init=init, Image=None, Html=None, Error=Refused)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with pytest.raises(ConfigError, match=r"refuses \(No API key.*WANDB_MODE=offline"):
         metrics.WandbWriter("clothes", {}, tmp_path)
     assert not list(tmp_path.iterdir())
 

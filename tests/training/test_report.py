@@ -341,3 +341,11 @@ def test_thinning_keeps_spikes_and_ends():
 )
 def test_numbers_read_as_people_write_them(value, text):
     assert chart.number(value) == text
+
+
+@pytest.mark.parametrize("content", ["[" * 200_000, '{"title": 1}', "[]", "{"])
+def test_a_sweep_that_is_damaged_is_left_out_and_said(tmp_path, caplog, content):
+    (tmp_path / "solvers.json").write_text(content)
+    page = report.write_report(tmp_path, digest=None, environment={}).read_text()
+    assert "<html" in page
+    assert "left out of the report" in caplog.text

@@ -1,10 +1,14 @@
 """The description of a run in its folder: what the data look like, and what has changed of it."""
 
+import fcntl
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from etils import epath
 
 from genjax import config as configs
 from genjax.config import ConfigError
@@ -12,6 +16,7 @@ from genjax.data import sources, tokenizers
 from genjax.data.alphabets import Bytes, Characters
 from genjax.method import DataSpec, Field
 from genjax.training import workdir
+from genjax.training.metrics import read_metrics
 
 
 def text(tokenizer, length):
@@ -150,3 +155,96 @@ def test_a_runs_own_tokenizer_takes_the_place_of_a_file_that_has_gone(tmp_path):
     assert workdir.with_own_tokenizer(dataset, tmp_path) is dataset
     dataset.text.tokenizer = "bytes"
     assert workdir.with_own_tokenizer(dataset, tmp_path) is dataset
+
+
+# ---- the lock ------------------------------------------------------------------------------------
+
+
+def held(folder, content):
+    """The lock of a folder, as another process holds it."""
+    file = open(folder / "lock", "a+b")  # noqa: SIM115
+    fcntl.flock(file, fcntl.LOCK_EX)
+    file.write(content)
+    file.flush()
+    return file
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"pid 7 on there\n", r"\(pid 7 on there\)"),
+        (b"\xff\xfe\x00\x80" * 100, r"\(\?[ -~]*\)"),
+        (b"", r"\(unknown\)"),
+    ],
+)
+def test_a_lock_that_is_held_is_refused_whatever_is_in_it(tmp_path, content, said):
+    with held(tmp_path, content), pytest.raises(ConfigError, match=f"another run {said}"):
+        workdir.locked(epath.Path(tmp_path)).__enter__()
+
+
+def test_of_simultaneous_starts_one_runs_and_the_others_name_it(tmp_path):
+    """Real processes: each holds the lock for a moment if it gets it."""
+    code = (
+        "import sys, time\n"
+        "from etils import epath\n"
+        "from genjax.training import workdir\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "with workdir.lock(epath.Path(sys.argv[1])) as holder:\n"
+        "    print(holder or 'mine', flush=True)\n"
+        "    time.sleep(0 if holder else 3)\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    processes = [subprocess.Popen(command, **pipes) for _ in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=60)[0].strip() for process in processes]
+    (first,) = [p for p, text in zip(processes, said, strict=True) if text == "mine"]
+    others = [text for text in said if text != "mine"]
+    assert len(others) == 2
+    assert all(text.startswith(f"pid {first.pid} on ") for text in others)
+    assert (tmp_path / "lock").read_bytes() == b""  # nobody's name stays in it
+
+
+def fails(folder, files):
+    """A start that writes these files, and then finds that something is wrong."""
+    with workdir.locked(epath.Path(folder)):
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(content)
+        raise ConfigError("wrong")
+
+
+def test_a_start_that_fails_leaves_nothing_in_a_folder_that_was_not_there(tmp_path):
+    names = ("log.txt", "config.json", "tokenizer.json", "metrics.jsonl", "tensorboard/x")
+    with pytest.raises(ConfigError, match="wrong"):
+        fails(tmp_path / "runs" / "new", dict.fromkeys(names, ""))
+    assert not (tmp_path / "runs" / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints/5/state", "stages/a/x", "mine"])
+def test_a_start_that_fails_keeps_what_has_begun(tmp_path, name):
+    with pytest.raises(ConfigError, match="wrong"):
+        fails(tmp_path / "new", {name: "something"})
+    assert (tmp_path / "new" / name).exists()
+
+
+def test_a_folder_that_was_there_is_kept(tmp_path):
+    (tmp_path / ".report.html.77.partial").write_text("")
+    (tmp_path / "log.txt").write_text("")
+    with pytest.raises(ConfigError, match="wrong"):
+        fails(tmp_path, {})
+    assert {path.name for path in tmp_path.iterdir()} == {"log.txt", "lock"}
+
+
+@pytest.mark.parametrize("content", ["[" * 200_000, '{"a":' * 200_000, '{"config": {}}', "\xff"])
+def test_a_config_that_is_damaged_or_deep_is_one_error(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match="is damaged or of another version"):
+        workdir.read_config(epath.Path(tmp_path))
+    assert workdir.read_source(epath.Path(tmp_path)) is None
+    (tmp_path / "metrics.jsonl").write_text(f'{content}\n{{"step": 1, "train/loss": 2.0}}\n')
+    assert read_metrics(tmp_path / "metrics.jsonl") == {"train/loss": {1: 2.0}}

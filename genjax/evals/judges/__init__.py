@@ -4,6 +4,10 @@ A judge is a module that exports `Options`, a NamedTuple of its settings and the
 
     build_judge(options, evals, dataset, mesh) -> Judge
 
+and, if it can say so before it is built, which may take minutes,
+
+    check(samples, dataset), which raises ConfigError for samples that it does not judge.
+
 `config.evals.judges` names those of a run; the section `config.evals.<name>` has their settings.
 Features and reference statistics are a judge's own.
 """
@@ -79,6 +83,17 @@ def with_sections(config: ConfigDict, overrides: Mapping[str, object]) -> Config
         with config.unlocked():
             config.evals[own] = ConfigDict(options._asdict())
     return config
+
+
+def check(config: ConfigDict, samples: np.ndarray, dataset: Dataset) -> None:
+    """Asks the judges of a config whether they can judge such samples; builds none.
+
+    Raises:
+      ConfigError: one cannot.
+    """
+    for name in config.evals.judges:
+        if refuse := getattr(_module(name), "check", None):
+            refuse(samples, dataset)
 
 
 def build(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> tuple[Judge, ...]:

@@ -76,6 +76,24 @@ def build_judge(options: Options, evals: ConfigDict, dataset: Dataset, mesh: Mes
     return Judge(judge, metrics, options.generated, prepare=compare.prepare)
 
 
+def check(samples: np.ndarray, dataset: Dataset) -> None:
+    """Refuses what are no such images as the data are, or too few of them.
+
+    Raises:
+      ConfigError: they are.
+    """
+    shape = dataset.spec.generated.shape
+    if samples.dtype != np.uint8 or samples.ndim != 4 or samples.shape[1:] != shape:
+        raise ConfigError(
+            f"the images to evaluate are {samples.dtype}{list(samples.shape)}: expected "
+            f"uint8[N, {', '.join(map(str, shape))}], as {dataset.spec.name} has."
+        )
+    if len(samples) < LEAST:
+        raise ConfigError(
+            f"{len(samples)} images to evaluate: expected at least {LEAST}, better thousands."
+        )
+
+
 class Comparison:
     """The extractors of a config and the statistics of its data, which judge images."""
 
@@ -146,16 +164,7 @@ class Comparison:
         Raises:
           ConfigError: too few images, or of another shape than the data's.
         """
-        shape = self.dataset.spec.generated.shape
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
-            raise ConfigError(
-                f"the images to evaluate are {images.dtype}{list(images.shape)}: expected "
-                f"uint8[N, {', '.join(map(str, shape))}], as {self.dataset.spec.name} has."
-            )
-        if len(images) < LEAST:
-            raise ConfigError(
-                f"{len(images)} images to evaluate: expected at least {LEAST}, better thousands."
-            )
+        check(images, self.dataset)
         found = {}
         for extractor, apply, reference in self._extractors:
             part, parts = batch_part(self.mesh)
