@@ -32,7 +32,7 @@ def test_a_signal_is_answered_while_the_main_thread_is_in_a_compiled_program():
             "    print('ready', flush=True)",
             "    import jax, jax.numpy as jnp",
             "    body = lambda i, x: x @ x * 1e-3",
-            "    long = jax.jit(lambda x: jax.lax.fori_loop(0, 10**6, body, x))",
+            "    long = jax.jit(lambda x: jax.lax.fori_loop(0, 3 * 10**5, body, x))",
             "    x = jnp.ones((64, 64))",
             "    compiled = long.lower(x).compile()",
             "    print('computing', flush=True)",

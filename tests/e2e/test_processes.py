@@ -1,7 +1,7 @@
 """Processes of one run that disagree, that lose each other, or that are started wrongly."""
 
-import random
 import signal
+import socket
 import time
 
 import numpy as np
@@ -22,9 +22,15 @@ def environment(port, index, count=2):
     }
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def start(cli, workdir, *own):
     """Two processes, each with arguments of its own."""
-    port = random.randrange(20000, 60000)
+    port = free_port()
     return [
         cli.start(
             *(*TINY, f"--workdir={workdir}", *arguments), environment=environment(port, index)
@@ -34,10 +40,10 @@ def start(cli, workdir, *own):
 
 
 def errors(processes):
-    """What each says; all must end with an error within a minute."""
+    """What each says; all must end with an error."""
     found = []
     for process in processes:
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=180)
         assert process.returncode == 1, err
         found.append(err[err.index("error: ") :])
     return found
@@ -77,14 +83,14 @@ def test_a_killed_process_ends_the_other_with_a_message(cli, tmp_path, killed):
     wait_for_step(both[0], tmp_path / "run", 3)
     began = time.monotonic()
     both[killed].send_signal(signal.SIGKILL)
-    _, err = both[1 - killed].communicate(timeout=60)
-    assert time.monotonic() - began < 30
+    _, err = both[1 - killed].communicate(timeout=180)
+    assert time.monotonic() - began < 60
     assert both[1 - killed].returncode != 0
     last = err.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert "run the same command to resume" in last
     assert "Traceback" not in err
-    both[killed].communicate(timeout=60)
+    both[killed].communicate(timeout=180)
 
 
 @pytest.mark.parametrize(

@@ -185,13 +185,13 @@ def test_a_lock_that_is_held_is_refused_whatever_is_in_it(tmp_path, content, sai
 def test_of_simultaneous_starts_one_runs_and_the_others_name_it(tmp_path):
     """Real processes: each holds the lock for a moment if it gets it."""
     code = (
-        "import sys, time\n"
+        "import sys\n"
         "from etils import epath\n"
         "from genjax.training import workdir\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "with workdir.lock(epath.Path(sys.argv[1])) as holder:\n"
         "    print(holder or 'mine', flush=True)\n"
-        "    time.sleep(0 if holder else 3)\n"
+        "    sys.stdin.readline()\n"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -201,7 +201,9 @@ def test_of_simultaneous_starts_one_runs_and_the_others_name_it(tmp_path):
     for process in processes:
         process.stdin.write("\n")
         process.stdin.flush()
-    said = [process.communicate(timeout=60)[0].strip() for process in processes]
+    said = [process.stdout.readline().strip() for process in processes]
+    for process in processes:
+        process.communicate("\n", timeout=60)
     (first,) = [p for p, text in zip(processes, said, strict=True) if text == "mine"]
     others = [text for text in said if text != "mine"]
     assert len(others) == 2
