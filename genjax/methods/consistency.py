@@ -147,19 +147,8 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
         "solver": ("heun", "euler"),
     }.items():
         one_of(f"consistency.{name}", getattr(o, name), choices)
-    for name, (fits, expected) in {
-        "shift": (o.shift > 0, "more than 0"),
-        "sigma_data": (o.sigma_data > 0, "more than 0"),
-        "times_std": (o.times_std > 0, "more than 0"),
-        "fewest": (o.fewest >= 1, "at least 1"),
-        "most": (o.most >= o.fewest, f"at least fewest={o.fewest}"),
-        "huber": (o.huber > 0, "more than 0"),
-        "target_decay": (0 <= o.target_decay < 1, "0 <= mu < 1"),
-        "different_times": (0 <= o.different_times <= 1, "0 <= p <= 1"),
-        "eval_levels": (o.eval_levels >= 2, "at least 2"),
-        "steps": (o.steps >= 1, "at least 1"),
-    }.items():
-        require(fits, f"consistency.{name}", getattr(o, name), expected)
+    most = f"at least fewest={o.fewest}"
+    require(o.most >= o.fewest, "consistency.most", o.most, most)
     needed = {"mean_flow": ("flow", "velocity"), "continuous": (o.path, "edm")}.get(o.kind)
     if needed and (o.path, o.prediction) != needed:
         raise ConfigError(

@@ -127,9 +127,6 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
     one_of("diffusion.times", o.times, TIMES)
     one_of("diffusion.coupling", o.coupling, COUPLINGS)
     one_of("diffusion.variance", o.variance, solvers.VARIANCES)
-    require(o.sigma_data > 0, "diffusion.sigma_data", o.sigma_data, "more than 0")
-    require(o.min_snr_gamma > 0, "diffusion.min_snr_gamma", o.min_snr_gamma, "more than 0")
-    require(o.times_std > 0, "diffusion.times_std", o.times_std, "more than 0")
     if T:
         one_of("diffusion.times (with num_timesteps)", o.times, ("uniform",))
     elif o.variance != "fixed_small":
