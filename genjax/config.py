@@ -182,6 +182,7 @@ RANGES: dict[str, Any] = {
     "dataset.channels": Annotated[int, Range(0, 3)],
     "dataset.crop_padding": Annotated[int, Range(0, 2**14)],
     "dataset.image_size": tuple[Annotated[int, Range(1, 2**14)], ...],
+    "dataset.max_pixels": Annotated[int, Range(1, 2**40)],
     "dataset.threads": Annotated[int, Range(0, 256)],
     "dataset.text.length": Annotated[int, Range(1, 2**20)],
     "dataset.text.vocabulary_size": Annotated[int, Range(0, 2**22)],

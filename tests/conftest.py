@@ -27,6 +27,14 @@ def compiled_programs_are_let_go():
     gc.collect()
 
 
+@pytest.fixture
+def fuzz_seed():
+    """What random draws of tests begin with: GENJAX_FUZZ_SEED, or 0; `.ci/run` sets a fresh one."""
+    seed = int(os.environ.get("GENJAX_FUZZ_SEED", "0"))
+    yield seed
+    print(f"GENJAX_FUZZ_SEED={seed}")  # shown of a test that fails
+
+
 @pytest.fixture(scope="session")
 def library():
     """oneDNN. What it computes cannot be tested on a machine that has no place for it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,8 @@ def load(dataset: ConfigDict) -> sources.Raw:
     """Splits out of the file `dataset.path`; nothing in it is ever unpickled.
 
     The arrays of a field `NAME` are called `NAME_train` or `train_NAME`, and the like for the other
-    splits, whose spellings are those of `splits.SPELLINGS`; one that says no split is for training.
+    splits, by the rule of `splits.by_split`: numbered parts are joined. One that says no split is
+    for training.
     Read are `image` (or images, x), uint8 [N, H, W] or [N, H, W, C]; `label` (or labels, y), whole
     numbers [N] or [N, 1]; and each (name, kind) of `dataset.fields`. `dataset.target` says which of
     them is generated, the images if it does not. `dataset.channels` and `dataset.image_size`
@@ -57,24 +57,34 @@ def load(dataset: ConfigDict) -> sources.Raw:
     return _raw(found, kinds, target, path, dataset.channels, height_and_width(dataset.image_size))
 
 
-def _find(names: Sequence[str], field: str, split: str, kinds: Mapping[str, str], path: str) -> str:
-    """The array of a field in a split; "" if there is none.
+def _named(
+    names: Sequence[str], field: str, kinds: Mapping[str, str], path: str
+) -> dict[str, list[str]]:
+    """Split -> the array of a field, or the numbered parts of it in order.
 
     Raises:
       ConfigError: several arrays say that they are it.
     """
     own = [n for n in _ALIASES.get(field, (field,)) if n == field or n not in kinds]
-    called, said = "|".join(map(re.escape, own)), "|".join(splits.SPELLINGS[split])
-    pattern = rf"(?:{called})[-_. /]?(?:{said})|(?:{said})[-_. /]?(?:{called})"
-    found = [name for name in names if re.fullmatch(pattern, name, re.IGNORECASE)]
-    if split == "train" and not found:
-        found = [name for n in own for name in names if name.lower() == n.lower()][:1]
-    if len(found) > 1:
-        raise ConfigError(
-            f"{path} holds {' and '.join(found)}: expected one of them to be the field {field!r} "
-            f"of the split {split}. Rename or remove the others."
-        )
-    return found[0] if found else ""
+    found = splits.by_split(names, path, field=own)
+    alone = [name for n in own for name in names if name.lower() == n.lower()][:1]
+    return {"train": alone, **found} if alone else found
+
+
+def _rows(
+    file: npz.Arrays, keys: Sequence[str], kind: str, path: str, count: int | None = None
+) -> np.ndarray:
+    """The rows of a field in one split, its parts joined, checked."""
+    parts = [file[key] for key in keys]
+    where = f"array {keys[0]!r} in {path}"
+    if len(parts) > 1:
+        where = f"arrays {keys[0]!r} ... {keys[-1]!r} in {path}"
+        if len({(part.shape[1:], part.dtype, part.ndim > 0) for part in parts}) > 1:
+            listed = ", ".join(f"{list(part.shape)} {part.dtype}" for part in parts)
+            raise ConfigError(f"{where}: expected parts that differ in length only, got {listed}.")
+        if not parts[0].ndim:
+            raise ConfigError(f"{where}: expected arrays of examples, got single numbers.")
+    return _checked(kind, np.concatenate(parts) if len(parts) > 1 else parts[0], where, count)
 
 
 def _read(
@@ -83,17 +93,18 @@ def _read(
     """Split -> field -> rows, checked."""
     found: dict[str, dict[str, np.ndarray]] = {}
     names, unread = list(file), set(file)
+    named = {name: _named(names, name, kinds, path) for name in kinds}
     for split in sources.SPLITS:
-        if not (key := _find(names, target, split, kinds, path)):
+        if not (keys := named[target].get(split)):
             continue
-        unread.discard(key)
-        first = _checked(kinds[target], file[key], f"array {key!r} in {path}")
+        unread -= set(keys)
+        first = _rows(file, keys, kinds[target], path)
         rows = {target: first}
         for name, kind in kinds.items():
-            key = _find(names, name, split, kinds, path)
-            unread.discard(key)
-            if name != target and key:
-                rows[name] = _checked(kind, file[key], f"array {key!r} in {path}", len(first))
+            keys = named[name].get(split, [])
+            unread -= set(keys)
+            if name != target and keys:
+                rows[name] = _rows(file, keys, kind, path, len(first))
             elif name != target and name in asked:
                 raise ConfigError(
                     f"{path} has no array of the field {name!r} in the split {split}; it holds "

@@ -12,7 +12,6 @@ import contextlib
 import gzip
 import importlib
 import importlib.util
-import json
 import logging
 import os
 import shutil
@@ -45,6 +44,7 @@ from genjax.data import (
 )
 from genjax.data.sources import Raw
 from genjax.data.transforms import height_and_width
+from genjax.files import parse_json
 from genjax.method import DataSpec, Field, find_module
 
 log = logging.getLogger(__name__)
@@ -196,9 +196,9 @@ def _check(dataset: ConfigDict) -> None:
                 f"config.dataset.{key}={dataset[key]!r}: expected one of "
                 f"{', '.join(map(repr, allowed))}."
             )
-    for key in ("crop_padding", "threads", "max_pixels"):
-        if dataset[key] < 0:
-            raise ConfigError(f"config.dataset.{key}={dataset[key]}: expected at least 0.")
+    for key, least in (("crop_padding", 0), ("threads", 0), ("max_pixels", 1)):
+        if dataset[key] < least:
+            raise ConfigError(f"config.dataset.{key}={dataset[key]}: expected at least {least}.")
     size = height_and_width(dataset.image_size)
     if not dataset.name:
         own = ", ".join((*packaged.NAMES, *OWN))
@@ -300,7 +300,7 @@ def _damage(folder: Path) -> str:
     if (folder / sums.FILE).is_file():
         return sums.damage(folder)
     try:
-        json.loads((folder / INFO).read_bytes())
+        parse_json((folder / INFO).read_bytes())
     except (OSError, ValueError) as error:
         return f"{INFO}: {error}"
     return ""
@@ -329,7 +329,7 @@ def _prepare(name: str, routes: Routes, data_dirs: list[Path]) -> tuple[Any, str
                 sums.write(Path(built.data_dir))
             return built, route if put is not None else _kept(built)
     raise ConfigError(
-        f"the data set {name!r} is not to be had. Tried:\n" + "\n".join(said) + "\n"
+        f"the data set {name!r} could not be loaded. Tried:\n" + "\n".join(said) + "\n"
         "Connect to a network, set GENJAX_DATA or dataset.path to where it is prepared, or use "
         "files of your own with dataset.name='folder' or 'npz'."
     )

@@ -57,7 +57,7 @@ def _entry(entry: Any) -> tuple[str, str, Any]:
     parts = tuple(entry) if isinstance(entry, Sequence) and not isinstance(entry, str) else ()
     if len(parts) != 3 or not all(isinstance(part, str) for part in parts[:2]):
         raise ConfigError(
-            f"config.dataset.derived: {entry!r} is none of its entries. Expected (name, how, "
+            f"config.dataset.derived: {entry!r} is not a valid entry. Expected (name, how, "
             'argument), as in (("small", "smaller", 4),).'
         )
     one_of(f"config.dataset.derived: how {parts[0]!r} is made", parts[1], HOW)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import numpy as np
 
@@ -36,13 +37,18 @@ def data_digest(dataset: Dataset, split: str = "train") -> str:
 def content_digests(dataset: Dataset) -> dict[str, str]:
     """Split -> a sha256 of its examples, captions included, for a run that is resumed.
 
-    Of arrays and tokens it is of every byte; of pictures that are decoded as they are read, of
-    their names and sizes and the content of some; see `sources.content`.
+    Of arrays and tokens it is of every byte, or of blocks spread over what is large; of pictures in
+    files, of their names and sizes and the content of some; see `sources.content`.
     """
-    digests = {}
-    for split, source in dataset.splits.items():
+    known: dict[int, bytes] = {}
+    return {split: _digest(source, known).hex() for split, source in dataset.splits.items()}
+
+
+def _digest(source: Any, known: dict[int, bytes]) -> bytes:
+    """The sha256 of a source; `known`, by identity, has those that splits share."""
+    if id(source) not in known:
         total = hashlib.sha256()
         for part in sources.content(source):
-            total.update(part)
-        digests[split] = total.hexdigest()
-    return digests
+            total.update(part if isinstance(part, bytes | memoryview) else _digest(part, known))
+        known[id(source)] = total.digest()
+    return known[id(source)]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError
-from genjax.data import listing
+from genjax.data import json_lines, listing
 from genjax.data.alphabets import utf8
 from genjax.data.packages import sha256
 from genjax.data.splits import by_split
@@ -222,23 +222,18 @@ def _documents(file: Path, dataset: ConfigDict) -> Iterator[tuple[str, str] | Co
         yield "", content
         return
     fields = (dataset.text.prompt_field, dataset.text.field)
-    for number, line in enumerate(content.split("\n"), 1):
-        if line.strip():
-            try:
-                yield tuple(_field(line, name) if name else "" for name in fields)
-            except ConfigError as error:
-                yield ConfigError(f"{file}, line {number}: {error}")
+    for number, row in json_lines.rows(content):
+        if isinstance(row, ValueError):
+            yield ConfigError(f"{file}, {row}")
+            continue
+        try:
+            yield tuple(_field(row, name) if name else "" for name in fields)
+        except ConfigError as error:
+            yield ConfigError(f"{file}, line {number}: {error}")
 
 
-def _field(line: str, name: str) -> str:
-    """The text in a field of a line of JSON."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"not JSON ({error}). Expected one JSON object a line.") from None
-    if not isinstance(value, dict):
-        kind = type(value).__name__
-        raise ConfigError(f"a {kind}; expected one JSON object a line, with a field {name!r}.")
+def _field(value: Mapping[str, Any], name: str) -> str:
+    """The text in a field of an object."""
     if not isinstance(value.get(name), str):
         got = f"its field {name!r} is {shown(value[name])}" if name in value else "there is none"
         raise ConfigError(

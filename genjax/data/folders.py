@@ -5,11 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import logging
 import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +20,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from genjax.config import ConfigError
-from genjax.data import listing, packages, sources, transforms
+from genjax.data import json_lines, listing, packages, sources, transforms
 from genjax.data.documents import decode
 from genjax.data.splits import by_split
 from genjax.data.transforms import Example
+from genjax.files import building
 from genjax.method import Field
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -76,6 +75,22 @@ class _Pictures:
             yield f"{file.name} {file.stat().st_size} {label}\n".encode()
         for number in sources.order(len(self.files))[: sources.SAMPLED]:
             yield self.files[number].read_bytes()
+
+
+class _InMemory(sources.Columns):
+    """Decoded pictures; what tells them from others is their files.
+
+    Another release of Pillow may decode the same file to other pixels.
+    """
+
+    def __init__(self, fields: Mapping[str, np.ndarray], pictures: _Pictures | sources.Subset):
+        """The arrays, and what they were decoded from."""
+        super().__init__(fields)
+        self._pictures = pictures
+
+    def content(self) -> Iterator[sources.Content]:
+        """That of the files."""
+        yield from sources.content(self._pictures)
 
 
 def _corrupt(path: Path, error: Exception) -> str:
@@ -303,18 +318,16 @@ def unpacked(archive: Path) -> Path:
     place = packages.cache_root() / "archives" / key
     with packages.lock(f"archive-{key}"):
         if not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=place.parent))
             safe = {} if archive.suffix == ".zip" else {"filter": "data"}
-            try:
-                shutil.unpack_archive(archive, partial, **safe)
+            with building(place) as partial:
+                try:
+                    shutil.unpack_archive(archive, partial, **safe)
+                except Exception as error:  # what a damaged archive raises is not specified
+                    raise ConfigError(
+                        f"{archive} cannot be unpacked: {error}. Fetch it again, or give the "
+                        "folder."
+                    ) from error
                 os.replace(partial, place)
-            except Exception as error:  # what a damaged archive raises is not specified
-                raise ConfigError(
-                    f"{archive} cannot be unpacked: {error}. Fetch it again, or give the folder."
-                ) from error
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
     inside = listing.visible(place)
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else place
 
@@ -356,13 +369,11 @@ def _table(folder: Path) -> dict[str, str]:
         if place.suffix == ".csv":
             rows = list(csv.DictReader(io.StringIO(text, newline="")))
         else:
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-        if not all(isinstance(row, dict) for row in rows):
-            raise TypeError("a row is no object")
+            rows = json_lines.all_rows(text)
         if not any("text" in row for row in rows):  # a table of something else
             return {}
         return {row["file_name"]: _said(row["text"]) for row in rows}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(
@@ -443,7 +454,8 @@ def _decoded(
     keep = np.flatnonzero(good)
     if not kept:
         return sources.Subset(pictures, keep), keep.tolist()
+    rest = pictures if good.all() else sources.Subset(pictures, keep)
     rows = {"image": images if good.all() else images[keep]}
     if pictures.labels is not None:
         rows["label"] = np.asarray(pictures.labels, np.int32)[keep]
-    return sources.Columns(rows), keep.tolist()
+    return _InMemory(rows, rest), keep.tolist()

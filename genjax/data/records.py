@@ -26,7 +26,7 @@ from etils import epath
 from genjax.config import ConfigError
 from genjax.data import sources, transforms
 from genjax.data.packages import cache_root
-from genjax.data.splits import by_split
+from genjax.data.splits import exact_first
 from genjax.data.transforms import Example
 from genjax.pictures import png
 
@@ -155,9 +155,10 @@ def sizes(built: Any) -> dict[str, int]:
 
 
 def _named_splits(built: Any) -> dict[str, str]:
-    """Split -> what it is called in a data set."""
-    found = by_split(built.info.splits, f"dataset.name={built.name!r}")
-    return {split: names[0] for split, names in found.items()}
+    """Split -> what TFDS calls it: its own name, or a spelling of it, or the parts with a +."""
+    remedy = "Write those that you want to files, and use 'folder' or 'npz'."
+    found = exact_first(built.info.splits, f"dataset.name={built.name!r}", remedy)
+    return {split: "+".join(names) for split, names in found.items()}
 
 
 def read(built: Any, channels: int, size: tuple[int, int]) -> sources.Raw:

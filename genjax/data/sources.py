@@ -1,8 +1,9 @@
 """Random-access sources: whole arrays, parts of other sources, what is kept in memory.
 
 A source has `len(source)` and `source[i]`, a dict with an array for each field, of the same shape
-for all examples. It may have `take(indices)`, examples stacked, and `content()`, bytes that tell
-what it holds from other data, for less than it costs to read all examples.
+for all examples. It may have `take(indices)`, examples stacked, and `content()`, which tells what
+it holds from other data for less than it costs to read all examples: bytes, and sources whose
+content is part of its own and may be shared with others.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ SPLITS = ("train", "validation", "test")
 # spare on a small machine.
 MEMORY_LIMIT = 2**30
 SAMPLED = 2048  # examples of a source that stand for all where reading all would cost too much
-BLOCK = 2**24  # bytes of an array that are looked at at a time
+BLOCK = 2**20  # bytes of an array that are looked at at a time
+BLOCKS = 1024  # of them that stand for a larger array
+
+# What a source tells of its content: bytes, or another source.
+Content = Any
 
 
 class Raw(NamedTuple):
@@ -86,7 +91,7 @@ class Fitted:
         }
         return {**example, **fitted, **masks}
 
-    def content(self) -> Iterator[bytes | memoryview]:
+    def content(self) -> Iterator[Content]:
         """That of the source, and what is made of its images."""
         yield f"{self._names} {self._masks} {self._channels} {self._size}\n".encode()
         yield from content(self._source)
@@ -111,7 +116,7 @@ class Columns:
         """The examples at `indices`, stacked."""
         return {name: rows[indices] for name, rows in self._fields.items()}
 
-    def content(self) -> Iterator[bytes | memoryview]:
+    def content(self) -> Iterator[Content]:
         """All of the arrays."""
         for name, rows in sorted(self._fields.items()):
             yield from array_content(name, rows)
@@ -129,8 +134,8 @@ def take(source: Any, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
     return stack([source[int(i)] for i in indices])
 
 
-def content(source: Any) -> Iterator[bytes | memoryview]:
-    """Bytes that tell a source from others: its `content`, or some of its examples."""
+def content(source: Any) -> Iterator[Content]:
+    """What tells a source from others: its `content`, or some of its examples."""
     if hasattr(source, "content"):
         yield from source.content()
         return
@@ -140,11 +145,18 @@ def content(source: Any) -> Iterator[bytes | memoryview]:
 
 
 def array_content(name: str, array: np.ndarray) -> Iterator[bytes | memoryview]:
-    """Bytes that tell a named array from others; it may be memory-mapped."""
+    """Bytes that tell a named array from others; it may be memory-mapped.
+
+    Of an array beyond `BLOCKS` blocks so many are read, spread over it, the last among them.
+    """
     yield f"{name} {array.dtype} {array.shape}\n".encode()
     rows = array.reshape(1) if array.ndim == 0 else array
     each = max(1, BLOCK // max(rows[:1].nbytes, 1))
-    for start in range(0, len(rows), each):
+    count = -(-len(rows) // each)
+    chosen = range(count)
+    if count > BLOCKS:
+        chosen = [i * (count - 1) // (BLOCKS - 1) for i in range(BLOCKS)]
+    for start in (number * each for number in chosen):
         yield np.ascontiguousarray(rows[start : start + each]).reshape(-1).view(np.uint8).data
 
 
@@ -167,10 +179,10 @@ class Subset:
         """The examples at `indices`, stacked."""
         return take(self._source, self._indices[indices])
 
-    def content(self) -> Iterator[bytes | memoryview]:
-        """That of the whole source, and which examples of it these are."""
+    def content(self) -> Iterator[Content]:
+        """The whole source, and which examples of it these are."""
         yield from array_content("indices", np.asarray(self._indices, np.int64))
-        yield from content(self._source)
+        yield self._source
 
 
 class Memory:
@@ -202,7 +214,7 @@ class Memory:
             self[int(index)]
         return {name: rows[indices] for name, rows in self._rows.items()}
 
-    def content(self) -> Iterator[bytes | memoryview]:
+    def content(self) -> Iterator[Content]:
         """That of the source."""
         yield from content(self._source)
 
@@ -228,7 +240,7 @@ class Chosen:
         rows = take(self._source, indices)
         return {name: rows[own] for name, own in self._fields.items()}
 
-    def content(self) -> Iterator[bytes | memoryview]:
+    def content(self) -> Iterator[Content]:
         """That of the whole source, and the fields."""
         yield f"{sorted(self._fields.items())}\n".encode()
         yield from content(self._source)
@@ -254,7 +266,7 @@ class Joined:
         parts = [take(source, indices) for source in self._sources]
         return {name: rows for part in parts for name, rows in part.items()}
 
-    def content(self) -> Iterator[bytes | memoryview]:
+    def content(self) -> Iterator[Content]:
         """That of each source."""
         for source in self._sources:
             yield from content(source)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -22,16 +23,37 @@ SPELLINGS = {
     "test": ("testing", "test", "evaluation", "eval"),
 }
 SPLIT_OF = {spelling: split for split, names in SPELLINGS.items() for spelling in names}
-# wiki.train, Train, test_images, train-00000-of-00004, val2017
-_NAME = re.compile(
-    rf"(?:(?P<prefix>.+)[-_. ])?(?P<split>{'|'.join(SPLIT_OF)})"
-    r"(?:[-_. ]?(?:set|data|images?|imgs|pictures|texts?|split))?"
-    r"(?P<shard>[-_. ]?\d+(?:[-_. ]of[-_. ]\d+)?)?",
-    re.IGNORECASE,
-)
+RENAME = "Rename or remove the others."
 
 
-def by_split(names: Iterable[str], where: str, prefixed: bool = False) -> dict[str, list[str]]:
+@functools.cache
+def _pattern(field: tuple[str, ...]) -> re.Pattern:
+    """wiki.train, Train, test_images, train-00000-of-00004, val2017; with a field, x_train_0."""
+    called = "|".join(map(re.escape, field))
+    before = rf"(?:(?P<before>{called})[-_. /]?)?" if field else "(?:(?P<prefix>.+)[-_. ])?"
+    after = rf"(?:[-_. /]?(?P<after>{called}))?" if field else ""
+    return re.compile(
+        rf"{before}(?P<split>{'|'.join(SPLIT_OF)})"
+        rf"(?:[-_. ]?(?:set|data|images?|imgs|pictures|texts?|split))??{after}"
+        r"(?P<shard>[-_. ]?\d+(?:[-_. ]of[-_. ]\d+)?)?",
+        re.IGNORECASE,
+    )
+
+
+def _match(name: str, field: tuple[str, ...], prefixed: bool) -> re.Match | None:
+    match = _pattern(field).fullmatch(name)
+    if match and field:
+        return match if match["before"] or match["after"] else None
+    return match if match and (prefixed or not match["prefix"]) else None
+
+
+def by_split(
+    names: Iterable[str],
+    where: str,
+    prefixed: bool = False,
+    field: Sequence[str] = (),
+    remedy: str = RENAME,
+) -> dict[str, list[str]]:
     """Split -> the names that say that they are of it: one, or the shards of one in order.
 
     Every reader of data goes by this rule. A name is a spelling of `SPELLINGS` in any case, perhaps
@@ -42,34 +64,54 @@ def by_split(names: Iterable[str], where: str, prefixed: bool = False) -> dict[s
       where: what holds them, for the error.
       prefixed: whether names may begin with a word of their own, the same for train and at least
         one other split, as in wiki.train and wiki.valid.
+      field: what a field of the data may be called, where names say that as well, as in x_train.
+      remedy: what to do about names that are not clear, for the error.
 
     Raises:
       ConfigError: several names are of the same split and not shards of one.
     """
     groups: dict[str, dict[str, list[re.Match]]] = {}
     for name in names:
-        if (match := _NAME.fullmatch(name)) and (prefixed or not match["prefix"]):
-            group = groups.setdefault((match["prefix"] or "").lower(), {})
-            group.setdefault(SPLIT_OF[match["split"].lower()], []).append(match)
+        if match := _match(name, tuple(field), prefixed):
+            prefix = "" if field else (match["prefix"] or "").lower()
+            group = groups.setdefault(prefix, {})
+            group.setdefault(_split_of(match), []).append(match)
     chosen = groups.pop("", {})
     if "train" not in chosen:
         alike = (group for group in groups.values() if "train" in group and len(group) > 1)
         chosen = next(alike, chosen)
     return {
-        split: [match.string for match in _in_order(chosen[split], split, where)]
+        split: [match.string for match in _in_order(chosen[split], split, where, remedy)]
         for split in sources.SPLITS
         if split in chosen
     }
 
 
-def _in_order(matches: list[re.Match], split: str, where: str) -> list[re.Match]:
+def exact_first(names: Iterable[str], where: str, remedy: str) -> dict[str, list[str]]:
+    """As `by_split`, where a name that is the split's own counts before all other spellings.
+
+    Raises:
+      ConfigError: as for `by_split`, of a split whose own name is not there.
+    """
+    names = list(names)
+    exact = {split: [split] for split in sources.SPLITS if split in names}
+    spelled = [n for n in names if (m := _match(n, (), False)) and _split_of(m) not in exact]
+    found = exact | by_split(spelled, where, remedy=remedy)
+    return {split: found[split] for split in sources.SPLITS if split in found}
+
+
+def _split_of(match: re.Match) -> str:
+    return SPLIT_OF[match["split"].lower()]
+
+
+def _in_order(matches: list[re.Match], split: str, where: str, remedy: str) -> list[re.Match]:
     stems = {match.string.removesuffix(match["shard"] or "") for match in matches}
     numbered = all(match["shard"] for match in matches)
     if len(matches) > 1 and (len(stems) > 1 or not numbered):
         listed = " and ".join(sorted(match.string for match in matches))
         raise ConfigError(
             f"{where} holds {listed}: expected one of them to be the split {split}, or its "
-            "numbered parts. Rename or remove the others."
+            f"numbered parts. {remedy}"
         )
     return sorted(matches, key=lambda m: [int(n) for n in re.findall(r"\d+", m["shard"] or "")])
 
@@ -126,12 +168,20 @@ def less_than_one(total: int, official: Collection[str], dataset: ConfigDict) ->
     return False
 
 
-def cut(total: int, official: Collection[str], dataset: ConfigDict) -> dict[str, slice]:
+def cut(
+    total: int, official: Collection[str], dataset: ConfigDict, whole: bool = False
+) -> dict[str, slice]:
     """Split -> part of a sequence of `total`: train first, then validation, then test.
 
     For one long text: what is held out is its end, in one piece. The borders are rounded down, so
     that "10_percent" for validation is nanoGPT's split of tiny Shakespeare, and "5_percent" for
     each that of TFDS.
+
+    Args:
+      total: the length of the text.
+      official: splits that are not held out.
+      dataset: the section of the config.
+      whole: what is so short that nothing would be left to train on is all for training.
 
     Raises:
       ConfigError: a unit that is not percent, or nothing is left to train on.
@@ -142,8 +192,8 @@ def cut(total: int, official: Collection[str], dataset: ConfigDict) -> dict[str,
         amount, unit = parse_duration(asked, key) if asked and split not in official else (0, "")
         if unit not in ("", "percent"):
             raise ConfigError(
-                f"{key}={asked!r}: the data are one text, of which the end is held out. Expected "
-                "a part of it, such as '10_percent'."
+                f"{key}={asked!r}: the end of the text is held out. Expected a part of it, such "
+                "as '10_percent'."
             )
         percents.append(amount)
     borders = [total]
@@ -151,6 +201,8 @@ def cut(total: int, official: Collection[str], dataset: ConfigDict) -> dict[str,
         border = math.floor((100 - held_out) * total / 100 + 1e-6)
         borders.append(min(border, borders[-1] - (own > 0)))  # what is asked for is not nothing
     borders = [0, *reversed(borders)]
+    if borders[1] <= 0 and whole:
+        return {"train": slice(0, total)}
     if borders[1] <= 0:
         raise ConfigError(
             f"config.dataset.validation={dataset.validation!r} and "

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from genjax.files import parse_json
+
 FILE = "sums.json"
 BLOCK = 2**20  # bytes that have a checksum of their own
-READ = 1024  # blocks of a file that are looked at, spread over it; all of a smaller one
+READ = 1024  # blocks of a folder that are looked at, spread over it; all of a smaller one
 
 
 def _blocks(path: Path, numbers: Iterator[int] | range) -> Iterator[int]:
@@ -22,6 +25,11 @@ def _blocks(path: Path, numbers: Iterator[int] | range) -> Iterator[int]:
 
 def _count(size: int) -> int:
     return -(-size // BLOCK)
+
+
+def _spread(count: int, chosen: int) -> list[int]:
+    """So many of the numbers below `count`, the first and the last among them if there are two."""
+    return [i * (count - 1) // max(chosen - 1, 1) for i in range(chosen)]
 
 
 def write(folder: Path) -> None:
@@ -40,17 +48,18 @@ def write(folder: Path) -> None:
 def damage(folder: Path) -> str:
     """What is wrong with the files of a folder; "" if nothing is.
 
-    Of a file beyond `READ` blocks so many of them are read, the first and the last among them.
+    Of a folder beyond `READ` blocks about so many of them are read: of each file its share, spread
+    over it, and at least one.
     """
     try:
-        sums = json.loads((folder / FILE).read_text())
+        sums = parse_json((folder / FILE).read_bytes())
+        total = sum(len(known["crc32"]) for known in sums.values())
+        share = min(1.0, READ / max(total, 1))
         for name, known in sums.items():
             path, expected = folder / name, known["crc32"]
             if not path.is_file() or path.stat().st_size != known["size"]:
                 return f"{name} is missing or has another length"
-            chosen = range(len(expected))
-            if len(expected) > READ:
-                chosen = [i * (len(expected) - 1) // (READ - 1) for i in range(READ)]
+            chosen = _spread(len(expected), math.ceil(len(expected) * share))
             if list(_blocks(path, iter(chosen))) != [expected[i] for i in chosen]:
                 return f"{name} has another content"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from genjax.config import ConfigError
 from genjax.data import corpora, documents, packages, splits, sums, tokenizers, windows
 from genjax.data.alphabets import Joined, Tokenizer, token_bytes, utf8
 from genjax.data.documents import Corpus, Documents
+from genjax.files import building
 from genjax.method import DataSpec, Field
 
 log = logging.getLogger(__name__)
@@ -200,16 +200,12 @@ def _make(place: Path, corpus: Corpus, dataset: ConfigDict, ended: bool) -> None
     first = sum(map(len, parts["train"]))
     name, size = dataset.text.tokenizer, dataset.text.vocabulary_size
     tokenizer = tokenizers.make(name, texts, first, size, ended)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
-    try:
+    with building(place) as partial:
         kept = {split: _write(partial, split, tokenizer, d, ended) for split, d in parts.items()}
         (partial / "tokenizer.json").write_text(tokenizer.to_json(), "utf-8")
         (partial / "about.json").write_text(json.dumps(kept))
         sums.write(partial)
         os.replace(partial, place)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _split(
@@ -218,11 +214,12 @@ def _split(
     """The official splits, and those that are asked for out of train.
 
     Of one text, and of so few that a share of them would be less than half a one, the ends are held
-    out; otherwise whole documents are.
+    out, unless one beside longer ones is too short for it; otherwise whole documents are.
     """
     train = official["train"]
     if single or (not train.prompts and splits.less_than_one(len(train.texts), official, dataset)):
-        parts = [splits.cut(len(text), official, dataset) for text in train.texts]
+        lengths = [len(text) for text in train.texts]
+        parts = [splits.cut(n, official, dataset, whole=n < max(lengths)) for n in lengths]
         named = dict.fromkeys(split for part in parts for split in part)
         return official | {
             split: Documents(

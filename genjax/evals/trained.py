@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from ml_collections import ConfigDict
 
 from genjax import config as configs
 from genjax.config import ConfigError
-from genjax.data import packages, sources
+from genjax.data import npz, packages, sources
 from genjax.data.catalogue import Dataset
 from genjax.durations import parse_duration
 from genjax.evals.evaluation import Evaluation
@@ -75,7 +74,7 @@ def classifier(dataset: Dataset, data_digest: str) -> tuple[Functional, Tree]:
     """The network, images in [-1, 1] -> (features, logits), and its averaged parameters.
 
     It is trained on the training split if it has not been before. One run trains while others wait
-    for it; a training that was interrupted is gone on with. Several processes of one run train it
+    for it; a training that was interrupted continues. Several processes of one run train it
     together and must see the same cache.
 
     Raises:
@@ -170,10 +169,9 @@ def _train(config: ConfigDict, dataset: Dataset, path: Path) -> None:
 def _read(path: Path) -> tuple[Tree, float]:
     """The nested parameters that `_train` wrote, and their accuracy."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = dict(npz.Arrays(path))
         accuracy = float(arrays.pop("accuracy"))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ConfigError, OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"{path} cannot be read ({error}). Delete it: it is made anew from the last "
             "checkpoint beside it."

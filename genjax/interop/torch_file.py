@@ -268,7 +268,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     copied = sum(tensor.nbytes for tensor in found.values() if not tensor.flags.c_contiguous)
     if copied > (most := COPIES * path.stat().st_size):
         raise ConfigError(
-            f"{path} holds tensors that take {copied} bytes, of which a file of its size can have "
-            f"{most}: it contradicts itself. Fetch it again."
+            f"{path} holds tensors that take {copied} bytes, more than a file of this size can "
+            f"hold ({most}): it contradicts itself. Fetch it again."
         )
     return {name: np.asarray(tensor, order="C") for name, tensor in found.items()}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from jaxtyping import Array, Int
 
 from genjax import modalities
 from genjax.checks import ConfigError, literal, nearest
-from genjax.data import npz, sources
+from genjax.data import json_lines, npz, sources
 from genjax.data.transforms import Transform
 from genjax.files import at_home
 from genjax.method import DataSpec, Field
@@ -209,15 +208,13 @@ def read(known: Mapping[str, Field], file: str) -> Rows:
         if path.suffix == ".csv":
             found = list(csv.DictReader(io.StringIO(text, newline="")))
         else:
-            found = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (OSError, ValueError, RecursionError) as error:
+            found = json_lines.all_rows(text)
+    except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{flag} cannot be read: {error}.") from error
     rows = []
     for number, row in enumerate(found, 1):
-        if not isinstance(row, dict):
-            raise ConfigError(f"{flag}, row {number}: expected an object with {', '.join(known)}.")
         if None in row:  # where the csv module puts what is left over
             raise ConfigError(f"{flag}, row {number}: more values than columns.")
         _check_names(f"{flag}, row {number}", known, row)

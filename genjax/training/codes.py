@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, to_json
-from genjax.data import loader, packages, sources
+from genjax.data import loader, packages, sources, sums
 from genjax.data.catalogue import Dataset
 from genjax.data.digest import data_digest
 from genjax.files import building
@@ -159,11 +159,9 @@ def _kept(place: Path, fields: Sequence[str], count: int) -> dict[str, np.ndarra
     """The arrays of a folder in the cache; None if it is not there, or damaged, as the log says."""
     if not place.exists():
         return None
-    try:
+    reason = sums.damage(place)
+    if not reason:
         found = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in fields}
-    except (OSError, ValueError, EOFError) as error:
-        reason = str(error)
-    else:
         if all(len(rows) == count for rows in found.values()):
             return found
         reason = f"it has no {count} rows"
@@ -176,5 +174,6 @@ def _write(place: Path, fields: dict[str, np.ndarray]) -> None:
     with building(place) as partial:
         for name, rows in fields.items():
             np.save(partial / f"{name}.npy", rows)
+        sums.write(partial)
         shutil.rmtree(place, ignore_errors=True)
         os.replace(partial, place)

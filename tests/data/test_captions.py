@@ -219,6 +219,7 @@ def test_captions_of_one_split_are_refused(tmp_path):
         ("metadata.jsonl", b'{"file_name": "0.png", "text": null}', "the text None.*file_name and"),
         ("metadata.jsonl", b"[1, 2]", "cannot be read .*file_name and text"),
         ("metadata.jsonl", b"{", "cannot be read .*file_name and text"),
+        ("metadata.jsonl", b"[" * 200_000, "cannot be read .*nested too deeply"),
         ("metadata.csv", b"file,text\n0.png,a\n", r"KeyError: 'file_name'.*file_name and text"),
         ("metadata.csv", b"file_name,text\n0.png\n", "the text None.*file_name and text"),
         ("metadata.csv", b"file_name,text\n0.png,\xff\n", "is not UTF-8: byte 0xff"),

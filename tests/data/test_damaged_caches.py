@@ -11,7 +11,7 @@ from datasets import dataset
 from PIL import Image
 
 from genjax.config import ConfigError
-from genjax.data import catalogue, records, sums
+from genjax.data import catalogue, digest, records, sources, sums, transforms
 from genjax.data.digest import content_digests
 from genjax.training import workdir
 
@@ -50,6 +50,8 @@ def test_damaged_tokens_are_made_again(file, damage, tmp_path, caplog):
     before = {name: rows.copy() for name, rows in before.items()}
     (place,) = (tmp_path / "cache" / "text").iterdir()
     damage(place / file)
+    left = place.with_name(f".{place.name}.killed")
+    left.mkdir()
     again = catalogue.load(texts(tmp_path))
     after = again.splits["train"].take(np.arange(5))
     for name, rows in before.items():
@@ -57,6 +59,7 @@ def test_damaged_tokens_are_made_again(file, damage, tmp_path, caplog):
     (said,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert "are damaged" in said
     assert "made again" in said
+    assert not left.exists()
     caplog.clear()
     catalogue.load(texts(tmp_path))
     assert not [r for r in caplog.records if r.levelname == "WARNING"]
@@ -87,6 +90,31 @@ def test_of_a_large_file_some_blocks_are_looked_at(tmp_path, monkeypatch):
         assert bool(sums.damage(tmp_path)) == noticed
 
 
+def test_what_is_read_of_many_files_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(sums, "BLOCK", 4)
+    monkeypatch.setattr(sums, "READ", 10)
+    for name in "abcd":
+        (tmp_path / name).write_bytes(bytes(range(40)))
+    (tmp_path / "small").write_bytes(b"1")
+    sums.write(tmp_path)
+    read, blocks = [], sums._blocks
+
+    def counted(path, numbers):
+        numbers = list(numbers)
+        read.extend((path.name, number) for number in numbers)
+        return blocks(path, numbers)
+
+    monkeypatch.setattr(sums, "_blocks", counted)
+    assert sums.damage(tmp_path) == ""
+    assert len(read) <= 10 + len("abcd") + 1
+    assert {("a", 0), ("d", 9), ("small", 0)} <= set(read)
+
+
+def test_checksums_that_are_nested_too_deeply_are_damage(tmp_path):
+    (tmp_path / sums.FILE).write_bytes(b"[" * 200_000)
+    assert "nested too deeply" in sums.damage(tmp_path)
+
+
 def test_damaged_records_are_prepared_again(tmp_path, caplog):
     def load():
         return catalogue.load(dataset(name="digits")).splits["train"]
@@ -96,6 +124,7 @@ def test_damaged_records_are_prepared_again(tmp_path, caplog):
     for damage, pattern in (
         (zeros, "*array_record*"),
         (zeros, "dataset_info.json"),
+        (lambda path: path.write_bytes(b"[" * 200_000), "dataset_info.json"),
         (Path.unlink, "dataset_info.json"),
     ):
         (file,) = place.glob(pattern)
@@ -116,7 +145,7 @@ def test_damaged_records_without_checksums_are_one_clear_error(tmp_path):
         file.write_bytes(damaged)
         with pytest.raises(ConfigError, match=r"is damaged .*Delete that folder"):
             catalogue.load(dataset(name="digits")).splits["train"][7]
-    (place / "dataset_info.json").write_text("{")
+    (place / "dataset_info.json").write_text('{"a": ' + "[" * 200_000)
     assert len(catalogue.load(dataset(name="digits")).splits["train"]) == 1797
     assert file.read_bytes() == whole
 
@@ -167,6 +196,47 @@ def test_content_tells_data_of_one_shape_apart(tmp_path):
 def test_pictures_that_are_decoded_as_they_are_read_too(tmp_path, monkeypatch):
     monkeypatch.setattr("genjax.data.sources.MEMORY_LIMIT", 0)
     test_content_tells_data_of_one_shape_apart(tmp_path)
+
+
+def test_splits_that_share_a_source_read_it_once():
+    reads = []
+
+    class Counted(sources.Columns):
+        def content(self):
+            reads.append(1)
+            yield from super().content()
+
+    rows = Counted({"x": np.arange(10)})
+    parts = {s: sources.Subset(rows, np.arange(i + 1)) for i, s in enumerate(("train", "test"))}
+    found = digest.content_digests(catalogue.Dataset(None, parts, ""))
+    assert len(reads) == 1
+    assert len(set(found.values())) == 2
+    other = {"train": sources.Subset(sources.Columns({"x": np.arange(10) + 1}), np.arange(1))}
+    assert digest.content_digests(catalogue.Dataset(None, other, ""))["train"] != found["train"]
+
+
+def test_of_a_large_array_some_blocks_are_looked_at(monkeypatch):
+    monkeypatch.setattr(sources, "BLOCK", 8)
+    monkeypatch.setattr(sources, "BLOCKS", 3)
+
+    def parts(array):
+        return [bytes(part) for part in sources.array_content("a", array)]
+
+    large = np.arange(80, dtype=np.uint8)
+    assert len(parts(large)) == 1 + 3
+    for place, noticed in ((0, True), (79, True), (20, False)):
+        changed = large.copy()
+        changed[place] ^= 1
+        assert (parts(changed) != parts(large)) == noticed
+    assert b"".join(parts(large[:20])[1:]) == large[:20].tobytes()
+
+
+def test_how_pictures_are_decoded_does_not_tell_them_apart(tmp_path, monkeypatch):
+    Image.new("L", (4, 4), 7).save(tmp_path / "0.png")
+    first = digests(dataset(name="folder", path=str(tmp_path)))
+    decode = transforms.pixels
+    monkeypatch.setattr(transforms, "pixels", lambda *a, **k: decode(*a, **k) + np.uint8(1))
+    assert digests(dataset(name="folder", path=str(tmp_path))) == first
 
 
 def test_a_run_without_digests_is_compared_by_its_looks(tmp_path):

@@ -71,8 +71,8 @@ def test_the_catalogue_has_them():
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("small", "'small' is none of its entries"),
-        (("small", "smaller"), "is none of its entries"),
+        ("small", "'small' is not a valid entry"),
+        (("small", "smaller"), "is not a valid entry"),
         (("small", "smallest", 4), "Nearest: smaller"),
         (("small", "smaller", 3), "divides the image's 8 x 8"),
         (("small", "smaller", 1), "a whole number above 1"),

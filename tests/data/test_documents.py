@@ -87,12 +87,13 @@ def test_fields_of_json_lines(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{", r"line 2: not JSON \(Expecting"),
-        ('["text"]', r"line 2: a list; expected one JSON object a line"),
+        ("{", r"line 2: not a JSON object \(Expecting"),
+        ('["text"]', r"line 2: not a JSON object .*Expected one JSON object a line"),
         ('{"txet": "a", "n": 1}', r"line 2: .*'text'; there is none. Its fields are 'txet', 'n'"),
         ('{"text": 7}', r"line 2: .*its field 'text' is 7"),
         ('{"text": "\\ud800"}', r"line 2: .*half a surrogate pair, U\+D800"),
-        ("[" * 100_000, r"line 2: not JSON"),
+        ("[" * 100_000, r"line 2: not a JSON object .*nested too deeply"),
+        ('{"text": "a", "text": "b"}', r"line 2: .*the key 'text' comes twice"),
     ],
 )
 def test_a_bad_line_is_named_or_left_out(tmp_path, line, said, caplog):

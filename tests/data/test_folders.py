@@ -203,7 +203,10 @@ def test_an_archive_is_read_like_the_folder_in_it(tmp_path, monkeypatch, kind, i
         assert values(raw.splits["train"]) == [1, 2]
         assert raw.texts == {"train": ["a cat", "a dog"]}
         assert raw.fields["label"].facts["classes"] == ("cat", "dog")
-    assert len(list((tmp_path / "cache" / "archives").iterdir())) == 1
+    (place,) = (tmp_path / "cache" / "archives").iterdir()
+    place.rename(place.with_name(f".{place.name}.killed"))
+    assert len(read(archive).splits["train"]) == len(raw.splits["train"])
+    assert list(place.parent.iterdir()) == [place]
 
 
 def test_what_is_no_archive_is_refused(tmp_path, monkeypatch):

@@ -120,8 +120,8 @@ def test_a_picture_beyond_the_limit_says_which_key_raises_it(tmp_path):
     assert len(read(tmp_path, max_pixels=60000).splits["train"]) == 1
     # More than Pillow takes by itself: its limits are ours.
     assert Image.MAX_IMAGE_PIXELS is None
-    with pytest.raises(ConfigError, match=r"max_pixels=-1: expected at least 0"):
-        catalogue.load(dataset(name="folder", path=str(tmp_path), max_pixels=-1))
+    with pytest.raises(ConfigError, match=r"max_pixels=0: expected at least 1"):
+        catalogue.load(dataset(name="folder", path=str(tmp_path), max_pixels=0))
 
 
 def test_a_narrow_picture_is_cropped_before_it_grows(tmp_path):

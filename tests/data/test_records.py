@@ -104,7 +104,9 @@ def test_spec_says_why_sizes_cannot_be_known(monkeypatch):
         raise ConfigError(f"{url} is out of reach")
 
     monkeypatch.setattr(records, "_probe", out_of_reach)
-    with pytest.raises(ConfigError, match=r"not to be had[\s\S]*official download: .*out of r"):
+    with pytest.raises(
+        ConfigError, match=r"could not be loaded[\s\S]*official download: .*out of r"
+    ):
         catalogue.spec(dataset(name="unsized"))
 
 

@@ -8,7 +8,7 @@ from datasets import dataset
 from PIL import Image
 
 from genjax.config import ConfigError
-from genjax.data import arrays, documents, folders, rolls, splits
+from genjax.data import arrays, documents, folders, records, rolls, splits, text
 from genjax.data.splits import by_split
 
 TRIPLES = [
@@ -78,7 +78,44 @@ def test_two_of_a_split_are_one_clear_error(tmp_path):
             with pytest.raises(ConfigError, match=rf"{names[0]}|{names[1]}.*expected one of them"):
                 by_split(["train", *names], "here")
     np.savez(tmp_path / "a.npz", x_train=np.zeros((2, 2, 2), np.uint8), train_images=np.zeros(1))
-    with pytest.raises(ConfigError, match=r"x_train and train_images: expected one of them"):
+    with pytest.raises(ConfigError, match=r"train_images and x_train: expected one of them"):
+        arrays.load(dataset(name="npz", path=str(tmp_path / "a.npz")))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["train", "validation", "test", "test2015"], ["train", "validation", "test"]),
+        (["train", "train_extra", "val", "test_1"], ["train", "val", "test_1"]),
+        (["train_2", "train_1", "train_10"], ["train_1+train_2+train_10"]),
+    ],
+)
+def test_of_tfds_the_split_of_the_very_name_counts_first(names, expected):
+    from types import SimpleNamespace
+
+    built = SimpleNamespace(name="a", info=SimpleNamespace(splits=names))
+    assert list(records._named_splits(built).values()) == expected
+
+
+def test_two_splits_of_tfds_are_refused_with_what_can_be_done():
+    from types import SimpleNamespace
+
+    built = SimpleNamespace(name="a", info=SimpleNamespace(splits=["train", "val", "dev"]))
+    with pytest.raises(ConfigError, match=r"dev and val: .*use 'folder' or 'npz'\.$"):
+        records._named_splits(built)
+
+
+def test_arrays_by_the_rule_of_files(tmp_path):
+    parts = {f"train_images_{i}": np.full((2, 3, 3), i, np.uint8) for i in (10, 2)}
+    labels = {"train_set_labels": np.arange(4), "y_testdata": np.arange(1)}
+    np.savez(tmp_path / "a.npz", **parts, **labels, x_test_images=np.zeros((1, 3, 3), np.uint8))
+    raw = arrays.load(dataset(name="npz", path=str(tmp_path / "a.npz")))
+    assert raw.splits["train"].take(np.arange(4))["image"][:, 0, 0, 0].tolist() == [2, 2, 10, 10]
+    assert raw.splits["train"].take(np.arange(4))["label"].tolist() == [0, 1, 2, 3]
+    assert len(raw.splits["test"]) == 1
+    parts["train_images_10"] = np.zeros((2, 4, 4), np.uint8)
+    np.savez(tmp_path / "a.npz", **parts)
+    with pytest.raises(ConfigError, match=r"train_images_10.*expected parts that differ in length"):
         arrays.load(dataset(name="npz", path=str(tmp_path / "a.npz")))
 
 
@@ -127,3 +164,15 @@ def test_a_share_that_was_asked_for_is_never_nothing(total):
     assert sizes == {"train": total - 2, "validation": 1, "test": 1}
     parts = splits.cut(total, (), keys)
     assert {split: part.stop - part.start for split, part in parts.items()} == sizes
+
+
+def test_a_document_too_short_to_be_cut_is_for_training():
+    keys = dataset(name="text", validation="10_percent", test="10_percent")
+    official = {"train": documents.Documents(["a" * 20, "b", "c" * 20], [])}
+    found = {split: docs.texts for split, docs in text._split(official, False, keys).items()}
+    assert found["train"] == ["a" * 16, "b", "c" * 16]
+    assert found["validation"] == ["aa", "cc"]
+    one = dataset(name="text", validation="10_percent")
+    assert text._split(official, False, one)["train"].texts == ["a" * 18, "b", "c" * 18]
+    with pytest.raises(ConfigError, match="Ask for less"):
+        text._split({"train": documents.Documents(["a", "b", "c"], [])}, False, keys)

@@ -61,7 +61,7 @@ def test_parts_of_a_text_lie_side_by_side(total, validation, test):
 
 
 def test_a_split_that_cannot_be_is_one_clear_error():
-    with pytest.raises(ConfigError, match=r"test='5_examples': the data are one text"):
+    with pytest.raises(ConfigError, match=r"test='5_examples': the end of the text is held out"):
         splits.cut(100, (), dataset(test="5_examples"))
     with pytest.raises(ConfigError, match="leave nothing of the text"):
         splits.cut(100, (), dataset(validation="50_percent", test="50_percent"))

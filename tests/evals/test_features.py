@@ -327,3 +327,15 @@ def test_few_images_are_not_passed_over_hundreds_of_times():
     few, many = (trained._config_for(sides(count, 0)) for count in (200, 10_040))
     assert few.duration == f"{160 * trained.MOST_EPOCHS}_examples"
     assert many.duration == trained.classifier_config().duration == "360000_examples"
+
+
+@pytest.mark.parametrize("content", [b"PK", "nothing", "objects"])
+def test_damaged_parameters_of_the_classifier_are_one_error(tmp_path, content):
+    path = tmp_path / "parameters.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        arrays = {} if content == "nothing" else {"accuracy": np.array([{}], object)}
+        np.savez(path, w=np.zeros(2), **arrays)
+    with pytest.raises(ConfigError, match=r"parameters\.npz cannot be read .*Delete it"):
+        trained._read(path)

@@ -1,7 +1,7 @@
 """Whatever a file holds, its reader gives one clear error or a right answer, in bounded memory.
 
-GENJAX_FUZZ_SECONDS says how long each reader is fuzzed, and GENJAX_FUZZ_SEED with what; the seed is
-printed. A file that failed is put into `corpus/READER`, which is read first.
+GENJAX_FUZZ_SECONDS says how long each reader is fuzzed, and GENJAX_FUZZ_SEED with what. A file that
+failed is put into `corpus/READER`, which is read first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import pytest
 
 HERE = Path(__file__).parent
 SECONDS = os.environ.get("GENJAX_FUZZ_SECONDS", "1")
-SEED = os.environ.get("GENJAX_FUZZ_SEED", "0")
 READERS = (
     *("npz", "torch", "safetensors", "tokenizer", "picture"),
     *("archive", "lines", "text", "rolls", "json"),
@@ -38,15 +37,16 @@ def child(*arguments, tmp_path):
         env=environment,
         timeout=float(SECONDS) + 240,
     )
-    assert ran.returncode == 0, f"exit {ran.returncode}\n{ran.stdout}\n{ran.stderr[-2000:]}"
+    assert ran.returncode == 0, (
+        f"exit {ran.returncode}, {arguments}\n{ran.stdout}\n{ran.stderr[-2000:]}"
+    )
     print(ran.stdout)
     return ran.stdout
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_a_damaged_file_is_one_clear_error_or_a_right_answer(reader, tmp_path):
-    print(f"seed {SEED}, {SECONDS} seconds")
-    child(reader, SEED, SECONDS, tmp_path=tmp_path)
+def test_a_damaged_file_is_one_clear_error_or_a_right_answer(reader, tmp_path, fuzz_seed):
+    child(reader, str(fuzz_seed), SECONDS, tmp_path=tmp_path)
 
 
 def test_every_file_of_the_corpus_is_read_by_somebody():

@@ -241,7 +241,7 @@ def test_arrays_of_another_kind_are_refused(folder, arrays, said):
         ("test", "", "expected a .csv, .jsonl or .npz file, or a split of the data"),
         ("a.npz", "no archive", "cannot be read"),
         ("a.jsonl", "{", "cannot be read"),
-        ("a.jsonl", "3\n", "row 1: expected an object with label, prompt, image"),
+        ("a.jsonl", "3\n", "line 1: not a JSON object"),
         ("a.jsonl", '{"label": 1}\n{"label": 4}', "row 2, label: '4': expected a class"),
         ("a.jsonl", '{"prompt": null}', "row 1, prompt: expected a text or a number"),
         ("a.csv", "label,prompt\n1\n", "row 1, prompt: expected a text or a number"),

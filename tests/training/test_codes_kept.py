@@ -18,7 +18,7 @@ def test_what_is_written_is_read(tmp_path):
     assert codes._kept(tmp_path / "other", list(ROWS), 4) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00", None, "few"])
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00", None, "few", "zeros"])
 def test_what_is_damaged_is_said_and_replaced(tmp_path, caplog, content):
     place = tmp_path / "place"
     codes._write(place, ROWS)
@@ -26,6 +26,8 @@ def test_what_is_damaged_is_said_and_replaced(tmp_path, caplog, content):
         (place / "code.npy").unlink()
     elif content == "few":
         np.save(place / "code.npy", ROWS["code"][:3])
+    elif content == "zeros":  # of the right shape
+        np.save(place / "code.npy", 0 * ROWS["code"])
     else:
         (place / "code.npy").write_bytes(content)
     assert codes._kept(place, list(ROWS), 4) is None
