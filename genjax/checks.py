@@ -80,6 +80,11 @@ def shown(value: object, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
 
+def first_line(error: BaseException, most: int = 300) -> str:
+    """The first line of what an error says, cut where it is long; its type if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:most]
+
+
 def literal(text: str) -> Any:
     """The Python literal that `text` is.
 

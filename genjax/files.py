@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import glob
 import json
 import os
 import re
-import reprlib
 import shutil
 import sys
 import tempfile
@@ -25,7 +25,7 @@ from typing import Any
 import fsspec
 from etils import epath
 
-from genjax.checks import ConfigError
+from genjax.checks import ConfigError, shown
 
 # What the system says where a disk is full, or where a folder cannot be written.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -177,7 +177,9 @@ def write_atomic(path: str | os.PathLike, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        _remove_old(path)
+        for left in _left(path.parent):
+            if left.name.startswith(f".{path.name}."):
+                left.unlink(missing_ok=True)
     except OSError as error:
         if error.errno and error.filename is None:  # the disk that is full, for the message
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
@@ -186,12 +188,18 @@ def write_atomic(path: str | os.PathLike, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _remove_old(path: Path) -> None:
-    """Removes what killed processes have left of a file, once nobody can be writing it any more."""
-    for partial in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"):
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
-            if time.time() - partial.stat().st_mtime > OLD:
-                partial.unlink()
+@functools.cache  # a folder may have many files, and is listed once
+def _left(folder: Path) -> list[Path]:
+    """What killed processes have left in a folder, and nobody can be writing any more."""
+    return [path for path in folder.glob(f".*{PARTIAL}") if _is_old(path)]
+
+
+def _is_old(path: Path) -> bool:
+    """Whether a file was last written long ago; not if another process has removed it."""
+    try:
+        return time.time() - path.stat().st_mtime > OLD
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager
@@ -213,12 +221,13 @@ def building(place: Path) -> Iterator[Path]:
 def remove_partial(folder: epath.Path) -> None:
     """Removes what `write_atomic` has left in a folder and below where processes were killed.
 
-    Nobody else may write there meanwhile.
+    Others may write there meanwhile: what is young stays.
     """
     if not is_local(folder):
         return
     for path in Path(folder).rglob(f".*{PARTIAL}"):
-        path.unlink(missing_ok=True)
+        if _is_old(path):
+            path.unlink(missing_ok=True)
 
 
 def any_encoding() -> None:
@@ -255,13 +264,6 @@ def _free(path: str) -> int:
     while not os.path.exists(path):
         path = os.path.dirname(path)
     return shutil.disk_usage(path).free
-
-
-def shown(value: Any) -> str:
-    """A value of the file for a message, cut where it is long or deep."""
-    short = reprlib.Repr()
-    short.maxstring = 120
-    return short.repr(value)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 
 from genjax import compilation, provenance
 from genjax import config as configs
+from genjax.checks import first_line
 from genjax.config import ConfigError, require
 from genjax.data import catalogue
 from genjax.data.packages import cache_root
@@ -294,7 +295,7 @@ def main(argv: list[str] | None = None) -> int:
         if not distributed.several() or not distributed.is_of_a_peer(error):
             raise
         return failed(
-            f"error: another process of this run has ended ({str(error).splitlines()[0][:200]}). "
+            f"error: another process of this run has ended ({first_line(error, 200)}). "
             f"Its own output says why. Start all of them again: {RESUME}."
         )
 

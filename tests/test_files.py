@@ -7,7 +7,7 @@ import time
 import pytest
 from etils import epath
 
-from genjax import compilation, files
+from genjax import checks, compilation, files
 from genjax import config as configs
 from genjax.config import ConfigError
 from genjax.data import packages
@@ -59,9 +59,20 @@ def test_what_killed_processes_have_left_is_removed(tmp_path):
     kept = [tmp_path / "x.partial.png", tmp_path / "metrics.jsonl"]
     for path in (*left, *kept):
         path.write_text("")
+        os.utime(path, (time.time() - 2 * files.OLD,) * 2)
+    young = tmp_path / "samples" / ".b.png.9.partial"  # another command may be writing it
+    young.write_text("")
     files.remove_partial(epath.Path(tmp_path))
     assert not any(path.exists() for path in left)
-    assert all(path.exists() for path in kept)
+    assert all(path.exists() for path in (*kept, young))
+
+
+def test_a_folder_that_many_files_are_written_to_is_listed_once(tmp_path, monkeypatch):
+    listed, plain = [], files.Path.glob
+    monkeypatch.setattr(files.Path, "glob", lambda self, p: listed.append(self) or plain(self, p))
+    for index in range(5):
+        files.write_atomic(tmp_path / f"{index}.png", b"")
+    assert listed == [tmp_path]
 
 
 def test_an_old_partial_file_goes_when_the_file_is_written(tmp_path):
@@ -118,3 +129,17 @@ def test_a_user_without_a_name_or_a_home(monkeypatch):
     with pytest.raises(ConfigError, match="the home folder ~ is not known"):
         files.place("~/x", "--workdir")
     assert not compilation._has_name(54321)
+
+
+def test_what_a_message_shows_of_a_value_or_an_error_is_cut():
+    with pytest.raises(
+        ValueError, match=r"the JSON is \[0, 0, .*\.\.\. \(30,000 characters\), not"
+    ):
+        files.parse_json(b"[" + b"0, " * 9_999 + b"0]")
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert files.shown(deep) == "a list that is too long to print"
+    assert checks.first_line(RuntimeError()) == "RuntimeError"
+    assert checks.first_line(RuntimeError("\n a\nb")) == "a"
+    assert checks.first_line(RuntimeError("a" * 500)) == "a" * 300

@@ -95,12 +95,21 @@ def test_a_state_or_batch_larger_than_memory_is_refused_before_it_is_made():
         config = configs.load(f"{FOLDER / 'vae.py'}:tiny", overrides)
         return assemble(config, devices=jax.devices()[:1])
 
-    memory.check(run())
+    memory.check(run(), training=True)
     large = run(**{"model.encoder.widths": (2**17, 2**17)})
     with pytest.raises(ConfigError, match=r"does not fit into memory: its state .* takes 256\."):
-        memory.check(large, available=200 * 2**30)
+        memory.check(large, training=False, available=200 * 2**30)
     with pytest.raises(ConfigError, match=r"a batch of 64 examples 0\.00 GiB, of 0\.00 GiB"):
-        memory.check(run(batch_size=64), available=1000)
+        memory.check(run(batch_size=64), training=True, available=1000)
+
+
+def test_what_is_only_restored_needs_no_memory_for_batches():
+    config = configs.load(f"{FOLDER / 'vae.py'}:tiny", {"batch_size": 64})
+    run = assemble(config, devices=jax.devices()[:1])
+    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.state))
+    memory.check(run, training=False, available=state)
+    with pytest.raises(ConfigError, match="a batch of 64 examples"):
+        memory.check(run, training=True, available=state)
 
 
 def outcome(location, overrides):

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from genjax.checks import first_line
 from genjax.config import ConfigError
 from genjax.data import sources, transforms
 from genjax.data.packages import cache_root
@@ -65,12 +66,7 @@ def builder(name: str, data_dir: str | Path | None = None) -> Any:
     except tfds.core.registered.DatasetNotFoundError:
         raise LookupError(name) from None
     except Exception as error:  # what a builder, or a damaged description, raises is not specified
-        raise ConfigError(f"dataset.name={name!r}: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0] if lines[0] else type(error).__name__
+        raise ConfigError(f"dataset.name={name!r}: {first_line(error)}") from error
 
 
 class Keys(NamedTuple):
@@ -210,7 +206,7 @@ def final_shape(
 
 def _damaged(place: str, error: Exception) -> ConfigError:
     return ConfigError(
-        f"the data set in {place} is damaged ({_first_line(error)}). Delete that folder; it is "
+        f"the data set in {place} is damaged ({first_line(error)}). Delete that folder; it is "
         "prepared again."
     )
 
@@ -412,7 +408,7 @@ def _prepare(built: Any) -> None:
             "dataset.path to that data_dir"
         ) from error
     except Exception as error:  # a builder may raise anything; its caller lists it with the others
-        raise ConfigError(f"{type(error).__name__}: {_first_line(error)}") from error
+        raise ConfigError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
 def _flat(feature: Any) -> Iterator[Any]:

@@ -37,17 +37,21 @@ Tree = Any
 logger = logging.getLogger("genjax")
 
 
-def check_split(config: ConfigDict, dataset: Dataset) -> None:
+def check_split(config: ConfigDict, name: str, sizes: Mapping[str, int]) -> None:
     """Refuses data without the split that is evaluated, before anything is made ready for it.
+
+    Args:
+      config: of the run.
+      name: of the data.
+      sizes: the number of examples in each split that they have.
 
     Raises:
       ConfigError: it is not there, or empty.
     """
     split = config.evals.split
-    if not dataset.splits.get(split):
-        sizes = {name: len(source) for name, source in dataset.splits.items()}
+    if not sizes.get(split):
         raise ConfigError(
-            f"config.evals.split={split!r}: {dataset.spec.name} has {sizes}. Set dataset."
+            f"config.evals.split={split!r}: {name} has {dict(sizes)}. Set dataset."
             f"{split}='5_percent' to carve it out of train, or evals.split to one that is there, "
             "such as 'test'."
         )
@@ -83,7 +87,8 @@ class Evaluation:
         self.evals = run.config.evals
         # Who judges the samples that are shown has nothing to do where none are.
         self.judges = [judge for judge in judges if judge.samples or self.evals.samples]
-        check_split(run.config, dataset)
+        sizes = {name: len(source) for name, source in dataset.splits.items()}
+        check_split(run.config, dataset.spec.name, sizes)
         self.source = dataset.splits[self.evals.split]
         self.sums = make_evaluate(run.method, run.mesh)
         like = dataset.decoded or dataset  # what samples are like

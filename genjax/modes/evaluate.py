@@ -7,7 +7,6 @@ import contextlib
 import logging
 import sys
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -20,7 +19,6 @@ from genjax import modalities
 from genjax.bars import STOPPING, answered
 from genjax.config import ConfigError
 from genjax.data import catalogue, npz, sources
-from genjax.data.digest import content_digests
 from genjax.evals import judges
 from genjax.evals.evaluation import Evaluation
 from genjax.evals.judges import overlap
@@ -58,8 +56,7 @@ def evaluate(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) 
             metrics = judge(config, flags.samples, flags.references)
         return tell_metrics(metrics)
     spec_of(folder)  # complain of a missing run first
-    run, dataset = prepare(config, folder)
-    content = partial(content_digests, dataset.decoded or dataset)
+    run, dataset, content = prepare(config, folder)
     workdir.check_same_data(folder, run.spec, flags.allow_config_change, content)
     state = restore_at(run, folder, flags.checkpoint)
     stored = workdir.read_config(folder)

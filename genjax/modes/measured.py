@@ -17,7 +17,6 @@ from genjax import method as methods
 from genjax import modalities
 from genjax.config import ConfigError, require
 from genjax.data.catalogue import Dataset
-from genjax.data.digest import content_digests
 from genjax.evals import judges
 from genjax.evals.judges import Judge
 from genjax.method import Method, Tree, options_of
@@ -165,13 +164,12 @@ def begin(
             "--config.evals.fidelity.generated=1000."
         )
     require(not flags.output, "--output", flags.output, "none: the files go to the run's folder")
-    run, dataset = prepare(config, folder)
+    run, dataset, content = prepare(config, folder)
     if not {"sampler", "steps", "spacing", "guidance"} <= options_of(run.method).keys():
         raise ConfigError(
             f"--mode={flags.mode}: method {config.method!r} has no solvers to choose from. This is "
             "for runs of method 'diffusion'."
         )
-    content = partial(content_digests, dataset.decoded or dataset)
     workdir.check_same_data(folder, run.spec, flags.allow_config_change, content)
     method = in_numbers(run)
     options = parse_options(method, flags.options)

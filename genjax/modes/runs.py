@@ -6,7 +6,9 @@ import argparse
 import contextlib
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from ml_collections import ConfigDict
 
 from genjax.config import ConfigError
 from genjax.data import catalogue
+from genjax.data.digest import content_digests
 from genjax.data.packages import cache_root
 from genjax.method import DataSpec, Stage, Tree
 from genjax.nn.cpu import onednn
@@ -28,26 +31,51 @@ from genjax.training.progress import file_logging, terminal_logging
 logger = logging.getLogger("genjax")
 
 
-def prepare(config: ConfigDict, folder: epath.Path) -> tuple[Assembly, catalogue.Dataset]:
+class Prepared(NamedTuple):
+    """A run and its data.
+
+    Attributes:
+      run: joined with its stages.
+      dataset: the data, or their codes if so asked.
+      content: gives the digest of each split of the data, even where the run is on their codes.
+    """
+
+    run: Assembly
+    dataset: catalogue.Dataset
+    content: Callable[[], Mapping[str, str]]
+
+
+def prepare(config: ConfigDict, folder: epath.Path, training: bool = False) -> Prepared:
     """The run and its data; with stages, joined with them and, if so asked, the codes of the data.
 
+    Several processes compare their data before they compute anything of them together.
+
+    Args:
+      config: of the run.
+      folder: its workdir.
+      training: whether the run is to be trained, so that its batches need memory too.
+
     Raises:
-      ConfigError: config, data, stages and devices do not go together.
+      ConfigError: config, data, stages and devices do not go together, or processes have other
+        data than each other.
     """
     dataset = catalogue.load(workdir.with_own_tokenizer(config.dataset, folder))
+    content = cache(partial(content_digests, dataset))
+    if distributed.several():
+        distributed.agree({f"the data ({s})": digest for s, digest in content().items()})
     found = stages.find(config, folder)
     coded, spec = stages.codes_of(config, found), dataset.spec
     if not found:
         run = build(config, spec, found, folder)
-        memory.check(run)
-        return run, dataset
+        memory.check(run, training)
+        return Prepared(run, dataset, content)
     if coded:
         codes.check(config, coded, dataset)
         spec = codes.code_spec(coded, spec)
     for stage in found.values():
         stages.check_facts(stage, dataset.spec)
     run = build(config, spec, found, folder, dataset.spec)  # complain before the work
-    memory.check(run)
+    memory.check(run, training)
     with jax.set_mesh(run.mesh):
         arrays = stages.read(found, config, folder, run.mesh)
         if coded:
@@ -60,7 +88,8 @@ def prepare(config: ConfigDict, folder: epath.Path) -> tuple[Assembly, catalogue
         params, mutable = own() if own else ({}, {})
         return {**arrays.params, **params}, {**arrays.mutable, **mutable}
 
-    return run._replace(method=run.method._replace(pretrained=pretrained)), dataset
+    run = run._replace(method=run.method._replace(pretrained=pretrained))
+    return Prepared(run, dataset, content)
 
 
 def build(
@@ -86,7 +115,7 @@ def restored(
       ConfigError: there is no run, or no such checkpoint.
     """
     run = build(config, spec_of(folder), stages.find(config, folder), folder)
-    memory.check(run)
+    memory.check(run, training=False)
     return run, restore_at(run, folder, checkpoint)
 
 
@@ -171,7 +200,8 @@ def check_finite(weights: Tree, folder: epath.Path, step: int) -> None:
     """
     paths = jax.tree_util.tree_leaves_with_path(weights)
     numbers = [(path, x) for path, x in paths if jnp.issubdtype(x.dtype, jnp.inexact)]
-    bad = [path for path, x in numbers if not _all_finite(x)]
+    finite = jax.device_get(_all_finite([x for _, x in numbers]))
+    bad = [path for (path, _), right in zip(numbers, finite, strict=True) if not right]
     if bad:
         first = jax.tree_util.keystr(bad[0], simple=True, separator="/")
         raise ConfigError(
@@ -182,8 +212,9 @@ def check_finite(weights: Tree, folder: epath.Path, step: int) -> None:
 
 
 @jax.jit
-def _all_finite(x: jax.Array) -> jax.Array:
-    return jnp.isfinite(x).all()
+def _all_finite(arrays: list[jax.Array]) -> list[jax.Array]:
+    """Whether each array is, in one program: a state has hundreds of them."""
+    return [jnp.isfinite(x).all() for x in arrays]
 
 
 def restore(run: Assembly, checkpoints: Checkpoints, step: int | None = None) -> TrainState:

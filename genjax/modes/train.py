@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from functools import cache, partial
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -15,13 +15,12 @@ from genjax import config as configs
 from genjax import method as methods
 from genjax.config import ConfigError
 from genjax.data import catalogue
-from genjax.data.digest import content_digests, data_digest
+from genjax.data.digest import data_digest
 from genjax.evals import judges
 from genjax.evals.evaluation import Evaluation, check_split
 from genjax.files import place
 from genjax.modes.runs import logging_to, prepare, restore, tell_who_computes
 from genjax.nn.precision import settled
-from genjax.parallel import distributed
 from genjax.parallel.mesh import fitted, make_mesh
 from genjax.train_state import TrainState
 from genjax.training import follow, lengths, loop, stages, workdir
@@ -34,16 +33,16 @@ def train(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> 
     """Trains, or resumes; returns the exit code."""
     config = settled(config)
     check(config, folder)  # before stages are trained for it
-    with workdir.locked(folder):
+    with workdir.locked(folder) as begin:
         for name, given in config.stages.items():
             if stages.is_config(given) and (code := train_stage(name, config, folder, flags)):
                 return code
         with logging_to(folder):
-            return _train(config, folder, flags)
+            return _train(config, folder, flags, begin)
 
 
 def check(config: ConfigDict, folder: epath.Path) -> None:
-    """Refuses what is wrong whatever the stages become.
+    """Refuses what is wrong whatever the stages become, before one is trained.
 
     Raises:
       ConfigError: no such method, a mesh that does not fit, codes of no stage, no such data, or no
@@ -54,9 +53,10 @@ def check(config: ConfigDict, folder: epath.Path) -> None:
         require_wandb()
     make_mesh(config)
     stages.check_codes(config)
-    if config.stages:
-        data = workdir.with_own_tokenizer(config.dataset, folder)
-        check_split(config, catalogue.load(data))
+    begun = workdir.has_checkpoint(folder)
+    if not begun and any(map(stages.is_config, config.stages.values())):
+        spec = catalogue.spec(workdir.with_own_tokenizer(config.dataset, folder))
+        check_split(config, spec.name, spec.sizes)
 
 
 def train_stage(
@@ -99,15 +99,15 @@ def located(given: str, folder: epath.Path, flags: argparse.Namespace) -> str:
     return path + mark + preset
 
 
-def _train(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
+def _train(
+    config: ConfigDict, folder: epath.Path, flags: argparse.Namespace, begin: Callable[[], None]
+) -> int:
     tell_who_computes()
-    run, dataset = prepare(config, folder)
-    content = cache(partial(content_digests, dataset.decoded or dataset))
-    if distributed.several():
-        distributed.agree({f"the data ({s})": digest for s, digest in content().items()})
+    run, dataset, content = prepare(config, folder, training=True)
     workdir.check_same_data(folder, run.spec, flags.allow_config_change, content)
     if run.total_steps:
-        check_split(config, dataset)  # before a judge is trained
+        sizes = {split: len(source) for split, source in dataset.splits.items()}
+        check_split(config, run.spec.name, sizes)  # before a judge is trained
     loop.logger.info("%s: %s; data from %s", folder, config.method, dataset.route)
 
     def start(checkpoints: Checkpoints) -> TrainState:
@@ -125,7 +125,9 @@ def _train(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) ->
 
     def evaluation(writers: Writers) -> Evaluation:
         judging = judges.build(config, dataset.decoded or dataset, run.mesh)
-        return Evaluation(run, dataset, folder, writers, judging)
+        made = Evaluation(run, dataset, folder, writers, judging)
+        begin()  # nothing is left that could refuse the start
+        return made
 
     return loop.train(run, dataset, folder, start, evaluation)
 

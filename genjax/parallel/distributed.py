@@ -19,8 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from genjax.checks import one_of, require
-from genjax.config import ConfigError
+from genjax.checks import ConfigError, first_line, one_of, require
 
 logger = logging.getLogger("genjax")
 
@@ -74,7 +73,7 @@ def initialize() -> None:
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"process {index} of {count} could not join the others at {coordinator}: "
-            f"{str(error).splitlines()[0]}. Start all of them, each with its own {NAMES[2]}, and "
+            f"{first_line(error)}. Start all of them, each with its own {NAMES[2]}, and "
             "give a port that is free."
         ) from error
 
@@ -85,7 +84,7 @@ def _join_cluster() -> None:
     except (RuntimeError, ValueError, KeyError) as error:
         raise ConfigError(
             "GENJAX_DISTRIBUTED=auto: no cluster was found here (Slurm, a TPU pod, GKE or Open "
-            f"MPI): {str(error).splitlines()[0]}. Unset it for one process, or set "
+            f"MPI): {first_line(error)}. Unset it for one process, or set "
             f"{', '.join(NAMES)}."
         ) from error
 

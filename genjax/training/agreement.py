@@ -50,4 +50,4 @@ def versions() -> dict[str, str]:
     for path in sorted(root.rglob("*.py")):
         total.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     found["genjax's files (sha256)"] = total.hexdigest()[:16]
-    return found | {"the devices": jax.devices()[0].device_kind}
+    return found | {"the devices": jax.local_devices()[0].device_kind}

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import errno
 import glob
+import hashlib
+import json
 import logging
 import math
 import os
@@ -24,17 +26,19 @@ from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from genjax.config import ConfigError
+from genjax.checks import ConfigError, first_line
 from genjax.files import DISK, absolute, is_local, parse_json
 from genjax.parallel.rules import path_name
 from genjax.train_state import TrainState
-from genjax.training.digests import as_data, digests, sha256
+from genjax.training.digests import as_data, own_digests, sha256
 
 Tree = Any
 logger = logging.getLogger("genjax")
 
 FOLDER = "checkpoints"
-NOTES = "notes"  # beside the state: {"sha256": path -> digest, "window": of the log}
+# Beside the state: {"sha256": path -> digest, "window": of the log, "digest": of these two}.
+NOTES = "notes"
+NOTED = {"sha256", "window"}
 
 
 class Damaged(ConfigError):
@@ -46,8 +50,8 @@ class Checkpoints:
 
     A checkpoint appears under its final name only when it is whole, so one cut short by a crash
     is never picked up; what is left of it is removed at the next start of training. Each is opened
-    again once it is written. With `config.checkpoint.digests` the sha256 of every array is
-    written with it, and compared whenever the array is read.
+    again once it is written. With `config.checkpoint.digests` the sha256 of every array that is not
+    spread over processes is written with it, and compared whenever the array is read.
     """
 
     def __init__(
@@ -164,7 +168,10 @@ class Checkpoints:
             return
         self.wait()
         _check_room(self.folder, sum(leaf.nbytes for leaf in jax.tree.leaves(as_data(state))))
-        notes = {"sha256": digests(state) if self._digests else {}, "window": dict(window or {})}
+        writes = jax.process_index() == 0  # the notes, and the others need not hash what is in them
+        sha256s = own_digests(state) if self._digests and writes else {}
+        notes = {"sha256": sha256s, "window": dict(window or {})}
+        notes["digest"] = _digest_of_notes(notes)
         items = {"state": ocp.args.StandardSave(state), NOTES: ocp.args.JsonSave(notes)}
         with _disk(self.folder):
             self._orbax.save(
@@ -176,7 +183,7 @@ class Checkpoints:
         self._written = step
 
     def remove_after(self, step: int) -> None:
-        """Removes those of later steps, such as a run made that is gone on with from `step`."""
+        """Removes those of later steps, which the run had made before it went back to `step`."""
         with _disk(self.folder):
             for later in [found for found in self.steps() if found > step]:
                 self._orbax.delete(later)
@@ -348,7 +355,18 @@ class Checkpoints:
             raise Damaged(self._advice(step, error, chosen=False)) from error
 
     def _notes(self, step: int) -> dict[str, Any]:
-        return _read_json(self.folder / str(step) / NOTES / "metadata")
+        """What was written beside the state; {} if nothing was.
+
+        Raises:
+          ValueError: it is not what was written.
+        """
+        notes = _read_json(self.folder / str(step) / NOTES / "metadata")
+        content = {key: value for key, value in notes.items() if key != "digest"}
+        expected = _digest_of_notes(content)
+        # Those of an older checkpoint have no digest: what they say is taken as it stands.
+        if not content.keys() <= NOTED or notes.get("digest", expected) != expected:
+            raise ValueError(f"{NOTES}/metadata is not what was written")
+        return content
 
     def _types(self, step: int) -> dict[str, Any]:
         """Path -> type of every saved array."""
@@ -371,7 +389,9 @@ class Checkpoints:
         }
         if types is not None:
             flat = {path: leaf for path, leaf in flat.items() if leaf.dtype == types.get(path)}
-        different = [path for path, array in flat.items() if saved.get(path) != sha256(array)]
+        different = [
+            path for path, array in flat.items() if path in saved and saved[path] != sha256(array)
+        ]
         if different:
             raise ValueError(
                 f"{len(different)} of its arrays are not what was written, such as {different[0]}"
@@ -391,7 +411,7 @@ class Checkpoints:
     def _advice(self, step: int, error: Exception, chosen: bool = True) -> str:
         """What to say of a damaged checkpoint; another one can be `chosen`, or none is read."""
         folder, others = self.folder / str(step), numbered(self.folder) - {step}
-        message = f"{folder} cannot be read, it is damaged: {_first_line(error)}. "
+        message = f"{folder} cannot be read, it is damaged: {first_line(error)}. "
         if self.folder.name != FOLDER:
             return f"{message}Remove it: averages are put together from what is left."
         if jax.process_count() > 1:  # the others may be elsewhere by now
@@ -466,6 +486,12 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
     return parse_json(path.read_bytes()) if path.exists() else {}
 
 
+def _digest_of_notes(notes: Mapping[str, Any]) -> str:
+    """A sha256 of notes as JSON, whatever the order of their keys."""
+    plain = json.loads(json.dumps(notes))  # as they are read again
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
 def _merge(state: epath.Path) -> None:
     """Finishes a checkpoint whose parts were not put together.
 
@@ -530,18 +556,14 @@ def _disk(folder: epath.Path) -> Iterator[None]:
     """Turns what is said of a checkpoint that cannot be written into one OSError."""
     try:
         yield
-    except ConfigError:
+    except (ConfigError, jax.errors.JaxRuntimeError):  # of a device, or of another process
         raise
     except (ValueError, RuntimeError, OSError, KeyError, AttributeError, TypeError) as error:
         number = getattr(error, "errno", None) or next(
             (number for number in DISK if os.strerror(number) in str(error)), None
         )
-        message = f"a checkpoint cannot be written: {_first_line(error)}"
+        message = f"a checkpoint cannot be written: {first_line(error)}"
         raise OSError(*((number, message, str(folder)) if number else (message,))) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def _shapes(tree: Tree) -> list[tuple[str, tuple[int, ...]]]:

@@ -42,6 +42,23 @@ def digests(state: Tree, block: int = BLOCK) -> dict[str, str]:
     }
 
 
+def own_digests(state: Tree) -> dict[str, str]:
+    """`digests` of the arrays that one process has whole: no process waits for another.
+
+    Where several processes share an array by parts, it has none.
+    """
+    return {
+        path_name(path): sha256(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(as_data(state))
+        if is_whole(leaf)
+    }
+
+
+def is_whole(array: jax.Array | np.ndarray) -> bool:
+    """Whether this process has all of an array."""
+    return isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated
+
+
 def sha256(array: jax.Array | np.ndarray, block: int = BLOCK) -> str:
     """Of one array, see `digests`."""
     head = f"{array.dtype.name}{array.shape or (1,)}"  # a number is hashed as an array of one
@@ -74,7 +91,7 @@ def _read_block(
     """A block of `array` on the host, of every process that has a part of the array."""
     if isinstance(array, np.ndarray):
         return array[tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))]
-    here = array.is_fully_addressable or array.is_fully_replicated
+    here = is_whole(array)
     found, seen = np.zeros(shape, array.dtype), set()
     first, end = np.array(start, int), np.array(start, int) + shape
     for shard in array.addressable_shards:

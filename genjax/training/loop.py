@@ -90,7 +90,7 @@ def train(
             if checkpoints.latest() is None:  # a run of no steps, such as an import
                 checkpoints.save(state, first, {})
                 checkpoints.wait()
-                logger.info("nothing to train: the weights are in %s as they came", workdir)
+                logger.info("nothing to train: the initial weights were saved to %s", workdir)
             else:
                 logger.info("nothing to do: the run is finished at step %d", first)
             return 0

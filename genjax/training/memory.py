@@ -12,13 +12,14 @@ from genjax.training.assemble import Assembly
 GIB = 2**30
 
 
-def check(run: Assembly, available: int | None = None) -> None:
-    """Refuses a run whose state and batches alone are larger than a device's memory.
+def check(run: Assembly, training: bool, available: int | None = None) -> None:
+    """Refuses a run whose state, and batches in training, are larger than a device's memory.
 
     What is computed of them comes on top: a run that passes may still be too large.
 
     Args:
       run: what is to be trained or restored.
+      training: whether it is to be trained, on batches that need memory as well.
       available: bytes of one device; what the device says if not given.
 
     Raises:
@@ -26,19 +27,22 @@ def check(run: Assembly, available: int | None = None) -> None:
     """
     available = of_device() if available is None else available
     state = sum(map(_bytes, jax.tree.leaves(run.state)))
-    batches = sum(map(_bytes, jax.tree.leaves(run.batch))) * run.config.steps_per_dispatch
+    batches, beside, smaller = 0, "", "config.model"
+    if training:
+        batches = sum(map(_bytes, jax.tree.leaves(run.batch))) * run.config.steps_per_dispatch
+        beside = f" and a batch of {run.examples_per_step:,} examples {batches / GIB:,.2f} GiB"
+        smaller = "config.model or config.batch_size"
     if available and state + batches > available:
         raise ConfigError(
             f"the run does not fit into memory: its state (parameters, the optimizer's moments, "
-            f"averages) takes {state / GIB:,.2f} GiB of each device and a batch of "
-            f"{run.examples_per_step:,} examples {batches / GIB:,.2f} GiB, of "
-            f"{available / GIB:,.2f} GiB. Make config.model or config.batch_size smaller, or "
-            "spread the state over more devices by config.mesh.fsdp."
+            f"averages) takes {state / GIB:,.2f} GiB of each device{beside}, of "
+            f"{available / GIB:,.2f} GiB. Make {smaller} smaller, or spread the state over more "
+            "devices by config.mesh.fsdp."
         )
 
 
 def of_device() -> int:
-    """Bytes of memory for each device here; 0 if nobody says."""
+    """Bytes of memory for each device here; 0 if that is not known."""
     device = jax.local_devices()[0]
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit", 0)

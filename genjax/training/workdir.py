@@ -14,6 +14,7 @@ import re
 import shutil
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,16 +40,21 @@ START = r"lock|log\.txt|config\.json|tokenizer.*\.json|metrics\.jsonl|tensorboar
 
 
 @contextlib.contextmanager
-def locked(workdir: epath.Path) -> Iterator[None]:
+def locked(workdir: epath.Path) -> Iterator[Callable[[], None]]:
     """Makes `workdir` if need be, and holds its lock, which names this process.
 
     Of several processes of one run the first takes it for all. What killed processes have left
-    half written is removed; and so is the folder if it is new and nothing was begun in it.
+    half written is removed. So is the folder if it is new and the start is refused by a ConfigError
+    before anything was begun in it.
+
+    Yields:
+      What is called once the run begins: from then on all that is there is kept, such as the log of
+      a run that fails at its first step.
 
     Raises:
       ConfigError: another process holds it; the message names its pid.
     """
-    new = jax.process_index() == 0 and _make(workdir)
+    new, begun = jax.process_index() == 0 and _make(workdir), threading.Event()
     try:
         with lock(workdir) as holder:
             if holder:
@@ -59,10 +65,11 @@ def locked(workdir: epath.Path) -> Iterator[None]:
             if jax.process_index() == 0:
                 remove_partial(workdir)
             try:
-                yield
-            except BaseException:
-                if new:
-                    _forget(workdir)
+                yield begun.set
+            except ConfigError:
+                if new and not begun.is_set():
+                    with contextlib.suppress(OSError):  # what is wrong with the start is raised
+                        _forget(workdir)
                 raise
     finally:
         if new:
@@ -393,7 +400,7 @@ def check_same_data(
         return
     lines = changes(stored, spec)
     if content and not lines:
-        then, now = json.loads((workdir / "config.json").read_text()).get("content", {}), content()
+        then, now = parse_json((workdir / "config.json").read_bytes()).get("content", {}), content()
         lines = [
             f"  the content of {split}: sha256 {digest[:12]} -> {now.get(split, 'absent')[:12]}"
             for split, digest in then.items()

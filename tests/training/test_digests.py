@@ -1,6 +1,7 @@
 """The digest of a state: what it is of, and that no sharding changes it."""
 
 import hashlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from genjax.training import digests as module
-from genjax.training.digests import digests
+from genjax.training.digests import digests, own_digests
 
 ROWS = np.random.default_rng(0).normal(size=(16, 6, 8)).astype(np.float32)
 
@@ -57,6 +58,25 @@ def test_every_kind_of_array_has_one():
     assert found["key"] == expected(np.asarray(jax.random.key_data(key)))
     changed = digests(state | {"half": state["half"].at[1, 2].set(9)}, block=4)
     assert {name for name in found if found[name] != changed[name]} == {"half"}
+
+
+class Spread:
+    """An array of which another process has a part, as far as digests look at it."""
+
+    dtype, shape, is_fully_addressable = ROWS.dtype, ROWS.shape, False
+
+    def __init__(self, replicated):
+        self.is_fully_replicated = replicated
+        part = {"index": (slice(None),) * 3, "data": jnp.asarray(ROWS), "replica_id": 1}
+        self.addressable_shards = [types.SimpleNamespace(**part)]
+
+
+def test_a_process_digests_what_it_has_whole_and_waits_for_no_other(monkeypatch):
+    monkeypatch.delattr(module, "_over_processes")
+    placed = jax.device_put(ROWS, NamedSharding(mesh(), PartitionSpec("fsdp")))
+    with jax.set_mesh(mesh()):
+        found = own_digests({"here": placed, "whole": Spread(True), "part": Spread(False)})
+    assert found == dict.fromkeys(("here", "whole"), expected(ROWS))
 
 
 def test_no_more_than_a_block_comes_to_the_host(monkeypatch):

@@ -373,8 +373,8 @@ def test_a_stage_that_a_config_names_is_trained_first_and_resumed(
 
     save, wanted = Checkpoints.save, [place.parent.parent]
 
-    def dying(self, state, step, metrics):
-        save(self, state, step, metrics)
+    def dying(self, state, step, metrics, *window):
+        save(self, state, step, metrics, *window)
         if self.folder.parent == wanted[0] and step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -2,20 +2,24 @@
 
 import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from etils import epath
 
 from genjax import config as configs
+from genjax import files
 from genjax.config import ConfigError
 from genjax.data import sources, tokenizers
 from genjax.data.alphabets import Bytes, Characters
 from genjax.method import DataSpec, Field
 from genjax.training import workdir
+from genjax.training.averages import Diverged
 from genjax.training.metrics import read_metrics
 
 
@@ -211,13 +215,15 @@ def test_of_simultaneous_starts_one_runs_and_the_others_name_it(tmp_path):
     assert (tmp_path / "lock").read_bytes() == b""  # nobody's name stays in it
 
 
-def fails(folder, files):
+def fails(folder, files, error=ConfigError, begun=False):
     """A start that writes these files, and then finds that something is wrong."""
-    with workdir.locked(epath.Path(folder)):
+    with workdir.locked(epath.Path(folder)) as begin:
         for name, content in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(content)
-        raise ConfigError("wrong")
+        if begun:
+            begin()
+        raise error("wrong")
 
 
 def test_a_start_that_fails_leaves_nothing_in_a_folder_that_was_not_there(tmp_path):
@@ -234,8 +240,31 @@ def test_a_start_that_fails_keeps_what_has_begun(tmp_path, name):
     assert (tmp_path / "new" / name).exists()
 
 
+@pytest.mark.parametrize(
+    ("error", "begun"),
+    [(ConfigError, True), (Diverged, True), (MemoryError, False), (KeyboardInterrupt, False)],
+)
+def test_a_run_that_fails_keeps_its_log(tmp_path, error, begun):
+    with pytest.raises(error, match="wrong"):
+        fails(tmp_path / "new", {"log.txt": "why", "metrics.jsonl": ""}, error, begun)
+    assert (tmp_path / "new" / "log.txt").read_text() == "why"
+
+
+def test_what_cannot_be_removed_does_not_hide_what_was_wrong(tmp_path):
+    """Such as a link to a folder, where a folder is expected."""
+
+    def linked(message):
+        (tmp_path / "new" / "tensorboard").symlink_to(tmp_path)
+        return ConfigError(message)
+
+    with pytest.raises(ConfigError, match="wrong"):
+        fails(tmp_path / "new", {}, linked)
+
+
 def test_a_folder_that_was_there_is_kept(tmp_path):
-    (tmp_path / ".report.html.77.partial").write_text("")
+    partial = tmp_path / ".report.html.77.partial"
+    partial.write_text("")
+    os.utime(partial, (time.time() - 2 * files.OLD,) * 2)
     (tmp_path / "log.txt").write_text("")
     with pytest.raises(ConfigError, match="wrong"):
         fails(tmp_path, {})
