@@ -40,7 +40,7 @@ def test_three_steps_are_pytorchs():
         "optimizer.learning_rate": 2e-3,
         "optimizer.eps": 1e-4,
     }
-    config = configs.load("configs/dcgan.py", overrides)
+    config = configs.load("configs/dcgan.py", {"precision": "float32"} | overrides)
     method = gan.build(config, images(SHAPE, train=BATCH))
     game = method.phases[0].loss.args[0]
     params, mutable = split("start")
