@@ -128,10 +128,10 @@ def judge(config: ConfigDict, samples: str, references: str) -> dict[str, float]
             f"--samples={samples} has {len(rows)} and --references={references} {len(right)}: "
             "expected as many of both."
         )
-    judges.check(config, rows, dataset)
     found: dict[str, float] = {}
     with jax.set_mesh(mesh):
         asked = judges.build(config, dataset, mesh)
+        judges.check(config, rows, dataset)
         if right is None and any(one.paired for one in asked):
             raise ConfigError("--references is missing: a judge compares samples one by one.")
         for one in asked:  # looks at the samples before it prepares itself

@@ -84,7 +84,7 @@ def test_a_run_is_trained_resumed_evaluated_and_sampled_there(store, tmp_path, c
     assert steps_logged(folder) == list(range(1, 15))
     assert {path.name for path in (folder / "ema").iterdir()} == {"4", "8", "12"}
     assert "resuming at step 12" in (folder / "log.txt").read_text()
-    assert (folder / "log.txt").read_text().count("step 12/12") == 1
+    assert (folder / "log.txt").read_text().count("step 12/12, loss") == 1
     count = len((folder / "metrics.jsonl").read_text().splitlines())
     assert main.main([RUN, *OWN]) == 0
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == count + 1
