@@ -171,7 +171,8 @@ def test_a_signal_saves_and_says_so_by_the_exit_code(cli, tmp_path, uninterrupte
     assert process.returncode == code
     saved = Checkpoints(tmp_path / "run").latest()
     assert 3 <= saved < 40
-    assert f"stopped by signal {int(number)} at step {saved}" in err
+    name = signal.Signals(number).name
+    assert f"stopped by signal {int(number)} ({name}) at step {saved}" in err
     cli.train(tmp_path / "run", *LONG)
     assert reported_digest(tmp_path / "run") == reported_digest(uninterrupted)
     assert steps_logged(tmp_path / "run") == list(range(1, 41))
