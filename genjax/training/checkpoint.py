@@ -447,12 +447,12 @@ def check_path(workdir: epath.Path) -> None:
       ConfigError: a name with a character that makes it a pattern, or that is not UTF-8.
     """
     text = str(absolute(workdir))
-    plain = "Rename the folder that is called so (a run in it is then read as it should be)"
+    plain = "Rename that folder (genjax then reads the run in it)"
     if glob.has_magic(text):
         found = "".join(dict.fromkeys(re.findall(r"[][*?]", text)))
         raise ConfigError(
-            f"the path {text} has {' '.join(found)} in it, which make it a pattern to the library "
-            f"that writes checkpoints. {plain}, or give another --workdir."
+            f"the path {text} contains {' '.join(found)}, which the library that writes "
+            f"checkpoints takes for a pattern. {plain}, or give another --workdir."
         )
     try:
         text.encode()

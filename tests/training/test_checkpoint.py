@@ -206,7 +206,7 @@ def test_digests_are_of_dtype_shape_and_bytes():
 def test_a_path_that_checkpoints_cannot_be_written_to_is_refused(tmp_path, name):
     """The library takes such a name for a pattern, and writes what it cannot read."""
     for config in (configs.base(), None):
-        with pytest.raises(ConfigError, match="Rename the folder"):
+        with pytest.raises(ConfigError, match="Rename that folder"):
             Checkpoints(tmp_path / name / "inside", config)
     assert list(tmp_path.iterdir()) == []
     Checkpoints(tmp_path / "run]-{1} ü 中", configs.base())
