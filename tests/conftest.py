@@ -29,7 +29,7 @@ def compiled_programs_are_let_go():
 
 @pytest.fixture
 def fuzz_seed():
-    """What random draws of tests begin with: GENJAX_FUZZ_SEED, or 0; `.ci/run` sets a fresh one."""
+    """What random draws of tests begin with: GENJAX_FUZZ_SEED, or 0."""
     seed = int(os.environ.get("GENJAX_FUZZ_SEED", "0"))
     yield seed
     print(f"GENJAX_FUZZ_SEED={seed}")  # shown of a test that fails

@@ -179,14 +179,14 @@ def from_json(
         _check_ids(inner)
         content, parse = json.dumps(inner), subwords.library().Tokenizer.from_str
         parsed = subwords.guarded(lambda: parse(content))
-        if kind == "huggingface":
-            return _checked(subwords.HuggingFace(parsed, state["special"]))
         written = parsed.to_str()
         if subwords.guarded(lambda: parse(written)).to_str() != written:
             raise ConfigError(
                 "a tokenizer that contradicts itself: read, written and read again it is another "
                 "one, as where ids of added tokens leave a gap. Fetch it again."
             )
+        if kind == "huggingface":
+            return _checked(subwords.HuggingFace(parsed, state["special"]))
         special = _numbered(_roles(parsed, roles or {}), parsed, ids or {})
         return subwords.HuggingFace(parsed, special)
     except ConfigError:

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import random
 import shutil
 
 import chex
@@ -265,11 +263,9 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_damage_of_any_file_is_one_error_or_does_not_matter(two, tmp_path, kind):
+def test_damage_of_any_file_is_one_error_or_does_not_matter(two, tmp_path, kind, fuzz_seed):
     """Of the newest checkpoint; the one before it is whole, and the error says so."""
-    seed = int(os.environ.get("GENJAX_FUZZ_SEED", str(random.randrange(2**32))))
-    print(f"GENJAX_FUZZ_SEED={seed}")
-    rng, state = np.random.default_rng(seed), make_state(12)
+    rng, state = np.random.default_rng(fuzz_seed), make_state(12)
     files = sorted(p.relative_to(two) for p in (two / "checkpoints/12").rglob("*") if p.is_file())
     damaged = 0
     for file in files:
