@@ -27,7 +27,9 @@ setup(
         "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
-    packages=find_packages(include=["genjax", "genjax.*"]),
+    packages=[*find_packages(include=["genjax", "genjax.*"]), "genjax.configs"],
+    package_dir={"genjax.configs": "configs"},
+    entry_points={"console_scripts": ["genjax=genjax.main:main"]},
     package_data={"genjax.nn.cpu": ["*.cc"]},
     python_requires=">=3.11",
     install_requires=[
@@ -51,7 +53,8 @@ setup(
     ],
     extras_require={
         "cpu": CPU,
-        "cuda": ["jax[cuda13]"],
+        "cuda": ["jax[cuda13]"],  # needs a driver of 580 or newer
+        "cuda12": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "text": ["tokenizers"],
         "wandb": ["wandb"],
@@ -59,7 +62,7 @@ setup(
         "s3": ["s3fs>=2024.12"],
         "test": [
             *("pytest", "pytest-xdist", "hypothesis", "ruff", "scikit-learn", "scipy"),
-            *("tokenizers", *CPU),
+            *("tokenizers", "setuptools>=70.1", *CPU),  # setuptools: a test builds the wheel
         ],
         "parity": [
             "torch==2.13.0",

@@ -1,1 +1,23 @@
-"""genjax: train generative models in JAX, one file of pure functions a family."""
+"""genjax: train generative models in JAX, one file of pure functions a family.
+
+`train`, `load` and `read_config` are those of `genjax.library`, which is imported when they are
+used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PUBLIC = ("load", "read_config", "train", "Run")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'genjax' has no attribute {name!r}")
+    from genjax import library
+
+    return getattr(library, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *PUBLIC])

@@ -356,6 +356,30 @@ def read_module(file: str | Path) -> ModuleType:
     return module
 
 
+def shipped() -> Path:
+    """The folder of the configs that come with genjax, in a checkout or in an installed package."""
+    inside = Path(__file__).with_name("configs")
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def located(location: str) -> str:
+    """`location` as `FILE.py[:preset]`; a config of genjax may be given by its name: `ddpm:tiny`.
+
+    Raises:
+      ConfigError: it has no such config.
+    """
+    name, mark, preset = location.partition(":")
+    if not re.fullmatch(r"\w+", name):
+        return location
+    names = sorted(path.stem for path in shipped().glob("*.py"))
+    if name not in names:
+        raise ConfigError(
+            f"--config={location}: genjax has no config {name!r}. Nearest: {nearest(name, names)}. "
+            "A config of your own is given by its file, such as my_config.py."
+        )
+    return f"{shipped() / name}.py{mark}{preset}"
+
+
 class Experiment(NamedTuple):
     """A config file that has been run, and the preset that is chosen in it."""
 

@@ -13,6 +13,7 @@ from genjax.interop.export import FORMATS
 WEIGHTS = ("ema", "guide_ema", "guide_checkpoint")  # which of a run's weights are used
 SWEEPS = ("solvers", "sweep_guidance")
 PATHS = ("config", "workdir", "output", "samples", "references", "conditions")
+INSIDE = ("options", "overrides", "command")  # of the parsed flags, and no flags themselves
 DRAWING = ("sample", *SWEEPS)  # modes that take options of drawing
 # Flags that belong to some modes, and to which.
 OWN = {
@@ -34,13 +35,14 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
 
     With --mode=sample any other `--name=value` is a condition, or an option of the method's
     sampler, and ends up in `flags.options`: name -> each of its values; with the other modes of
-    `DRAWING` it is an option. The overrides are in `flags.overrides` too.
+    `DRAWING` it is an option. The overrides are in `flags.overrides` too, and the whole command in
+    `flags.command`.
 
     Raises:
       ConfigError: an argument that is none of these.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m genjax.main",
+        prog="genjax",
         description="Train, evaluate, sample or inspect a generative model.",
         epilog="Any key of the config is set by --config.KEY=VALUE, such as "
         "--config.optimizer.learning_rate=3e-4. With --mode=sample, the conditions and options of "
@@ -48,7 +50,7 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--config", default="", help="FILE.py[:preset]; default: that of the workdir")
+    add("--config", default="", help="NAME[:preset] or FILE.py[:preset]; default: the workdir's")
     add("--workdir", default="", help="folder of the run; default: runs/CONFIG or CONFIG_PRESET")
     add("--mode", default="train", choices=tuple(modes))
     add("--allow_config_change", action="store_true", help="resume with a changed config")
@@ -72,6 +74,7 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
     flags, rest = parser.parse_known_args(argv)
     for name in PATHS:
         setattr(flags, name, at_home(getattr(flags, name), f"--{name}"))
+    flags.config = configs.located(flags.config)
     for name, own in OWN.items():
         if getattr(flags, name) != parser.get_default(name) and flags.mode not in own:
             raise ConfigError(
@@ -83,6 +86,7 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
         raise ConfigError(f"--samples needs no run: leave out --{of_run[0]}.")
     if flags.references and not flags.samples:
         raise ConfigError("--references needs --samples, a file of texts.")
+    flags.command = ("genjax", *argv)
     overrides = flags.overrides = {}
     flags.options = {}
     for argument in rest:
@@ -92,7 +96,7 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
         elif flags.mode in DRAWING and name.startswith("--") and equals:
             flags.options.setdefault(name[2:], []).append(value)
         else:
-            known = [f"--{name}" for name in vars(flags) if name not in ("options", "overrides")]
+            known = [f"--{name}" for name in vars(flags) if name not in INSIDE]
             raise ConfigError(
                 f"{argument!r} is not understood. Nearest: {configs.nearest(name, known)}, or "
                 "--config.KEY=VALUE."

@@ -18,15 +18,14 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from genjax import compilation, provenance
 from genjax import config as configs
+from genjax import provenance
 from genjax.checks import first_line
 from genjax.config import ConfigError, require
 from genjax.data import catalogue
@@ -38,77 +37,28 @@ from genjax.flags import parse
 from genjax.interop.export import write
 from genjax.modes.evaluate import evaluate
 from genjax.modes.mixture import solvers_of_mixture
-from genjax.modes.runs import fast_on_cpu, logging_to, parameters, restored
+from genjax.modes.resolve import resolve
+from genjax.modes.runs import (
+    fast_on_cpu,
+    keep_programs,
+    logging_to,
+    parameters,
+    restored,
+    weights_of,
+)
 from genjax.modes.sample import sample
 from genjax.modes.solvers import solvers_of_run, sweep_guidance
 from genjax.modes.train import train
 from genjax.nn.cpu.memory import keep_heap
 from genjax.parallel import distributed
-from genjax.parallel.mesh import fitted, make_mesh
+from genjax.parallel.mesh import make_mesh
 from genjax.parallel.rules import path_name
-from genjax.training import agreement, workdir
+from genjax.training import agreement
 from genjax.training.averages import Diverged
-from genjax.training.checkpoint import check_path
 from genjax.training.digests import digest, digests
 from genjax.training.progress import terminal_logging
 
 logger = logging.getLogger("genjax")
-
-
-def resolve(flags: argparse.Namespace, overrides: dict[str, str]) -> tuple[ConfigDict, epath.Path]:
-    """The config, from the file or from the workdir, and the workdir.
-
-    Raises:
-      ConfigError: neither is given, the workdir has no run, or it has one of another config.
-    """
-    if not flags.config and not flags.workdir:
-        raise ConfigError("give --config=FILE.py, --workdir=DIR of a run, or both.")
-    path, _, preset = flags.config.partition(":")
-    named = "_".join(filter(None, (Path(path).stem, preset)))
-    folder = place(flags.workdir or Path("runs") / named, "--workdir")
-    alone = bool(flags.samples) or flags.mode in ("statistics", "tokenizer", "config")
-    if not alone:
-        check_path(folder)
-    beside = Path(path).resolve().parent if flags.config else workdir.read_source(folder)
-    workdir.import_from(beside)
-    if flags.config:
-        config = configs.load(flags.config, overrides, judges.with_sections)
-        if alone:
-            return config, folder
-        config = workdir.with_own_precision(config, folder)
-        workdir.check_same_config(folder, config, flags.allow_config_change, judges.with_sections)
-        return adapt(config, folder, flags, overrides), folder
-    stored = workdir.read_config(folder)
-    if stored is None:
-        raise ConfigError(f"--workdir={folder} holds no run (no config.json). Give --config too.")
-    config = configs.override(judges.with_sections(stored, overrides), overrides)
-    configs.validate(config)
-    config = workdir.with_own_precision(config, folder)
-    if flags.mode == "train":
-        workdir.check_same_config(folder, config, flags.allow_config_change, judges.with_sections)
-    return adapt(config, folder, flags, overrides), folder
-
-
-def adapt(
-    config: ConfigDict, folder: epath.Path, flags: argparse.Namespace, overrides: Mapping[str, str]
-) -> ConfigDict:
-    """What follows for a run that is there from the devices and the mode, unless flags say it.
-
-    Its mesh is made to fit the devices, and --mode=eval looks at the test split if there is one.
-    """
-    spec = workdir.read_spec(folder)
-    if spec is None or flags.mode == "config":
-        return config
-    found = config
-    if not any(key.startswith("mesh.") for key in overrides):
-        found = fitted(config, jax.device_count())
-        if found.mesh != config.mesh:
-            was, now = (", ".join(f"{k}={v}" for k, v in c.mesh.items()) for c in (config, found))
-            message = "the run's mesh %s does not fit the devices here (%d): it becomes %s"
-            logger.info(message, was, jax.device_count(), now)
-    if flags.mode == "eval" and "evals.split" not in overrides and spec.sizes.get("test"):
-        found = configs.override(found, {"evals.split": "test"})
-    return found
 
 
 def statistics(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
@@ -148,7 +98,7 @@ def export(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) ->
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"{target} is not empty: give another --output, or delete it.")
     run, state = restored(config, folder, flags.checkpoint)
-    params = parameters(run, folder, state, flags)
+    params = parameters(run, folder, state, weights_of(flags))
     write(flags.format, target, config, run.spec, params)
     print(f"wrote {target}")
     return 0
@@ -219,7 +169,6 @@ MODES = {
     "export": export,
     "config": describe,
 }
-COMPILED = "xla"  # folder of compiled programs, among the data
 LAST_WORDS = 2.0  # seconds in which the other processes can say what has happened
 RESUME = "run the same command to resume from the last checkpoint"
 
@@ -269,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
             distributed.initialize()
         with logging_to(None):
             folders["GENJAX_DATA"] = cache_root()
-            compilation.keep(cache_root() / COMPILED)
+            keep_programs()
             computes = flags.mode not in ("tokenizer", "config")
             if computes:
                 distributed.start()

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from genjax import main
 
@@ -37,7 +38,7 @@ def test_the_family_of_the_documents_trains_and_samples(tmp_path, monkeypatch):
 
 
 def test_the_family_of_the_readme_trains_and_samples(tmp_path):
-    (code,) = blocks("README.md", "python")
+    (code,) = (block for block in blocks("README.md", "python") if "def build(" in block)
     (tmp_path / "small_flow.py").write_text(code)
     run = tmp_path / "run"
     config = f"--config={tmp_path / 'small_flow.py'}"
@@ -49,3 +50,13 @@ def test_the_family_of_the_readme_trains_and_samples(tmp_path):
     assert main.main([f"--workdir={run}", "--mode=sample", "--num=4", "--steps=5"]) == 0
     (file,) = (run / "generated").glob("*.npz")
     assert np.load(file)["samples"].shape == (4, 8, 8, 1)
+
+
+def test_the_python_of_the_readme_trains_samples_and_evaluates(tmp_path, monkeypatch, capsys):
+    (code,) = (block for block in blocks("README.md", "python") if "import genjax\n" in block)
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("20_epochs", "20_steps"), {})
+    assert Image.open("threes.png").mode == "RGB"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1].startswith("dict_keys")
+    assert "'eval/loss': " in printed[-2]

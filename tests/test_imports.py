@@ -20,6 +20,7 @@ LAYERS = [
     {"training"},
     {"evals"},
     {"modes", "flags"},
+    {"library"},
     {"main"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

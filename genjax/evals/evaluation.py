@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from genjax import modalities
@@ -35,6 +36,22 @@ from genjax.training.metrics import Writers
 
 Tree = Any
 logger = logging.getLogger("genjax")
+
+
+class Evaluated(NamedTuple):
+    """What one evaluation in training has shown.
+
+    Attributes:
+      step: of the state.
+      metrics: name -> value, such as "eval/loss".
+      picture: the grid of samples; None if samples are no pictures.
+      text: the samples as text; None if they are not read.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    picture: UInt8[np.ndarray, "H W 3"] | None
+    text: str | None
 
 
 def check_split(config: ConfigDict, name: str, sizes: Mapping[str, int]) -> None:
@@ -72,17 +89,24 @@ class Evaluation:
         writers: Writers,
         judges: Sequence[Judge] = (),
         split: str = "",
+        on_eval: Callable[[Evaluated], None] | None = None,
     ):
         """Jits what is needed and reads the examples to be shown; compiles at the first call.
 
-        `split`, if the evaluation is of another one than the run's own, is part of the names under
-        which the writers get the metrics.
+        Args:
+          run: put together.
+          dataset: its data.
+          workdir: its folder.
+          writers: that get the metrics.
+          judges: of the samples.
+          split: that is evaluated, if it is not the run's own: a part of the metrics' names then.
+          on_eval: is called with what each evaluation shows, on the first process.
 
         Raises:
           ConfigError: the split has no examples, or a metric that the config names will not be
             among the evaluation's.
         """
-        self.run, self.workdir, self.writers = run, workdir, writers
+        self.run, self.workdir, self.writers, self.on_eval = run, workdir, writers, on_eval
         self.prefix = f"eval/{split}/" if split else "eval/"
         self.evals = run.config.evals
         # Who judges the samples that are shown has nothing to do where none are.
@@ -143,14 +167,19 @@ class Evaluation:
             save_png(self.workdir / "samples" / f"{file}_{step:08d}.png", picture)
             self.writers.images(step, name, picture)
 
-    def _show(self, step: int, samples: np.ndarray) -> None:
-        """Shows samples as their modality does: a picture, a text, a sound."""
+    def _show(self, step: int, samples: np.ndarray) -> tuple[np.ndarray | None, str | None]:
+        """Writes samples as their modality shows them: a picture, a text, a sound.
+
+        Returns:
+          The picture and the text, or None for each that there is not.
+        """
         folder = self.workdir / "samples"
         if (picture := modalities.picture_of(samples, self.field)) is not None:
             self._picture(step, "samples", picture)
+        read = modalities.text_of(samples, self.field)
         if jax.process_index():
-            return
-        if (read := modalities.text_of(samples, self.field)) is not None:
+            return picture, read
+        if read is not None:
             write_atomic(folder / f"step_{step:08d}.txt", read.encode())
             self.writers.text(step, "samples", read)
         if (sound := modalities.player_of(samples, self.field)) is not None:
@@ -158,6 +187,7 @@ class Evaluation:
         told = describe(self.run.method.conditions, self.given, len(samples))
         if told and not any(folder.glob("conditions_*.txt")):
             write_atomic(folder / f"conditions_{step:08d}.txt", told.encode())
+        return picture, read
 
     def _check_metrics(self) -> None:
         c = self.run.config
@@ -205,7 +235,7 @@ class Evaluation:
             process_count=parts,
             limit=self.evals.limit,
         )
-        start = time.perf_counter()
+        start, picture, text = time.perf_counter(), None, None
         key = stream(state.key, "eval")
         found = evaluate(self.sums, params, state.mutable, batches, key, mesh)
         if self.run.method.derived:
@@ -214,7 +244,7 @@ class Evaluation:
             # The same noise every time, so that the grids of a run can be compared.
             samples = self.draw(params, state.mutable, state.key)
             if pictures and self.evals.samples:
-                self._show(step, samples[: self.evals.samples])
+                picture, text = self._show(step, samples[: self.evals.samples])
             for judge in self.judges:
                 n = judge.samples or self.evals.samples
                 given = {name: rows[:n] for name, rows in self.given.items()}
@@ -231,6 +261,8 @@ class Evaluation:
         logger.info("evaluation at step %d: %s", step, shown)
         for warning in self._warnings() if pictures else ():
             logger.warning(warning)
+        if self.on_eval and jax.process_index() == 0:
+            self.on_eval(Evaluated(step, metrics, picture, text))
         return metrics
 
     def _warnings(self) -> list[str]:

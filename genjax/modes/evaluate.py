@@ -31,6 +31,7 @@ from genjax.modes.runs import (
     restore_at,
     spec_of,
     tell_who_computes,
+    weights_of,
 )
 from genjax.parallel.distributed import largest
 from genjax.parallel.mesh import make_mesh
@@ -44,17 +45,23 @@ logger = logging.getLogger("genjax")
 
 
 def evaluate(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
-    """Evaluates a checkpoint, or judges samples, and prints the metrics.
+    """Evaluates a checkpoint, or judges samples, and prints the metrics."""
+    if flags.samples:
+        with answered(lambda: STOPPING), traced(config.profile, folder, "the judging"):
+            return tell_metrics(judge(config, flags.samples, flags.references))
+    return tell_metrics(evaluate_checkpoint(config, folder, flags))
+
+
+def evaluate_checkpoint(
+    config: ConfigDict, folder: epath.Path, flags: argparse.Namespace
+) -> dict[str, float]:
+    """The `eval/` metrics of a checkpoint.
 
     They go into the run's metrics and report as well if they are of its newest checkpoint and usual
     weights, with nothing in the config changed but the devices, `profile`, `cpu_library`, who
     judges and the split, and if no process trains the run at this moment. Those of another split
     than the run's own are called `eval/<split>/...`, and leave its pictures alone.
     """
-    if flags.samples:
-        with answered(lambda: STOPPING), traced(config.profile, folder, "the judging"):
-            metrics = judge(config, flags.samples, flags.references)
-        return tell_metrics(metrics)
     spec_of(folder)  # complain of a missing run first
     run, dataset, content = prepare(config, folder)
     workdir.check_same_data(folder, run.spec, flags.allow_config_change, content)
@@ -64,7 +71,7 @@ def evaluate(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) 
     own = own and int(state.step) == Checkpoints(folder).latest()
     own = own and not any(getattr(flags, name) for name in WEIGHTS)
     split = "" if config.evals.split == stored.evals.split else config.evals.split
-    params = parameters(run, folder, state, flags)
+    params = parameters(run, folder, state, weights_of(flags))
     tell_who_computes()
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(run.mesh))
@@ -88,7 +95,7 @@ def evaluate(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) 
             stopped = exhausted(config, folder / "metrics.jsonl")
             evaluation.write_report(state, int(state.step) >= run.total_steps or stopped)
         writers.close()
-    return tell_metrics(metrics)
+    return metrics
 
 
 def comparable(config: ConfigDict) -> dict[str, Any]:

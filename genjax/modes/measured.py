@@ -20,7 +20,14 @@ from genjax.data.catalogue import Dataset
 from genjax.evals import judges
 from genjax.evals.judges import Judge
 from genjax.method import Method, Tree, options_of
-from genjax.modes.runs import parameters, prepare, restore_at, spec_of, tell_who_computes
+from genjax.modes.runs import (
+    parameters,
+    prepare,
+    restore_at,
+    spec_of,
+    tell_who_computes,
+    weights_of,
+)
 from genjax.parallel.distributed import largest
 from genjax.sampling import conditions
 from genjax.sampling.draw import MOST_SAMPLES, make_draw, parse_options, planned
@@ -189,7 +196,7 @@ def opened(begun: Begun, folder: epath.Path, flags: argparse.Namespace) -> Opene
     config = run.config
     like = dataset.decoded or dataset
     state = restore_at(run, folder, flags.checkpoint)
-    params = parameters(run, folder, state, flags)
+    params = parameters(run, folder, state, weights_of(flags))
     judging = judges.build(config, like, run.mesh)
     num = count_of(flags, max(judge.samples or config.evals.samples for judge in judging))
     source = like.splits.get(config.evals.split)

@@ -15,10 +15,12 @@ import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
+from genjax import compilation
 from genjax.config import ConfigError
 from genjax.data import catalogue
 from genjax.data.digest import content_digests
 from genjax.data.packages import cache_root
+from genjax.flags import WEIGHTS
 from genjax.method import DataSpec, Stage, Tree
 from genjax.nn.cpu import onednn
 from genjax.parallel import distributed
@@ -29,6 +31,8 @@ from genjax.training.checkpoint import Checkpoints
 from genjax.training.progress import file_logging, terminal_logging
 
 logger = logging.getLogger("genjax")
+
+COMPILED = "xla"  # folder of compiled programs, among the data
 
 
 class Prepared(NamedTuple):
@@ -155,8 +159,27 @@ def find_step(run: Assembly, checkpoints: Checkpoints, given: str, flag: str) ->
     return int(given) if given else None
 
 
+class Weights(NamedTuple):
+    """Which of a run's weights are used.
+
+    Attributes:
+      ema: the name of an average, its standard deviation, "none", or "" for the usual one.
+      guide_ema: the average of the weights that guide; "" for that of `ema`.
+      guide_checkpoint: the step of the weights that guide; "" for the same step.
+    """
+
+    ema: str = ""
+    guide_ema: str = ""
+    guide_checkpoint: str = ""
+
+
+def weights_of(flags: argparse.Namespace) -> Weights:
+    """The weights that a command names."""
+    return Weights(*(getattr(flags, name) for name in WEIGHTS))
+
+
 def parameters(
-    run: Assembly, folder: epath.Path, state: TrainState, flags: argparse.Namespace
+    run: Assembly, folder: epath.Path, state: TrainState, weights: Weights
 ) -> dict[str, Tree]:
     """The parameters that a command uses: the average that --ema names, and guides beside them.
 
@@ -167,27 +190,27 @@ def parameters(
       run: the run.
       folder: its workdir.
       state: its checkpoint that is used.
-      flags: of the command.
+      weights: which are used.
 
     Raises:
       ConfigError: what is named was not kept, the method knows no guide, or a weight is not finite.
     """
-    params = snapshots.parameters(run, folder, state, flags.ema, "--ema")
+    params = snapshots.parameters(run, folder, state, weights.ema, "--ema")
     check_finite({"params": params, "mutable": state.mutable}, folder, int(state.step))
-    given = {name: getattr(flags, name) for name in ("guide_ema", "guide_checkpoint")}
-    if not any(given.values()):
+    guides = {name: getattr(weights, name) for name in ("guide_ema", "guide_checkpoint")}
+    if not any(guides.values()):
         return params
     if not run.method.guided:
-        said = " ".join(f"--{name}={value}" for name, value in given.items() if value)
+        flags = " ".join(f"--{name}={value}" for name, value in guides.items() if value)
         raise ConfigError(
-            f"{said}: method {run.config.method!r} cannot be guided by other weights of its "
+            f"{flags}: method {run.config.method!r} cannot be guided by other weights of its "
             "networks. Leave it out."
         )
     checkpoints = Checkpoints(folder)
-    step = find_step(run, checkpoints, flags.guide_checkpoint, "--guide_checkpoint")
+    step = find_step(run, checkpoints, weights.guide_checkpoint, "--guide_checkpoint")
     other = state if step in (None, int(state.step)) else snapshots.read(run, checkpoints, step)
-    flag = "--guide_ema" if flags.guide_ema else "--ema"
-    guide = snapshots.parameters(run, folder, other, flags.guide_ema or flags.ema, flag)
+    flag = "--guide_ema" if weights.guide_ema else "--ema"
+    guide = snapshots.parameters(run, folder, other, weights.guide_ema or weights.ema, flag)
     check_finite({"params": guide}, folder, int(other.step))
     return params | {f"guide/{name}": guide[name] for name in game.trained(run.method)}
 
@@ -234,6 +257,11 @@ def logging_to(folder: epath.Path | None) -> Iterator[None]:
     first = not distributed.several() or jax.process_index() == 0  # starts no backend
     with inside if first else contextlib.nullcontext():
         yield
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs among the data, for this process and later ones."""
+    compilation.keep(cache_root() / COMPILED)
 
 
 @contextlib.contextmanager

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import itertools
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,12 @@ from genjax.bars import STOPPING, answered
 from genjax.config import ConfigError, require
 from genjax.data import catalogue
 from genjax.flags import WEIGHTS
-from genjax.method import options_of
+from genjax.method import Tree, options_of
 from genjax.modalities.text import VISIBLE
-from genjax.modes.runs import parameters, restored, tell_who_computes
+from genjax.modes.runs import parameters, restored, tell_who_computes, weights_of
 from genjax.sampling import conditions, written
 from genjax.sampling.conditions import Rows
-from genjax.sampling.draw import MOST_SAMPLES, draw_rows, make_draw, parse_options
+from genjax.sampling.draw import MOST_SAMPLES, Sampler, draw_rows, parse_options
 from genjax.train_state import TrainState, seeded_key, stream
 from genjax.training import workdir
 from genjax.training.assemble import Assembly
@@ -52,17 +51,18 @@ def sample(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) ->
     )
     rows = find_rows(config, folder, run, given, flags)
     num = flags.num or max(len(rows), 1 if flags.conditions else modalities.number(field))
-    params = parameters(run, folder, state, flags)
+    params = parameters(run, folder, state, weights_of(flags))
     if flags.stream:
+        require(flags.num in (None, 1), "--num", flags.num, "1 with --stream")
         with traced(config.profile, folder, "the sampling"):
-            return tell_text(run, params, state, rows, options, flags)
-    own = (params, state.mutable, seeded_key(seed))
+            for piece in streamed(run, params, state, rows, options, seed):
+                print(piece.translate(VISIBLE), end="", flush=True)
+            print()
+        return 0
     logger.info("sampling %d, step %d; a program is compiled first", num, int(state.step))
+    sampler = Sampler(run.method, run.mesh)
     with answered(lambda: STOPPING), traced(config.profile, folder, "the sampling"):
-        if rows:
-            samples = draw_rows(run.method, run.mesh, rows, num, options, *own)
-        else:
-            samples = make_draw(run.method, run.mesh, num, {}, options)(*own)
+        samples = drawn(sampler, params, state.mutable, rows, num, options, seed)
     tell_who_computes()
     if jax.process_index() == 0:
         base = folder / "generated" / f"step_{int(state.step):08d}_seed_{seed}{said(flags)}"
@@ -71,6 +71,26 @@ def sample(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) ->
             print(read)
         print(f"wrote {' and '.join(map(str, files))}")
     return 0
+
+
+def drawn(
+    sampler: Sampler,
+    params: Tree,
+    mutable: Tree,
+    rows: Rows,
+    num: int,
+    options: Mapping[str, Any],
+    seed: int,
+) -> np.ndarray:
+    """`num` samples, for rows of conditions in turn if there are any.
+
+    Raises:
+      ConfigError: an option has a value that the method cannot follow.
+    """
+    key = seeded_key(seed)
+    if rows:
+        return draw_rows(sampler, rows, num, options, params, mutable, key)
+    return sampler.make(num, {}, options)(params, mutable, key)
 
 
 def find_rows(
@@ -144,29 +164,38 @@ def said(flags: argparse.Namespace) -> str:
     return f"{plain}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def tell_text(
+def streamed(
     run: Assembly,
-    params: dict,
+    params: Tree,
     state: TrainState,
     rows: Rows,
-    options: dict[str, Any],
-    flags: argparse.Namespace,
-) -> int:
-    """Prints one text as it comes: that which `sample` draws with the same seed."""
+    options: Mapping[str, Any],
+    seed: int,
+) -> Iterator[str]:
+    """The pieces of one text as it is generated, its prompt first: `drawn`'s of the same seed.
+
+    Raises:
+      ConfigError: the method does not generate text, there is more than one prompt, or more than
+        one process.
+    """
     if "decode" not in options_of(run.method):
-        raise ConfigError(f"--stream is for text; method {run.config.method!r} has none to stream.")
-    require(flags.num in (None, 1), "--num", flags.num, "1 with --stream")
+        raise ConfigError(
+            f"--stream is for methods that generate text, and method {run.config.method!r} does "
+            "not: leave it out."
+        )
     require(len(rows) < 2, "conditions", len(rows), "one with --stream")
     require(jax.process_count() == 1, "--stream", True, "one process")
-    key = jax.random.fold_in(stream(seeded_key(flags.seed or 0), "sample"), 0)
+    key = jax.random.fold_in(stream(seeded_key(seed), "sample"), 0)
     condition = {name: value[None] for row in rows for name, value in row.items()}
     decode = run.spec.generated.facts["tokenizer"].decode
+    yield from (decode(np.asarray(value)) for row in rows for value in row.values())
     with jax.set_mesh(run.mesh):
-        pieces = run.method.sample(
-            params, state.mutable, key, 1, condition, decode=decode, **options
+        pieces = iter(
+            run.method.sample(params, state.mutable, key, 1, condition, decode=decode, **options)
         )
-        prompts = (decode(value) for row in rows for value in map(np.asarray, row.values()))
-        for piece in itertools.chain(prompts, pieces):
-            print(piece.translate(VISIBLE), end="", flush=True)
-    print()
-    return 0
+    while True:
+        with jax.set_mesh(run.mesh):  # never while the caller's own code runs
+            piece = next(pieces, None)
+        if piece is None:
+            return
+        yield piece

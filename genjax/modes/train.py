@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from genjax.config import ConfigError
 from genjax.data import catalogue
 from genjax.data.digest import data_digest
 from genjax.evals import judges
-from genjax.evals.evaluation import Evaluation, check_split
+from genjax.evals.evaluation import Evaluated, Evaluation, check_split
 from genjax.files import place
 from genjax.modes.runs import logging_to, prepare, restore, tell_who_computes
 from genjax.nn.precision import settled
@@ -29,8 +28,16 @@ from genjax.training.checkpoint import Checkpoints
 from genjax.training.metrics import Writers, require_wandb
 
 
-def train(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
-    """Trains, or resumes; returns the exit code."""
+def train(
+    config: ConfigDict,
+    folder: epath.Path,
+    flags: argparse.Namespace,
+    on_eval: Callable[[Evaluated], None] | None = None,
+) -> int:
+    """Trains, or resumes; returns the exit code.
+
+    `on_eval` is called on the first process after each evaluation of the run, not of its stages.
+    """
     config = settled(config)
     check(config, folder)  # before stages are trained for it
     with workdir.locked(folder) as begin:
@@ -38,7 +45,7 @@ def train(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> 
             if stages.is_config(given) and (code := train_stage(name, config, folder, flags)):
                 return code
         with logging_to(folder):
-            return _train(config, folder, flags, begin)
+            return _train(config, folder, flags, begin, on_eval)
 
 
 def check(config: ConfigDict, folder: epath.Path) -> None:
@@ -100,7 +107,11 @@ def located(given: str, folder: epath.Path, flags: argparse.Namespace) -> str:
 
 
 def _train(
-    config: ConfigDict, folder: epath.Path, flags: argparse.Namespace, begin: Callable[[], None]
+    config: ConfigDict,
+    folder: epath.Path,
+    flags: argparse.Namespace,
+    begin: Callable[[], None],
+    on_eval: Callable[[Evaluated], None] | None,
 ) -> int:
     tell_who_computes()
     run, dataset, content = prepare(config, folder, training=True)
@@ -119,15 +130,15 @@ def _train(
             length = lengths.began_with(folder, stages.find(config, folder)) or run.total_steps
             kept = with_own_mesh(config, folder)
             kept.profile = ""  # it is of this command alone
-            described = kept, run.spec, sys.argv, length, digest, source, content()
+            described = kept, run.spec, flags.command, length, digest, source, content()
             workdir.write_config(folder, *described)
         return state
 
     def evaluation(writers: Writers) -> Evaluation:
         judging = judges.build(config, dataset.decoded or dataset, run.mesh)
-        made = Evaluation(run, dataset, folder, writers, judging)
+        evaluation = Evaluation(run, dataset, folder, writers, judging, on_eval=on_eval)
         begin()  # nothing is left that could refuse the start
-        return made
+        return evaluation
 
     return loop.train(run, dataset, folder, start, evaluation)
 

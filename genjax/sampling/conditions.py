@@ -118,7 +118,7 @@ def required(condition: Condition, name: str) -> Array:
     return condition[name]
 
 
-# ---- for the command line ------------------------------------------------------------------------
+# ---- given by a user -----------------------------------------------------------------------------
 
 
 def parse(known: Mapping[str, Field], given: Mapping[str, Sequence[str]]) -> Rows:
@@ -146,6 +146,45 @@ def parse(known: Mapping[str, Field], given: Mapping[str, Sequence[str]]) -> Row
         columns[name] = [
             _value(flag, text, field) for one in texts for text in _several(one, field)
         ]
+    return _in_turn(columns)
+
+
+def from_values(known: Mapping[str, Field], values: Mapping[str, Any]) -> Rows:
+    """The rows that Python values name: of each condition one for all, or a list of them.
+
+    Args:
+      known: the conditions of the method.
+      values: condition -> a text, a number, an array of the field's shape, a list of these, or one
+        array of several. `NAME_file` names a file with the text of condition NAME.
+
+    Raises:
+      ConfigError: a value that does not fit its condition, or lists of different lengths.
+    """
+    columns: dict[str, list[np.ndarray]] = {}
+    for name, value in values.items():
+        if name not in known:
+            rows = parse(known, {name: _listed(value)})
+            columns |= {key: [row[key] for row in rows] for key in rows[0]}
+            continue
+        field = known[name]
+        if np.ndim(value) > len(field.shape) and hasattr(value, "dtype"):
+            columns[name] = list(_column(name, name, np.asarray(value), field))
+            continue
+        columns[name] = [
+            _column(name, name, np.asarray(one)[None], field)[0]
+            if hasattr(one, "dtype")
+            else _value(name, str(one), field)
+            for one in _listed(value)
+        ]
+    return _in_turn(columns)
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _in_turn(columns: Mapping[str, Sequence[np.ndarray]]) -> Rows:
+    """One row for each value of the longest column."""
     count = max(map(len, columns.values()), default=0)
     for name, values in columns.items():
         if len(values) not in (1, count):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -79,7 +80,8 @@ def make_draw(
     """The function (params, mutable, key) -> `num` samples, on the host of every process.
 
     It is compiled at its first call. It also takes other `arrays`, those of another plan of the
-    same shapes (see `planned`), with which it is not compiled again. Batches of `BATCH` are drawn
+    same shapes (see `planned`), and other values of the same conditions, without compiling again.
+    Batches of `BATCH` are drawn
     with the key folded with their index, so that the first samples depend neither on how many
     follow nor on the devices. As many batches as devices share a batch are drawn at once, one on
     each; fewer one after the other, each spread over the devices if they divide it.
@@ -100,12 +102,11 @@ def make_draw(
     batches = -(-num // size)
     at_once = split if batches >= split or (batches > 1 and size % split) else 1
     rounds = -(-batches // at_once)
-    rows = {
-        name: np.asarray(values)[np.arange(rounds * at_once * size) % len(values)].reshape(
-            rounds, at_once, size, *np.shape(values)[1:]
-        )
-        for name, values in (condition or {}).items()
-    }
+
+    def in_rounds(values: np.ndarray) -> np.ndarray:
+        turns = np.arange(rounds * at_once * size) % len(values)
+        return np.asarray(values)[turns].reshape(rounds, at_once, size, *np.shape(values)[1:])
+
     spread = at_once > 1 or size % split == 0
     sharding = NamedSharding(mesh, OVER_DEVICES if spread else PartitionSpec())
 
@@ -132,8 +133,13 @@ def make_draw(
     jitted = jax.jit(batch, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def draw(
-        params: Tree, mutable: Tree, key: jax.Array, arrays: Mapping[str, Tree] = traced
+        params: Tree,
+        mutable: Tree,
+        key: jax.Array,
+        arrays: Mapping[str, Tree] = traced,
+        condition: Mapping[str, np.ndarray] = condition or {},
     ) -> np.ndarray:
+        rows = {name: in_rounds(values) for name, values in condition.items()}
         key = stream(key, "sample")
         with jax.set_mesh(mesh), following("sampling", num) as advance:
             drawn, count = [], at_once * size
@@ -148,9 +154,33 @@ def make_draw(
     return draw
 
 
+class Sampler:
+    """Draws samples of one method, and keeps the programs that it has compiled.
+
+    A call with other values of the same conditions, or with options that `Method.plan` makes arrays
+    of (steps of one padded length, guidance), uses the program of the call before it.
+    """
+
+    def __init__(self, method: Method, mesh: Mesh):
+        """Compiles nothing yet."""
+        self.method, self.mesh = method, mesh
+        self._programs: dict[Any, Callable[..., np.ndarray]] = {}
+
+    def make(
+        self, num: int, condition: Mapping[str, np.ndarray], options: Mapping[str, Any]
+    ) -> Callable[..., np.ndarray]:
+        """The function (params, mutable, key) -> `num` samples: see `make_draw`."""
+        fixed, arrays = planned(self.method, options)
+        shapes = jax.tree.map(lambda x: (np.shape(x), np.result_type(x).name), (arrays, condition))
+        given_rows = {name: len(values) for name, values in condition.items()}
+        key = (num, repr(sorted(fixed.items())), repr(shapes), repr(given_rows))
+        if key not in self._programs:
+            self._programs[key] = make_draw(self.method, self.mesh, num, condition, options)
+        return partial(self._programs[key], arrays=arrays, condition=condition)
+
+
 def draw_rows(
-    method: Method,
-    mesh: Mesh,
+    sampler: Sampler,
     rows: Sequence[Mapping[str, np.ndarray]],
     num: int,
     options: Mapping[str, Any],
@@ -166,8 +196,7 @@ def draw_rows(
     after it with the key folded with n.
 
     Args:
-      method: what to draw from.
-      mesh: the devices.
+      sampler: of the method.
       rows: at least one: condition -> array.
       num: how many samples.
       options: keywords of `method.sample`.
@@ -184,7 +213,7 @@ def draw_rows(
     for n, shape in enumerate(sorted(set(shapes), reverse=True)):
         alike = [i for i in range(num) if shapes[i] == shape]
         condition = {name: np.stack([given[i][name] for i in alike]) for name, _ in shape}
-        draw = make_draw(method, mesh, len(alike), condition, options)
+        draw = sampler.make(len(alike), condition, options)
         drawn = draw(params, mutable, jax.random.fold_in(key, n) if n else key)
         samples |= dict(zip(alike, drawn, strict=True))
     if len({sample.shape for sample in samples.values()}) == 1:

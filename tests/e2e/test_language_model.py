@@ -262,4 +262,7 @@ def test_a_prompt_is_for_text(finished_run, capsys):
     assert main([f"--workdir={finished_run}", "--mode=sample", "--prompt=a"]) == 1
     assert "--prompt=a: this run has no such condition" in capsys.readouterr().err
     assert main([f"--workdir={finished_run}", "--mode=sample", "--stream"]) == 1
-    assert "--stream is for text; method 'diffusion' has none" in capsys.readouterr().err
+    assert (
+        "--stream is for methods that generate text, and method 'diffusion' does not"
+        in capsys.readouterr().err
+    )

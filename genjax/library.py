@@ -1,0 +1,298 @@
+"""Training, sampling and evaluation from Python, by the functions that the command line uses.
+
+import genjax
+
+run = genjax.train("ddpm:tiny", "runs/digits")
+images = run.sample(16, label=3, steps=20)
+run.picture(images).save("threes.png")
+
+run = genjax.load("runs/digits")
+run.evaluate(judges=["fidelity"])
+run.params
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+from PIL import Image
+
+from genjax import config as configs
+from genjax import modalities
+from genjax.config import ConfigError, require
+from genjax.evals import judges
+from genjax.evals.evaluation import Evaluated
+from genjax.files import place
+from genjax.flags import parse
+from genjax.method import Field, Tree
+from genjax.modalities import text
+from genjax.modes.evaluate import evaluate_checkpoint
+from genjax.modes.resolve import fit_to_run, resolve
+from genjax.modes.runs import (
+    Weights,
+    fast_on_cpu,
+    keep_programs,
+    logging_to,
+    parameters,
+    restored,
+)
+from genjax.modes.sample import drawn, streamed
+from genjax.modes.train import train as train_run
+from genjax.nn.cpu.memory import keep_heap
+from genjax.parallel import distributed
+from genjax.sampling import conditions
+from genjax.sampling.draw import MOST_SAMPLES, Sampler, parse_options
+from genjax.train_state import TrainState
+from genjax.training import agreement
+from genjax.training.assemble import Assembly
+
+Path = str | os.PathLike
+
+
+class Run:
+    """A trained run: a checkpoint with its config, which samples and evaluates.
+
+    Attributes:
+      workdir: its folder.
+      config: its config; a copy may be changed and trained in another folder.
+      params: network -> parameters that samples use, the average of the weights by default.
+      state: the whole checkpoint.
+      step: of the checkpoint.
+      field: what its samples are: kind, shape, dtype.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: epath.Path,
+        assembly: Assembly,
+        state: TrainState,
+        weights: Weights,
+    ):
+        """See `load`.
+
+        Raises:
+          ConfigError: weights that the run did not keep, or that are not finite.
+        """
+        self.config, self.workdir, self.assembly, self.state = config, workdir, assembly, state
+        self.weights = weights
+        self.params: dict[str, Tree] = parameters(assembly, workdir, state, weights)
+        self.step = int(state.step)
+        self.field: Field = assembly.method.output or assembly.spec.generated
+        self._sampler = Sampler(assembly.method, assembly.mesh)
+
+    def __repr__(self) -> str:
+        """Its folder, method and step."""
+        return f"Run({str(self.workdir)!r}, method {self.config.method!r}, step {self.step})"
+
+    def sample(self, num: int | None = None, *, seed: int = 0, **given: Any) -> np.ndarray:
+        """Draws samples, those of `--mode=sample` with the same seed.
+
+        Another call with the same number compiles nothing again if only values of conditions
+        change, or the guidance, the sampler or its steps in a family that has a plan for them.
+
+        Args:
+          num: how many; by default one for each value of a condition, or as many as the modality
+            shows.
+          seed: of the draws.
+          **given: conditions of the run, one value for all samples or a list of them (a class by
+            number or name, a prompt, an array), and options of its method, such as steps=20.
+
+        Returns:
+          [N, ...] in the format of the data: images as uint8 [N, H, W, C], texts as token ids,
+          which `texts` decodes.
+
+        Raises:
+          ConfigError: no such condition or option, or a value that does not fit.
+        """
+        require(num is None or 0 < num <= MOST_SAMPLES, "num", num, f"1 to {MOST_SAMPLES}")
+        rows, options = self._request(given)
+        require(num is None or num >= len(rows), "num", num, f"at least {len(rows)}, one for each")
+        count = num or max(len(rows), modalities.number(self.field))
+        arrays = self.params, self.state.mutable
+        with fast_on_cpu(self.config):
+            return drawn(self._sampler, *arrays, rows, count, options, seed)
+
+    def stream(self, *, seed: int = 0, **given: Any) -> Iterator[str]:
+        """The pieces of one text as it is generated, its prompt first.
+
+        Args:
+          seed: of the draws.
+          **given: as in `sample`.
+
+        Raises:
+          ConfigError: the run's method does not generate text.
+        """
+        rows, options = self._request(given)
+        with fast_on_cpu(self.config):
+            yield from streamed(self.assembly, self.params, self.state, rows, options, seed)
+
+    def texts(self, samples: np.ndarray) -> list[str]:
+        """The text of each sample of token ids.
+
+        Raises:
+          ConfigError: the run's samples are no texts.
+        """
+        if self.field.kind != "text":
+            raise ConfigError(f"the samples of this run are {self.field.kind}s, not texts.")
+        return text.strings(samples, self.field)
+
+    def picture(self, samples: np.ndarray) -> Image.Image:
+        """One picture of samples: a grid of images, a plot of other kinds.
+
+        Raises:
+          ConfigError: the run's samples have no picture.
+        """
+        pixels = modalities.picture_of(samples, self.field)
+        if pixels is None:
+            raise ConfigError(f"samples of kind {self.field.kind!r} have no picture.")
+        return Image.fromarray(pixels)
+
+    def evaluate(
+        self, split: str = "", judges: Sequence[str] = (), **keys: Any
+    ) -> dict[str, float]:
+        """The metrics of the checkpoint, those of `--mode=eval`.
+
+        Args:
+          split: of the data; by default the test split if there is one.
+          judges: of the samples, such as "fidelity"; by default those of the config.
+          **keys: keys of `config.evals`, such as limit=1000.
+
+        Raises:
+          ConfigError: the data are not there, no such split, judge or key.
+        """
+        overrides: dict[str, Any] = {f"evals.{key}": value for key, value in keys.items()}
+        if split:
+            overrides["evals.split"] = split
+        if judges:
+            overrides["evals.judges"] = tuple(judges)
+        flags = _flags("eval", workdir=str(self.workdir), checkpoint=str(self.step))
+        for name, value in self.weights._asdict().items():
+            setattr(flags, name, value)
+        config, folder = resolve(flags, overrides)
+        with logging_to(None), fast_on_cpu(config):
+            return evaluate_checkpoint(config, folder, flags)
+
+    def _request(self, given: Mapping[str, Any]) -> tuple[conditions.Rows, dict[str, Any]]:
+        """The rows of conditions and the options of drawing in the keywords of a call."""
+        method = self.assembly.method
+        known = conditions.flags_of(method.conditions)
+        of_conditions = {name: value for name, value in given.items() if name in known}
+        others = {name: [_text(v)] for name, v in given.items() if name not in known}
+        return conditions.from_values(method.conditions, of_conditions), parse_options(
+            method, others
+        )
+
+
+def read_config(name: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+    """A config, to be looked at or changed before `train`.
+
+    Args:
+      name: of a config of genjax, such as "ddpm:tiny", or a file: "my_config.py:preset".
+      overrides: dotted key -> value, such as {"optimizer.learning_rate": 3e-4}.
+
+    Raises:
+      ConfigError: no such config, key or value.
+    """
+    return configs.load(configs.located(name), overrides, judges.with_sections)
+
+
+def train(
+    config: str | ConfigDict,
+    workdir: Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    on_eval: Callable[[Evaluated], None] | None = None,
+    allow_config_change: bool = False,
+) -> Run:
+    """Trains a run to its end, or resumes it, and loads it.
+
+    Args:
+      config: the name or file of a config, or what `read_config` gives.
+      workdir: its folder.
+      overrides: dotted key -> value.
+      on_eval: is called after each evaluation with its step, metrics and samples.
+      allow_config_change: resume although the config is another one.
+
+    Raises:
+      ConfigError: something is wrong with config, data or folder; the message says what to do.
+      KeyboardInterrupt: the training was interrupted. It is saved: the same call resumes it.
+    """
+    _start()
+    location = config if isinstance(config, str) else ""
+    flags = _flags("train", config=location, workdir=str(workdir))
+    flags.allow_config_change = allow_config_change
+    flags.command = ("genjax.train", location, str(workdir))
+    overrides = dict(overrides or {})
+    if location:
+        settled, folder = resolve(flags, overrides)
+    else:
+        settled = configs.override(judges.with_sections(config, overrides), overrides)
+        configs.validate(settled)
+        folder = place(flags.workdir, "workdir")
+        settled = fit_to_run(settled, folder, flags, overrides)
+    if distributed.several():
+        distributed.agree(agreement.of_command(settled, folder, flags))
+    with logging_to(None), fast_on_cpu(settled):
+        if train_run(settled, folder, flags, on_eval):
+            raise KeyboardInterrupt("interrupted and saved: the same call resumes the training")
+    return load(folder)
+
+
+def load(
+    workdir: Path,
+    checkpoint: str | int = "",
+    *,
+    ema: str | float = "",
+    guide_ema: str | float = "",
+    guide_checkpoint: str | int = "",
+) -> Run:
+    """Loads a trained run; its data are not needed.
+
+    Args:
+      workdir: its folder.
+      checkpoint: a step, "best", or "" for the newest.
+      ema: the average of the weights, as `--ema` names it.
+      guide_ema: the average that guides the samples.
+      guide_checkpoint: the step of the weights that guide the samples.
+
+    Raises:
+      ConfigError: there is no run, no such checkpoint, or no such average.
+    """
+    _start()
+    flags = _flags("sample", workdir=str(workdir), checkpoint=str(checkpoint))
+    config, folder = resolve(flags, {})
+    with logging_to(None):
+        assembly, state = restored(config, folder, flags.checkpoint)
+        return Run(
+            config, folder, assembly, state, Weights(*map(str, (ema, guide_ema, guide_checkpoint)))
+        )
+
+
+def _flags(mode: str, **values: str) -> argparse.Namespace:
+    """The flags of a command."""
+    arguments = [f"--{name}={value}" for name, value in values.items() if value]
+    return parse([f"--mode={mode}", *arguments], [mode])[0]
+
+
+@functools.cache
+def _start() -> None:
+    """Makes the process ready as the command line does, once."""
+    if not distributed.accelerated():
+        keep_heap()
+    with logging_to(None):
+        distributed.initialize()
+        keep_programs()
+        distributed.start()
+
+
+def _text(value: Any) -> str:
+    """A value as the command line has it."""
+    return value if isinstance(value, str) else repr(value)

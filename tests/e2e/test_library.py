@@ -1,0 +1,115 @@
+"""`genjax.train` and `genjax.load` do what the command line does; the installed package too."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import chex
+import numpy as np
+import pytest
+from command_line import DDPM, FAST, ROOT
+
+import genjax
+from genjax.config import ConfigError
+
+OVERRIDES = dict(flag.removeprefix("--config.").split("=", 1) for flag in FAST)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run that was trained from Python, and what `on_eval` was called with."""
+    seen = []
+    folder = tmp_path_factory.mktemp("library") / "run"
+    return genjax.train("ddpm:tiny", folder, OVERRIDES, on_eval=seen.append), seen
+
+
+def test_training_from_python_ends_where_the_command_line_does(trained, finished_run):
+    run, seen = trained
+    chex.assert_trees_all_equal(run.state.params, genjax.load(finished_run).state.params)
+    assert [evaluated.step for evaluated in seen] == [6, 12]
+    assert seen[-1].picture.ndim == 3
+    assert "eval/loss" in seen[-1].metrics
+
+
+def test_samples_are_those_of_the_command_line(finished_run, cli):
+    cli.run(f"--workdir={finished_run}", "--mode=sample", "--num=3", "--seed=5", "--steps=3")
+    (file,) = (finished_run / "generated").glob("*seed_5*steps_3.npz")
+    run = genjax.load(finished_run)
+    images = run.sample(3, seed=5, steps=3)
+    np.testing.assert_array_equal(images, np.load(file)["samples"])
+    assert (images.dtype, images.shape) == (np.uint8, (3, 8, 8, 1))
+    assert run.picture(images).size[0] > 8
+
+
+def test_metrics_are_those_of_the_command_line(finished_run, cli):
+    out, _ = cli.run(f"--workdir={finished_run}", "--mode=eval", "--config.evals.limit=16")
+    printed = dict(line.split() for line in out.splitlines())
+    metrics = genjax.load(finished_run).evaluate(limit=16)
+    assert printed["eval/loss"] == format(metrics["eval/loss"], ".6g")
+
+
+def test_conditions_are_python_values(trained):
+    run, _ = trained
+    both = run.sample(label=[3, 7], steps=2)
+    assert len(both) == 2
+    np.testing.assert_array_equal(both, run.sample(2, label=np.array([3, 7]), steps=2))
+    assert (both[1] != run.sample(2, label=3, steps=2)[1]).any()
+
+
+def test_a_second_call_compiles_nothing(trained):
+    run, _ = trained
+    programs = run._sampler._programs
+    run.sample(2, label=3, steps=2)
+    count = len(programs)
+    run.sample(2, label=4, steps=2)
+    run.sample(2, label=[5, 6], steps=2, eta=0.5)
+    assert len(programs) == count + 1  # eta draws noise: a program of its own
+    run.sample(2, label=[5, 6], steps=2, eta=0.25)
+    assert len(programs) == count + 1
+
+
+def test_a_changed_config_is_trained_and_wrong_input_is_one_error(trained, tmp_path):
+    run, _ = trained
+    config = genjax.read_config("ddpm:tiny", OVERRIDES)
+    config.optimizer.learning_rate = 1e-3
+    config.duration = "2_steps"
+    assert genjax.train(config, tmp_path / "other").step == 2
+    with pytest.raises(ConfigError, match=r"no config 'dppm'. Nearest: ddpm"):
+        genjax.read_config("dppm")
+    with pytest.raises(ConfigError, match="holds no run"):
+        genjax.load(tmp_path)
+    with pytest.raises(ConfigError, match=r"no such condition or sampling option. Nearest: steps"):
+        run.sample(stepz=3)
+    with pytest.raises(ConfigError, match="expected"):
+        run.sample(label=12)
+    with pytest.raises(ConfigError, match="are images, not texts"):
+        run.texts(np.zeros((1, 2), np.int32))
+    with pytest.raises(ConfigError, match="batch_size"):
+        genjax.train("ddpm:tiny", run.workdir, OVERRIDES | {"batch_size": 4})
+
+
+def test_a_wheel_has_the_configs_and_runs_from_any_folder(tmp_path):
+    build = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    source = tmp_path / "source"
+    for folder in ("genjax", "configs"):
+        shutil.copytree(ROOT / folder, source / folder)
+    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, source)
+    subprocess.run([sys.executable, *build, "-w", tmp_path, source], check=True)
+    (wheel,) = tmp_path.glob("genjax_models-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+        entry = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        assert "genjax = genjax.main:main" in archive.read(entry).decode()
+    command = "import sys; from genjax.main import main; sys.exit(main())"
+    printed = subprocess.run(
+        [sys.executable, "-c", command, "--config=ddpm:tiny", "--mode=config"],
+        env={"PYTHONPATH": str(tmp_path / "installed"), "HOME": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert f"{tmp_path}/installed/genjax/configs/ddpm.py" in printed
+    assert DDPM not in printed
