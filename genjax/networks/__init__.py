@@ -1,1 +1,1 @@
-"""Whole networks, without losses."""
+"""Complete networks, without losses."""

@@ -1,7 +1,7 @@
 """The encoder and decoder of latent diffusion's first stage (Rombach et al. 2022, appendix G).
 
 Residual blocks at every resolution and attention at the lowest one, as in diffusers'
-`AutoencoderKL`, 1x1 convolutions next to the code included.
+`AutoencoderKL`, including its 1x1 convolutions after the encoder and before the decoder.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ RULES: Rules = ((r"kernel$", fsdp), (r"(scale|bias)$", replicate))
 
 
 class Level(nnx.Module):
-    """The residual blocks of one resolution, and the convolution that changes it."""
+    """The residual blocks of one resolution, and the convolution that changes the resolution."""
 
     def __init__(
         self, cin: int, cout: int, blocks: int, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
-        """`stride` is that of the last convolution, after which there is none if it is 0."""
+        """Makes the layers; `stride` is the last convolution's, 0: there is no such convolution."""
         widths = [cin, *[cout] * blocks]
         self.blocks = nnx.Dict(
             {
@@ -39,7 +39,7 @@ class Level(nnx.Module):
         self.resample = Conv(cout, cout, stride=stride, dtype=dtype, rngs=rngs) if stride else None
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W F"]:
-        """Applies the blocks alone."""
+        """Applies the blocks, but not the convolution."""
         for name in sorted(self.blocks, key=int):
             x = self.blocks[name](x)
         return x
@@ -49,18 +49,18 @@ class Middle(nnx.Module):
     """A residual block, attention with one head, a residual block."""
 
     def __init__(self, channels: int, dtype: jnp.dtype, rngs: nnx.Rngs):
-        """Makes the three."""
+        """Makes the layers."""
         self.block1 = ResidualBlock(channels, channels, 0, 0.0, dtype, rngs)
         self.attention = AttentionBlock(channels, 1, dtype, rngs)
         self.block2 = ResidualBlock(channels, channels, 0, 0.0, dtype, rngs)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        """Applies them."""
+        """Applies the layers."""
         return self.block2(self.attention(self.block1(x)))
 
 
 class Encoder(nnx.Module):
-    """From an image to an image of vectors, 2^(levels - 1) times smaller."""
+    """Maps an image to a grid of vectors, 2^(levels - 1) times smaller along each side."""
 
     def __init__(
         self,
@@ -78,14 +78,14 @@ class Encoder(nnx.Module):
           shape: of the images [H, W, C].
           features: length of the vectors.
           channels: width of each level; each one but the last halves the resolution.
-          blocks: residual blocks a level (one more in the decoder).
+          blocks: residual blocks per level (the decoder has one more).
           dtype: compute type.
           rngs: for the initial parameters.
 
         Raises:
-          ConfigError: a height or width that cannot be halved so often.
+          ConfigError: the height or width cannot be halved that often.
         """
-        require(bool(channels), "config.model.encoder.channels", channels, "a width a level")
+        require(bool(channels), "config.model.encoder.channels", channels, "one width per level")
         check_size(shape, len(channels) - 1, "model.encoder.channels")
         self.stem = Conv(shape[-1], channels[0], dtype=dtype, rngs=rngs)
         widths = itertools.pairwise((channels[0], *channels))
@@ -108,7 +108,7 @@ class Encoder(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> Float[Array, "B h w D"]:
-        """The vectors, float32."""
+        """Returns the vectors, float32."""
         x = self.stem(x)
         for name in sorted(self.down, key=int):
             level = self.down[name]
@@ -120,7 +120,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """The encoder backwards; pixels are repeated where it has strides."""
+    """The encoder reversed; pixels are repeated where the encoder has strides."""
 
     def __init__(
         self,
@@ -132,8 +132,8 @@ class Decoder(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Builds the network; `shape` is that of its output, the rest as for `Encoder`."""
-        require(bool(channels), "config.model.decoder.channels", channels, "a width a level")
+        """Builds the network; `shape` is the output's shape, the rest as for `Encoder`."""
+        require(bool(channels), "config.model.decoder.channels", channels, "one width per level")
         self.quant = Conv(features, features, 1, dtype=dtype, rngs=rngs)
         self.stem = Conv(features, channels[-1], dtype=dtype, rngs=rngs)
         self.middle = Middle(channels[-1], dtype, rngs)
@@ -155,7 +155,7 @@ class Decoder(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> Float[Array, "B H W C"]:
-        """The image, float32."""
+        """Returns the image, float32."""
         x = self.middle(self.stem(self.quant(z)))
         for name in sorted(self.up, key=int):
             level = self.up[name]

@@ -1,4 +1,4 @@
-"""What encoders and decoders between an image and a small image of vectors are checked for."""
+"""Checks of encoders and decoders that map between an image and a small grid of vectors."""
 
 from __future__ import annotations
 
@@ -10,43 +10,44 @@ from genjax.nn.functional import Functional, output_shape
 
 
 def check_size(shape: tuple[int, int, int], halvings: int, option: str) -> None:
-    """Refuses what cannot be halved so often.
+    """Raises if the sides of the images cannot be halved that often.
 
     Args:
       shape: of the images [H, W, C].
       halvings: how often both sides are halved.
-      option: the key of the config that says so.
+      option: the config key that sets this number, for the error message.
 
     Raises:
-      ConfigError: a height or width that is no multiple of 2^halvings.
+      ConfigError: the height or width is not a multiple of 2^halvings.
     """
     height, width, _ = shape
     if height % 2**halvings or width % 2**halvings:
         raise ConfigError(
-            f"{option}: images of {height} x {width} cannot be halved {halvings} times: ask for "
-            f"less, or set dataset.image_size to a multiple of {2**halvings}."
+            f"{option}: images of {height} x {width} cannot be halved {halvings} times: use "
+            f"fewer halvings, or set dataset.image_size to a multiple of {2**halvings}."
         )
 
 
 def check_mirrored(
     encoder: Functional, decoder: Functional, shape: tuple[int, int, int], features: int
 ) -> None:
-    """Refuses a decoder that does not undo the encoder's strides.
+    """Raises if the decoder does not undo the encoder's strides.
 
     Args:
       encoder: image [B, H, W, C] -> vectors [B, h, w, D].
       decoder: vectors [B, h, w, features] -> image.
       shape: of the images [H, W, C].
-      features: of the vectors that the decoder is given.
+      features: length of the vectors that go into the decoder.
 
     Raises:
-      ConfigError: images come back in another size.
+      ConfigError: decoded images have another size.
     """
-    code = output_shape(encoder, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    given = jax.ShapeDtypeStruct((*code[:3], features), jnp.float32)
-    made = output_shape(decoder, given)[1:]
-    if made != tuple(shape):
+    code_shape = output_shape(encoder, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    code_input = jax.ShapeDtypeStruct((*code_shape[:3], features), jnp.float32)
+    decoded_shape = output_shape(decoder, code_input)[1:]
+    if decoded_shape != tuple(shape):
         raise ConfigError(
-            f"config.model: encoder and decoder do not mirror each other: images of {shape} come "
-            f"back as {made}. Give both the same levels."
+            "config.model: encoder and decoder do not mirror each other: images of shape "
+            f"{tuple(shape)} are decoded to shape {decoded_shape}. Give both the same number of "
+            "levels."
         )

@@ -20,13 +20,13 @@ RULES: Rules = (
 
 
 def fold(x: Float[Array, "B H W C"], block: int) -> Float[Array, "B h w D"]:
-    """`space_to_depth` of images of any size: zeros fill up the last rows and columns."""
+    """`space_to_depth` of images of any size, padded with zeros at the bottom and on the right."""
     pads = [(0, 0), (0, -x.shape[1] % block), (0, -x.shape[2] % block), (0, 0)]
     return space_to_depth(jnp.pad(x, pads), block)
 
 
 class Level(nnx.Module):
-    """Halves the resolution: a product over 2 x 2 pixels, then a convolution with a shortcut."""
+    """Halves the resolution by a linear map of 2 x 2 pixels, then a convolution with a shortcut."""
 
     def __init__(self, cin: int, cout: int, dtype: jnp.dtype, rngs: nnx.Rngs):
         """Makes the layers."""
@@ -41,11 +41,11 @@ class Level(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """Images -> features and logits.
+    """Maps images to features and logits.
 
     A convolution over patches, levels that halve the resolution, and a hidden layer that sees every
-    position: that is worth more than an average where objects are centred. On a CPU a convolution's
-    gradient is costly and a product is not, hence the products between the levels.
+    position, which is more accurate than average pooling if objects are centred. Levels halve the
+    resolution by matrix products because the gradient of a convolution is slow on a CPU.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class Classifier(nnx.Module):
         """Builds the network.
 
         Args:
-          shape: (H, W, C) of the images.
+          shape: of the images, (H, W, C).
           num_classes: number of labels.
           channels: width of the first convolution, and of each level after it.
           features: width of the hidden layer.
           patch_size: pixels folded into channels before the first convolution.
-          dropout: rate, on the features.
+          dropout: dropout rate of the features.
           dtype: compute type.
           rngs: for the initial parameters.
         """
@@ -99,11 +99,11 @@ class Classifier(nnx.Module):
 
         Args:
           x: images.
-          key: for dropout; needed in training if there is any.
+          key: for dropout; needed in training if the rate is above 0.
           train: whether dropout is on.
 
         Returns:
-          The features, of the hidden layer, and the logits; both float32.
+          The features, which are the output of the hidden layer, and the logits; both float32.
         """
         x = self.stem(fold(x, self.patch_size))
         for name in sorted(self.levels, key=int):

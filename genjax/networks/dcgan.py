@@ -20,14 +20,14 @@ NORMS = {
     "group": GroupNorm,
     "none": lambda features: None,
 }
-SLOPE = 0.2  # of leaky rectifiers on the negative side (section 3.1)
+SLOPE = 0.2  # negative slope of the leaky rectifiers (section 3.1)
 
 
 def halvings(shape: tuple[int, int, int]) -> int:
-    """How often the side of an image is halved: down to 7 pixels or fewer, but above 3.
+    """The number of halvings that bring the side of an image to 4 ... 7 pixels.
 
     Raises:
-      ConfigError: a side that turns odd above 7, or is below 8; an image that is not square.
+      ConfigError: the side becomes odd above 7, or is below 8; or the image is not square.
     """
     height, width, _ = shape
     side, count = height, 0
@@ -48,7 +48,7 @@ def _normalise(norm: nnx.Module | None, x: Array, train: bool) -> Array:
 
 
 class Generator(nnx.Module):
-    """A linear layer, then transposed convolutions that double the size, rectifiers between."""
+    """A linear layer, then transposed convolutions that double the size, with rectifiers."""
 
     def __init__(
         self,
@@ -69,13 +69,13 @@ class Generator(nnx.Module):
           shape: of the square images [H, H, C].
           channels: width at half the resolution; it doubles with each halving.
           kernel_size: of the transposed convolutions.
-          norm: before each rectifier: one of `NORMS`.
+          norm: normalisation before each rectifier, one of `NORMS`.
           num_classes: number of labels; 0: unconditional.
           dtype: compute type.
           rngs: for the initial parameters.
 
         Raises:
-          ConfigError: see `halvings`; a norm that does not exist.
+          ConfigError: see `halvings`; or an unknown norm.
         """
         one_of("model: norm", norm, tuple(NORMS))
         levels, init = halvings(shape), jax.nn.initializers.normal(0.02)
@@ -109,7 +109,7 @@ class Generator(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> Float[Array, "B H W C"]:
-        """Makes an image in [-1, 1] of each z, float32; `train` is for batch normalisation."""
+        """Maps each z to an image in [-1, 1], float32; `train` is for batch normalisation."""
         h = self.stem(self.latent(z, label)).reshape(len(z), self.side, self.side, -1)
         h = nnx.relu(_normalise(self.norms["0"], h, train))
         for name in sorted(self.ups, key=int):
@@ -118,7 +118,7 @@ class Generator(nnx.Module):
 
 
 class Discriminator(nnx.Module):
-    """Strided convolutions and leaky rectifiers, from an image to features."""
+    """Maps an image to features by strided convolutions and leaky rectifiers."""
 
     def __init__(
         self,
@@ -131,20 +131,21 @@ class Discriminator(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Builds the network; its `features` are all values of the last, smallest image.
+        """Builds the network; its `features` is the number of values of the last feature map.
 
         Args:
-          shape: of its square input [H, H, C]: labels and packing add to the image's channels.
+          shape: of the square input [H, H, C]; C includes the channels of labels and packing.
           channels: width after the first convolution; it doubles with each halving.
           kernel_size: of the convolutions.
-          norm: after each convolution but the first: one of `NORMS`. Under a gradient penalty a
-            logit must depend on its own example alone: not "batch" (Gulrajani et al. 2017).
-          spectral_norm: of the kernels (Miyato et al. 2018).
+          norm: normalisation after each convolution but the first, one of `NORMS`. Not "batch" with
+            a gradient penalty: each logit must then depend on its own example alone (Gulrajani et
+            al. 2017).
+          spectral_norm: whether kernels have spectral normalisation (Miyato et al. 2018).
           dtype: compute type.
           rngs: for the initial parameters.
 
         Raises:
-          ConfigError: see `halvings`; a norm that does not exist.
+          ConfigError: see `halvings`; or an unknown norm.
         """
         one_of("model: norm", norm, tuple(NORMS))
         levels, init = halvings(shape), jax.nn.initializers.normal(0.02)
@@ -173,7 +174,7 @@ class Discriminator(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> Float[Array, "B F"]:
-        """The features of each image; `train` is for batch and spectral normalisation."""
+        """Returns the features of each image; `train` is for batch and spectral normalisation."""
         for name in sorted(self.convs, key=int):
             x = _normalise(self.norms[name], self.convs[name](x, train), train)
             x = nnx.leaky_relu(x, SLOPE)

@@ -23,10 +23,10 @@ POSITIONS = ("learned", "sinusoidal", "rotary", "none")
 
 
 class Network(nnx.Module):
-    """The logits of what comes next, given what came so far; see `sequence` for how it is called.
+    """Predicts the logits of the next token or frame; `sequence` describes how to call it.
 
-    GPT-2 is the default; Llama has norm "rms", activation "swiglu", positions "rotary", bias=False
-    and mostly tied=False.
+    The defaults are GPT-2's. Llama has norm "rms", activation "swiglu", positions "rotary",
+    bias=False and mostly tied=False.
     """
 
     def __init__(
@@ -60,26 +60,27 @@ class Network(nnx.Module):
         """Builds the network.
 
         Args:
-          vocabulary_size: values of a token, or keys of a frame, V.
-          length: the most positions of learned ones; others know no limit.
-          frames: whether it goes over frames [B, T, V] of zeros and ones.
-          width: as those not named here, see `transformer.Options`.
-          positions: "learned", a vector for each place; "sinusoidal", and embedded input times
-            sqrt(D) (Vaswani et al. 2017, sections 3.4 and 3.5); "rotary"; or "none".
-          tied: whether the head has the embedding's weights.
-          dropout: probability, of the embedded input and of what each block adds.
+          vocabulary_size: number of values of a token, or of keys of a frame, V.
+          length: the largest number of positions if they are learned; otherwise there is no limit.
+          frames: whether the input is frames [B, T, V] of zeros and ones.
+          width: see `transformer.Options`, also for the arguments not listed here.
+          positions: "learned", one vector per position; "sinusoidal", which also multiplies the
+            embedded input by sqrt(D) (Vaswani et al. 2017, sections 3.4 and 3.5); "rotary"; or
+            "none".
+          tied: whether the head shares the embedding's weights.
+          dropout: rate on the embedded input and on what each block adds.
           dtype: compute type.
           rngs: for the initial parameters.
 
         Raises:
-          ConfigError: an option that cannot be, or not with the others.
+          ConfigError: an option is out of range, or does not fit the others.
         """
         one_of("positions", positions, POSITIONS)
-        made = {"dtype": dtype, "rngs": rngs}
-        self.embed = embedding(vocabulary_size, width, frames, **made)
-        table = positions == "learned"
+        layer_options = {"dtype": dtype, "rngs": rngs}
+        self.embed = embedding(vocabulary_size, width, frames, **layer_options)
+        is_learned = positions == "learned"
         self.positions = (
-            nnx.Param(small(rngs.params(), (length, width), jnp.float32)) if table else None
+            nnx.Param(small(rngs.params(), (length, width), jnp.float32)) if is_learned else None
         )
         self.body = Transformer(
             width=width,
@@ -100,7 +101,7 @@ class Network(nnx.Module):
             attention_dropout=attention_dropout,
             init_std=init_std,
             remat=remat,
-            **made,
+            **layer_options,
         )
         self.head = Head(width, vocabulary_size, tied=tied, use_bias=False, rngs=rngs)
         self.kind, self.dropout, self.width = positions, dropout, width
@@ -115,25 +116,29 @@ class Network(nnx.Module):
         key: Array | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "B T V"], Cache | None]:
-        """Logits in float32, and the cache.
+        """Returns the logits in float32, and the cache.
 
         Raises:
-          ConfigError: more positions than there are learned ones, or than the capacity.
-          ValueError: a segment as well as a cache.
+          ConfigError: more positions than the network learned, or than the capacity.
+          ValueError: both a segment and a cache are given.
         """
         keys = [None] * 2 if key is None else jax.random.split(key)
-        h = self._placed(self.embed(x), placed(x.shape[1], segment, cache))
+        h = self._add_positions(self.embed(x), placed(x.shape[1], segment, cache))
         h = dropout(h, self.dropout, keys[0], train)
-        given = {"segment": segment, "cache": cache, "capacity": capacity}
-        h, cache = self.body(h, **given, key=keys[1], train=train)
+        options = {"segment": segment, "cache": cache, "capacity": capacity}
+        h, cache = self.body(h, **options, key=keys[1], train=train)
         return self.head(h[:, -1:] if capacity else h, self.embed), cache
 
-    def _placed(self, h: Float[Array, "B T D"], place: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    def _add_positions(
+        self, h: Float[Array, "B T D"], index: Int[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
         if self.kind == "learned":
             table, T = self.positions[...], h.shape[1]
-            known = len(table)
-            require(known >= T, "positions", T, f"at most {known}, as many as the network learned")
-            return plus(h, table[place])
+            learned = len(table)
+            require(
+                learned >= T, "positions", T, f"at most {learned}, as many as the network learned"
+            )
+            return plus(h, table[index])
         if self.kind == "sinusoidal":
-            return (h * math.sqrt(self.width) + sinusoidal(place, self.width)).astype(h.dtype)
+            return (h * math.sqrt(self.width) + sinusoidal(index, self.width)).astype(h.dtype)
         return h

@@ -35,19 +35,19 @@ RULES: Rules = (
     (r"(gain|frequencies|phases)$", replicate),
 )
 
-project = normalise  # what the parameters become after an update
+project = normalise  # applied to the parameters after each update
 
 
 class Options(NamedTuple):
-    """What all blocks have in common.
+    """The options that all blocks share.
 
     Attributes:
       embedding: width of the embedding.
       head_size: channels of an attention head.
       dropout: rate inside the residual branch.
-      residual_balance: t of the sum with the residual branch, 0 ... 1.
-      attention_balance: t of the sum with self-attention, 0 ... 1.
-      clip: the largest size of an activation that leaves a block.
+      residual_balance: weight t of the residual branch in its `mp_sum`, 0 ... 1.
+      attention_balance: weight t of self-attention in its `mp_sum`, 0 ... 1.
+      clip: the largest magnitude of a block's output.
     """
 
     embedding: int
@@ -59,14 +59,14 @@ class Options(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a block stands.
+    """The role of a block in the U-Net.
 
     Attributes:
-      cin: channels that come in, with those of the skip connection.
-      cout: channels that go out.
-      decodes: whether it is on the way up.
-      resample: "down" or "up" before anything else, or "".
-      skip: whether a skip connection comes in.
+      cin: input channels, including those of the skip connection.
+      cout: output channels.
+      decodes: whether it belongs to the decoder.
+      resample: "down" or "up" if it resamples its input first, else "".
+      skip: whether its input includes a skip connection.
       attends: whether it has self-attention.
     """
 
@@ -85,10 +85,10 @@ def plan(
     blocks: int,
     attention: tuple[int, ...],
 ) -> tuple[list[Place], list[Place]]:
-    """The blocks of the encoder behind its first convolution, and of the decoder, in order.
+    """The blocks of the encoder after its first convolution, and of the decoder, in order.
 
-    The results of that convolution and of all blocks of the encoder are skip connections, the last
-    one first.
+    The outputs of that convolution and of all blocks of the encoder are skip connections; the
+    decoder takes the last one first.
     """
     widths = [channels * m for m in multipliers]
     encoder: list[Place] = []
@@ -126,7 +126,7 @@ class Attention(nnx.Module):
         self.heads = heads
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        """What the heads gather, without the sum with x."""
+        """Returns the attention's output, without the sum with x."""
         B, H, W, C = x.shape
         rows = x.reshape(B, H * W, C)
         q, k, v = (
@@ -137,22 +137,22 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A residual branch with the embedding's scales in its middle, then self-attention.
+    """A residual branch scaled by the embedding in its middle, then self-attention.
 
-    An encoder's block norms each pixel first, and its branch and its sum see what is normed; a
-    decoder's block has no norm.
+    A block of the encoder first normalises each pixel, for both its branch and its sum; a block of
+    the decoder has no norm.
     """
 
     def __init__(self, place: Place, options: Options, dtype, rngs: nnx.Rngs):
-        """Makes the layers; `gain`, of the embedding, starts at zero."""
-        cin, cout, made = place.cin, place.cout, {"dtype": dtype, "rngs": rngs}
-        self.shortcut = MPLinear(cin, cout, **made) if cin != cout else None
-        self.conv1 = MPConv(cin if place.decodes else cout, cout, **made)
+        """Makes the layers; the embedding's `gain` starts at zero."""
+        cin, cout, layer_options = place.cin, place.cout, {"dtype": dtype, "rngs": rngs}
+        self.shortcut = MPLinear(cin, cout, **layer_options) if cin != cout else None
+        self.conv1 = MPConv(cin if place.decodes else cout, cout, **layer_options)
         self.modulation = MPLinear(options.embedding, cout, rngs=rngs)
         self.gain = nnx.Param(jnp.zeros((), jnp.float32))
-        self.conv2 = MPConv(cout, cout, **made)
+        self.conv2 = MPConv(cout, cout, **layer_options)
         heads = cout // options.head_size
-        self.attention = Attention(cout, heads, **made) if place.attends else None
+        self.attention = Attention(cout, heads, **layer_options) if place.attends else None
         self.place, self.options = place, options
 
     def __call__(
@@ -167,24 +167,24 @@ class Block(nnx.Module):
         if place.resample:
             x = downsample_average(x) if place.resample == "down" else upsample_nearest(x)
         if not place.decodes:
-            x = pixel_norm(self._short(x))
+            x = pixel_norm(self._apply_shortcut(x))
         y = self.conv1(mp_silu(x))
         scale = 1 + self.modulation(embedding, self.gain[...])
         y = mp_silu(times(y, scale[:, None, None, :]))
         y = self.conv2(dropout(y, options.dropout, key, train))
-        x = mp_sum(self._short(x) if place.decodes else x, y, options.residual_balance)
+        x = mp_sum(self._apply_shortcut(x) if place.decodes else x, y, options.residual_balance)
         if self.attention is not None:
             x = mp_sum(x, self.attention(x), options.attention_balance)
         return jnp.clip(x, -options.clip, options.clip)
 
-    def _short(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W F"]:
+    def _apply_shortcut(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W F"]:
         return x if self.shortcut is None else self.shortcut(x)
 
 
 def _check_numbers(
     sizes: dict[str, int], balances: dict[str, float], dropout: float, clip: float
 ) -> None:
-    """Raises ConfigError for a number that is out of its range."""
+    """Raises ConfigError if a number is out of range."""
     for name, size in sizes.items():
         require(size >= 1, name, size, "1 or more")
     for name, t in balances.items():
@@ -200,13 +200,13 @@ def _check_levels(
     head_size: int,
     places: list[Place],
 ) -> None:
-    """Raises ConfigError if images of `shape` have no such levels, or heads do not fit."""
+    """Raises ConfigError if images of `shape` cannot have these levels, or heads do not fit."""
     height, width, _ = shape
     factor = 2 ** (levels - 1)
     if height % factor or width % factor:
         raise ConfigError(
-            f"images of {height} x {width} cannot be halved {levels - 1} times, as {levels} "
-            f"multipliers ask for: both sides must be multiples of {factor}. Set the images' size "
+            f"images of {height} x {width} cannot be halved {levels - 1} times, which {levels} "
+            f"multipliers need: both sides must be multiples of {factor}. Set the images' size "
             "or multipliers."
         )
     heights = [height >> level for level in range(levels)]
@@ -215,11 +215,11 @@ def _check_levels(
             f"attention={attention!r}: there is no level of height {sorted(unknown)}; the levels "
             f"are {heights}."
         )
-    wrong = {place.cout for place in places if place.attends and place.cout % head_size}
-    if wrong:
+    indivisible = {place.cout for place in places if place.attends and place.cout % head_size}
+    if indivisible:
         raise ConfigError(
-            f"head_size={head_size} does not divide the channels {sorted(wrong)} of a level with "
-            "attention, which the lowest level has always. Set head_size or channels."
+            f"head_size={head_size} does not divide the channels {sorted(indivisible)} of a level "
+            "with attention, which the lowest level always has. Set head_size or channels."
         )
 
 
@@ -227,8 +227,8 @@ class Network(nnx.Module):
     """Predicts an image from a noisy one, its noise level and, optionally, its label.
 
     The published sizes have channels 128 (XS), 192 (S), 256 (M), 320 (L), 384 (XL) and 448 (XXL);
-    their layers are the defaults. Weights are used normalised: see `magnitude.normalise` for what a
-    training step does about their length.
+    their other options are the defaults. Layers normalise their weights before they use them;
+    `magnitude.normalise` is what a training step does to the stored weights.
     """
 
     def __init__(
@@ -255,29 +255,29 @@ class Network(nnx.Module):
         """Builds the network; its first output is zero.
 
         Args:
-          shape: of an image that comes in, (H, W, C).
+          shape: of an input image, (H, W, C).
           out_channels: channels of the output.
-          num_classes: labels; 0: unconditional.
-          vector_width: of a `vector`, D; 0 for none.
+          num_classes: number of labels; 0: unconditional.
+          vector_width: length of `vector`; 0: the network takes no vector.
           channels: width of the first level, and number of Fourier features.
-          multipliers: width of each level over `channels`; each level halves the resolution. The
-            embedding is as wide as the widest.
-          blocks: blocks a level (one more on the way up), beside those that resample.
-          attention: the heights of images at which blocks have self-attention. The first block of
-            the decoder has it always.
+          multipliers: width of each level, divided by `channels`; each level after the first halves
+            the resolution. The embedding is as wide as the widest level.
+          blocks: blocks per level (one more in the decoder), not counting those that resample.
+          attention: heights of the feature maps at which blocks have self-attention. The first
+            block of the decoder always has it.
           head_size: channels of an attention head.
           dropout: rate inside residual branches.
-          label_balance: between the embedding of noise (0) and that of the class (1), and between
-            both of these and that of the vector.
+          label_balance: between the embeddings of noise (0) and class (1), and between their sum
+            (0) and the embedding of the vector (1).
           residual_balance: between the input of a block (0) and its residual branch (1).
-          attention_balance: between the input of self-attention (0) and its result (1).
-          concat_balance: between the way up (0) and skip connections (1).
-          clip: the largest size of an activation between blocks.
-          dtype: compute type, of all but the embedding, which is float32.
+          attention_balance: between the input of self-attention (0) and its output (1).
+          concat_balance: between the decoder's features (0) and skip connections (1).
+          clip: the largest magnitude of an activation between blocks.
+          dtype: compute type of all but the embedding, which is float32.
           rngs: for the initial parameters.
 
         Raises:
-          ConfigError: sizes that cannot be, or not with each other.
+          ConfigError: sizes are out of range, or do not fit each other.
         """
         sizes = {"height": shape[0], "width": shape[1], "out_channels": out_channels}
         sizes |= {"channels": channels, "number of multipliers": len(multipliers)}
@@ -322,31 +322,31 @@ class Network(nnx.Module):
         Args:
           x: noisy images, of unit magnitude.
           t: 1000 c_noise, where c_noise = ln(sigma) / 4 in EDM.
-          label: classes; `num_classes` is the null class, and so is None.
-          vector: numbers of about unit size. None if the network has no vector.
-          key: for dropout; needed in training if there is any.
+          label: classes; `num_classes` is the null class, and None means the null class for all.
+          vector: numbers of about unit magnitude. None if the network has no vector.
+          key: for dropout; needed in training if the rate is above 0.
           train: whether dropout is on.
 
         Returns:
           The prediction, float32.
 
         Raises:
-          ConfigError: a label where the network has no classes.
-          ValueError: a vector that the network has no use for, or the lack of one.
+          ConfigError: a label is given, but the network has no classes.
+          ValueError: a vector is missing, or the network was built without one.
         """
         embedding = self._embedding(t, label, vector)
         x = x.astype(self.dtype)
         h = self.stem(jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1))
         skips = [h]
         for i in range(len(self.encoder)):
-            own = None if key is None else jax.random.fold_in(key, i)
-            h = self.encoder[str(i)](h, embedding, own, train)
+            block_key = None if key is None else jax.random.fold_in(key, i)
+            h = self.encoder[str(i)](h, embedding, block_key, train)
             skips.append(h)
         for i in range(len(self.decoder)):
-            own = None if key is None else jax.random.fold_in(key, len(self.encoder) + i)
+            block_key = None if key is None else jax.random.fold_in(key, len(self.encoder) + i)
             block = self.decoder[str(i)]
             h = mp_cat(h, skips.pop(), self.concat_balance) if block.place.skip else h
-            h = block(h, embedding, own, train)
+            h = block(h, embedding, block_key, train)
         return self.head(h, self.gain[...]).astype(jnp.float32)
 
     def _embedding(
@@ -355,19 +355,23 @@ class Network(nnx.Module):
         label: Int[Array, "B"] | None,
         vector: Float[Array, "B V"] | None,
     ) -> Float[Array, "B E"]:
-        """Of the noise level, the class and the vector, float32."""
+        """The embedding of the noise level, the class and the vector, float32."""
         embedding = self.noise(self.fourier(t.astype(jnp.float32) / 1000))
         if self.label is None:
             if label is not None:
                 raise ConfigError(
-                    "a label for a network of num_classes=0: expected None. Set num_classes."
+                    "label: the network has num_classes=0, so None was expected. Set num_classes."
                 )
         else:
-            of_class = jnp.zeros_like(embedding) if label is None else self.label(label)
-            embedding = mp_sum(embedding, of_class, self.label_balance)
+            class_embedding = jnp.zeros_like(embedding) if label is None else self.label(label)
+            embedding = mp_sum(embedding, class_embedding, self.label_balance)
         if (vector is None) != (self.vector is None):
-            found = None if vector is None else vector.shape
-            raise ValueError(f"vector: of shape {found}; the network was built otherwise.")
+            problem = (
+                "missing, but the network was built with vector_width > 0"
+                if vector is None
+                else f"of shape {vector.shape}, but the network was built with vector_width=0"
+            )
+            raise ValueError(f"vector: {problem}.")
         if vector is not None:
             embedding = mp_sum(embedding, self.vector(vector), self.label_balance)
         return mp_silu(embedding)
@@ -380,7 +384,7 @@ class Uncertainty(nnx.Module):
         """Makes `channels` Fourier features and a linear layer without a bias.
 
         Raises:
-          ConfigError: fewer than 1.
+          ConfigError: `channels` is below 1.
         """
         require(channels >= 1, "channels", channels, "1 or more")
         self.fourier = MPFourier(channels, rngs=rngs)
@@ -389,6 +393,6 @@ class Uncertainty(nnx.Module):
     def __call__(
         self, t: Float[Array, "B"], *, key: jax.Array | None = None, train: bool = False
     ) -> Float[Array, "B"]:
-        """u, float32, of t = 1000 c_noise; `key` and `train` change nothing."""
+        """Returns u of t = 1000 c_noise, float32; `key` and `train` have no effect."""
         del key, train
         return self.linear(self.fourier(t.astype(jnp.float32) / 1000))[:, 0]

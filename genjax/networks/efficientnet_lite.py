@@ -1,7 +1,7 @@
 """EfficientNet-Lite0: EfficientNet-B0 (Tan & Le 2019, table 1) for small devices.
 
-Without squeeze and excitation, with ReLU6 in place of SiLU (Liu 2020, "Higher accuracy on vision
-models with EfficientNet-Lite"), as in TensorFlow's own `efficientnet/lite`.
+It has no squeeze-and-excitation, and ReLU6 instead of SiLU (Liu 2020, "Higher accuracy on vision
+models with EfficientNet-Lite"), as in TensorFlow's `efficientnet/lite`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RULES: Rules = ((r"(kernel|bias)$", replicate),)
 
 
 class Stage(NamedTuple):
-    """Inverted bottlenecks in a row (Sandler et al. 2018); the first one has the stride."""
+    """A sequence of inverted bottlenecks (Sandler et al. 2018); the first one has the stride."""
 
     repeats: int
     kernel: int
@@ -49,10 +49,10 @@ STAGES = (
 
 
 class Bottleneck(nnx.Module):
-    """Expansion by a 1 x 1 convolution, a depthwise one, projection, and a shortcut if it fits."""
+    """1 x 1 expansion, depthwise convolution, 1 x 1 projection, and a shortcut if shapes match."""
 
     def __init__(self, cin: int, stage: Stage, stride: int, rngs: nnx.Rngs):
-        """Makes the layers; there is no `expand` if the expansion is 1."""
+        """Makes the layers; `expand` is None if the expansion is 1."""
         inner = cin * stage.expand
         size = (stage.kernel, stage.kernel)
         self.expand = ExactConv(cin, inner, (1, 1), rngs=rngs) if stage.expand != 1 else None
@@ -68,14 +68,14 @@ class Bottleneck(nnx.Module):
 
 
 class Output(NamedTuple):
-    """What the network says of images: pooled features and the logits of ImageNet's classes."""
+    """The network's output: pooled features and the logits of ImageNet's classes."""
 
     features: Float[Array, "B D"]
     logits: Float[Array, "B K"]
 
 
 class EfficientNetLite0(nnx.Module):
-    """The network, its batch norms folded into the convolutions; for inference only."""
+    """The network with batch norms folded into the convolutions; for inference only."""
 
     def __init__(self, rngs: nnx.Rngs):
         """Makes `stem`, `blocks/<number>`, `top` and `head`."""
@@ -97,7 +97,7 @@ class EfficientNetLite0(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> Output:
-        """Applies the network to images of `prepare`; always in inference mode."""
+        """Applies the network to images from `prepare`; always in inference mode."""
         del key, train
         x = nnx.relu6(self.stem(x))
         for name in sorted(self.blocks, key=int):
@@ -108,10 +108,10 @@ class EfficientNetLite0(nnx.Module):
 
 
 def prepare(images: Float[Array, "B H W 3"]) -> Float[Array, "B 224 224 3"]:
-    """0 ... 255, of any size, as the network takes them.
+    """Converts images in 0 ... 255, of any size, to the network's input.
 
-    The whole picture is resized (Keys' cubic with antialiasing, as Pillow's bicubic is) and
-    normalised as in its training: (x - 127) / 128.
+    The whole image is resized (Keys' cubic with antialiasing, like Pillow's bicubic) and normalised
+    as in the network's training: (x - 127) / 128.
     """
     B, H, W, C = images.shape
     x = images
@@ -121,7 +121,7 @@ def prepare(images: Float[Array, "B H W 3"]) -> Float[Array, "B 224 224 3"]:
 
 
 def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict]:
-    """The parameters of `EfficientNetLite0` out of the state dict of its PyTorch port.
+    """Converts the state dict of the PyTorch port to parameters of `EfficientNetLite0`.
 
     Args:
       state: `_conv_stem.weight`, `_bn0.*`, `_blocks.<number>.*`, `_conv_head.weight` ...

@@ -1,7 +1,7 @@
-"""What every pair of adversarial networks shares: how labels get in, and what comes out.
+"""The parts that all GANs share: how labels enter, and the head of the discriminator.
 
-The networks of `gan_mlp`, `dcgan` and `gan_residual` are generators, and bodies of discriminators
-that return features. `Discriminator` wraps a body: packing, the label, the head.
+`gan_mlp`, `dcgan` and `gan_residual` define generators, and bodies of discriminators that return
+features. `Discriminator` adds packing, the label and the head to a body.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _LABEL_FEATURES = 32
 
 
 class Latent(nnx.Module):
-    """What a generator starts from: z, and beside it an embedding of the label if there is one."""
+    """The input of a generator: z, with an embedding of the label appended if there is one."""
 
     def __init__(self, latent_dim: int, num_classes: int, *, rngs: nnx.Rngs):
-        """`num_classes` 0: z alone. `features` is the length of the vector that comes out."""
+        """Makes the embedding unless `num_classes` is 0; `features` is the output's length."""
         self.label = Embed(num_classes, _LABEL_FEATURES, rngs=rngs) if num_classes else None
         self.features = latent_dim + (_LABEL_FEATURES if num_classes else 0)
 
@@ -39,17 +39,19 @@ class Latent(nnx.Module):
         """Appends the embedding of `label` to `z`.
 
         Raises:
-          ValueError: a label without classes, or classes without a label.
+          ValueError: a label is given without classes, or is missing with classes.
         """
         if (label is not None) != (self.label is not None):
-            raise ValueError("a generator takes labels if and only if it was made with classes")
+            raise ValueError(
+                "a generator takes labels if and only if it was built with num_classes > 0"
+            )
         if self.label is None:
             return z
         return jnp.concatenate([z, self.label(label).astype(z.dtype)], axis=-1)
 
 
 class Head(nnx.Module):
-    """A logit from features, and what the label has to do with it."""
+    """Maps features to a logit, which may depend on the label."""
 
     def __init__(
         self,
@@ -62,7 +64,7 @@ class Head(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """`conditioning` is one of `CONDITIONING`; "concatenation" leaves nothing for the head."""
+        """`conditioning` is one of `CONDITIONING`; "concatenation" does not change the head."""
 
         def linear(features_in: int, features_out: int, use_bias: bool) -> Linear:
             return Linear(
@@ -87,10 +89,10 @@ class Head(nnx.Module):
     def __call__(
         self, features: Float[Array, "B F"], label: Int[Array, "B"] | None, train: bool
     ) -> tuple[Float[Array, "B"], Float[Array, "B K"] | None]:
-        """The logit, and the class logits of an auxiliary classifier, float32.
+        """Returns the logit, and the class logits of an auxiliary classifier, float32.
 
         "projection" adds <embedding of the label, features> to the logit (Miyato & Koyama 2018,
-        eq. 4); "auxiliary" classifies beside it (Odena et al. 2017, section 3).
+        eq. 4); "auxiliary" also classifies (Odena et al. 2017, section 3).
         """
         logit = self.linear(features, train)[:, 0].astype(jnp.float32)
         classes = None
@@ -103,7 +105,7 @@ class Head(nnx.Module):
 
 
 class Discriminator(nnx.Module):
-    """A body of features between packing and labels before it and the head after it."""
+    """Packing and labels, then a body that computes features, then the head."""
 
     def __init__(
         self,
@@ -120,13 +122,13 @@ class Discriminator(nnx.Module):
         """Builds the body and the head.
 
         Args:
-          body: makes the body for inputs of a shape: (x, *, key, train) -> features [B, F], with
-            F as its attribute `features` and the head's initializer as `init`.
+          body: builds the body for an input shape. The body is (x, *, key, train) -> features
+            [B, F], with attributes `features`, which is F, and `init`, the head's initializer.
           shape: of one example, channels last.
-          conditioning: one of `CONDITIONING`; with "projection" and "auxiliary", packing is 1.
+          conditioning: one of `CONDITIONING`; "projection" and "auxiliary" need packing=1.
           num_classes: number of labels.
-          packing: examples judged together (Lin et al. 2018, PacGAN, section 3).
-          spectral_norm: of the head's kernels.
+          packing: number of examples judged together (Lin et al. 2018, PacGAN, section 3).
+          spectral_norm: whether the head's kernels have spectral normalisation.
           dtype: compute type of the head.
           rngs: for the initial parameters.
         """
@@ -153,23 +155,25 @@ class Discriminator(nnx.Module):
     ) -> tuple[Float[Array, "N"], Float[Array, "N K"] | None]:
         """Judges N = B / packing packs of consecutive examples.
 
-        "concatenation" appends one plane a class, ones in that of the label, to the channels of
-        each example (Mirza & Osindero 2014, who append it to a vector).
+        "concatenation" appends one plane per class to the channels of each example: ones in the
+        label's plane, zeros in the others (Mirza & Osindero 2014, who append it to a vector).
 
         Args:
           x: images [B, H, W, C], or vectors [B, C].
-          label: classes; may be None, and makes no difference, for "none" and "auxiliary".
+          label: classes; for "none" and "auxiliary" it has no effect and may be None.
           key: for dropout.
           train: whether dropout is on and norms use and update their statistics.
 
         Returns:
-          logits [N] and class logits [N, K], the latter None but for "auxiliary", float32.
+          logits [N] and class logits [N, K], float32; the latter are None unless "auxiliary".
 
         Raises:
-          ValueError: labels that are missing, or a batch that packing does not divide.
+          ValueError: labels are missing, or packing does not divide the batch.
         """
         if label is None and self.conditioning in ("concatenation", "projection"):
-            raise ValueError(f"conditioning {self.conditioning!r} needs labels, none were given")
+            raise ValueError(
+                f"conditioning {self.conditioning!r} needs labels, but none were given"
+            )
         if self.conditioning == "concatenation":
             planes = jax.nn.one_hot(label, self.num_classes, dtype=x.dtype)
             planes = planes.reshape(x.shape[0], *(1,) * (x.ndim - 2), self.num_classes)

@@ -1,6 +1,6 @@
 """The fully connected networks of the first GAN (Goodfellow et al. 2014, section 5).
 
-They take examples of any shape: images, or points of a plane.
+They take examples of any shape, such as images or points of a plane.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OUTPUTS = {"tanh": jnp.tanh, "linear": lambda x: x}
 
 
 class Generator(nnx.Module):
-    """Rectified linear layers from z to an example."""
+    """Maps z to an example by linear layers with rectifiers."""
 
     def __init__(
         self,
@@ -45,13 +45,13 @@ class Generator(nnx.Module):
           widths: of the hidden layers.
           batch_norm: whether hidden layers are normalised over the batch.
           output: "tanh", for images in [-1, 1], or "linear".
-          init_std: of the normal distribution of initial kernels.
+          init_std: standard deviation of the initial kernels.
           num_classes: number of labels; 0: unconditional.
           dtype: compute type.
           rngs: for the initial parameters.
 
         Raises:
-          ConfigError: an output that does not exist.
+          ConfigError: an unknown output.
         """
         one_of("model: output", output, tuple(OUTPUTS))
         init = jax.nn.initializers.normal(init_std)
@@ -76,7 +76,7 @@ class Generator(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> Float[Array, "B *shape"]:
-        """Makes an example of each z, float32."""
+        """Maps each z to an example, float32."""
         h = self.latent(z, label)
         for name in sorted(self.layers, key=int):
             h = self.layers[name](h)
@@ -86,7 +86,7 @@ class Generator(nnx.Module):
 
 
 class Discriminator(nnx.Module):
-    """Maxout layers with dropout, from an example to features (Goodfellow et al. 2013)."""
+    """Maps an example to features by maxout layers with dropout (Goodfellow et al. 2013)."""
 
     def __init__(
         self,
@@ -104,13 +104,13 @@ class Discriminator(nnx.Module):
         """Builds the network.
 
         Args:
-          shape: of its input, channels last: labels and packing add to them.
+          shape: of the input, channels last, including those of labels and packing.
           widths: of the layers; the last one is `features`.
-          pieces: linear functions of which a feature is the largest.
+          pieces: number of linear functions; a feature is their maximum.
           dropout: rate after each layer.
           input_dropout: rate on the input.
-          init_std: of the normal distribution of initial kernels.
-          spectral_norm: of the kernels (Miyato et al. 2018).
+          init_std: standard deviation of the initial kernels.
+          spectral_norm: whether kernels have spectral normalisation (Miyato et al. 2018).
           dtype: compute type.
           rngs: for the initial parameters.
         """
@@ -138,7 +138,7 @@ class Discriminator(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> Float[Array, "B F"]:
-        """The features of each example; `key` is for dropout, needed in training if any."""
+        """Returns the features of each example; dropout in training needs `key`."""
 
         def drop(h: Array, rate: float, layer: int) -> Array:
             return dropout(h, rate, None if key is None else jax.random.fold_in(key, layer), train)

@@ -1,9 +1,9 @@
 """Residual generator and discriminator without normalisation (R3GAN, Huang et al. 2024, section 3).
 
-Bottleneck blocks under fix-up initialisation, bilinear resampling between the levels, a learned
-constant that z modulates at the start of the generator. Ungrouped 3 x 3 convolutions stand where
-the paper has grouped ones. With `spectral_norm` the discriminator is regularised as SNGAN's
-(Miyato et al. 2018).
+Bottleneck blocks with Fixup initialisation, bilinear resampling between the levels, and a learned
+constant that z modulates at the start of the generator. The 3 x 3 convolutions are not grouped,
+unlike the paper's. With `spectral_norm` the discriminator is regularised as in SNGAN (Miyato et al.
+2018).
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ def downsample(x: Float[Array, "B 2*H 2*W C"]) -> Float[Array, "B H W C"]:
 
 
 def _check(resolution: int, channels: tuple[int, ...]) -> int:
-    """The side of the smallest level; ConfigError if a network of these sizes cannot be built."""
-    require(bool(channels), "model: channels", channels, "one width a level, the first of all")
+    """Returns the side of the smallest level; raises ConfigError if the sizes do not fit."""
+    require(bool(channels), "model: channels", channels, "one width per level, at least one")
     factor = 2 ** (len(channels) - 1)
     if resolution % factor:
         raise ConfigError(
             f"model: images of {resolution} x {resolution} cannot be halved {len(channels) - 1} "
             f"times: the size must be a multiple of {factor}. Set dataset.image_size or the "
-            "number of model channels."
+            "number of widths in the model's `channels`."
         )
     return resolution // factor
 
@@ -106,7 +106,7 @@ class ResidualBlock(nnx.Module):
 
 
 class Levels(nnx.Module):
-    """The levels of either network, in order of computation: blocks, and a change of width."""
+    """The levels of one network, in order of computation: blocks, and changes of width."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class Levels(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        """`channels` of each level in order; the change from one to the next is a 1x1."""
+        """`channels` has the width of each level; 1x1 convolutions change it between levels."""
         levels, changes = {}, {}
         for i, width in enumerate(channels):
             levels[str(i)] = nnx.Dict(
@@ -134,12 +134,12 @@ class Levels(nnx.Module):
                     for b in range(blocks)
                 }
             )
-            following = channels[min(i + 1, len(channels) - 1)]
+            next_width = channels[min(i + 1, len(channels) - 1)]
             changes[str(i)] = None
-            if following != width:
+            if next_width != width:
                 changes[str(i)] = Conv(
                     width,
-                    following,
+                    next_width,
                     1,
                     use_bias=False,
                     spectral_norm=spectral_norm,
@@ -185,14 +185,14 @@ class Generator(nnx.Module):
           latent_dim: length of z.
           shape: of the square images [H, H, C].
           channels: width of each level, from full resolution to the smallest.
-          blocks: residual blocks a level.
-          expansion: width inside a block over that outside.
+          blocks: residual blocks per level.
+          expansion: width inside a block, divided by the level's width.
           num_classes: number of labels; 0: unconditional.
           dtype: compute type.
           rngs: for the initial parameters.
 
         Raises:
-          ConfigError: a resolution that the levels do not divide, or no levels or blocks.
+          ConfigError: the image size does not fit the number of levels, or there are no levels.
         """
         side = _check(shape[0], channels)
         width = channels[-1]
@@ -214,14 +214,14 @@ class Generator(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> Float[Array, "B H W C"]:
-        """Makes an image in [-1, 1] of each z, float32."""
+        """Maps each z to an image in [-1, 1], float32."""
         h = self.modulation(self.latent(z, label))[:, None, None]
         h = self.levels(times(h, self.basis[...]), upsample, train)
         return jnp.tanh(self.out(h).astype(jnp.float32))
 
 
 class Discriminator(nnx.Module):
-    """The generator's levels backwards, from an image to features."""
+    """Maps an image to features by the generator's levels in reverse order."""
 
     def __init__(
         self,
@@ -234,19 +234,19 @@ class Discriminator(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Builds the network; its `features` are the last level's width.
+        """Builds the network; its `features` is the last level's width.
 
         Args:
-          shape: of its square input [H, H, C]: labels and packing add to the image's channels.
+          shape: of the square input [H, H, C]; C includes the channels of labels and packing.
           channels: width of each level, from full resolution to the smallest.
-          blocks: residual blocks a level.
-          expansion: width inside a block over that outside.
-          spectral_norm: of the convolutions' kernels.
+          blocks: residual blocks per level.
+          expansion: width inside a block, divided by the level's width.
+          spectral_norm: whether convolutions have spectral normalisation.
           dtype: compute type.
           rngs: for the initial parameters.
 
         Raises:
-          ConfigError: a resolution that the levels do not divide, or no levels or blocks.
+          ConfigError: the image size does not fit the number of levels, or there are no levels.
         """
         side = _check(shape[0], channels)
         self.stem = Conv(
@@ -273,9 +273,9 @@ class Discriminator(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> Float[Array, "B F"]:
-        """The features of each image; `train` is for spectral normalisation."""
+        """Returns the features of each image; `train` is for spectral normalisation."""
         h = self.levels(self.stem(x, train), downsample, train)
         basis = self.basis[...]
-        if self.spectral_norm:  # the sum over pixels has this norm, channel by channel
+        if self.spectral_norm:  # the divisor is the spectral norm of the sum over pixels
             basis /= jnp.linalg.norm(basis.reshape(-1, basis.shape[-1]), axis=0).max()
         return jnp.sum(times(h, basis), axis=(1, 2))

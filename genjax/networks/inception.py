@@ -1,9 +1,9 @@
-"""The InceptionV3 of the Fréchet Inception distance.
+"""The InceptionV3 network of the Fréchet Inception distance.
 
-The graph of 2015-12-05 that Heusel et al. 2017 compute FID with and Salimans et al. 2016 the
-Inception Score. It differs from the network of the paper (Szegedy et al. 2015): average pooling
-leaves the padding out, the last block pools by maximum, there are 1,008 classes, and images are
-resized with TensorFlow 1's bilinear rule.
+This is the graph of 2015-12-05 that FID (Heusel et al. 2017) and the Inception Score (Salimans et
+al. 2016) use. It differs from the network of the paper (Szegedy et al. 2015): average pooling
+ignores the padding, the last block has max pooling, there are 1,008 classes, and images are resized
+with TensorFlow 1's bilinear rule.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from genjax.config import ConfigError
 from genjax.nn.exact import ExactConv, exact_product, fold_batch_norm
 from genjax.parallel.rules import Rules, replicate
 
-SIZE = 299  # height and width of the images it takes
+SIZE = 299  # height and width of its input images
 FEATURES = 2048
 CLASSES = 1008
 EPS = 1e-3  # of its batch norms
@@ -31,9 +31,9 @@ RULES: Rules = ((r"(kernel|bias)$", replicate),)
 
 
 class Conv(NamedTuple):
-    """One convolution with ReLU: its name in its block, output channels, kernel and stride.
+    """One convolution with ReLU: its name within its block, output channels, kernel and stride.
 
-    "SAME" padding at stride 1, none at stride 2 and in the stem.
+    Padding is "SAME" at stride 1, and none at stride 2 and in parts of the stem.
     """
 
     name: str
@@ -45,13 +45,13 @@ class Conv(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """3 x 3 pooling: "average" without the padding, "max", or "halve" (max, stride 2)."""
+    """3 x 3 pooling: "average", which ignores the padding; "max"; or "halve" (max, stride 2)."""
 
     kind: str
 
 
 class Fork(NamedTuple):
-    """Two convolutions of one input, put side by side."""
+    """Two convolutions of the same input, concatenated."""
 
     left: Conv
     right: Conv
@@ -60,7 +60,7 @@ class Fork(NamedTuple):
 Chain = tuple[Conv | Pool | Fork, ...]  # one branch of a block
 
 
-def _a(pooled: int) -> tuple[Chain, ...]:
+def _a(pool_features: int) -> tuple[Chain, ...]:
     return (
         (Conv("branch1x1", 64),),
         (Conv("branch5x5_1", 48), Conv("branch5x5_2", 64, 5, 5)),
@@ -69,7 +69,7 @@ def _a(pooled: int) -> tuple[Chain, ...]:
             Conv("branch3x3dbl_2", 96, 3, 3),
             Conv("branch3x3dbl_3", 96, 3, 3),
         ),
-        (Pool("average"), Conv("branch_pool", pooled)),
+        (Pool("average"), Conv("branch_pool", pool_features)),
     )
 
 
@@ -134,7 +134,7 @@ def _e(pool: str) -> tuple[Chain, ...]:
 
 
 # Names are those of the published weights, so that conversion needs no table. The stem is a block
-# of one branch without a name of its own.
+# with one branch and an empty name.
 STEM: Chain = (
     Conv("Conv2d_1a_3x3", 32, 3, 3, 2, "VALID"),
     Conv("Conv2d_2a_3x3", 32, 3, 3, 1, "VALID"),
@@ -165,13 +165,13 @@ def _pool(kind: str, x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
 
 
 class Output(NamedTuple):
-    """What the network says of images.
+    """The network's output.
 
     Attributes:
       features: average of the last block over the positions (`2048`, pool3).
-      logits_unbiased: of the classes without the last layer's bias, as the Inception Score of
-        Salimans et al. 2016 has them.
-      logits: with it.
+      logits_unbiased: class logits without the last layer's bias, as in the Inception Score of
+        Salimans et al. 2016.
+      logits: class logits with the bias.
     """
 
     features: Float[Array, "B D"]
@@ -180,7 +180,7 @@ class Output(NamedTuple):
 
 
 class Inception(nnx.Module):
-    """The network, its batch norms folded into the convolutions; for inference only."""
+    """The network with batch norms folded into the convolutions; for inference only."""
 
     def __init__(self, rngs: nnx.Rngs):
         """Makes the convolutions `convs/<name>` and the last layer `head`."""
@@ -219,7 +219,7 @@ class Inception(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> Output:
-        """Applies the network to images of `resize` and `normalize`; always in inference mode."""
+        """Applies the network to images from `resize` and `normalize`; always in inference mode."""
         del key, train
 
         def conv(block: str, item: Conv, x: Array) -> Array:
@@ -250,8 +250,8 @@ def _key(name: str) -> str:
 def resize(images: Float[Array, "B H W C"], size: int = SIZE) -> Float[Array, "B S S C"]:
     """TensorFlow 1's `resize_bilinear` with `align_corners=False`.
 
-    Output pixel i lies at i * (H / S) of the input, not at pixel centres, and is blended from the
-    two pixels around it without antialiasing, whatever the scale.
+    Output pixel i lies at position i * (H / S) of the input, without the half-pixel shift of
+    centres. It interpolates the two pixels around it, without antialiasing at any scale.
     """
     x = images.astype(jnp.float32)
     for axis in (2, 1):
@@ -268,12 +268,12 @@ def resize(images: Float[Array, "B H W C"], size: int = SIZE) -> Float[Array, "B
 
 
 def normalize(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-    """0 ... 255 as the network takes them: (x - 128) / 128."""
+    """Maps pixels in 0 ... 255 to the network's input: (x - 128) / 128."""
     return (x - 128.0) / 128.0
 
 
 def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict]:
-    """The parameters of `Inception` out of a state dict of torch-fidelity's port.
+    """Converts the state dict of torch-fidelity's port to parameters of `Inception`.
 
     Args:
       state: `<layer>.conv.weight`, `<layer>.bn.*`, `fc.weight` and `fc.bias`.

@@ -1,4 +1,4 @@
-"""What a transformer keeps of the positions so far, and how new ones are put into it."""
+"""The key-value cache of a transformer, and how new positions are written into it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from genjax.networks.sequence import places
 
 
 class Cache(NamedTuple):
-    """What a transformer keeps of the positions so far; the rest of the S is zero.
+    """Keys and values of the positions so far, zero in the rest of the S positions.
 
-    Keys and values in bfloat16 are kept as the integers that their bits are: to write one position
-    or to move one row, a CPU would make all of a bfloat16 array float32, and back.
+    Keys and values in bfloat16 are stored as the integers of their bits: to write one position or
+    move one row of a bfloat16 array, a CPU would convert the whole array to float32 and back.
 
     Attributes:
-      key: of every block, one after the other; of unstacked parameters a tuple, block by block.
-      value: likewise.
-      segment: of each position.
-      place: of the next position in its segment.
-      length: positions held.
+      key: keys of all blocks, one block after the other; with unstacked parameters a tuple with
+        one array per block.
+      value: values, likewise.
+      segment: the segment of each position.
+      place: index of the next position within its segment.
+      length: number of positions in the cache.
     """
 
     key: Shaped[Array, "LK B S H"] | tuple[Shaped[Array, "K B S H"], ...]
@@ -33,12 +34,12 @@ class Cache(NamedTuple):
 
 
 def bits(x: Array) -> Array:
-    """Integers, of bfloat16; anything else as it is."""
+    """Reinterprets bfloat16 as integers; returns other arrays unchanged."""
     return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
 
 
 def write(held: Array, new: Float[Array, "K B T H"], layer: Array | None, at: Array | int) -> Array:
-    """Keys or values [L, K, B, S, H] with new ones at `at` of a layer; or [K, B, S, H], of one."""
+    """Writes `new` at position `at` of `layer` in [L, K, B, S, H], or of [K, B, S, H] if None."""
     new = bits(new)
     if layer is None:
         return lax.dynamic_update_slice_in_dim(held, new, at, axis=2)
@@ -48,7 +49,7 @@ def write(held: Array, new: Float[Array, "K B T H"], layer: Array | None, at: Ar
 def placed(
     T: int, segment: Int[Array, "B T"] | None, cache: Cache | None
 ) -> Int[Array, "B T"] | Int[Array, "1 T"]:
-    """The places of T new positions in their segments."""
+    """The indices of T new positions within their segments."""
     if cache is not None:
         return cache.place[0][:, None] + jnp.arange(T)
     return jnp.arange(T)[None] if segment is None else places(segment)
@@ -57,10 +58,10 @@ def placed(
 def held_segments(
     B: int, T: int, segment: Int[Array, "B T"] | None, cache: Cache | None, capacity: int
 ) -> Int[Array, "1 B S"] | None:
-    """The segments of a cache's positions once T new ones are in it."""
+    """The segments of a cache's positions after T new positions are written."""
     if cache is not None:
         last = lax.dynamic_slice_in_dim(cache.segment, cache.length - 1, 1, axis=2)
         new = jnp.broadcast_to(last, (1, B, T))
         return lax.dynamic_update_slice_in_dim(cache.segment, new, cache.length, axis=2)
-    own = jnp.ones((B, T), jnp.int32) if segment is None else segment
-    return jnp.pad(own, ((0, 0), (0, capacity - T)))[None] if capacity else None
+    segments = jnp.ones((B, T), jnp.int32) if segment is None else segment
+    return jnp.pad(segments, ((0, 0), (0, capacity - T)))[None] if capacity else None

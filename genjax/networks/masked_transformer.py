@@ -20,10 +20,10 @@ POSITIONS = ("learned", "rotary")
 
 
 class Network(nnx.Module):
-    """The logits of each token given those that are not masked; a mask is token K, and never drawn.
+    """Predicts the logits of each token given the tokens that are not masked.
 
-    A position of an image has Q tokens (residual VQ), each of a codebook of its own: they follow
-    each other.
+    The mask is token K, which is never drawn. A position of an image has Q tokens (residual VQ),
+    each from its own codebook; they follow each other in the sequence.
     """
 
     def __init__(
@@ -52,30 +52,30 @@ class Network(nnx.Module):
         """Builds the network.
 
         Args:
-          vocabulary_size: values of a token, K.
-          length: the most tokens of an example, S.
-          codebooks: Q, of which the tokens of an example are in turn.
-          num_classes: labels to be conditioned on; class `num_classes` is none of them.
-          time: whether it is told the time too.
-          width: as those not named here, see `transformer.Options`.
-          positions: "learned", a vector for each place; or "rotary".
-          dropout: probability, of the embedded input and of what each block adds.
+          vocabulary_size: number of values of a token, K.
+          length: the largest number of tokens in an example, S.
+          codebooks: Q; token i of an example is from codebook i mod Q.
+          num_classes: number of labels; class `num_classes` means "no label". 0: unconditional.
+          time: whether the network is conditioned on time.
+          width: see `transformer.Options`, also for the arguments not listed here.
+          positions: "learned", one vector per position; or "rotary".
+          dropout: rate on the embedded input and on what each block adds.
           dtype: compute type.
           rngs: for the initial parameters.
 
         Raises:
-          ConfigError: an option that cannot be, or not with the others.
+          ConfigError: an option is out of range, or does not fit the others.
         """
         one_of("positions", positions, POSITIONS)
         self.Q, self.K, self.length = codebooks, vocabulary_size, length
-        made = {"init": small, "dtype": dtype, "rngs": rngs}
-        self.token = Embed(self.Q * (self.K + 1), width, **made)
-        self.label = Embed(num_classes + 1, width, **made) if num_classes else None
+        embed_options = {"init": small, "dtype": dtype, "rngs": rngs}
+        self.token = Embed(self.Q * (self.K + 1), width, **embed_options)
+        self.label = Embed(num_classes + 1, width, **embed_options) if num_classes else None
         self.time1 = Linear(width, width, dtype=dtype, rngs=rngs) if time else None
         self.time2 = Linear(width, width, dtype=dtype, rngs=rngs) if time else None
-        table = positions == "learned"
+        is_learned = positions == "learned"
         self.positions = (
-            nnx.Param(small(rngs.params(), (length, width), jnp.float32)) if table else None
+            nnx.Param(small(rngs.params(), (length, width), jnp.float32)) if is_learned else None
         )
         self.body = Transformer(
             width=width,
@@ -84,7 +84,7 @@ class Network(nnx.Module):
             hidden=hidden,
             activation=activation,
             norm=norm,
-            rotary=not table,
+            rotary=not is_learned,
             bias=bias,
             dropout=dropout,
             attention_dropout=attention_dropout,
@@ -107,31 +107,31 @@ class Network(nnx.Module):
         key: Array | None = None,
         train: bool = False,
     ) -> Float[Array, "B S K"]:
-        """Logits in float32.
+        """Returns the logits in float32.
 
         Args:
-          x: tokens 0 ... K - 1, and K where one is masked.
+          x: tokens 0 ... K - 1, or K if masked.
           label: classes.
-          time: from 0, nothing masked, to 1, all of it.
-          segment: keeps neighbours apart, as in `sequence`.
-          key: of dropout.
-          train: whether to drop out.
+          time: from 0, no token masked, to 1, all tokens masked.
+          segment: which document each token belongs to, see `sequence`.
+          key: for dropout.
+          train: whether dropout is on.
 
         Raises:
-          ConfigError: more positions than there are learned ones.
+          ConfigError: more positions than the network learned.
         """
         S = x.shape[1]
         keys = [None] * 2 if key is None else jax.random.split(key)
         h = self.token(x + (self.K + 1) * (jnp.arange(S) % self.Q))
         if self.positions is not None:
-            known = f"at most {self.length}, as many as the network learned"
-            require(self.length >= S, "positions", S, known)
+            expected = f"at most {self.length}, as many as the network learned"
+            require(self.length >= S, "positions", S, expected)
             h = plus(h, self.positions[...][placed(S, segment, None)])
         if self.label is not None:
             h = plus(h, self.label(label)[:, None])
         if self.time1 is not None:
-            told = self.time1(sinusoidal_embedding(1000.0 * time, self.width))
-            h = plus(h, self.time2(jax.nn.silu(told.astype(jnp.float32)))[:, None])
+            embedded = self.time1(sinusoidal_embedding(1000.0 * time, self.width))
+            h = plus(h, self.time2(jax.nn.silu(embedded.astype(jnp.float32)))[:, None])
         h = dropout(h, self.dropout, keys[0], train)
         h, _ = self.body(h, segment=segment, key=keys[1], train=train)
         return self._logits(h)

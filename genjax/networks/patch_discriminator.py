@@ -21,16 +21,16 @@ NORMS = ("batch", "none")
 normal = jax.nn.initializers.normal(0.02)
 
 
-def _shrunk(size: int, stride: int) -> int:
+def _conv_output_size(size: int, stride: int) -> int:
     """Height or width after a convolution with one row of zeros on each side."""
     return (size - 2) // stride + 1
 
 
 class Discriminator(nnx.Module):
-    """Strided convolutions whose every output sees, and judges, one patch of the image.
+    """Strided convolutions; each output judges one patch of the image.
 
-    `layers` convolutions of stride 2 and two of stride 1; the width doubles with each of the first
-    ones, up to eightfold. With three of them an output sees 70 x 70 pixels, with two 34 x 34.
+    `layers` convolutions of stride 2, then two of stride 1. The width doubles with each of the
+    former, up to eightfold. Patches have 70 x 70 pixels with three of them, 34 x 34 with two.
     """
 
     def __init__(
@@ -48,42 +48,42 @@ class Discriminator(nnx.Module):
         Args:
           shape: of the images [H, W, C].
           channels: width of the first layer.
-          layers: convolutions of stride 2.
+          layers: number of convolutions of stride 2.
           norm: "batch", after all convolutions but the first and the last, or "none".
           dtype: compute type.
           rngs: for the initial parameters.
 
         Raises:
-          ConfigError: an unknown norm, or images of which nothing would be left.
+          ConfigError: an unknown norm, or images that are too small for the layers.
         """
         one_of("model.discriminator.norm", norm, NORMS)
         self.strides = (*(2,) * layers, 1, 1)
         height, width, _ = shape
         for stride in self.strides:
-            height, width = _shrunk(height, stride), _shrunk(width, stride)
+            height, width = _conv_output_size(height, stride), _conv_output_size(width, stride)
         if min(height, width) < 1:
             raise ConfigError(
-                f"model.discriminator.layers={layers}: nothing is left of images of {shape[0]} x "
-                f"{shape[1]}. Use fewer, or larger images."
+                f"model.discriminator.layers={layers}: too many for images of {shape[0]} x "
+                f"{shape[1]}, whose output would be empty. Use fewer, or larger images."
             )
         convs, norms, width = {}, {}, shape[-1]
         for i, stride in enumerate(self.strides):
             last = i == layers + 1
-            normed = norm == "batch" and i > 0 and not last
-            wide = 1 if last else channels * min(2**i, 8)
+            has_norm = norm == "batch" and i > 0 and not last
+            features = 1 if last else channels * min(2**i, 8)
             convs[str(i)] = Conv(
                 width,
-                wide,
+                features,
                 KERNEL,
                 stride=stride,
-                use_bias=not normed,
+                use_bias=not has_norm,
                 init=normal,
                 dtype=dtype,
                 rngs=rngs,
             )
-            if normed:
-                norms[str(i)] = BatchNorm(wide)
-            width = wide
+            if has_norm:
+                norms[str(i)] = BatchNorm(features)
+            width = features
         self.convs, self.norms = nnx.Dict(convs), nnx.Dict(norms)
 
     def __call__(
@@ -96,7 +96,7 @@ class Discriminator(nnx.Module):
         """The logit of each patch, float32."""
         for i, stride in enumerate(self.strides):
             name = str(i)
-            height, width = (_shrunk(size, stride) for size in x.shape[1:3])
+            height, width = (_conv_output_size(size, stride) for size in x.shape[1:3])
             x = self.convs[name](x)[:, :height, :width]
             if name in self.norms:
                 x = self.norms[name](x, train)

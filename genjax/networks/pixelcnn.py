@@ -20,7 +20,7 @@ Offsets = tuple[tuple[int, int], ...]
 
 
 def shifted(x: Float[Array, "B H W C"], down: int, right: int) -> Float[Array, "B H W C"]:
-    """The image moved by `down` >= 0 rows and `right` columns, zeros where there was none."""
+    """Moves the image by `down` >= 0 rows and `right` columns, and fills with zeros."""
     _, H, W, _ = x.shape
     margin = abs(right)
     padded = jnp.pad(x, ((0, 0), (down, 0), (margin, margin), (0, 0)))
@@ -28,12 +28,12 @@ def shifted(x: Float[Array, "B H W C"], down: int, right: int) -> Float[Array, "
 
 
 class CausalConv(nnx.Module):
-    """A convolution that reads (down, right) moved images, as one product."""
+    """A masked convolution, computed as one product over shifted copies of the image."""
 
     def __init__(
         self, features_in: int, features_out: int, offsets: Offsets, dtype: Any, rngs: nnx.Rngs
     ):
-        """`offsets` are the (rows above, columns to the left) that are read."""
+        """`offsets` are the (rows above, columns to the left) of the pixels that it reads."""
         self.linear = Linear(len(offsets) * features_in, features_out, dtype=dtype, rngs=rngs)
         self.offsets = offsets
 
@@ -44,10 +44,10 @@ class CausalConv(nnx.Module):
     def part(
         self, x: Float[Array, "B H W C"], row: Array | int, column: Array | int, width: int
     ) -> Float[Array, "B 1 w F"]:
-        """A part of a row of the result, of an image that has its margins already."""
+        """Computes `width` outputs of one row; `x` already has its margins of zeros."""
         size = (len(x), 1, width, x.shape[-1])
-        read = [lax.dynamic_slice(x, (0, row - d, column - r, 0), size) for d, r in self.offsets]
-        return self.linear(jnp.concatenate(read, axis=-1))
+        shifts = [lax.dynamic_slice(x, (0, row - d, column - r, 0), size) for d, r in self.offsets]
+        return self.linear(jnp.concatenate(shifts, axis=-1))
 
 
 def _above(size: int, first: int) -> Offsets:
@@ -60,20 +60,21 @@ def _left(size: int, first: int) -> Offsets:
 
 
 def _gate(x: Float[Array, "... D"]) -> Float[Array, "... d"]:
-    """tanh of one half times the sigmoid of the other (eq. 2)."""
+    """tanh of the first half times the sigmoid of the second (eq. 2)."""
     value, gate = jnp.split(x, 2, axis=-1)
     return jnp.tanh(value) * jax.nn.sigmoid(gate)
 
 
 class Layer(nnx.Module):
-    """A vertical stack that sees the rows above, a horizontal one that sees the row (figure 2).
+    """A vertical stack over the rows above, and a horizontal stack over the row (figure 2).
 
-    The first layer reads the tokens: its vertical stack begins in the row above, its horizontal
-    one in the column to the left. What later layers read has left the token itself out already.
+    The first layer reads the tokens, so its vertical stack starts at the row above and its
+    horizontal stack at the column to the left. The inputs of later layers exclude the token itself
+    already, so these start at the position itself.
     """
 
     def __init__(self, width: int, size: int, first: bool, rate: float, dtype: Any, rngs: nnx.Rngs):
-        """`first` says whether the layer reads the tokens themselves."""
+        """`first`: whether the layer reads the tokens themselves."""
         start = int(first)
         self.vertical = CausalConv(width, 2 * width, _above(size, start), dtype, rngs)
         self.horizontal = CausalConv(width, 2 * width, _left(size, start), dtype, rngs)
@@ -90,35 +91,35 @@ class Layer(nnx.Module):
         key: Array | None,
         train: bool,
     ) -> tuple[Float[Array, "B H W D"], Float[Array, "B H W D"]]:
-        """The two stacks."""
-        further, given = self.from_rows(self.vertical(above), label)
+        """Returns the two stacks."""
+        above, given = self.from_rows(self.vertical(above), label)
         h = dropout(self.from_columns(self.horizontal(left), given), self.rate, key, train)
-        return further, h if self.first else left + h
+        return above, h if self.first else left + h
 
     def from_rows(
         self, rows: Float[Array, "B H W 2*D"], label: Float[Array, "B D"]
     ) -> tuple[Float[Array, "B H W D"], Float[Array, "B H W 2*D"]]:
-        """What the next vertical stack reads, and what the horizontal one is given."""
+        """The input of the next layer's vertical stack, and what this horizontal stack adds."""
         for_above, for_left = jnp.split(self.condition(label)[:, None, None], 2, axis=-1)
         return _gate(plus(rows, for_above)), plus(self.link(rows), for_left)
 
     def from_columns(
         self, columns: Float[Array, "B H W 2*D"], given: Float[Array, "B H W 2*D"]
     ) -> Float[Array, "B H W D"]:
-        """What the horizontal stack adds to itself."""
+        """The residual that the horizontal stack adds to its input."""
         return self.out(_gate(plus(columns, given)))
 
 
 class Cache(NamedTuple):
-    """What each layer keeps while an image is drawn: of the first one, and of the L - 1 others.
+    """The state of each layer while an image is drawn: of the first, and of the L - 1 others.
 
     Attributes:
-      token: of the position that is being drawn.
-      above: what the vertical stack reads: the row and the m = kernel_size // 2 above it, with m
-        zeros on both sides.
-      given: what the vertical stack gives to the horizontal one in that row.
-      left: what the horizontal stack reads of that row, with m zeros to the left.
-      last: what the last layer has found for the position.
+      token: tokens of the position that is being drawn.
+      above: input of the vertical stack: the current row and the m = kernel_size // 2 rows above
+        it, with m zeros on both sides.
+      given: what the vertical stack passes to the horizontal one in that row.
+      left: input of the horizontal stack in that row, with m zeros to the left.
+      last: output of the last layer at the position.
     """
 
     token: Int[Array, "B Q"]
@@ -129,20 +130,20 @@ class Cache(NamedTuple):
 
 
 def _write(
-    held: Float[Array, "B H W D"], new: Float[Array, "B 1 w D"], row: int, column: Array | int
+    array: Float[Array, "B H W D"], new: Float[Array, "B 1 w D"], row: int, column: Array | int
 ) -> Float[Array, "B H W D"]:
-    return lax.dynamic_update_slice(held, new, (0, row, column, 0))
+    return lax.dynamic_update_slice(array, new, (0, row, column, 0))
 
 
-def _moved_up(held: Float[Array, "B H W D"]) -> Float[Array, "B H W D"]:
-    return jnp.pad(held[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
+def _moved_up(rows: Float[Array, "B H W D"]) -> Float[Array, "B H W D"]:
+    return jnp.pad(rows[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
 
 
 class Network(nnx.Module):
-    """The logits of each token given those before it: left to right, top to bottom, by depth.
+    """Predicts the logits of each token given those before it, row by row, left to right.
 
-    A position has Q tokens (residual VQ), each of a codebook of its own; each sees those before it
-    in its position as well.
+    A position has Q tokens (residual VQ), each from its own codebook; each also sees those before
+    it in the same position.
     """
 
     def __init__(
@@ -162,31 +163,31 @@ class Network(nnx.Module):
 
         Args:
           shape: of the tokens of an image [h, w, Q].
-          vocabulary_size: values of a token, K.
-          num_classes: labels to be conditioned on; 0 for none.
+          vocabulary_size: number of values of a token, K.
+          num_classes: number of labels; 0: unconditional.
           width: channels.
-          depth: gated layers.
-          kernel_size: of their convolutions before half of it is left out; odd.
-          dropout: probability, of what each layer adds.
+          depth: number of gated layers.
+          kernel_size: of their convolutions, before masking; odd.
+          dropout: rate on what each layer adds.
           dtype: compute type.
           rngs: for the initial parameters.
 
         Raises:
-          ConfigError: an even kernel size, or less than two layers.
+          ConfigError: an even kernel size, or fewer than two layers.
         """
         require(
             kernel_size % 2 == 1 and kernel_size > 1, "kernel_size", kernel_size, "odd, 3 or more"
         )
         self.shape, self.K = shape, vocabulary_size
-        Q, given = shape[-1], (dropout, dtype)
+        Q, layer_options = shape[-1], (dropout, dtype)
         self.token = Embed(Q * self.K, width, dtype=dtype, rngs=rngs)
         self.label = Embed(max(num_classes, 1), width, dtype=dtype, rngs=rngs)
-        self.first = Layer(width, kernel_size, True, *given, rngs)
+        self.first = Layer(width, kernel_size, True, *layer_options, rngs)
 
         @nnx.split_rngs(splits=depth - 1)
         @nnx.vmap(in_axes=0, out_axes=0)
         def layers(rngs: nnx.Rngs) -> Layer:
-            return Layer(width, kernel_size, False, *given, rngs)
+            return Layer(width, kernel_size, False, *layer_options, rngs)
 
         self.layers = layers(rngs)
         self.depth, self.width, self.margin = depth, width, kernel_size // 2
@@ -206,37 +207,41 @@ class Network(nnx.Module):
         key: Array | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "B *S K"], Any]:
-        """Logits in float32, and the cache: as `token_transformer.Network` has them.
+        """Returns the logits in float32, and the cache, like `token_transformer.Network`.
 
-        With a position each layer computes what belongs to it alone, and its vertical stack a row
-        when that begins (Ramachandran et al. 2017, arXiv:1704.06001).
+        With `position`, each layer computes that position only, except that vertical stacks compute
+        a whole row when it starts (Ramachandran et al. 2017, arXiv:1704.06001).
         """
         label = self.label(jnp.zeros(len(index), jnp.int32) if label is None else label)
         if position is None:
-            return self._all(index, label, key, train), None
-        return self._next(index, label, jnp.asarray(position), cache)
+            return self._all_logits(index, label, key, train), None
+        return self._next_logits(index, label, jnp.asarray(position), cache)
 
-    def _next(
+    def _next_logits(
         self,
         index: Int[Array, "B"],
         label: Float[Array, "B D"],
         position: Array,
         cache: Cache | None,
     ) -> tuple[Float[Array, "B K"], Cache]:
-        """The logits of a position, and the cache with the token before it in it."""
+        """The logits of one token, and the cache, updated with the token before it."""
         _, w, Q = self.shape
-        cache = self._empty(len(index)) if cache is None else self._with(cache, index, position - 1)
+        cache = (
+            self._empty_cache(len(index))
+            if cache is None
+            else self._with_token(cache, index, position - 1)
+        )
         column, q = position // Q % w, position % Q
         begins = position % (w * Q) == 0
-        cache = lax.cond(begins, lambda c: self._row(c, label), lambda c: c, cache)
-        cache = lax.cond(q == 0, lambda c: self._column(c, column), lambda c: c, cache)
-        left = cache.last
+        cache = lax.cond(begins, lambda c: self._start_row(c, label), lambda c: c, cache)
+        cache = lax.cond(q == 0, lambda c: self._start_position(c, column), lambda c: c, cache)
+        h = cache.last
         if self.within is not None:
-            seen = self.within(self._numbered(cache.token))
-            left = left + jnp.where(jnp.arange(Q)[:, None] < q, seen, 0).sum(-2)
-        return self._read("bd,dk->bk", left, self.kernel[...][q]), cache
+            embedded = self.within(self._with_codebook_offset(cache.token))
+            h = h + jnp.where(jnp.arange(Q)[:, None] < q, embedded, 0).sum(-2)
+        return self._readout("bd,dk->bk", h, self.kernel[...][q]), cache
 
-    def _empty(self, batch: int) -> Cache:
+    def _empty_cache(self, batch: int) -> Cache:
         (_, w, Q), m, D = self.shape, self.margin, self.width
 
         def of_layers(*shape: int) -> tuple[Array, Array]:
@@ -251,79 +256,80 @@ class Network(nnx.Module):
             jnp.zeros((batch, D), self.dtype),
         )
 
-    def _with(self, cache: Cache, index: Int[Array, "B"], position: Array) -> Cache:
-        """A position's vector counts for nothing before the last of its tokens is there."""
+    def _with_token(self, cache: Cache, index: Int[Array, "B"], position: Array) -> Cache:
+        """Writes a token to the cache; a position is read only after its last token is written."""
         _, w, Q = self.shape
         m, column = self.margin, position // Q % w
         token = cache.token.at[:, position % Q].set(index)
-        x = self.token(self._numbered(token)).sum(-2)[:, None, None]
-        (above, others), (left, further) = cache.above, cache.left
+        x = self.token(self._with_codebook_offset(token)).sum(-2)[:, None, None]
+        (above, later_above), (left, later_left) = cache.above, cache.left
         return cache._replace(
             token=token,
-            above=(_write(above, x, m, column + m), others),
-            left=(_write(left, x, 0, column + m), further),
+            above=(_write(above, x, m, column + m), later_above),
+            left=(_write(left, x, 0, column + m), later_left),
         )
 
-    def _row(self, cache: Cache, label: Float[Array, "B D"]) -> Cache:
-        """The cache of the next row."""
+    def _start_row(self, cache: Cache, label: Float[Array, "B D"]) -> Cache:
+        """Updates the cache at the start of a row."""
         m, w = self.margin, self.shape[1]
         graph, stacked = nnx.split(self.layers)
         above = _moved_up(cache.above[0])
         x, given = self.first.from_rows(self.first.vertical.part(above, m, m, w), label)
 
-        def layer(x: Array, held: tuple) -> tuple[Array, tuple]:
-            net, above = nnx.merge(graph, held[0]), _write(_moved_up(held[1]), x, m, m)
+        def layer(x: Array, params_and_above: tuple) -> tuple[Array, tuple]:
+            params, above = params_and_above
+            net, above = nnx.merge(graph, params), _write(_moved_up(above), x, m, m)
             x, given = net.from_rows(net.vertical.part(above, m, m, w), label)
             return x, (above, given)
 
-        _, (others, further) = lax.scan(layer, x, (stacked, cache.above[1]))
-        return cache._replace(above=(above, others), given=(given, further))
+        _, (later_above, later_given) = lax.scan(layer, x, (stacked, cache.above[1]))
+        return cache._replace(above=(above, later_above), given=(given, later_given))
 
-    def _column(self, cache: Cache, column: Array) -> Cache:
-        """The cache of the next position in the row."""
+    def _start_position(self, cache: Cache, column: Array) -> Cache:
+        """Updates the cache at the start of a position in the row."""
         m = self.margin
         graph, stacked = nnx.split(self.layers)
 
-        def added(net: Layer, left: Array, given: Array) -> Array:
+        def residual(net: Layer, left: Array, given: Array) -> Array:
             given = lax.dynamic_slice_in_dim(given, column, 1, axis=2)
             return net.from_columns(net.horizontal.part(left, 0, column + m, 1), given)
 
-        def layer(x: Array, held: tuple) -> tuple[Array, Array]:
-            state, left, given = held
+        def layer(x: Array, params_and_cache: tuple) -> tuple[Array, Array]:
+            params, left, given = params_and_cache
             left = _write(left, x, 0, column + m)
-            return x + added(nnx.merge(graph, state), left, given), left
+            return x + residual(nnx.merge(graph, params), left, given), left
 
         left = cache.left[0]
-        x = added(self.first, left, cache.given[0])
-        x, others = lax.scan(layer, x, (stacked, cache.left[1], cache.given[1]))
-        return cache._replace(left=(left, others), last=x[:, 0, 0])
+        x = residual(self.first, left, cache.given[0])
+        x, later_left = lax.scan(layer, x, (stacked, cache.left[1], cache.given[1]))
+        return cache._replace(left=(left, later_left), last=x[:, 0, 0])
 
-    def _all(
+    def _all_logits(
         self, index: Int[Array, "B *S"], label: Float[Array, "B D"], key: Array | None, train: bool
     ) -> Float[Array, "B *S K"]:
-        """The logits of all tokens."""
-        B, (h, w, Q) = len(index), self.shape
-        numbered = self._numbered(index.reshape(B, h, w, Q))
+        """Returns the logits of all tokens."""
+        B, (height, w, Q) = len(index), self.shape
+        numbered = self._with_codebook_offset(index.reshape(B, height, w, Q))
         keys = [None] * self.depth if key is None else jax.random.split(key, self.depth)
         x = self.token(numbered).sum(-2)
         stacks = self.first(x, x, label, keys[0], train)
         graph, stacked = nnx.split(self.layers)
 
-        def layer(stacks: tuple, given: tuple) -> tuple[tuple, None]:
-            state, key = given
-            return nnx.merge(graph, state)(*stacks, label, key, train), None
+        def layer(stacks: tuple, params_and_key: tuple) -> tuple[tuple, None]:
+            params, key = params_and_key
+            return nnx.merge(graph, params)(*stacks, label, key, train), None
 
-        rest = None if key is None else keys[1:]
-        (_, left), _ = lax.scan(layer, stacks, (stacked, rest))
-        left = left[..., None, :]
+        later_keys = None if key is None else keys[1:]
+        (_, left), _ = lax.scan(layer, stacks, (stacked, later_keys))
+        h = left[..., None, :]
         if self.within is not None:
-            seen = jnp.cumsum(self.within(numbered), axis=-2)
-            left = left + jnp.pad(seen[..., :-1, :], ((0, 0),) * 3 + ((1, 0), (0, 0)))
-        return self._read("bhwqd,qdk->bhwqk", left, self.kernel[...]).reshape(B, -1, self.K)
+            sums = jnp.cumsum(self.within(numbered), axis=-2)
+            h = h + jnp.pad(sums[..., :-1, :], ((0, 0),) * 3 + ((1, 0), (0, 0)))
+        return self._readout("bhwqd,qdk->bhwqk", h, self.kernel[...]).reshape(B, -1, self.K)
 
-    def _numbered(self, index: Int[Array, "*B Q"]) -> Int[Array, "*B Q"]:
+    def _with_codebook_offset(self, index: Int[Array, "*B Q"]) -> Int[Array, "*B Q"]:
         return index + self.K * jnp.arange(self.shape[-1])
 
-    def _read(self, spec: str, left: Array, kernel: Array) -> Array:
-        hidden = nnx.silu(self.hidden(nnx.silu(left)))
+    def _readout(self, spec: str, h: Array, kernel: Array) -> Array:
+        hidden = nnx.silu(self.hidden(nnx.silu(h)))
         return contract(spec, hidden, kernel.astype(self.dtype))

@@ -1,17 +1,19 @@
-"""What the networks over sequences share: what goes in, what is read off, where segments begin.
+"""The parts that sequence networks share: their interface, embedding, head and segments.
 
 A sequence network is called as
 
   network(x, *, segment=None, cache=None, capacity=0, key=None, train=False) -> (logits, cache)
 
-with x tokens [B, T], or frames of zeros and ones [B, T, V], and logits float32 [B, T, V] of what
-comes next. `segment` int32 [B, T] keeps neighbours apart: no position sees another segment, places
-count from a segment's start and recurrent states begin anew there. Documents laid side by side are
-segments 1, 2, 3 ..., padding on the left is segment 0 before segment 1. `capacity` > 0 asks for a
-cache of so many positions with x in it, and for the logits of what follows x alone, [B, 1, V]; with
-a `cache`, x are the positions that follow those in it, of the same segment as the last one, and it
-comes back with them in it. What does not fit into the capacity overwrites what is there. Every
-array of two axes or more in a cache has the batch on its second.
+- x: tokens [B, T], or frames of zeros and ones [B, T, V].
+- logits: of the next token or frame, float32 [B, T, V].
+- segment: int32 [B, T]. No position sees another segment; positions count from the start of their
+  segment, and recurrent states are reset there. Packed documents are segments 1, 2, 3 ...; padding
+  on the left is segment 0 before segment 1.
+- capacity: if > 0, the network returns a cache of this many positions that contains x, and the
+  logits of what follows the last position only, [B, 1, V].
+- cache: x are the positions after those in the cache, in the segment of the last one; the network
+  returns the cache with x added. Positions beyond the capacity overwrite earlier entries. Every
+  array in a cache that has two or more axes has the batch on its second.
 """
 
 from __future__ import annotations
@@ -38,13 +40,13 @@ def embedding(
     dtype: jnp.dtype,
     rngs: nnx.Rngs,
 ) -> Embed | Linear:
-    """Tokens [B, T] -> vectors [B, T, D], by a table; or frames [B, T, V] by a linear layer."""
+    """Maps tokens [B, T] by a table, or frames [B, T, V] by a linear layer, to [B, T, D]."""
     layer = Linear if frames else Embed
     return layer(vocabulary_size, width, init=init, dtype=dtype, rngs=rngs)
 
 
 class Head(nnx.Module):
-    """Logits in float32."""
+    """Maps vectors to logits in float32."""
 
     def __init__(
         self,
@@ -62,7 +64,7 @@ class Head(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((vocabulary_size,))) if use_bias else None
 
     def __call__(self, h: Float[Array, "B T D"], embed: Embed | Linear) -> Float[Array, "B T V"]:
-        """Applies the layer; a tied one has the table of `embed` (Press & Wolf 2017)."""
+        """Applies the layer; a tied head uses the weights of `embed` (Press & Wolf 2017)."""
         if self.kernel is not None:
             logits = contract("btd,dv->btv", h, self.kernel[...].astype(h.dtype))
         else:
@@ -72,19 +74,19 @@ class Head(nnx.Module):
 
 
 def one_segment(segment: Any, cache: Any) -> None:
-    """Raises ValueError where there are both: what follows a cache is of its last segment."""
+    """Raises ValueError if both are given: what follows a cache is in its last segment."""
     if segment is not None and cache is not None:
         raise ValueError("segment and cache: expected at most one of them; pass segment=None")
 
 
 def begins(segment: Int[Array, "B T"]) -> Bool[Array, "B T"]:
-    """Whether a segment begins at a position."""
+    """Whether a segment begins at each position."""
     changes = segment[:, 1:] != segment[:, :-1]
     return jnp.pad(changes, ((0, 0), (1, 0)), constant_values=True)
 
 
 def places(segment: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """The place of each position in its segment, from 0 on."""
+    """The index of each position within its segment, from 0."""
     index = jnp.arange(segment.shape[1])
     return index - lax.cummax(jnp.where(begins(segment), index, 0), axis=1)
 
@@ -92,9 +94,9 @@ def places(segment: Int[Array, "B T"]) -> Int[Array, "B T"]:
 def visible(
     T: int, causal: bool, segment: Int[Array, "B T"] | None
 ) -> Bool[Array, "B 1 T T"] | Bool[Array, "1 1 T T"] | None:
-    """Which positions see which: of the same segment, and not what comes after them if causal.
+    """Which positions see which: those of the same segment, and only earlier ones if causal.
 
-    Padding sees padding, as its segment is one like the others; so each sees itself at least.
+    Padding sees padding, because it is a segment like the others; so each position sees itself.
     """
     mask = jnp.tril(jnp.ones((1, 1, T, T), bool)) if causal else None
     if segment is None:
@@ -104,7 +106,7 @@ def visible(
 
 
 def visible_of(segments: Int[Array, "1 B S"], T: int, at: Int[Array, ""]) -> Bool[Array, "B 1 T S"]:
-    """Which positions of a cache T new ones see that begin at `at`; one segment, causal."""
+    """Which cache positions T new ones from index `at` on see: same segment, causal."""
     last = lax.dynamic_slice_in_dim(segments[0], at, 1, axis=1)
     before = jnp.arange(segments.shape[2]) <= at + jnp.arange(T)[:, None]
     return ((segments[0] == last)[:, None] & before)[:, None]

@@ -17,14 +17,14 @@ from genjax.parallel.rules import Rules, fsdp, replicate
 RULES: Rules = ((r"(kernel|embedding)$", fsdp), (r"(scale|bias)$", replicate))
 ENDLESS = True  # nothing limits the number of positions
 
-Held = Float[Array, "1 B R C"]  # the last R = (k - 1) dilation inputs of a convolution
+Held = Float[Array, "1 B R C"]  # the last R = (k - 1) * dilation inputs of a convolution
 
 
 class Convolution(nnx.Module):
-    """A causal convolution with gaps and weight normalisation (Salimans & Kingma 2016, eq. 2).
+    """A dilated causal convolution with weight normalisation (Salimans & Kingma 2016, eq. 2).
 
-    The last tap is on the position itself, the one ahead of it `dilation` positions earlier, and so
-    on. The taps laid side by side make one product.
+    The last tap is on the position itself, the tap before it is `dilation` positions earlier, and
+    so on. All taps are concatenated and multiplied in one product.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class Convolution(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        """Makes `kernel` [k, C, F], its lengths `scale` [F], and `bias` [F].
+        """Makes `kernel` [k, C, F], its norms `scale` [F], and `bias` [F].
 
-        The kernel begins uniform within +-1 / sqrt(k C). The authors' code draws N(0, 0.01), but
-        into an array that PyTorch's weight norm makes anew from what was drawn before.
+        The kernel starts uniform in +-1 / sqrt(k C). The authors' code draws N(0, 0.01), but into
+        an array that PyTorch's weight norm recomputes from its own parameters, drawn earlier.
         """
         init = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         kernel = init(rngs.params(), (size, features_in, features_out), jnp.float32)
@@ -51,17 +51,21 @@ class Convolution(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T C"], segment: Int[Array, "B T"] | None, held: Held | None
     ) -> tuple[Float[Array, "B T F"], Held]:
-        """What it makes of `x`, which follows `held` (zeros if None), and the inputs to hold."""
+        """Convolves `x`, which follows `held` (zeros if None); also returns the new `held`."""
         (B, T, C), reach = x.shape, (self.size - 1) * self.dilation
         before = jnp.zeros((B, reach, C), x.dtype) if held is None else held[0]
         joined = jnp.concatenate([before, x], axis=1)
         taps = [joined[:, i * self.dilation :][:, :T] for i in range(self.size)]
         latest = joined
         if segment is not None:
-            own = jnp.pad(segment, ((0, 0), (reach, 0)), constant_values=-1)
-            same = [own[:, i * self.dilation :][:, :T] == segment for i in range(self.size)]
-            taps = [jnp.where(s[..., None], tap, 0) for s, tap in zip(same, taps, strict=True)]
-            latest = jnp.where((own == own[:, -1:])[..., None], joined, 0)
+            padded = jnp.pad(segment, ((0, 0), (reach, 0)), constant_values=-1)
+            in_segment = [
+                padded[:, i * self.dilation :][:, :T] == segment for i in range(self.size)
+            ]
+            taps = [
+                jnp.where(s[..., None], tap, 0) for s, tap in zip(in_segment, taps, strict=True)
+            ]
+            latest = jnp.where((padded == padded[:, -1:])[..., None], joined, 0)
         flat = self.kernel[...].reshape(-1, self.kernel.shape[-1])
         weight = (self.scale[...] * flat / jnp.linalg.norm(flat, axis=0)).astype(self.dtype)
         y = product(jnp.stack(taps, axis=2).reshape(B, T, -1), weight)
@@ -81,13 +85,13 @@ class Level(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        """The shortcut has a linear layer where the widths differ."""
-        given = (size, dilation, dtype, rngs)
-        self.conv1 = Convolution(features_in, width, *given)
-        self.conv2 = Convolution(width, width, *given)
-        init, wider = jax.nn.initializers.normal(0.01), features_in != width
+        """Makes the layers; the shortcut has a linear layer if the widths differ."""
+        conv_options = (size, dilation, dtype, rngs)
+        self.conv1 = Convolution(features_in, width, *conv_options)
+        self.conv2 = Convolution(width, width, *conv_options)
+        init, widths_differ = jax.nn.initializers.normal(0.01), features_in != width
         self.shortcut = (
-            Linear(features_in, width, init=init, dtype=dtype, rngs=rngs) if wider else None
+            Linear(features_in, width, init=init, dtype=dtype, rngs=rngs) if widths_differ else None
         )
         self.rate = rate
 
@@ -99,21 +103,21 @@ class Level(nnx.Module):
         key: Array | None,
         train: bool,
     ) -> tuple[Float[Array, "B T F"], tuple[Held, Held]]:
-        """What it makes of `x`, and the inputs of each convolution to hold."""
+        """Applies the level to `x`; also returns the new `held` of each convolution."""
         keys = [None] * 2 if key is None else jax.random.split(key)
-        h, kept = x, []
+        h, new_held = x, []
         for i, conv in enumerate((self.conv1, self.conv2)):
-            h, own = conv(h, segment, None if held is None else held[i])
+            h, conv_held = conv(h, segment, None if held is None else held[i])
             h = dropout(nnx.relu(h), self.rate, keys[i], train)
-            kept.append(own)
-        return nnx.relu(h + (x if self.shortcut is None else self.shortcut(x))), tuple(kept)
+            new_held.append(conv_held)
+        return nnx.relu(h + (x if self.shortcut is None else self.shortcut(x))), tuple(new_held)
 
 
 class Network(nnx.Module):
-    """The logits of what comes next, given what came so far; see `sequence` for how it is called.
+    """Predicts the logits of the next token or frame; `sequence` describes how to call it.
 
-    It sees 1 + 2 (k - 1) (2^L - 1) positions, its own included. Its cache is the last inputs of
-    each convolution, and nothing limits the number of positions.
+    Each position sees 1 + 2 (k - 1) (2^L - 1) positions, including itself. The cache is the last
+    inputs of each convolution; the number of positions is unlimited.
     """
 
     def __init__(
@@ -133,24 +137,24 @@ class Network(nnx.Module):
         """Builds the network.
 
         Args:
-          vocabulary_size: values of a token, or keys of a frame, V.
-          length: of no matter here.
-          frames: whether it goes over frames [B, T, V] of zeros and ones, as they are.
-          width: channels, and the size of the vectors that stand for tokens.
-          depth: levels, L, of two convolutions each; dilation 2^i at level i.
+          vocabulary_size: number of values of a token, or of keys of a frame, V.
+          length: not used.
+          frames: whether the input is frames [B, T, V] of zeros and ones, used without embedding.
+          width: channels, also of the token embeddings.
+          depth: number of levels, L, of two convolutions each; dilation 2^i at level i.
           kernel_size: taps of a convolution, k.
-          tied: whether the head has the weights of the tokens' vectors.
-          dropout: probability, of the tokens' vectors and behind each convolution.
+          tied: whether the head shares the weights of the token embeddings.
+          dropout: rate on token embeddings and after each convolution.
           dtype: compute type.
           rngs: for the initial parameters.
 
         Raises:
-          ConfigError: no levels, no taps, or a tied head without tokens.
+          ConfigError: no levels, no taps, or a tied head with frames.
         """
         del length
-        require(not (tied and frames), "tied", tied, "False with frames, which have no vectors")
-        made = {"dtype": dtype, "rngs": rngs}
-        self.embed = None if frames else embedding(vocabulary_size, width, False, **made)
+        require(not (tied and frames), "tied", tied, "False with frames, which have no embedding")
+        layer_options = {"dtype": dtype, "rngs": rngs}
+        self.embed = None if frames else embedding(vocabulary_size, width, False, **layer_options)
         self.levels = nnx.Dict(
             {
                 str(i): Level(
@@ -159,7 +163,7 @@ class Network(nnx.Module):
                     kernel_size,
                     2**i,
                     dropout,
-                    **made,
+                    **layer_options,
                 )
                 for i in range(depth)
             }
@@ -177,20 +181,20 @@ class Network(nnx.Module):
         key: Array | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "B T V"], tuple[tuple[Held, Held], ...] | None]:
-        """Logits in float32, and the cache.
+        """Returns the logits in float32, and the cache.
 
         Raises:
-          ValueError: a segment as well as a cache.
+          ValueError: both a segment and a cache are given.
         """
         one_segment(segment, cache)
         keys = [None] * (self.depth + 1) if key is None else jax.random.split(key, self.depth + 1)
         h = x.astype(self.dtype)
         if self.embed is not None:
             h = dropout(self.embed(x), self.dropout, keys[-1], train)
-        held = []
+        new_cache = []
         for i in range(self.depth):
-            own = None if cache is None else cache[i]
-            h, kept = self.levels[str(i)](h, segment, own, keys[i], train)
-            held.append(kept)
+            held = None if cache is None else cache[i]
+            h, held = self.levels[str(i)](h, segment, held, keys[i], train)
+            new_cache.append(held)
         logits = self.head(h[:, -1:] if capacity else h, self.embed)
-        return logits, tuple(held) if cache or capacity else None
+        return logits, tuple(new_cache) if cache or capacity else None

@@ -19,9 +19,9 @@ RULES = transformer.RULES
 
 
 class Network(nnx.Module):
-    """The logits of each token given those before it: left to right, top to bottom, by depth.
+    """Predicts the logits of each token given those before it, row by row, left to right.
 
-    A position has Q tokens (residual VQ), each of a codebook of its own.
+    A position has Q tokens (residual VQ), each from its own codebook.
     """
 
     def __init__(
@@ -41,19 +41,19 @@ class Network(nnx.Module):
 
         Args:
           shape: of the tokens of an image [h, w, Q].
-          vocabulary_size: values of a token, K.
-          num_classes: labels to be conditioned on; 0 for none.
+          vocabulary_size: number of values of a token, K.
+          num_classes: number of labels; 0: unconditional.
           width: of the vectors.
-          depth: blocks.
-          heads: of the attention.
-          dropout: probability.
+          depth: number of blocks.
+          heads: number of attention heads.
+          dropout: rate on what each block adds.
           dtype: compute type.
           rngs: for the initial parameters.
         """
         self.Q, self.K, self.S = shape[-1], vocabulary_size, math.prod(shape)
-        small = {"init": normal(0.02), "dtype": dtype, "rngs": rngs}
-        self.token = Embed(self.Q * self.K, width, **small)
-        self.start = Embed(max(num_classes, 1), width, **small)
+        embed_options = {"init": normal(0.02), "dtype": dtype, "rngs": rngs}
+        self.token = Embed(self.Q * self.K, width, **embed_options)
+        self.start = Embed(max(num_classes, 1), width, **embed_options)
         self.positions = nnx.Param(normal(0.02)(rngs.params(), (self.S, width), jnp.float32))
         self.body = Transformer(
             width=width, depth=depth, heads=heads, dropout=dropout, dtype=dtype, rngs=rngs
@@ -72,16 +72,16 @@ class Network(nnx.Module):
         key: Array | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "B *S K"], Any]:
-        """Logits in float32, and the cache.
+        """Returns the logits in float32, and the cache.
 
         Args:
-          index: all tokens [B, S], or, with `position`, the token before that [B].
+          index: all tokens [B, S]; with `position`, only the token before that position [B].
           label: classes.
-          position: of the one token whose logits [B, K] are wanted; 0 begins an image, and the
-            `index` given with it counts for nothing.
-          cache: what the call for the position before returned; None for 0.
-          key: of dropout.
-          train: whether to drop out.
+          position: compute the logits [B, K] of this token only. 0 starts an image and ignores
+            `index`.
+          cache: returned by the call for the previous position; None at position 0.
+          key: for dropout.
+          train: whether dropout is on.
         """
         first = self.start(jnp.zeros(len(index), jnp.int32) if label is None else label)
         if position is None:

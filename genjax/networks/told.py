@@ -1,9 +1,9 @@
-"""What a network is told beside the time: how a condition enters, by its kind and its shape.
+"""The conditions of a network: how each one enters, by its kind and shape.
 
-label      classes, by an embedding of the network's own
-channels   a picture on the grid of the input, as more channels of it
+label      classes, which the network embeds
+channels   an image on the grid of the input, appended to its channels
 vector     numbers, which a linear map adds to the embedding of time
-context    a row of vectors, which cross-attention sees
+context    a sequence of vectors, which cross-attention sees
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ RULES: Rules = ((r"conditions/.*(kernel|embedding)$", fsdp), (r"conditions/", re
 
 
 class Way(NamedTuple):
-    """How fields of some kinds enter.
+    """One way for fields to enter, and the fields that it accepts.
 
     Attributes:
       name: "channels", "vector" or "context".
-      kinds: of the fields.
-      real: whether their numbers are real; None for any.
-      axes: how many they may have.
-      said: what they are, for an error.
+      kinds: accepted kinds of fields.
+      real: whether the fields must be real numbers (True) or integers (False); None for any.
+      axes: accepted numbers of axes.
+      said: description of the accepted fields, for error messages.
     """
 
     name: str
@@ -57,14 +57,14 @@ WAYS = (
 
 
 class Told(NamedTuple):
-    """What a network is told of a batch; None of what it is not told.
+    """The conditions of one batch; None for those that the network does not have.
 
     Attributes:
       label: classes; `num_classes` is the null class.
-      channels: of its input, beside those of the image.
+      channels: additional channels of the network's input.
       vector: numbers.
-      context: rows of vectors.
-      context_mask: which vectors of them are seen; at least one of each example.
+      context: sequences of vectors.
+      context_mask: true for the vectors that are seen; at least one of each example.
     """
 
     label: Int[Array, "B"] | None = None
@@ -75,10 +75,10 @@ class Told(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """How much a network is told.
+    """The sizes of a network's conditions.
 
     Attributes:
-      channels: of its input, beside those of the image.
+      channels: number of additional channels of the input.
       vector_width: D, 0 for no vector.
       context_width: E, 0 for no context.
     """
@@ -89,31 +89,31 @@ class Sizes(NamedTuple):
 
 
 def is_real(field: Field) -> bool:
-    """Whether the field has real numbers."""
+    """Whether the field's values are real numbers."""
     return np.issubdtype(np.dtype(field.dtype), np.floating)
 
 
 def way_of(name: str, field: Field) -> str:
-    """How a condition enters.
+    """Returns how a condition enters: "channels", "vector" or "context".
 
     Raises:
-      ConfigError: there is no way.
+      ConfigError: no network takes such a field.
     """
     for way in WAYS:
-        alike = field.kind in way.kinds and way.real in (None, is_real(field))
-        if alike and len(field.shape) in way.axes and None not in field.shape:
+        kind_fits = field.kind in way.kinds and way.real in (None, is_real(field))
+        if kind_fits and len(field.shape) in way.axes and None not in field.shape:
             return way.name
     raise ConfigError(
-        f"the condition {name!r} is of kind {field.kind!r}, shape {tuple(field.shape)} and "
+        f"the condition {name!r} is of kind {field.kind!r}, shape {tuple(field.shape)} and dtype "
         f"{np.dtype(field.dtype)}: no network takes it. Expected {', '.join(w.said for w in WAYS)}."
     )
 
 
 def factor_of(name: str, field: Field, grid: tuple[int, int]) -> tuple[int, int]:
-    """(how often the grid fits into the field, how often the field fits into the grid).
+    """Returns (field size / grid size, 1), or (1, grid size / field size).
 
     Raises:
-      ConfigError: neither is a whole number, the same along both axes.
+      ConfigError: the factor is not the same whole number along both axes.
     """
     (h, w), (H, W) = field.shape[:2], grid
     if h % H == w % W == 0 and h // H == w // W:
@@ -121,21 +121,22 @@ def factor_of(name: str, field: Field, grid: tuple[int, int]) -> tuple[int, int]
     if H % h == W % w == 0 and H // h == W // w:
         return 1, H // h
     raise ConfigError(
-        f"the condition {name!r} is of {h} x {w}, what is generated of {H} x {W}: expected the "
-        "same size, or a whole number of times as large or as small along both sides. Resize it."
+        f"the condition {name!r} is {h} x {w}, but the network generates {H} x {W}: expected "
+        "the same size, or one that is larger or smaller by the same whole factor along both "
+        "sides. Resize it."
     )
 
 
 def sizes(fields: Mapping[str, Field], grid: tuple[int, int], context_width: int) -> Sizes:
-    """How much a network is told by these conditions.
+    """Returns the sizes of a network's inputs for these conditions.
 
     Args:
-      fields: the conditions by name, but the label that the network embeds itself.
-      grid: height and width of what is generated.
-      context_width: of the vectors of a context, if there is one.
+      fields: the conditions by name, without the label that the network embeds itself.
+      grid: height and width of the generated image or latent.
+      context_width: width of the vectors of a context, if there is one.
 
     Raises:
-      ConfigError: a condition that cannot enter.
+      ConfigError: no network takes one of the conditions.
     """
     channels = vector = 0
     context = False
@@ -144,22 +145,22 @@ def sizes(fields: Mapping[str, Field], grid: tuple[int, int], context_width: int
         if way == "channels":
             channels += field.shape[2] * factor_of(name, field, grid)[0] ** 2
         elif way == "vector":
-            vector += _numbers(field)
+            vector += _vector_size(field)
         else:
             context = True
     return Sizes(channels, vector, context_width if context else 0)
 
 
-def _numbers(field: Field) -> int:
-    """How many numbers a vector has."""
+def _vector_size(field: Field) -> int:
+    """The number of elements that the field adds to the vector."""
     return field.facts["num_classes"] if field.kind == "label" else int(np.prod(field.shape))
 
 
 def scaled(field: Field, x: Array) -> Float[Array, "B ..."]:
-    """Values as a network sees them, float32.
+    """Scales values for a network, float32.
 
-    Images and masks in [-1, 1]; labels one-hot; other numbers of zero mean and unit variance, if
-    their field has the facts `mean` and `std`.
+    Images and masks to [-1, 1]; labels to one-hot vectors; other numbers to zero mean and unit
+    variance, if their field has the facts `mean` and `std`.
     """
     if field.kind == "image":
         return to_float(x) if x.dtype == jnp.uint8 else 2.0 * x - 1.0
@@ -172,7 +173,7 @@ def scaled(field: Field, x: Array) -> Float[Array, "B ..."]:
 
 
 def moments(field: Field) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Mean and standard deviation of a field that has them as facts; else 0 and 1."""
+    """Mean and standard deviation of a field, from its facts; 0 and 1 if it has none."""
     facts = field.facts
     return tuple(jnp.asarray(facts.get(k, d), jnp.float32) for k, d in (("mean", 0), ("std", 1)))
 
@@ -180,10 +181,10 @@ def moments(field: Field) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
 def on_grid(
     name: str, field: Field, x: Float[Array, "B h w C"], grid: tuple[int, int]
 ) -> Float[Array, "B H W D"]:
-    """A picture on the grid: a small one enlarged, the pixels of a large one folded into channels.
+    """Brings an image to the grid: enlarges a small one, folds pixels of a large one into channels.
 
-    Masks are repeated; the rest is enlarged by bicubic interpolation, as in SR3 (Saharia et al.
-    2021).
+    Masks are enlarged by repetition, other images by bicubic interpolation, as in SR3 (Saharia et
+    al. 2021).
     """
     larger, smaller = factor_of(name, field, grid)
     if smaller == 1:
@@ -193,10 +194,10 @@ def on_grid(
 
 
 class Row(nnx.Module):
-    """The tokens or vectors of a condition as vectors for cross-attention, and its null vector."""
+    """Maps a condition's tokens or vectors to vectors for cross-attention; has a null vector."""
 
     def __init__(self, field: Field, width: int, *, rngs: nnx.Rngs):
-        """Makes an embedding of tokens, or a linear map of vectors, to `width`."""
+        """Makes an embedding of tokens, or a linear map of vectors, to `width` features."""
         real = is_real(field)
         self.map = Linear(field.shape[-1], width, rngs=rngs) if real else None
         self.token = None if real else Embed(field.facts["vocabulary_size"], width, rngs=rngs)
@@ -207,9 +208,9 @@ class Row(nnx.Module):
     def __call__(
         self, x: Array, hidden: Bool[Array, "B"] | None
     ) -> tuple[Float[Array, "B S E"], Bool[Array, "B S"]]:
-        """The vectors, and which of them are seen: those of a text up to its end.
+        """Returns the vectors, and which of them are seen: those of a text up to its end.
 
-        A hidden example has its null vector alone.
+        In a hidden example only the null vector is seen.
         """
         if self.map is not None:
             y, seen = self.map(x.astype(jnp.float32)), jnp.ones(x.shape[:2], bool)
@@ -227,10 +228,10 @@ class Row(nnx.Module):
 
 
 class Rows(nnx.Module):
-    """All conditions that are rows, one behind the other."""
+    """The context: the vectors of all its conditions, concatenated."""
 
     def __init__(self, fields: Mapping[str, Field], width: int, *, rngs: nnx.Rngs):
-        """Makes a `Row` of each field, under its name."""
+        """Makes a `Row` for each field, under its name."""
         self.names = tuple(fields)
         self.rows = nnx.Dict({name: Row(field, width, rngs=rngs) for name, field in fields.items()})
 
@@ -242,7 +243,7 @@ class Rows(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "B S E"], Bool[Array, "B S"]]:
-        """The context and its mask; `key` and `train` change nothing."""
+        """Returns the context and its mask; `key` and `train` have no effect."""
         del key, train
         rows = [self.rows[name](values[name], hidden) for name in self.names]
         return tuple(jnp.concatenate(parts, axis=1) for parts in zip(*rows, strict=True))

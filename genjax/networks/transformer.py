@@ -1,7 +1,6 @@
-"""The transformer on vectors (Vaswani et al. 2017): self-attention, depth scanned.
+"""A transformer over vectors (Vaswani et al. 2017), with a scan over its blocks.
 
-What its vectors are and what is read off at the end belongs to the network around it, such as
-`decoder`.
+The embedding of the input and the output head belong to the network around it, such as `decoder`.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ normal = jax.nn.initializers.normal
 
 NORMS = ("layer", "rms")
 ACTIVATIONS = {
-    "gelu": jax.nn.gelu,  # by its tanh formula
+    "gelu": jax.nn.gelu,  # the tanh formula
     "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
@@ -56,49 +55,50 @@ ACTIVATIONS = {
 GATED = {"swiglu": jax.nn.silu, "geglu": jax.nn.gelu}  # Shazeer 2020
 
 
-def _kept(function: Callable) -> Callable:
+def _unchanged(function: Callable) -> Callable:
     return function
 
 
-_again = partial(jax.checkpoint, prevent_cse=False)
-named = partial(checkpoint_name, name="product")  # of a block's input and its parameters
-_products = jax.checkpoint_policies.save_only_these_names("product")
-# How the backward pass comes by what is inside a block, and inside a part of one: a norm and its
+_recomputed = partial(jax.checkpoint, prevent_cse=False)
+named = partial(checkpoint_name, name="product")  # marks products of activations and parameters
+_save_products = jax.checkpoint_policies.save_only_these_names("product")
+# How to treat a block, and each of its parts, in the backward pass. The parts are: a norm and its
 # product, the attention, an activation and its product.
 REMAT = {
-    "none": (_kept, _again),
-    "dots": (partial(_again, policy=_products), _kept),
-    "full": (_again, _kept),
+    "none": (_unchanged, _recomputed),
+    "dots": (partial(_recomputed, policy=_save_products), _unchanged),
+    "full": (_recomputed, _unchanged),
 }
 
 
 class Options(NamedTuple):
-    """What a transformer is made of.
+    """The options of a transformer.
 
     Attributes:
       width: of the vectors, D.
-      depth: blocks, L.
-      heads: of queries, N.
-      kv_heads: of keys and values, K, which divides N (Ainslie et al. 2023); N if 0.
+      depth: number of blocks, L.
+      heads: number of query heads, N.
+      kv_heads: number of key and value heads, K, which divides N (Ainslie et al. 2023); N if 0.
       head_size: H; D / N if 0.
       hidden: width inside a block; 4 D if 0.
-      activation: of ACTIVATIONS, or of GATED.
+      activation: one of ACTIVATIONS or GATED.
       norm: "layer" or "rms".
-      norm_eps: what the norms add to the variance or the mean square.
-      norm_first: norms ahead of what they feed and one at the end (Radford et al. 2019); else one
-        behind each sum, and none at the end (Vaswani et al. 2017).
-      rotary: whether queries and keys are turned by their places.
+      norm_eps: added to the variance or the mean square in norms.
+      norm_first: True: a norm before each layer and one at the end (Radford et al. 2019); False: a
+        norm after each sum and none at the end (Vaswani et al. 2017).
+      rotary: whether queries and keys have rotary positions.
       rope_base: see `positions.frequencies`.
-      rope_scaling: see there.
-      bias: of all linear layers and layer norms.
-      dropout: probability, of what each block adds.
-      attention_dropout: probability, of the attention's weights.
-      causal: whether a position sees itself and those before it alone.
-      init_std: standard deviation of the initial weights, of those into the sum over sqrt(2 L)
-        (Radford et al. 2019, section 2.3); sqrt(2 / 5D) if 0 (Nguyen & Salazar 2019, "SmallInit").
-      remat: what the backward pass computes again: "none", nothing but norms, activations and the
-        attention's weights, which cost more to keep; "dots", all but the products with parameters;
-        "full", all inside a block.
+      rope_scaling: see `positions.frequencies`.
+      bias: whether linear layers and layer norms have a bias.
+      dropout: rate on what each block adds.
+      attention_dropout: rate on the attention weights.
+      causal: whether a position sees only itself and those before it.
+      init_std: standard deviation of the initial weights, divided by sqrt(2 L) for those of layers
+        that add to the sum (Radford et al. 2019, section 2.3); sqrt(2 / 5D) if 0 (Nguyen & Salazar
+        2019, "SmallInit").
+      remat: what the backward pass recomputes: "none", only norms, activations and attention
+        weights, which cost more to store; "dots", everything but products with parameters;
+        "full", everything inside a block.
       dtype: compute type.
     """
 
@@ -124,10 +124,10 @@ class Options(NamedTuple):
     dtype: Any = jnp.float32
 
     def filled(self) -> Options:
-        """With a number in the place of each 0 that stands for another option's.
+        """Replaces each 0 that means a default by its value.
 
         Raises:
-          ConfigError: an option that cannot be, or not with the others.
+          ConfigError: an option is out of range, or does not fit the others.
         """
         check_options(Options, self._asdict(), "model")
         if not self.head_size:
@@ -152,7 +152,7 @@ class Options(NamedTuple):
 
 
 def norm(o: Options) -> LayerNorm | RMSNorm:
-    """The kind of norm that all of a transformer's are of."""
+    """Makes a norm of the kind that the options name."""
     if o.norm == "rms":
         return RMSNorm(o.width, eps=o.norm_eps)
     return LayerNorm(o.width, eps=o.norm_eps, use_bias=o.bias)
@@ -162,7 +162,7 @@ class Block(nnx.Module):
     """Self-attention and a two-layer network, each added to the sum so far."""
 
     def __init__(self, o: Options, rngs: nnx.Rngs):
-        """Makes the parameters, of filled options."""
+        """Makes the parameters; `o` are options from `Options.filled`."""
         inner = {"init": normal(o.init_std), "dtype": o.dtype, "rngs": rngs}
         back = {**inner, "init": normal(o.init_std / math.sqrt(2 * o.depth)), "use_bias": o.bias}
         self.norm1, self.norm2 = norm(o), norm(o)
@@ -178,12 +178,12 @@ class Block(nnx.Module):
     def look(
         self, x: Float[Array, "B T D"], turn: Rotation | None
     ) -> tuple[Float[Array, "B T N H"], tuple[Array, Array]]:
-        """Queries, and keys and values [K, B, T, H]."""
+        """Returns queries, and keys and values [K, B, T, H]."""
         o, (B, T, _) = self.options, x.shape
         part = REMAT[o.remat][1]
         heads = part(lambda x: self.qkv(self.norm1(x) if o.norm_first else x))(x)
         heads = named(heads).reshape(B, T, -1, o.head_size)
-        # Split, whose gradient is put together; that of slices is a sum of padded ones.
+        # The gradient of a split is a concatenation; that of slices is a sum of padded arrays.
         turned, value = jnp.split(heads, [o.heads + o.kv_heads], axis=2)
         if turn is not None:
             turned = rotate(turned, turn)
@@ -200,7 +200,7 @@ class Block(nnx.Module):
         key: Array | None,
         train: bool,
     ) -> Float[Array, "B T D"]:
-        """The new vectors, given what there is to be seen; `whole` is attention's `causal`."""
+        """Returns the block's output; `seen`: keys and values, `whole`: attention's `causal`."""
         o, (B, T, _) = self.options, x.shape
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
         seen = [array.transpose(1, 2, 0, 3) for array in seen]
@@ -218,7 +218,7 @@ class Block(nnx.Module):
         return (self.up(h),) if self.gate is None else (self.up(h), self.gate(h))
 
     def _narrow(self, up: Array, gate: Array | None = None) -> Float[Array, "B T D"]:
-        """In float32 up to the product: rounded to bfloat16 after each step it takes longer."""
+        """Activation in float32, then the product: rounding to bfloat16 at each step is slower."""
         up, name = up.astype(jnp.float32), self.options.activation
         if gate is None:
             return self.down(ACTIVATIONS[name](up))
@@ -226,7 +226,7 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """A stack of blocks, and a norm where they have theirs first."""
+    """A stack of blocks, and a final norm if `norm_first`."""
 
     def __init__(self, *, rngs: nnx.Rngs, **options: Any):
         """Builds the network.
@@ -236,7 +236,7 @@ class Transformer(nnx.Module):
           **options: see `Options`.
 
         Raises:
-          ConfigError: an option that cannot be, or not with the others.
+          ConfigError: an option is out of range, or does not fit the others.
         """
         o = Options(**options).filled()
 
@@ -259,111 +259,122 @@ class Transformer(nnx.Module):
         key: Array | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """What each position knows of those of its segment; `sequence` says what the options mean.
+        """Returns the new vectors and the cache; `sequence` describes the arguments.
 
-        With parameters from `unstacked` the blocks are gone through one by one instead of scanned,
-        and the cache is one of tuples.
+        With parameters from `unstacked`, a Python loop replaces the scan over blocks, and the cache
+        contains tuples.
 
         Raises:
           ConfigError: more positions than the capacity.
-          ValueError: a segment as well as a cache.
+          ValueError: both a segment and a cache are given.
         """
         o, (B, T, _) = self.options, x.shape
         one_segment(segment, cache)
-        require(not capacity or capacity >= T, "capacity", capacity, f"at least {T}, the positions")
+        require(not capacity or capacity >= T, "capacity", capacity, f"at least {T} positions")
         place, turn = placed(T, segment, cache), None
         if o.rotary:
             turn = rotation(place, frequencies(o.head_size, o.rope_base, o.rope_scaling))
         segments = held_segments(B, T, segment, cache, capacity)
         if cache is None:
-            held = self._empty(B, capacity) if capacity else None
-            look = _Look(turn, visible(T, o.causal, segment), 0, False)
+            held = self._empty_cache(B, capacity) if capacity else None
+            shared = _AttentionInputs(turn, visible(T, o.causal, segment), 0, False)
         else:
             held = (cache.key, cache.value)
-            look = _Look(turn, visible_of(segments, T, cache.length), cache.length, True)
+            shared = _AttentionInputs(
+                turn, visible_of(segments, T, cache.length), cache.length, True
+            )
         keys = None if key is None else jax.random.split(key, o.depth)
-        x, held = self._run(x.astype(o.dtype), look, held, keys, train)
+        x, held = self._run(x.astype(o.dtype), shared, held, keys, train)
         x = x if self.norm is None else self.norm(x)
         if held is None:
             return x, None
-        following = jnp.broadcast_to(place[:, -1] + 1, (1, B))
-        return x, Cache(*held, segments, following, look.at + jnp.int32(T))
+        next_place = jnp.broadcast_to(place[:, -1] + 1, (1, B))
+        return x, Cache(*held, segments, next_place, shared.at + jnp.int32(T))
 
-    def _layers(self) -> tuple[Any, Any, list | None]:
-        """How a block is made of its parameters; these, stacked; or a list of each block's own."""
+    def _split_blocks(self) -> tuple[Any, Any, list | None]:
+        """The graph of a block; its stacked parameters or None; a list of each block's or None."""
         graph, params = nnx.split(self.blocks)
         leaves, tree = jax.tree.flatten(params, is_leaf=lambda leaf: isinstance(leaf, tuple))
         if not isinstance(leaves[0], tuple):
             return graph, params, None
-        return graph, None, [tree.unflatten(own) for own in zip(*leaves, strict=True)]
+        return (
+            graph,
+            None,
+            [tree.unflatten(block_leaves) for block_leaves in zip(*leaves, strict=True)],
+        )
 
-    def _empty(self, batch: int, capacity: int) -> tuple:
+    def _empty_cache(self, batch: int, capacity: int) -> tuple:
         o = self.options
-        stacked = self._layers()[2] is None
+        stacked = self._split_blocks()[2] is None
         shape = (o.kv_heads * (o.depth if stacked else 1), batch, capacity, o.head_size)
         zeros = bits(jnp.zeros(shape, o.dtype))
         return (zeros, zeros) if stacked else ((zeros,) * o.depth,) * 2
 
     def _run(
-        self, x: Array, look: _Look, held: tuple | None, keys: Array | None, train: bool
+        self,
+        x: Array,
+        shared: _AttentionInputs,
+        held: tuple | None,
+        keys: Array | None,
+        train: bool,
     ) -> tuple[Float[Array, "B T D"], tuple | None]:
-        """The blocks one after the other, and keys and values with those of `x` in them.
+        """Applies the blocks; also returns the cached keys and values with those of `x` added.
 
-        They are carried from block to block, where XLA writes into them in place: as what a scan
-        goes over they would be copied once a step.
+        Keys and values are part of the scan's carry, which XLA updates in place. As inputs and
+        outputs of the scan, they would be copied at each step.
         """
-        graph, params, own = self._layers()
+        graph, params, block_params = self._split_blocks()
 
-        def block(carry: tuple, given: tuple) -> tuple[tuple, None]:
-            (x, held), (params, key, layer) = carry, given
+        def block(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
+            (x, held), (params, key, layer) = carry, inputs
             net = nnx.merge(graph, params)
-            query, seen = net.look(x, look.turn)
+            query, seen = net.look(x, shared.turn)
             if held is not None:
-                held = tuple(write(h, n, layer, look.at) for h, n in zip(held, seen, strict=True))
-            if look.back:
+                held = tuple(write(h, n, layer, shared.at) for h, n in zip(held, seen, strict=True))
+            if shared.back:
                 seen = (
                     held
                     if layer is None
                     else tuple(lax.dynamic_index_in_dim(h, layer, keepdims=False) for h in held)
                 )
                 seen = tuple(lax.bitcast_convert_type(h, self.options.dtype) for h in seen)
-            whole = self.options.causal and not look.back
-            return (net.add(x, query, seen, look.mask, whole, key, train), held), None
+            causal = self.options.causal and not shared.back
+            return (net.add(x, query, seen, shared.mask, causal, key, train), held), None
 
         depth, K = self.options.depth, self.options.kv_heads
-        if own is None:
+        if block_params is None:
             block = REMAT[self.options.remat][0](block)
             if held is not None:
                 held = tuple(h.reshape(depth, K, *h.shape[1:]) for h in held)
             (x, held), _ = lax.scan(block, (x, held), (params, keys, jnp.arange(depth)))
             return x, None if held is None else tuple(h.reshape(-1, *h.shape[2:]) for h in held)
-        each = [None] * depth if held is None else list(zip(*held, strict=True))
+        caches = [None] * depth if held is None else list(zip(*held, strict=True))
         for i in range(depth):
             key = None if keys is None else keys[i]
-            (x, each[i]), _ = block((x, each[i]), (own[i], key, None))
-        return x, None if held is None else tuple(zip(*each, strict=True))
+            (x, caches[i]), _ = block((x, caches[i]), (block_params[i], key, None))
+        return x, None if held is None else tuple(zip(*caches, strict=True))
 
 
-class _Look(NamedTuple):
-    """What all blocks know of the positions: rotation, mask, the first one's index in the cache."""
+class _AttentionInputs(NamedTuple):
+    """Inputs of attention in all blocks; `at` is the cache index of the first new position."""
 
     turn: Rotation | None
     mask: Bool[Array, "B 1 T S"] | None
     at: Int[Array, ""] | int
-    back: bool  # whether there is something to be seen in the cache
+    back: bool  # whether the cache holds earlier positions
 
 
 def unstacked(params: Any) -> Any:
-    """Parameters (nested dicts) with a tuple of L arrays for each array stacked over L blocks.
+    """Replaces each array stacked over L blocks, in nested dicts, by a tuple of L arrays.
 
-    A network takes either. A step of one token uses every weight once, and the CPU copies a block's
-    weights out of the stack before it multiplies with them: twice the time. Unstack them once,
-    outside of the loop over tokens. Networks without stacked blocks come back as they are.
+    Networks accept both forms. A step of one token uses each weight once, but the CPU first copies
+    a block's weights out of the stack, which doubles the time. Unstack once, outside the loop over
+    tokens. Parameters without stacked blocks are returned unchanged.
     """
 
-    def of(tree: Any, stacked: bool) -> Any:
+    def split(tree: Any, stacked: bool) -> Any:
         if isinstance(tree, dict):
-            return {name: of(own, stacked or name == "blocks") for name, own in tree.items()}
+            return {name: split(sub, stacked or name == "blocks") for name, sub in tree.items()}
         return tuple(tree[i] for i in range(len(tree))) if stacked else tree
 
-    return of(params, False)
+    return split(params, False)

@@ -1,6 +1,7 @@
 """The U-Net of DDPM (Ho et al. 2020, appendix B).
 
-With a context it has cross-attention behind each self-attention (Rombach et al. 2022, section 3.3).
+With a context, each self-attention is followed by cross-attention (Rombach et al. 2022, section
+3.3).
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ RULES: Rules = (
 
 
 class ResidualBlock(nnx.Module):
-    """GroupNorm-SiLU-conv twice, the time embedding added in between, and a shortcut."""
+    """GroupNorm-SiLU-conv twice, with the time embedding added in between, and a shortcut."""
 
     def __init__(self, cin: int, cout: int, embedding: int, rate: float, dtype, rngs: nnx.Rngs):
-        """Makes the layers; the second convolution starts at zero. `embedding` may be 0: none."""
+        """Makes the layers; the second convolution starts at zero; embedding=0: no embedding."""
         self.norm1 = GroupNorm(cin)
         self.conv1 = Conv(cin, cout, dtype=dtype, rngs=rngs)
         self.time = Linear(embedding, cout, dtype=dtype, rngs=rngs) if embedding else None
@@ -69,11 +70,11 @@ class ResidualBlock(nnx.Module):
 
 
 class Context(NamedTuple):
-    """What cross-attention sees.
+    """The context of cross-attention.
 
     Attributes:
-      rows: vectors; None for no context.
-      mask: which of them are seen; None for all.
+      rows: sequences of vectors; None for no context.
+      mask: true for the vectors that are seen; None for all.
     """
 
     rows: Float[Array, "B S E"] | None = None
@@ -81,7 +82,7 @@ class Context(NamedTuple):
 
 
 class CrossAttention(nnx.Module):
-    """GroupNorm and attention of the pixels to a context, with a shortcut."""
+    """GroupNorm and attention from the pixels to a context, with a shortcut."""
 
     def __init__(self, channels: int, width: int, heads: int, dtype, rngs: nnx.Rngs):
         """Makes the layers for a context of `width`; the output projection starts at zero."""
@@ -104,7 +105,7 @@ class CrossAttention(nnx.Module):
 
 
 class AttentionBlock(nnx.Module):
-    """GroupNorm and self-attention over the pixels, with a shortcut; then that to a context."""
+    """GroupNorm and self-attention over the pixels, with a shortcut; then cross-attention."""
 
     def __init__(self, channels: int, heads: int, dtype, rngs: nnx.Rngs, context_width: int = 0):
         """Makes the layers; output projections start at zero."""
@@ -132,7 +133,7 @@ class AttentionBlock(nnx.Module):
 
 
 class Level(nnx.Module):
-    """The blocks of one resolution on the way down or up, and the resampling after them."""
+    """The blocks of one resolution of the encoder or decoder, and the resampling after them."""
 
     def __init__(
         self,
@@ -145,7 +146,7 @@ class Level(nnx.Module):
         rngs: nnx.Rngs,
         context_width: int = 0,
     ):
-        """One residual block for each (in, out) of `channels`; no attention if heads is 0."""
+        """Makes a residual block for each (in, out) of `channels`; heads=0: no attention."""
         self.blocks = nnx.Dict(
             {
                 str(i): ResidualBlock(cin, cout, embedding, rate, dtype, rngs)
@@ -169,7 +170,7 @@ class Level(nnx.Module):
         key: jax.Array | None,
         train: bool,
     ) -> Float[Array, "B H W F"]:
-        """Residual block `i`, then its attention if this level has any."""
+        """Applies residual block `i`, then its attention if this level has any."""
         x = self.blocks[str(i)](x, embedding, key, train)
         return self.attention[str(i)](x, context) if str(i) in self.attention else x
 
@@ -182,12 +183,12 @@ def _check(
     attention: tuple[int, ...],
     heads: int,
 ) -> None:
-    """Raises ConfigError if a network of these sizes cannot be built."""
+    """Raises ConfigError if a network with these sizes cannot be built."""
     for name, value in {"patch_size": patch_size, "channels": channels, "heads": heads}.items():
         require(value >= 1, f"model.denoiser.{name}", value, "at least 1")
-    whole = bool(multipliers) and min(multipliers) >= 1
+    valid = bool(multipliers) and min(multipliers) >= 1
     require(
-        whole, "model.denoiser.multipliers", multipliers, "one or more numbers, each at least 1"
+        valid, "model.denoiser.multipliers", multipliers, "one or more numbers, each at least 1"
     )
     factor = patch_size * 2 ** (len(multipliers) - 1)
     if resolution % factor:
@@ -203,14 +204,14 @@ def _check(
             f"model.denoiser.attention={attention!r}: there is no level of size "
             f"{sorted(unknown)}; the levels are {sizes}."
         )
-    if wrong := [channels * m for m in multipliers if channels * m % heads]:
+    if indivisible := [channels * m for m in multipliers if channels * m % heads]:
         raise ConfigError(
-            f"model.denoiser.heads={heads} does not divide the channels of a level: {wrong}."
+            f"model.denoiser.heads={heads} does not divide the channels of a level: {indivisible}."
         )
 
 
 class Network(nnx.Module):
-    """Predicts an image from a noisy one, its time and what else it is told."""
+    """Predicts an image from a noisy one, its time and optional conditions."""
 
     def __init__(
         self,
@@ -236,18 +237,19 @@ class Network(nnx.Module):
         Args:
           shape: of the images [H, W, C], H and W equal.
           out_channels: channels of the output.
-          num_classes: labels; one more embedding stands for "no label". 0: unconditional.
+          num_classes: number of labels; one more embedding means "no label". 0: unconditional.
           channels: width of the first level.
-          multipliers: width of each level over `channels`; each level halves the resolution.
-          blocks: residual blocks a level (one more on the way up).
-          attention: the resolutions, counted after patching, that have attention, to themselves
-            and to the context. The middle always has it.
-          heads: attention heads.
+          multipliers: width of each level, divided by `channels`; each level after the first halves
+            the resolution.
+          blocks: residual blocks per level (one more in the decoder).
+          attention: resolutions, after patching, at which blocks have self-attention, and
+            cross-attention if there is a context. The middle always has it.
+          heads: number of attention heads.
           dropout: rate inside residual blocks.
           patch_size: pixels folded into channels before the first level.
-          times: how many numbers an example it is told; each has an embedding, and they are summed.
-          vector_width: of a `vector`, D; 0 for none.
-          context_width: of the vectors of a `context`, E; 0 for none.
+          times: number of times per example; the sum of their embeddings is used.
+          vector_width: length of `vector`, D; 0: the network takes no vector.
+          context_width: width of the vectors of `context`, E; 0: the network takes no context.
           dtype: compute type.
           rngs: for the initial parameters.
         """
@@ -255,7 +257,7 @@ class Network(nnx.Module):
         if resolution != width:
             raise ConfigError(
                 f"model.network='unet' takes square images, got {resolution} x {width}. Set "
-                "dataset.image_size, or take the network 'dit'."
+                "dataset.image_size, or use the network 'dit'."
             )
         _check(resolution, patch_size, channels, multipliers, attention, heads)
         require(blocks >= 1, "model.denoiser.blocks", blocks, "at least 1")
@@ -268,8 +270,8 @@ class Network(nnx.Module):
         self.time1 = Linear(times * channels, embedding, dtype=dtype, rngs=rngs)
         self.time2 = Linear(embedding, embedding, dtype=dtype, rngs=rngs)
         self.label = Embed(num_classes + 1, embedding, rngs=rngs) if num_classes else None
-        begin = {"init": zeros, "dtype": dtype, "rngs": rngs}
-        self.vector = Linear(vector_width, embedding, **begin) if vector_width else None
+        zero_init = {"init": zeros, "dtype": dtype, "rngs": rngs}
+        self.vector = Linear(vector_width, embedding, **zero_init) if vector_width else None
         self.context_width = context_width
         self.stem = Conv(in_channels * folded, channels, dtype=dtype, rngs=rngs)
 
@@ -320,30 +322,31 @@ class Network(nnx.Module):
 
         Args:
           x: noisy images.
-          t: times as the path tells them, from 0 to 1000 or so; a row of each if there are several.
+          t: times as defined by the path, about 0 ... 1000; one row per example if `times` > 1.
           label: classes; `num_classes` is the null class. None if the network has no classes.
-          vector: numbers, which a map that begins at zero adds to the embedding of time. None if
-            the network has no vector.
-          context: vectors that attention sees. None if the network has no context.
-          context_mask: true for the vectors that are seen, all of them without it.
-          key: for dropout; needed in training if there is any.
+          vector: numbers; a linear map of them, which starts at zero, is added to the embedding of
+            time. None if the network has no vector.
+          context: vectors that cross-attention sees. None if the network has no context.
+          context_mask: true for the vectors that are seen; None for all.
+          key: for dropout; needed in training if the rate is above 0.
           train: whether dropout is on.
 
         Returns:
           The prediction, float32.
 
         Raises:
-          ValueError: a vector or context that the network has no use for, or the lack of one.
+          ValueError: a vector or context is missing, or the network was built without it.
         """
         self._check(vector, context)
-        layer, seen = itertools.count(), Context(context, context_mask)
+        layer, context = itertools.count(), Context(context, context_mask)
 
         def next_key() -> jax.Array | None:
             return None if key is None else jax.random.fold_in(key, next(layer))
 
         x = space_to_depth(x.astype(self.dtype), self.patch_size)
         waves = sinusoidal_embedding(t.reshape(-1), self.channels)
-        embedding = self.time1(waves.reshape(len(x), -1))  # of several times: a sum of products
+        # With several times, this product sums their embeddings.
+        embedding = self.time1(waves.reshape(len(x), -1))
         embedding = self.time2(nnx.silu(embedding))
         if self.label is not None:
             embedding = embedding + self.label(label).astype(embedding.dtype)
@@ -354,33 +357,33 @@ class Network(nnx.Module):
         for name in sorted(self.down, key=int):
             level = self.down[name]
             for i in range(self.num_blocks):
-                h = level.block(i, h, embedding, seen, next_key(), train)
+                h = level.block(i, h, embedding, context, next_key(), train)
                 skips.append(h)
             if level.resample is not None:
                 h = level.resample(h)
                 skips.append(h)
         h = self.middle1(h, embedding, next_key(), train)
-        h = self.middle_attention(h, seen)
+        h = self.middle_attention(h, context)
         h = self.middle2(h, embedding, next_key(), train)
         for name in sorted(self.up, key=int, reverse=True):
             level = self.up[name]
             for i in range(self.num_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = level.block(i, h, embedding, seen, next_key(), train)
+                h = level.block(i, h, embedding, context, next_key(), train)
             if level.resample is not None:
                 h = level.resample(upsample_nearest(h))
         h = self.head(self.norm(h, nnx.silu))
         return depth_to_space(h, self.patch_size).astype(jnp.float32)
 
     def _check(self, vector: Array | None, context: Array | None) -> None:
-        """Raises ValueError if one is given that there is no use for, or is not given."""
-        for name, given, wanted in (
+        """Raises ValueError if one is missing, or given to a network that was built without it."""
+        for name, value, expected in (
             ("vector", vector, self.vector is not None),
             ("context", context, self.context_width > 0),
         ):
-            if (given is not None) != wanted:
-                shape = None if given is None else given.shape
+            if (value is not None) != expected:
+                shape = None if value is None else value.shape
                 raise ValueError(
-                    f"{name}: of shape {shape}; the network was built "
-                    + ("with one." if wanted else f"without {name}_width.")
+                    f"{name}: got shape {shape}, but the network was built "
+                    + (f"with {name}_width." if expected else f"without {name}_width.")
                 )

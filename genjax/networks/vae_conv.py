@@ -1,7 +1,7 @@
-"""Convolutional encoder and decoder: halvings down to a few pixels, and back.
+"""Convolutional encoder and decoder: halve the image down to a few pixels, and double it back.
 
-Strided convolutions, group norm and SiLU; the body of DCGAN (Radford et al. 2016) without what a
-game needs.
+Strided convolutions, group norm and SiLU: the architecture of DCGAN (Radford et al. 2016) without
+the choices that adversarial training needs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RULES: Rules = ((r"kernel$", fsdp), (r"(scale|bias)$", replicate))
 
 
 class Encoder(nnx.Module):
-    """From an image to the mean and the logarithm of the scale of q(z | x)."""
+    """Maps an image to the mean and log scale of q(z | x)."""
 
     def __init__(
         self,
@@ -68,17 +68,17 @@ class Encoder(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "B Z"], Float[Array, "B Z"]]:
-        """Mean and log scale, float32."""
+        """Returns the mean and log scale, float32."""
         for name in sorted(self.convs, key=int):
             x = self.norms[name](self.convs[name](x), nnx.silu)
         x = with_label(x.reshape(len(x), -1), label, self.num_classes)
-        found = self.out(nnx.silu(self.hidden(x))).astype(jnp.float32)
-        mean, log_scale = jnp.split(found, 2, axis=-1)
+        moments = self.out(nnx.silu(self.hidden(x))).astype(jnp.float32)
+        mean, log_scale = jnp.split(moments, 2, axis=-1)
         return mean, log_scale
 
 
 class Decoder(nnx.Module):
-    """From z to the parameters of p(x | z), image-shaped."""
+    """Maps z to the parameters of p(x | z), in the shape of an image."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Decoder(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Builds the network; `shape` is that of its output, the rest as for `Encoder`.
+        """Builds the network; `shape` is the output's shape, the rest as for `Encoder`.
 
         Raises:
           ConfigError: as `Encoder`.
@@ -117,7 +117,7 @@ class Decoder(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> Float[Array, "B H W C"]:
-        """The parameters, float32."""
+        """Returns the parameters, float32."""
         h = nnx.silu(self.hidden(with_label(z, label, self.num_classes)))
         h = self.stem(h).reshape(len(z), self.side, self.side, -1)
         h = self.norms["0"](h, nnx.silu)

@@ -21,13 +21,13 @@ ACTIVATIONS = {"tanh": jnp.tanh, "relu": nnx.relu, "silu": nnx.silu, "none": lam
 def with_label(
     x: Float[Array, "B D"], label: Int[Array, "B"] | None, num_classes: int
 ) -> Float[Array, "B F"]:
-    """Appends the one-hot label, if the network knows labels.
+    """Appends the one-hot label, if the network has classes.
 
     Raises:
-      ValueError: a label without classes, or classes without a label.
+      ValueError: a label is given without classes, or is missing with classes.
     """
     if (label is not None) != bool(num_classes):
-        raise ValueError("a network takes labels if and only if it was made with classes")
+        raise ValueError("a network takes labels if and only if it was built with num_classes > 0")
     if label is None:
         return x
     return jnp.concatenate([x, jax.nn.one_hot(label, num_classes, dtype=x.dtype)], axis=-1)
@@ -44,7 +44,7 @@ class Layers(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        """`features` is the width of the last layer."""
+        """Makes the layers; `features` is the width of the last one."""
         one_of("model: activation", activation, tuple(ACTIVATIONS))
         layers, width = {}, features_in
         for i, features in enumerate(widths):
@@ -60,7 +60,7 @@ class Layers(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """From an example to the mean and the logarithm of the scale of q(z | x)."""
+    """Maps an example to the mean and log scale of q(z | x)."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Encoder(nnx.Module):
           rngs: for the initial parameters.
 
         Raises:
-          ConfigError: an activation that does not exist, or a width below 1.
+          ConfigError: an unknown activation, or a width below 1.
         """
         features = math.prod(shape) + num_classes
         self.body = Layers(features, widths, activation, dtype, rngs)
@@ -100,14 +100,14 @@ class Encoder(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "B Z"], Float[Array, "B Z"]]:
-        """Mean and log scale, float32."""
+        """Returns the mean and log scale, float32."""
         h = self.body(with_label(x.reshape(len(x), -1), label, self.num_classes))
         mean, log_scale = jnp.split(self.out(h).astype(jnp.float32), 2, axis=-1)
         return mean, log_scale
 
 
 class Decoder(nnx.Module):
-    """From z to the parameters of p(x | z)."""
+    """Maps z to the parameters of p(x | z)."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Decoder(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Builds the network; `shape` is that of its output, the rest as for `Encoder`."""
+        """Builds the network; `shape` is the output's shape, the rest as for `Encoder`."""
         self.body = Layers(latent_dim + num_classes, widths, activation, dtype, rngs)
         self.out = Linear(self.body.features, math.prod(shape), dtype=dtype, rngs=rngs)
         self.shape, self.num_classes = tuple(shape), num_classes
@@ -133,6 +133,6 @@ class Decoder(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> Float[Array, "B *shape"]:
-        """The parameters, float32."""
+        """Returns the parameters, float32."""
         h = self.body(with_label(z, label, self.num_classes))
         return self.out(h).astype(jnp.float32).reshape(len(z), *self.shape)

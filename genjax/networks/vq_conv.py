@@ -1,8 +1,8 @@
-"""Convolutional encoder and decoder between an image and a small image of vectors.
+"""Convolutional encoder and decoder between an image and a small grid of vectors.
 
-Strided convolutions, then residual blocks; the mirror image back (van den Oord et al. 2017, section
-4.1), with group norm in the blocks and, as in the authors' published example, half the width at
-each higher resolution.
+The encoder has strided convolutions, then residual blocks; the decoder mirrors it (van den Oord et
+al. 2017, section 4.1). Blocks have group norm. As in the authors' published example, the width
+halves at each higher resolution.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RULES: Rules = ((r"kernel$", fsdp), (r"(scale|bias)$", replicate))
 
 
 def widths(channels: int, halvings: int) -> list[int]:
-    """Channels after each halving: half of the next one's, and `channels` after the last."""
+    """Channels after each halving: `channels` after the last, half of the next one's before."""
     return [max(channels >> (halvings - 1 - i), 1) for i in range(halvings)]
 
 
@@ -44,7 +44,7 @@ class ResidualBlock(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """From an image to an image of vectors, 2^halvings times smaller."""
+    """Maps an image to a grid of vectors, 2^halvings times smaller along each side."""
 
     def __init__(
         self,
@@ -62,20 +62,20 @@ class Encoder(nnx.Module):
         Args:
           shape: of the images [H, W, C].
           features: length of the vectors.
-          channels: width at the lowest resolution; half of it at each higher one.
-          halvings: strided convolutions.
-          blocks: residual blocks after them.
+          channels: width at the lowest resolution; it halves at each higher one.
+          halvings: number of strided convolutions.
+          blocks: number of residual blocks after them.
           dtype: compute type.
           rngs: for the initial parameters.
 
         Raises:
-          ConfigError: a negative number, or see `check_size`.
+          ConfigError: a negative number; see also `check_size`.
         """
         check_size(shape, halvings, "model.encoder.halvings")
         width, downs = shape[-1], {}
-        for i, wide in enumerate(widths(channels, halvings)):
-            downs[str(i)] = Conv(width, wide, 4, stride=2, dtype=dtype, rngs=rngs)
-            width = wide
+        for i, features_out in enumerate(widths(channels, halvings)):
+            downs[str(i)] = Conv(width, features_out, 4, stride=2, dtype=dtype, rngs=rngs)
+            width = features_out
         self.downs = nnx.Dict(downs)
         self.stem = Conv(width, channels, 3, dtype=dtype, rngs=rngs)
         self.blocks = nnx.Dict(
@@ -91,7 +91,7 @@ class Encoder(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> Float[Array, "B h w D"]:
-        """The vectors, float32."""
+        """Returns the vectors, float32."""
         for name in sorted(self.downs, key=int):
             x = activated(nnx.silu, self.downs[name](x))
         x = self.stem(x)
@@ -101,7 +101,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """The encoder backwards."""
+    """The encoder reversed."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Decoder(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Builds the network; `shape` is that of its output, the rest as for `Encoder`.
+        """Builds the network; `shape` is the output's shape, the rest as for `Encoder`.
 
         Raises:
           ConfigError: as `Encoder`.
@@ -141,7 +141,7 @@ class Decoder(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> Float[Array, "B H W C"]:
-        """The image, float32."""
+        """Returns the image, float32."""
         x = self.stem(z)
         for name in sorted(self.blocks, key=int):
             x = self.blocks[name](x)

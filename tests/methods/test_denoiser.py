@@ -517,8 +517,11 @@ def test_a_teacher_is_told_nothing_that_its_pupil_is_not():
         ({"conditions": ("label",)}, "for the label set diffusion.class_conditional=True"),
         ({"conditions": ("mask", "mask")}, "expected names of fields, each once"),
         ({"conditions": "mask"}, "expected a tuple"),
-        ({"conditions": ("odd",)}, "of 3 x 3, what is generated of 8 x 8: expected the same size"),
-        ({"conditions": ("wide",)}, "of 8 x 16, what is generated of 8 x 8"),
+        (
+            {"conditions": ("odd",)},
+            "is 3 x 3, but the network generates 8 x 8: expected the same size",
+        ),
+        ({"conditions": ("wide",)}, "is 8 x 16, but the network generates 8 x 8"),
         (
             {"conditions": ("roll",)},
             "of kind 'roll', shape .* no network takes it. Expected images",

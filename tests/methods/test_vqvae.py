@@ -389,7 +389,11 @@ def test_what_is_of_no_effect_may_be_off():
 @pytest.mark.parametrize(
     ("keys", "size", "says"),
     [
-        ({"model.encoder.halvings": 2}, 8, r"images of \(8, 8, 1\) come back as \(4, 4, 1\)"),
+        (
+            {"model.encoder.halvings": 2},
+            8,
+            r"of shape \(8, 8, 1\) are decoded to shape \(4, 4, 1\)",
+        ),
         ({"model.encoder.halvings": -1}, 8, r"halvings=-1: expected at least 0"),
         ({"model.decoder.halvings": -1}, 8, r"decoder\.halvings=-1: expected at least 0"),
         ({"model.decoder.channels": 0}, 8, r"decoder\.channels=0: expected .*at least 2"),

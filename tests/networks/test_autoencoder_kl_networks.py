@@ -117,8 +117,11 @@ def test_rules_cover_all_leaves():
     ("build", "says"),
     [
         (lambda rngs: Encoder((28, 28, 1), 8, channels=(4, 4, 4, 4), rngs=rngs), "a multiple of 8"),
-        (lambda rngs: Decoder((8, 8, 1), 4, channels=(), rngs=rngs), "a width a level"),
-        (lambda rngs: Discriminator((8, 8, 1), layers=3, rngs=rngs), "layers=3: nothing is left"),
+        (lambda rngs: Decoder((8, 8, 1), 4, channels=(), rngs=rngs), "one width per level"),
+        (
+            lambda rngs: Discriminator((8, 8, 1), layers=3, rngs=rngs),
+            "layers=3: too many for images",
+        ),
         (lambda rngs: Discriminator((8, 8, 1), norm="bach", rngs=rngs), "Nearest: batch"),
     ],
 )

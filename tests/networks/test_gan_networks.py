@@ -236,7 +236,7 @@ def test_wrong_sections_are_refused():
         discriminator("dcgan", norm="bach")
     with pytest.raises(ConfigError, match="multiple of 16"):
         discriminator("residual", channels=(2, 2, 2, 2, 2))
-    with pytest.raises(ConfigError, match="one width a level"):
+    with pytest.raises(ConfigError, match="one width per level"):
         discriminator("residual", channels=())
 
 
