@@ -1,7 +1,7 @@
-"""How far two sets of features, or what a classifier says of one, lie apart: FD, KID, IS, PRDC.
+"""Distances between two sets of features (FD, KID, PRDC), and the Inception Score of logits.
 
-Pure functions of NumPy arrays, in float64 on the host, for any features. A Fréchet distance is
-called FID, and a kernel distance KID in print, only if the features are Inception's.
+Pure functions of NumPy arrays, in float64 on the host, for any features. Papers call a Fréchet
+distance FID, and a kernel distance KID, only if the features are Inception's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Block = Float[np.ndarray, "n M"]
 
 
 def _checked(name: str, value: Rows, least: int = 1) -> Rows:
-    """`value` as float32 (if it is) or float64 [N, D] with N >= least."""
+    """`value` as an array [N, D] with N >= least: float32 is kept, the rest becomes float64."""
     array = np.asarray(value)
     if array.dtype != np.float32:
         array = array.astype(np.float64)
@@ -30,10 +30,10 @@ def _checked(name: str, value: Rows, least: int = 1) -> Rows:
         raise ValueError(
             f"{name} has shape {list(array.shape)}: expected [examples, features], {least} or more."
         )
-    bad = len(array) - int(np.isfinite(array).all(axis=1).sum())
-    if bad:
+    non_finite = len(array) - int(np.isfinite(array).all(axis=1).sum())
+    if non_finite:
         raise ValueError(
-            f"{bad} of the {len(array)} rows of {name} are not finite. Look at the images."
+            f"{non_finite} of the {len(array)} rows of {name} are not finite. Look at the images."
         )
     return array
 
@@ -41,7 +41,7 @@ def _checked(name: str, value: Rows, least: int = 1) -> Rows:
 def _pair(
     x: Rows, y: Others, least: int = 1, names: tuple[str, str] = ("x", "y")
 ) -> tuple[Rows, Others]:
-    """Both sets, `_checked`, and of one width."""
+    """Both sets, `_checked`, with the same number of features."""
     x, y = (_checked(name, value, least) for name, value in zip(names, (x, y), strict=True))
     if x.shape[1] != y.shape[1]:
         raise ValueError(
@@ -60,8 +60,8 @@ def _blocks(rows: int, columns: int) -> Iterator[slice]:
 def _square_root(cov: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D R"]:
     """A of full column rank R with A A^T = cov, by the symmetric eigendecomposition."""
     values, vectors = np.linalg.eigh((cov + cov.T) / 2)
-    kept = values > len(cov) * np.finfo(np.float64).eps * np.abs(values).max()
-    return vectors[:, kept] * np.sqrt(values[kept])
+    nonzero = values > len(cov) * np.finfo(np.float64).eps * np.abs(values).max()
+    return vectors[:, nonzero] * np.sqrt(values[nonzero])
 
 
 def frechet_distance(
@@ -70,25 +70,25 @@ def frechet_distance(
     mean2: Float[np.ndarray, "D"],
     cov2: Float[np.ndarray, "D D"],
 ) -> float:
-    """The squared Fréchet distance of two Gaussians (Heusel et al. 2017, eq. 6).
+    """The squared Fréchet distance between two Gaussians (Heusel et al. 2017, eq. 6).
 
     |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2). With C = A A^T, the eigenvalues of C1 C2 are
-    the squared singular values of A1^T A2, so that the last trace is their sum: real by
-    construction, and exact to rounding where the matrix square root is not, because singular
-    values near zero are not got as square roots of rounded eigenvalues. Each A comes from a
-    symmetric eigendecomposition; eigenvalues up to D * 2.2e-16 of the largest, negative ones
-    included, are the rounding of zeros and are left out, so that covariances of fewer examples
-    than features are right.
+    the squared singular values of A1^T A2, so the last trace is the sum of these singular values.
+    It is real by construction. It is also exact to rounding, unlike the matrix square root,
+    because small singular values are not computed as square roots of rounded eigenvalues. Each A
+    comes from a symmetric eigendecomposition. Eigenvalues up to D * 2.2e-16 of the largest,
+    negative ones included, are rounded zeros and are left out. Covariances of fewer examples than
+    features are therefore handled correctly.
 
     Returns:
-      The distance, in squared units of the features. It is exact to about 1e-15 D (tr C1 + tr C2);
-      a result below zero, which only rounding can give, is returned as 0.
+      The distance, in squared units of the features, exact to about 1e-15 D (tr C1 + tr C2).
+      Rounding can make it negative; it is then returned as 0.
 
     Raises:
       ValueError: shapes that do not fit together, or values that are not finite.
     """
-    given = (mean1, cov1, mean2, cov2)
-    mean1, cov1, mean2, cov2 = arrays = [np.asarray(a, np.float64) for a in given]
+    inputs = (mean1, cov1, mean2, cov2)
+    mean1, cov1, mean2, cov2 = arrays = [np.asarray(a, np.float64) for a in inputs]
     size = mean1.shape[0] if mean1.ndim == 1 else 0
     if not size or [a.shape for a in arrays] != [(size,), (size, size)] * 2:
         raise ValueError(
@@ -106,7 +106,7 @@ def frechet_distance(
 def _kernel_sums(
     x: Rows, y: Others
 ) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "M"], float]:
-    """The row and column sums of k(x_i, y_j) = (x_i . y_j / D + 1)^3, and that of its squares."""
+    """The row and column sums of k(x_i, y_j) = (x_i . y_j / D + 1)^3; the sum of k^2."""
     rows, columns, squares = np.empty(len(x)), np.zeros(len(y)), 0.0
     for block in _blocks(len(x), len(y)):
         base = x[block] @ y.T / x.shape[1] + 1.0
@@ -118,34 +118,35 @@ def _kernel_sums(
 
 
 def _mmd2(x: Rows, y: Others) -> Float[np.ndarray, "6"]:
-    """The unbiased squared MMD, and the moments of the kernel that `_variance` takes.
+    """The unbiased squared MMD, and the five moments of the kernel k that `_variance` uses.
 
-    With r the row means: the variance (times 4) of a point's influence r_xx - r_xy, less what the
-    finite means add to it, for x and for y; and the variance of k that is left when the effects of
-    its row and of its column are taken off, within x, within y and across.
+    With r the row means of k, the first two moments are, for x and for y, 4 times the variance of
+    a point's influence r_xx - r_xy, minus what the finite means add to it. The other three are the
+    variance of k that remains after the effects of its row and its column are subtracted: within
+    x, within y and across.
     """
     x, y = x.astype(np.float64), y.astype(np.float64)
     n, m = len(x), len(y)
-    within, left = [], []
+    within, residuals = [], []
     for a in (x, y):
         diagonal = (np.square(a).sum(axis=1) / a.shape[1] + 1.0) ** 3
         sums, _, squares = _kernel_sums(a, a)
         means = (sums - diagonal) / (len(a) - 1)
         squares = (squares - np.square(diagonal).sum()) / (len(a) * (len(a) - 1))
-        left.append(max(squares - 2 * np.square(means).mean() + means.mean() ** 2, 0.0))
+        residuals.append(max(squares - 2 * np.square(means).mean() + means.mean() ** 2, 0.0))
         within.append(means)
     sums, columns, squares = _kernel_sums(x, y)
     xy, yx, centre = sums / m, columns / n, sums.mean() / m
-    left_xy = squares / (n * m) - np.square(xy).mean() - np.square(yx).mean() + centre**2
-    first = 4 * (np.var(within[0] - xy, ddof=1) - left[0] / n - left_xy / m)
-    second = 4 * (np.var(within[1] - yx, ddof=1) - left[1] / m - left_xy / n)
+    residual_xy = squares / (n * m) - np.square(xy).mean() - np.square(yx).mean() + centre**2
+    first = 4 * (np.var(within[0] - xy, ddof=1) - residuals[0] / n - residual_xy / m)
+    second = 4 * (np.var(within[1] - yx, ddof=1) - residuals[1] / m - residual_xy / n)
     value = within[0].mean() + within[1].mean() - 2 * centre
-    return np.array([value, first, second, *left, max(left_xy, 0.0)])
+    return np.array([value, first, second, *residuals, max(residual_xy, 0.0)])
 
 
-def _variance(found: Float[np.ndarray, "6"], n: int, m: int) -> float:
+def _variance(moments: Float[np.ndarray, "6"], n: int, m: int) -> float:
     """The variance of the unbiased squared MMD of n and m points, by Hoeffding's decomposition."""
-    _, first, second, xx, yy, xy = found
+    _, first, second, xx, yy, xy = moments
     linear = max(first, 0.0) / n + max(second, 0.0) / m
     return linear + 2 * xx / (n * (n - 1)) + 2 * yy / (m * (m - 1)) + 4 * xy / (n * m)
 
@@ -162,8 +163,8 @@ def polynomial_mmd2(x: Rows, y: Others) -> tuple[float, float]:
       ValueError: fewer than two examples, other shapes, or values that are not finite.
     """
     x, y = _pair(x, y, 2)
-    found = _mmd2(x, y)
-    return float(found[0]), float(np.sqrt(_variance(found, len(x), len(y))))
+    moments = _mmd2(x, y)
+    return float(moments[0]), float(np.sqrt(_variance(moments, len(x), len(y))))
 
 
 def kid_values(
@@ -172,7 +173,7 @@ def kid_values(
     rows_x: Int[np.ndarray, "S n"],
     rows_y: Int[np.ndarray, "S n"],
 ) -> Float[np.ndarray, "S 6"]:
-    """The unbiased squared MMD of each of S given pairs of subsets; `kid` draws them.
+    """The unbiased squared MMD of each of S pairs of subsets, which `kid` draws.
 
     Args:
       x: features of one set.
@@ -181,7 +182,7 @@ def kid_values(
       rows_y: the rows of y in each subset, at least two.
 
     Returns:
-      For each pair the estimate, and five moments that its variance is made of.
+      For each pair, the estimate and the five moments from which its variance is computed.
     """
     return np.array([_mmd2(x[i], y[j]) for i, j in zip(rows_x, rows_y, strict=True)])
 
@@ -194,55 +195,55 @@ def kid(
     subset_size: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The kernel distance of two sets of features (Binkowski et al. 2018, sec. 4).
+    """The kernel distance between two sets of features (Binkowski et al. 2018, sec. 4).
 
-    The mean of the unbiased squared MMD, with kernel (a . b / D + 1)^3, over pairs of subsets;
-    each subset is drawn without replacement, and anew for every pair.
+    The mean of the unbiased squared MMD, with kernel (a . b / D + 1)^3, over pairs of subsets.
+    Each pair gets new subsets, drawn without replacement.
 
-    The standard error is that of the mean as an estimate for the distributions behind x and y. It
-    is not the standard deviation over subsets (which torch-fidelity prints) over sqrt(subsets):
-    the subsets overlap, so that this would shrink to nothing however few the examples. The
-    variance is (1 - 1/S) V(N, M) + V(n, n) / S for S subsets of n out of N and M, with V(n, m) the
-    variance of one estimate from n and m examples, whose terms are averaged over the subsets.
+    The standard error treats the mean as an estimate for the distributions behind x and y. It is
+    not the standard deviation over subsets (which torch-fidelity prints) divided by sqrt(subsets):
+    because the subsets overlap, that would go to zero however few the examples. The variance is
+    (1 - 1/S) V(N, M) + V(n, n) / S for S subsets of n out of N and M examples. V(n, m) is the
+    variance of one estimate from n and m examples; its terms are averaged over the subsets.
 
     Args:
       x: features of one set, at least `subset_size`.
       y: features of the other, at least `subset_size`.
-      subsets: pairs drawn.
+      subsets: number of pairs drawn.
       subset_size: examples in each subset, at least 2.
-      seed: of the draw.
+      seed: seeds the draw.
 
     Returns:
       The estimate, which may be negative, and its standard error.
 
     Raises:
-      ConfigError: `subset_size` is below 2 or larger than a set (refused as by torch-fidelity,
-        since figures of different sizes should not pass for the same), or `subsets` is below 1.
+      ConfigError: `subset_size` is below 2 or larger than a set (torch-fidelity refuses this too,
+        because figures for different sizes are not comparable), or `subsets` is below 1.
       ValueError: other shapes, or values that are not finite.
     """
     x, y = _pair(x, y)
-    most = min(len(x), len(y))
-    if not 2 <= subset_size <= most:
+    largest = min(len(x), len(y))
+    if not 2 <= subset_size <= largest:
         raise ConfigError(
             f"a KID subset size of {subset_size} does not fit {len(x)} and {len(y)} examples: "
-            f"expected 2 to {most}. Lower it, or evaluate more examples."
+            f"expected 2 to {largest}. Lower it, or evaluate more examples."
         )
     if subsets < 1:
         raise ConfigError(f"{subsets} KID subsets: expected at least 1.")
     rng = np.random.default_rng(seed)
     sizes = len(x), len(y)
     drawn = [[rng.choice(n, subset_size, replace=False) for n in sizes] for _ in range(subsets)]
-    found = kid_values(x, y, *zip(*drawn, strict=True)).mean(axis=0)
-    whole, part = _variance(found, *sizes), _variance(found, subset_size, subset_size)
-    return float(found[0]), float(np.sqrt(whole + (part - whole) / subsets))
+    moments = kid_values(x, y, *zip(*drawn, strict=True)).mean(axis=0)
+    full, subset = _variance(moments, *sizes), _variance(moments, subset_size, subset_size)
+    return float(moments[0]), float(np.sqrt(full + (subset - full) / subsets))
 
 
 def split_scores(logits: Float[np.ndarray, "N K"], splits: int) -> Float[np.ndarray, "S"]:
-    """The Inception Score of each of `splits` consecutive parts of the logits, in given order.
+    """The Inception Score of each of `splits` consecutive parts of the logits, not shuffled.
 
     exp(mean KL(p(y|x) || p(y))) with p(y) the part's own mean (Salimans et al. 2016, sec. 4). Part
-    i has the rows from floor(i N / splits) on. All of it is computed on logarithms, so that no
-    confidence is too high.
+    i starts at row floor(i N / splits). Everything is computed with logarithms, so probabilities
+    may be arbitrarily close to 0 or 1.
 
     Raises:
       ValueError: fewer examples than splits, or logits that are not finite.
@@ -267,14 +268,14 @@ def inception_score(
 ) -> tuple[float, float]:
     """The Inception Score of a classifier's logits (Salimans et al. 2016, sec. 4).
 
-    The examples are shuffled first, so that samples drawn class by class do not leave a split
-    with one class; `split_scores` is the score in given order.
+    The examples are shuffled first: if samples were drawn class by class, a split would otherwise
+    have only one class. `split_scores` does not shuffle.
 
     Args:
       logits: of the samples, before the softmax.
-      splits: parts that are scored by themselves; each part's score is biased downwards, the more
-        so the fewer examples it has.
-      seed: of the shuffle.
+      splits: number of parts, each scored separately. A part's score is biased downwards, more so
+        the fewer examples it has.
+      seed: seeds the shuffle.
 
     Returns:
       The mean and the (population) standard deviation over the splits; between 1 and K.
@@ -289,12 +290,12 @@ def inception_score(
 
 
 class _Pairs:
-    """Squared distances between the rows of x and of y: fast to a known bound, or exact.
+    """Squared distances between the rows of x and of y: fast with a known error bound, or exact.
 
-    The fast ones are |a|^2 + |b|^2 - 2 a.b in float64, after the mean of x is taken off, and are
-    off by at most `slack`, a bound on all roundings. Where a comparison is closer than that it is
-    settled by `exact`: the sum over features of (x - y)^2, each in float64, which cancels nothing
-    and does not depend on how the rows are blocked, so that ties are ties.
+    `fast` computes |a|^2 + |b|^2 - 2 a.b in float64 after subtracting the mean of x. Its error is
+    at most `slack`, a bound on all rounding errors. Comparisons closer than `slack` are settled by
+    `exact`: the sum over features of (x - y)^2, each in float64. It has no cancellation and does
+    not depend on how the rows are blocked, so equal distances compare equal.
     """
 
     def __init__(self, x: Rows, y: Others):
@@ -308,14 +309,14 @@ class _Pairs:
         )
 
     def fast(self, rows: slice) -> tuple[Block, Block]:
-        """The squared distances of `rows` of x to all of y, and by how much they may be off."""
+        """The squared distances of `rows` of x to all of y, and bounds on their errors."""
         norms = self.norms_a[rows, None] + self.norms_b
         squared = norms - 2 * (self.a[rows] @ self.b.T)
         norms *= 2 * (self.x.shape[1] + 8) * np.finfo(np.float64).eps
         return squared, norms
 
     def exact(self, i: Int[np.ndarray, "P"], j: Int[np.ndarray, "P"]) -> Float[np.ndarray, "P"]:
-        """The squared distances of the pairs (i, j); the many pairs of copies cost nothing."""
+        """The squared distances of the pairs (i, j); pairs of identical rows cost nothing."""
         squared = np.zeros(len(i))
         differ = np.nonzero(self.ids_x[i] != self.ids_y[j])[0]
         for block in _blocks(len(differ), self.x.shape[1]):
@@ -353,21 +354,22 @@ def _radii(points: Rows, k: int) -> Float[np.ndarray, "N"]:
 def prdc(real: Rows, fake: Others, k: int = 5) -> dict[str, float]:
     """Precision and recall of the manifolds; density and coverage.
 
-    Precision: the share of fakes closer to some real than that real's k-th nearest other real;
-    recall: the same with the parts exchanged (Kynkäänniemi et al. 2019, eqs. 1 and 2). Density:
-    the number of reals that a fake is that close to, over k, averaged over the fakes (it may exceed
-    1); coverage: the share of reals with a fake that close (Naeem et al. 2020, sec. 3). As in their
-    code, a point exactly on the edge is outside, where Kynkäänniemi's eq. 1 says inside.
+    A point's ball reaches to its k-th nearest other point of the same set. Precision: the share of
+    fakes in the ball of some real; recall: the share of reals in the ball of some fake
+    (Kynkäänniemi et al. 2019, eqs. 1 and 2). Density: the number of reals in whose ball a fake
+    lies, over k, averaged over the fakes (it may exceed 1); coverage: the share of reals with a
+    fake in their ball (Naeem et al. 2020, sec. 3). As in their code, a point exactly on the edge is
+    outside, where Kynkäänniemi's eq. 1 says inside.
 
-    The answer is that of squared distances computed as sums of squared differences in float64:
-    see `_Pairs`. Of all distances only blocks of `BLOCK` are held, besides float64 copies of the
-    features.
+    The result is exact: it is that of squared distances computed as sums of squared differences in
+    float64 (see `_Pairs`). Memory holds float64 copies of the features and blocks of at most
+    `BLOCK` distances.
 
     Args:
       real: features of the data, more than k examples.
       fake: features of the samples, more than k examples.
-      k: the neighbour that gives a radius; papers use 3 (Kynkäänniemi) and 5 (Naeem). Figures
-        for different k, or different numbers of examples, do not compare.
+      k: the neighbour that sets the radius; papers use 3 (Kynkäänniemi) and 5 (Naeem). Figures
+        for different k, or different numbers of examples, are not comparable.
 
     Raises:
       ConfigError: k is below 1 or not below the number of examples.

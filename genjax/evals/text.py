@@ -1,9 +1,9 @@
-"""How texts compare with references and with each other: BLEU, chrF, distinct-n, repetition.
+"""Metrics of texts against references and each other: BLEU, chrF, distinct-n, repetition.
 
-Pure functions. BLEU and chrF take whole texts and are sacrebleu's numbers (Post 2018), from 0 to
-100. The others take sequences of any tokens: `words` makes them of a text in a language that puts
-spaces between its words, `list` cuts it into characters. Take tokens that do not depend on the
-model's tokenizer, or models cannot be compared.
+Pure functions. BLEU and chrF take whole texts and give sacrebleu's numbers (Post 2018), from 0 to
+100. The others take sequences of any tokens: `words` splits a text in a language that puts spaces
+between its words, `list` splits it into characters. Use tokens that do not depend on the model's
+tokenizer; otherwise models cannot be compared.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ Tokens = Sequence[Hashable]
 
 
 def words(text: str) -> list[str]:
-    """The words and punctuation marks of a text, as NIST's mteval-v13a cuts it.
+    """The words and punctuation marks of a text, as NIST's mteval-v13a splits it.
 
-    Marks stand alone, except apostrophes, dashes that follow no digit, and a point or comma
-    between digits; the four entities of XML are read.
+    Every mark is a token, except apostrophes, dashes that follow no digit, and a point or comma
+    between digits. Four XML entities are decoded.
     """
     text = text.rstrip().replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
     for entity, mark in ENTITIES:
@@ -48,7 +48,7 @@ def words(text: str) -> list[str]:
 
 
 def _ngrams(tokens: Tokens, n: int) -> Counter:
-    """How often each run of n tokens occurs; a key is a piece of the string or a tuple."""
+    """How often each run of n tokens occurs; keys are substrings or tuples."""
     tokens = tokens if isinstance(tokens, str) else tuple(tokens)
     return Counter(tokens[start : start + n] for start in range(len(tokens) - n + 1))
 
@@ -59,21 +59,21 @@ def _pairs(
     """Each hypothesis with its references.
 
     Raises:
-      ValueError: there is no hypothesis, or not a list of references for each.
+      ValueError: there is no hypothesis, or one has no list of references.
     """
     if not hypotheses or len(hypotheses) != len(references):
         raise ValueError(
             f"{len(hypotheses)} hypotheses and {len(references)} lists of references: expected one "
             "list for each of one or more hypotheses."
         )
-    for index, given in enumerate(references):
-        if isinstance(given, str) or not given:
-            raise ValueError(f"references[{index}] is {given!r}: expected a list of texts.")
+    for index, texts in enumerate(references):
+        if isinstance(texts, str) or not texts:
+            raise ValueError(f"references[{index}] is {texts!r}: expected a list of texts.")
     return zip(hypotheses, references, strict=True)
 
 
 def _nearest(length: int, lengths: Iterable[int]) -> int:
-    """That of `lengths` which is nearest to `length`; of two the shorter."""
+    """The entry of `lengths` nearest to `length`; in a tie, the shorter one."""
     return min(lengths, key=lambda other: (abs(other - length), other))
 
 
@@ -84,10 +84,10 @@ def _bleu(
     reference: int,
     effective: bool = False,
 ) -> float:
-    """BLEU of counted n-grams of orders 1, 2, ... and lengths in tokens.
+    """BLEU from n-gram counts of orders 1, 2, ... and from lengths in tokens.
 
-    The k-th order of which nothing matches counts as 2^-k matches (Chen and Cherry 2014, method
-    3). An order of which the hypotheses have no n-gram makes BLEU 0, or is left out if `effective`.
+    The k-th order without a match counts as 2^-k matches (Chen and Cherry 2014, method 3). An order
+    in which the hypotheses have no n-gram makes BLEU 0, or is left out if `effective`.
     """
     orders = np.count_nonzero(totals) if effective else len(totals)
     matches, totals = matches[:orders], totals[:orders]
@@ -100,11 +100,11 @@ def _bleu(
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """BLEU-4 of a corpus (Papineni et al. 2002, section 2.3), as sacrebleu's defaults have it.
+    """BLEU-4 of a corpus (Papineni et al. 2002, section 2.3), with sacrebleu's defaults.
 
     Args:
       hypotheses: the texts to judge.
-      references: for each hypothesis one or more right texts (sacrebleu wants the transpose).
+      references: one or more correct texts per hypothesis (sacrebleu takes the transpose).
 
     Returns:
       From 0 to 100; 0 if no word matches.
@@ -114,8 +114,8 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> floa
     """
     matches, totals = np.zeros((2, ORDER), np.int64)
     length = reference = 0
-    for hypothesis, given in _pairs(hypotheses, references):
-        tokens, others = words(hypothesis), [words(text) for text in given]
+    for hypothesis, texts in _pairs(hypotheses, references):
+        tokens, others = words(hypothesis), [words(text) for text in texts]
         length += len(tokens)
         reference += _nearest(len(tokens), map(len, others))
         for n in range(ORDER):
@@ -127,31 +127,31 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> floa
 
 
 def _split(text: str) -> list[str]:
-    """The words of a text as chrF++ has them: a mark at the end or the start is a word too."""
-    found = []
+    """The words of a text for chrF++: a mark at the end or the start is a word of its own."""
+    tokens = []
     for word in text.split():
         if len(word) > 1 and word[-1] in string.punctuation:
-            found += [word[:-1], word[-1]]
+            tokens += [word[:-1], word[-1]]
         elif len(word) > 1 and word[0] in string.punctuation:
-            found += [word[0], word[1:]]
+            tokens += [word[0], word[1:]]
         else:
-            found.append(word)
-    return found
+            tokens.append(word)
+    return tokens
 
 
 def _chrf_ngrams(text: str, word_order: int) -> list[Counter]:
-    """The n-grams of characters but white space, then those of words, by order."""
-    characters, split = "".join(text.split()), _split(text)
-    found = [_ngrams(characters, n + 1) for n in range(CHARACTERS)]
-    return found + [_ngrams(split, n + 1) for n in range(word_order)]
+    """N-gram counts of the characters without white space, then of the words, by order."""
+    characters, words_and_marks = "".join(text.split()), _split(text)
+    counts = [_ngrams(characters, n + 1) for n in range(CHARACTERS)]
+    return counts + [_ngrams(words_and_marks, n + 1) for n in range(word_order)]
 
 
 def _f_score(counts: Int[np.ndarray, "orders 3"]) -> float:
-    """F of mean precision and recall, 0 to 100 (Popović 2015, eq. 1).
+    """F score of mean precision and mean recall, 0 to 100 (Popović 2015, eq. 1).
 
     Args:
-      counts: n-grams that match, of the hypotheses, and of the references. An order of which one
-        side has none is left out.
+      counts: per order, the n-grams that match, those of the hypotheses and those of the
+        references. An order in which one side has no n-gram is left out.
     """
     matches, ours, theirs = counts[(counts[:, 1:] > 0).all(axis=1)].T
     if not matches.any():
@@ -163,14 +163,14 @@ def _f_score(counts: Int[np.ndarray, "orders 3"]) -> float:
 def chrf(
     hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, word_order: int = 0
 ) -> float:
-    """chrF2 of a corpus (Popović 2015), as sacrebleu's defaults have it.
+    """chrF2 of a corpus (Popović 2015), with sacrebleu's defaults.
 
-    Of several references that counts which gives the hypothesis the largest score.
+    If a hypothesis has several references, the one with the largest score counts.
 
     Args:
       hypotheses: the texts to judge.
-      references: for each hypothesis one or more right texts (sacrebleu wants the transpose).
-      word_order: longest n-grams of words that count beside those of characters; 2 gives chrF2++
+      references: one or more correct texts per hypothesis (sacrebleu takes the transpose).
+      word_order: longest word n-grams that count in addition to character n-grams; 2 gives chrF2++
         (Popović 2017).
 
     Returns:
@@ -180,32 +180,33 @@ def chrf(
       ValueError: there is no hypothesis, or one without references.
     """
     total = np.zeros((CHARACTERS + word_order, 3), np.int64)
-    for hypothesis, given in _pairs(hypotheses, references):
+    for hypothesis, texts in _pairs(hypotheses, references):
         ours = _chrf_ngrams(hypothesis, word_order)
-        found = []
-        for text in given:
-            both = zip(ours, _chrf_ngrams(text, word_order), strict=True)
-            # Our n-grams of an order that the reference is too short for do not count against us.
-            rows = [((a & b).total(), a.total() if b else 0, b.total()) for a, b in both]
-            found.append(np.array(rows))
-        total += max(found, key=_f_score)
+        candidates = []
+        for text in texts:
+            pairs = zip(ours, _chrf_ngrams(text, word_order), strict=True)
+            # Orders for which the reference is too short do not count against the hypothesis.
+            rows = [((a & b).total(), a.total() if b else 0, b.total()) for a, b in pairs]
+            candidates.append(np.array(rows))
+        total += max(candidates, key=_f_score)
     return _f_score(total)
 
 
 def distinct(sequences: Sequence[Tokens], n: int) -> float:
-    """Distinct-n: different n-grams of all sequences over their tokens (Li et al. 2016, section 5).
+    """Distinct-n: distinct n-grams of all sequences per token (Li et al. 2016, section 5).
 
-    From 0 to 1; 0 if there are no tokens. It falls with the number of tokens: compare equal ones.
+    From 0 to 1; 0 if there are no tokens. It falls as the number of tokens grows, so only compare
+    equal numbers of tokens.
     """
     different = set().union(*(_ngrams(tokens, n) for tokens in sequences))
     return len(different) / max(sum(map(len, sequences)), 1)
 
 
 def repetition(sequences: Sequence[Tokens], n: int = 4) -> float:
-    """The share of a sequence's n-grams that it had before (Welleck et al. 2020, seq-rep-n).
+    """The share of a sequence's n-grams that repeat earlier ones (Welleck et al. 2020, seq-rep-n).
 
-    The mean over the sequences of n tokens or more of 1 - different n-grams / n-grams: from 0 to 1,
-    and 0 if there is no such sequence.
+    The mean of 1 - distinct n-grams / n-grams over the sequences of n tokens or more. From 0 to 1;
+    0 if there is no such sequence.
     """
     counts = [_ngrams(tokens, n) for tokens in sequences]
     shares = [1 - len(count) / count.total() for count in counts if count]
@@ -213,7 +214,7 @@ def repetition(sequences: Sequence[Tokens], n: int = 4) -> float:
 
 
 def _matches(counts: Sequence[Counter]) -> list[int]:
-    """How many n-grams of each sequence match: each up to its largest count in another one."""
+    """Matching n-grams per sequence: each counts up to its largest count in another sequence."""
     most, second, owner = Counter(), Counter(), {}
     for index, count in enumerate(counts):
         for ngram, times in count.items():
@@ -231,17 +232,17 @@ def _matches(counts: Sequence[Counter]) -> list[int]:
 
 
 def self_bleu(sequences: Sequence[Tokens], order: int = 4) -> float:
-    """How much alike the sequences are: each one's BLEU against all others (Zhu et al. 2018).
+    """How similar the sequences are: each one's BLEU against all others (Zhu et al. 2018).
 
-    The mean of sacrebleu's sentence BLEU (smoothed; without the orders that the sequence is too
-    short for), in time linear in the tokens.
+    The mean of sacrebleu's sentence BLEU (smoothed; orders for which a sequence is too short are
+    left out). Takes time linear in the tokens.
 
     Args:
       sequences: two or more, of tokens.
       order: the longest n-grams that count.
 
     Returns:
-      From 0 to 100, which means that each is there twice.
+      From 0 to 100; 100 if every sequence occurs at least twice.
 
     Raises:
       ValueError: there are fewer than two sequences.
@@ -263,15 +264,15 @@ def self_bleu(sequences: Sequence[Tokens], order: int = 4) -> float:
 
 
 def has_spaces(texts: Sequence[str]) -> bool:
-    """Whether the texts are of a script that puts spaces between words: 1 % of them or more."""
+    """Whether the script puts spaces between words: more than 1 % of the characters are spaces."""
     return sum(text.count(" ") for text in texts) > 0.01 * sum(map(len, texts))
 
 
 def units(texts: Sequence[str], spaced: bool) -> list[Sequence[str]]:
-    """What the texts are counted in: words, or characters of a script without spaces.
+    """The texts as sequences of units: words, or characters if the script has no spaces.
 
-    Not the tokens of a model, which differ from one model to another; and the script is that of
-    texts by people (`has_spaces`), or else a model that learns to use spaces changes the unit.
+    The units are not a model's tokens, which differ between models. Take `spaced` from human texts
+    (`has_spaces`); otherwise a model that learns to use spaces changes the unit.
     """
     return [words(text) if spaced else text for text in texts]
 
@@ -280,17 +281,17 @@ def judge(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, flo
     """`bleu`, `chrf` and the `diversity` of texts that have one reference each.
 
     Raises:
-      ValueError: there is no hypothesis, or not as many references.
+      ValueError: there is no hypothesis, or the number of references differs.
     """
-    given = [[reference] for reference in references]
-    found = {"bleu": bleu(hypotheses, given), "chrf": chrf(hypotheses, given)}
-    return found | diversity(units(hypotheses, has_spaces(references)))
+    lists = [[reference] for reference in references]
+    metrics = {"bleu": bleu(hypotheses, lists), "chrf": chrf(hypotheses, lists)}
+    return metrics | diversity(units(hypotheses, has_spaces(references)))
 
 
 def diversity(sequences: Sequence[Tokens]) -> dict[str, float]:
     """`distinct_1` to `distinct_3`, `repetition_4` and, of two or more sequences, `self_bleu`."""
-    found = {f"distinct_{n}": distinct(sequences, n) for n in (1, 2, 3)}
-    found["repetition_4"] = repetition(sequences)
+    metrics = {f"distinct_{n}": distinct(sequences, n) for n in (1, 2, 3)}
+    metrics["repetition_4"] = repetition(sequences)
     if len(sequences) > 1:
-        found["self_bleu"] = self_bleu(sequences)
-    return found
+        metrics["self_bleu"] = self_bleu(sequences)
+    return metrics

@@ -1,7 +1,7 @@
-"""The classifier by whose features generators of a labelled data set are judged, trained once.
+"""The classifier whose features judge generators of a labelled data set. It is trained once.
 
-It is an ordinary run of `genjax.methods.classifier`, in a folder of the data cache that is named by
-the digests of the data and of the config.
+It is an ordinary run of `genjax.methods.classifier`, in a folder of the data cache that is named
+after the digests of the data and of the config.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ logger = logging.getLogger("genjax")
 
 Tree = Any
 
-# By then the loss has converged where the data are few: that of 1,437 digits is below 1e-4 after
-# 30. Of their 180 test images the classifier is right on 179 after 40, and on all after 250.
+# By then the loss has converged on small data sets: on 1,437 digits it is below 1e-4 after 30
+# epochs. Of their 180 test images the classifier gets 179 right after 40 epochs, all after 250.
 MOST_EPOCHS = 40
-# Sections of the config that do not decide what the weights become.
+# Sections of the config that do not affect the weights.
 INDIFFERENT = ("mesh", "checkpoint", "evals", "early_stop", "log", "steps_per_dispatch")
 
 
 def classifier_config() -> ConfigDict:
-    """How the classifier is trained, whatever the data; configs/classifier.py names some."""
+    """The classifier's config for any data; configs/classifier.py adds a data set."""
     config = configs.base()
     config.method = "classifier"
     config.batch_size = 64
@@ -73,22 +73,22 @@ def classifier_config() -> ConfigDict:
 def classifier(dataset: Dataset, data_digest: str) -> tuple[Functional, Tree]:
     """The network, images in [-1, 1] -> (features, logits), and its averaged parameters.
 
-    It is trained on the training split if it has not been before. One run trains while others wait
-    for it; a training that was interrupted continues. Several processes of one run train it
-    together and must see the same cache.
+    It is trained on the training split if it is not in the cache. One run trains it while other
+    runs wait; an interrupted training is resumed. Several processes of one run train it together
+    and must share one cache.
 
     Raises:
-      SystemExit: a signal ended the training; it has been saved.
+      SystemExit: a signal stopped the training; its state is saved.
       ConfigError: the file of the trained parameters is damaged.
     """
     spec = dataset.spec
-    seen = {
+    fields = {
         "image": spec.generated._replace(dtype=np.dtype(np.uint8)),
         "label": spec.fields["label"],
     }
     names = {"image": spec.target, "label": "label"}
     splits = {split: sources.Chosen(source, names) for split, source in dataset.splits.items()}
-    dataset = dataset._replace(spec=spec._replace(fields=seen, target="image"), splits=splits)
+    dataset = dataset._replace(spec=spec._replace(fields=fields, target="image"), splits=splits)
     config = _config_for(dataset)
     name = "-".join((dataset.spec.name.replace("/", "_"), data_digest[:16], _digest(config)[:16]))
     path = packages.cache_root() / "classifiers" / name / "parameters.npz"
@@ -96,8 +96,8 @@ def classifier(dataset: Dataset, data_digest: str) -> tuple[Functional, Tree]:
     with packages.lock(f"classifier-{name}") if first else contextlib.nullcontext():
         if not largest(int(first and path.is_file())):
             logger.info(
-                "the judge needs a classifier of %s, which is trained first, once, on %s; its "
-                "lines begin with 'classifier:', and it is kept in %s",
+                "the judge needs a classifier of %s, which is now trained once, on %s; its log "
+                "lines begin with 'classifier:', and it is stored in %s",
                 *(dataset.spec.name, config.duration.replace("_", " "), path.parent),
             )
             with marked("classifier"):
@@ -105,29 +105,30 @@ def classifier(dataset: Dataset, data_digest: str) -> tuple[Functional, Tree]:
         barrier("classifier")
     params, accuracy = _read(path)
     logger.info(
-        "the classifier of %s is right on %.2f %% of the %s split (%s)",
+        "the classifier of %s has an accuracy of %.2f %% on the %s split (%s)",
         *(dataset.spec.name, 100 * accuracy, config.evals.split, path),
     )
     return method.network(config, dataset.spec), params
 
 
 def _digest(config: ConfigDict) -> str:
-    """Of what the config sets and decides; a key that all configs get later changes nothing."""
-    usual = configs.flatten(configs.base())
+    """Of the settings that affect the weights; adding a key to all configs does not change it."""
+    defaults = configs.flatten(configs.base())
     decisive = {
         key: value
         for key, value in configs.flatten(config).items()
-        if key.partition(".")[0] not in INDIFFERENT and (key not in usual or usual[key] != value)
+        if key.partition(".")[0] not in INDIFFERENT
+        and (key not in defaults or defaults[key] != value)
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def _config_for(dataset: Dataset) -> ConfigDict:
-    """`classifier_config` for images of this data set."""
+    """`classifier_config` adapted to the images of this data set."""
     config, spec = classifier_config(), dataset.spec
     config.dataset.name = spec.name
-    usual, unit = parse_duration(config.duration)
-    config.duration = f"{min(int(usual), MOST_EPOCHS * len(dataset.splits['train']))}_{unit}"
+    examples, unit = parse_duration(config.duration)
+    config.duration = f"{min(int(examples), MOST_EPOCHS * len(dataset.splits['train']))}_{unit}"
     if min(spec.generated.shape[:2]) < 16:
         config.model.patch_size = 1
     splits = [name for name in ("test", "validation", "train") if dataset.splits.get(name)]
@@ -136,10 +137,10 @@ def _config_for(dataset: Dataset) -> ConfigDict:
 
 
 def _train(config: ConfigDict, dataset: Dataset, path: Path) -> None:
-    """Trains, or goes on, in the folder of `path`, and writes the averaged parameters there."""
-    count, folder = jax.device_count(), path.parent
+    """Trains, or resumes, in the folder of `path`, and writes the averaged parameters to `path`."""
+    devices, folder = jax.device_count(), path.parent
     for section in (config, config.evals):  # a whole number of examples on every device
-        section.batch_size = -(-section.batch_size // count) * count
+        section.batch_size = -(-section.batch_size // devices) * devices
     folder.mkdir(parents=True, exist_ok=True)
     run = assemble(config, dataset.spec)
 
@@ -173,7 +174,7 @@ def _read(path: Path) -> tuple[Tree, float]:
         accuracy = float(arrays.pop("accuracy"))
     except (ConfigError, OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
-            f"{path} cannot be read ({error}). Delete it: it is made anew from the last "
-            "checkpoint beside it."
+            f"{path} cannot be read ({error}). Delete it: it is then rebuilt from the last "
+            "checkpoint next to it."
         ) from error
     return unflatten_dict(arrays, sep="/"), accuracy

@@ -1,1 +1,1 @@
-"""Weights from and to other libraries."""
+"""Weights imported from and exported to other libraries."""

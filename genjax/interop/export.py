@@ -1,4 +1,4 @@
-"""Models of genjax as other libraries have them."""
+"""Exports models to the formats of other libraries."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ def write(
 ) -> None:
     """Writes a model into `folder`, in a format of FORMATS.
 
-    "huggingface": a GPT-2 or Llama of method lm, for `from_pretrained` of transformers.
+    "huggingface" is for `from_pretrained` of transformers: a GPT-2 or Llama of method lm.
 
     Args:
       kind: the format.
-      folder: made if missing.
-      config: of the run.
-      spec: of its data.
+      folder: created if missing.
+      config: the run's config.
+      spec: of the run's data.
       params: by network.
 
     Raises:
-      ConfigError: the format does not know such a model, or several processes hold it.
+      ConfigError: the format does not support this model, or there are several processes.
     """
     one_of("--format", kind, FORMATS)
     network = config.model.get("network")
     if (config.method, spec.generated.kind, network) != ("lm", "text", "decoder"):
         raise ConfigError(
-            f"--format={kind} knows language models with model.network='decoder'; this run is "
+            f"--format={kind} is for language models with model.network='decoder'; this run is "
             f"method {config.method!r} with {network!r} on {spec.name}."
         )
     if jax.process_count() > 1:
@@ -53,7 +53,7 @@ def write(
     begins = tokenizers.begins(tokenizer, special, config.dataset.text.documents)
     special["start"] = tokenizer.special.get("bos", special["start"])
     if special["start"] not in tokenizer.special.values():
-        del special["start"]  # such as a newline, after which a text may as well begin
+        del special["start"]  # such as a newline, after which a text may begin
     huggingface.write(
         folder,
         config.model.lm.to_dict(),

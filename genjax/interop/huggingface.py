@@ -1,7 +1,7 @@
-"""Reads and writes folders of Hugging Face: config.json and safetensors of GPT-2 and Llama models.
+"""Reads and writes Hugging Face folders: config.json and safetensors of GPT-2 and Llama models.
 
-A folder becomes the options and the parameters of `networks.decoder`, and back. Nothing is
-unpickled, and what that network does not compute is refused. Names and meanings are those of
+A folder is converted to options and parameters of `networks.decoder`, and back. Nothing is
+unpickled, and models that this network cannot compute are refused. Names and meanings follow
 https://github.com/huggingface/transformers, `models/gpt2` and `models/llama`.
 """
 
@@ -30,16 +30,16 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 INDEX = f"{WEIGHTS}.index.json"
 _STACKED = "body/blocks/"  # parameters of all layers, stacked
-ROWS = 8  # of a table of names, at most, for each kind of fault
+ROWS = 8  # most rows per kind of fault in a table of names
 
 
 class Pretrained(NamedTuple):
-    """A language model out of a folder.
+    """A language model read from a folder.
 
     Attributes:
       options: of `networks.decoder.Network`.
       vocabulary_size: V.
-      length: the most positions.
+      length: the maximum number of positions.
       params: of that network, float32.
       tokenizer: the path of tokenizer.json, if there is one.
     """
@@ -52,13 +52,13 @@ class Pretrained(NamedTuple):
 
 
 class _Family(NamedTuple):
-    """How a family of models names its tensors; `{}` is the layer.
+    """How a family of models names its tensors; `{}` stands for the layer.
 
     Attributes:
-      prefix: of all but the head; it may be left out.
-      modules: ours -> theirs; several of theirs lie side by side in ours.
+      prefix: of all names except the head's; files may omit it.
+      modules: our name -> their names; several of theirs are concatenated in ours.
       turned: whether the kernels of the blocks are [out, in].
-      ignored: what is no parameter, a regular expression.
+      ignored: a regular expression for tensors that are not parameters.
     """
 
     prefix: str
@@ -106,55 +106,55 @@ _FAMILIES = {
 
 
 class _Leaf(NamedTuple):
-    """A parameter of ours, and the tensors that lie side by side in it, in every layer."""
+    """One of our parameters, and their tensors that are concatenated in it, for every layer."""
 
     path: str
-    names: tuple[str, ...]  # theirs; none: it is zero
-    shapes: tuple[tuple[int, ...], ...]  # as in ours, without the layers
+    names: tuple[str, ...]  # theirs; if empty, the parameter is zero
+    shapes: tuple[tuple[int, ...], ...]  # in our layout, without the layer axis
     turned: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Ours, without the layers."""
+        """The shape of our parameter, without the layer axis."""
         return (*self.shapes[0][:-1], sum(shape[-1] for shape in self.shapes))
 
     def expected(self, depth: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Names and shapes in their file."""
+        """Names and shapes of the tensors in their file."""
         for name, shape in zip(self.names, self.shapes, strict=False):
             for layer in range(depth if "{}" in name else 1):
                 yield name.format(layer), shape[::-1] if self.turned else shape
 
-    def join(self, found: Mapping[str, np.ndarray], depth: int) -> np.ndarray:
-        """Ours, in float32, of their tensors."""
+    def join(self, tensors: Mapping[str, np.ndarray], depth: int) -> np.ndarray:
+        """Our parameter, in float32, from their tensors."""
         stacked = self.path.startswith(_STACKED)
-        joined = np.zeros((depth if stacked else 1, *self.shape), np.float32)
-        for layer, whole in enumerate(joined):
-            at = 0
+        stack = np.zeros((depth if stacked else 1, *self.shape), np.float32)
+        for layer, layer_array in enumerate(stack):
+            start = 0
             for name in self.names:
-                array = found[name.format(layer)]
+                array = tensors[name.format(layer)]
                 array = array.T if self.turned else array
-                whole[..., at : at + array.shape[-1]] = array
-                at += array.shape[-1]
-        return joined if stacked else joined[0]
+                layer_array[..., start : start + array.shape[-1]] = array
+                start += array.shape[-1]
+        return stack if stacked else stack[0]
 
     def split(self, ours: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Names and tensors of their file, views of ours."""
+        """Names and tensors for their file, as views of our parameter."""
         layers = ours if self.path.startswith(_STACKED) else ours[None]
-        for layer, whole in enumerate(layers):
-            at = 0
+        for layer, layer_array in enumerate(layers):
+            start = 0
             for name, shape in zip(self.names, self.shapes, strict=True):
-                array = whole[..., at : at + shape[-1]]
+                array = layer_array[..., start : start + shape[-1]]
                 yield name.format(layer), array.T if self.turned else array
-                at += shape[-1]
+                start += shape[-1]
 
 
 def _leaves(model: Description) -> Iterator[_Leaf]:
-    """All parameters of the network that a description, with complete options, is of."""
+    """All parameters of the network that `model`, with complete options, describes."""
     _, modules, turned, _ = _FAMILIES[model.family]
     o, width = model.options, model.options["width"]
-    queries, others = o["heads"] * o["head_size"], o["kv_heads"] * o["head_size"]
+    queries, keys = o["heads"] * o["head_size"], o["kv_heads"] * o["head_size"]
     sizes = {
-        "qkv": (width, (queries, others, others)),
+        "qkv": (width, (queries, keys, keys)),
         "merge": (queries, (width,)),
         "up": (width, (o["hidden"],)),
         "gate": (width, (o["hidden"],)),
@@ -183,17 +183,20 @@ def _leaves(model: Description) -> Iterator[_Leaf]:
                 yield _Leaf(f"{path}/bias", theirs, tuple((n,) for n in outer))
 
 
-def _match(what: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Any]) -> None:
-    """Raises ConfigError with a table of what is missing, unexpected or of another shape."""
-    both = [name for name in found if name in expected]
+def _match(
+    heading: str, expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, Any]
+) -> None:
+    """Raises ConfigError with a table of missing, unexpected and mismatched arrays."""
+    common = [name for name in actual if name in expected]
     faults = {
-        "missing": [f"{name}  {list(expected[name])}" for name in expected if name not in found],
-        "unexpected": [f"{n:.99}  {list(a.shape)}" for n, a in found.items() if n not in expected],
+        "missing": [f"{name}  {list(expected[name])}" for name in expected if name not in actual],
+        "unexpected": [f"{n:.99}  {list(a.shape)}" for n, a in actual.items() if n not in expected],
         "mismatched": [
-            f"{name}  {found[name].dtype}{list(found[name].shape)}, expected {list(expected[name])}"
-            for name in both
-            if found[name].shape != expected[name]
-            or not jnp.issubdtype(found[name].dtype, jnp.floating)
+            f"{name}  {actual[name].dtype}{list(actual[name].shape)}, "
+            f"expected {list(expected[name])}"
+            for name in common
+            if actual[name].shape != expected[name]
+            or not jnp.issubdtype(actual[name].dtype, jnp.floating)
         ],
     }
     lines = []
@@ -202,103 +205,115 @@ def _match(what: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[st
         lines += [f"  {fault:12}and {len(rows) - ROWS} more"] if len(rows) > ROWS else []
     if lines:
         counts = ", ".join(f"{len(rows)} {fault}" for fault, rows in faults.items())
-        raise ConfigError("\n".join([f"{what} ({counts}):", *lines]))
+        raise ConfigError("\n".join([f"{heading} ({counts}):", *lines]))
 
 
 def _tensors(folder: Path, family: _Family) -> dict[str, np.ndarray]:
-    """The tensors in a folder without the prefix, and without what is no parameter."""
+    """The parameters in a folder, by name without the prefix."""
     path = next((folder / name for name in (WEIGHTS, INDEX) if (folder / name).is_file()), None)
     if path is None:
         raise ConfigError(
             f"there is no {WEIGHTS} and no {INDEX} in {folder}. Other formats are pickles, which "
-            "are not read: write the model anew with its save_pretrained()."
+            "are not read: save the model again with its save_pretrained()."
         )
-    found = {}
+    tensors = {}
     for name, array in safetensors.read(path).items():
         plain = name.removeprefix(family.prefix)
-        require(plain not in found, f"{path}: tensor", name, "it once, with or without the prefix")
+        require(
+            plain not in tensors, f"{path}: tensor", name, "it once, with or without the prefix"
+        )
         if not re.fullmatch(family.ignored, plain):
-            found[plain] = array
-    return found
+            tensors[plain] = array
+    return tensors
 
 
-def _drop_tied(what: str, model: Description, found: dict[str, np.ndarray]) -> None:
-    """Takes the head out of the tensors if it is the embedding, and so is said to be."""
+def _drop_tied(path: str, model: Description, tensors: dict[str, np.ndarray]) -> None:
+    """Removes the head from the tensors if the config says that it equals the embedding.
+
+    Raises:
+      ConfigError: they differ.
+    """
     head, *_ = _FAMILIES[model.family].modules["head"]
     embedding, *_ = _FAMILIES[model.family].modules["embed"]
-    given = found.get(f"{head}.weight"), found.get(f"{embedding}.weight")
-    if model.options["tied"] and all(array is not None for array in given):
-        require(np.array_equal(*given), f"{what}: tie_word_embeddings", True, "false: they differ")
-        del found[f"{head}.weight"]
+    weights = tensors.get(f"{head}.weight"), tensors.get(f"{embedding}.weight")
+    if model.options["tied"] and all(array is not None for array in weights):
+        require(
+            np.array_equal(*weights), f"{path}: tie_word_embeddings", True, "false: they differ"
+        )
+        del tensors[f"{head}.weight"]
 
 
-def _folder(given: str | Path) -> Path:
+def _folder(path: str | Path) -> Path:
     """The folder of a model.
 
     Raises:
-      ConfigError: it is a file, such as a .gguf, or not there.
+      ConfigError: it is missing, or is a file, such as a .gguf.
     """
-    folder = Path(given)
+    folder = Path(path)
     if folder.is_dir():
         return folder
-    what = "it is a file" if folder.is_file() else "there is no such folder"
+    reason = "it is a file" if folder.is_file() else "there is no such folder"
     if folder.suffix.lower() == ".gguf":
-        what = "files of GGUF are not read"
+        reason = "files of GGUF are not read"
     elif folder.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt"):
-        what = "pickles of weights are not read"
+        reason = "pickles of weights are not read"
     raise ConfigError(
-        f"config.weights={str(given)!r}: {what}. Give the folder with the model's {CONFIG} and "
+        f"config.weights={str(path)!r}: {reason}. Give the folder with the model's {CONFIG} and "
         f"{WEIGHTS}, as save_pretrained() of transformers writes it, or as it is downloaded from "
         "Hugging Face."
     )
 
 
 def describe(folder: str | Path) -> Pretrained:
-    """What `read` gives, without the parameters, which are not looked at: `params` is None.
+    """The result of `read` without loading the parameters: `params` is None.
 
     Raises:
-      ConfigError: there is no config.json, or it is damaged, of another type of model, or of one
-        that computes what the decoder does not.
+      ConfigError: config.json is missing or damaged, or describes another type of model or a
+        computation that the decoder does not support.
     """
     folder = _folder(folder)
-    what = str(folder / CONFIG)
-    model = huggingface_config.read(what, read_json(what))
+    config_path = str(folder / CONFIG)
+    model = huggingface_config.read(config_path, read_json(config_path))
     tokenizer = str(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else None
     sizes = model.vocabulary_size, model.length
     return Pretrained(model.options, *sizes, None, tokenizer)
 
 
 def read(folder: str | Path) -> Pretrained:
-    """A GPT-2 or Llama model for `networks.decoder`, out of a folder of Hugging Face.
+    """Reads a GPT-2 or Llama model for `networks.decoder` from a Hugging Face folder.
 
-    Biases that only the attention or only the MLP of a Llama has are zero in the other.
+    If only the attention or only the MLP of a Llama has biases, those of the other are zero.
 
     Raises:
-      ConfigError: a file is missing or damaged, the model is of another type or computes what the
-        decoder does not, or names, shapes or types of tensors do not fit config.json.
+      ConfigError: a file is missing or damaged, the model's type or a computation is not supported
+        by the decoder, or names, shapes or dtypes of tensors do not fit config.json.
     """
     folder = _folder(folder)
-    what = str(folder / CONFIG)
-    model = huggingface_config.read(what, read_json(what))
-    found, depth = _tensors(folder, _FAMILIES[model.family]), model.options["depth"]
+    config_path = str(folder / CONFIG)
+    model = huggingface_config.read(config_path, read_json(config_path))
+    tensors, depth = _tensors(folder, _FAMILIES[model.family]), model.options["depth"]
     require(
-        depth <= len(found), f"{what}: layers", depth, f"at most {len(found)}, as many as tensors"
+        depth <= len(tensors),
+        f"{config_path}: layers",
+        depth,
+        f"at most {len(tensors)}, as many as tensors",
     )
-    _drop_tied(what, model, found)
+    _drop_tied(config_path, model, tensors)
     leaves = list(_leaves(model))
     expected = dict(pair for leaf in leaves for pair in leaf.expected(depth))
-    _match(f"the tensors in {folder} do not fit its {CONFIG}", expected, found)
-    params = {leaf.path: leaf.join(found, depth) for leaf in leaves}
+    _match(f"the tensors in {folder} do not fit its {CONFIG}", expected, tensors)
+    params = {leaf.path: leaf.join(tensors, depth) for leaf in leaves}
     return describe(folder)._replace(params=unflatten_dict(params, sep="/"))
 
 
 def _tokenizer_files(model: Description, text: str, begins: Sequence[int]) -> dict[str, Any]:
-    """tokenizer.json, and what tells `transformers` to take it as it is and its special tokens.
+    """tokenizer.json, and tokenizer_config.json, by which `transformers` uses it unchanged.
 
-    Texts are to begin with the tokens `begins`; if the file does not say so, it is told.
+    tokenizer_config.json also names the special tokens. Texts must begin with the tokens `begins`;
+    if tokenizer.json does not put them there, a post-processor that does is written into it.
 
-    Of a run's own form that wraps one of Hugging Face it is the inside. A tokenizer of bytes or
-    characters stays as it is, and only genjax reads it.
+    If `text` is a run's own form that wraps a Hugging Face tokenizer, the wrapped one is written. A
+    tokenizer of bytes or characters is written unchanged, and only genjax reads it.
     """
     state = json.loads(text)
     state = state.get("tokenizer", state)
@@ -348,47 +363,47 @@ def write(
 ) -> None:
     """Writes a folder that `transformers` loads with `from_pretrained`.
 
-    A GPT-2 always has biases: of a network without, they are written as zeros.
+    GPT-2 always has biases: for a network without biases, zeros are written.
 
     Args:
-      folder: is made if missing; files in it are replaced.
-      options: of `networks.decoder.Network`; absent ones have their defaults.
+      folder: created if missing; files in it are replaced.
+      options: of `networks.decoder.Network`; missing ones take their defaults.
       vocabulary_size: V.
-      length: the most positions.
-      params: of the network, arrays on this host; they are written in their own type.
+      length: the maximum number of positions.
+      params: of the network, arrays on this host; they are written in their own dtype.
       tokenizer: the text of a tokenizer.json, of Hugging Face or of a run.
-      special_tokens: the ids "start", "eos" and "pad", as far as there are some, and "eos_2" and so
-        on for other ends.
+      special_tokens: the ids "start", "eos" and "pad", if they exist, and "eos_2" and so on for
+        further end tokens.
       begins: the ids that a prompt begins with, as in training.
 
     Raises:
-      ConfigError: neither GPT-2 nor Llama computes what these options say, or the parameters are
-        of other options.
+      ConfigError: neither GPT-2 nor Llama supports these options, or the parameters do not fit
+        them.
     """
     folder = Path(folder)
-    whole = huggingface_config.complete(options)
-    family = huggingface_config.family(whole)
-    model = Description(family, whole, vocabulary_size, length, (), special_tokens or {})
-    found = {
+    all_options = huggingface_config.complete(options)
+    family = huggingface_config.family(all_options)
+    model = Description(family, all_options, vocabulary_size, length, (), special_tokens or {})
+    arrays = {
         jax.tree_util.keystr(path, simple=True, separator="/"): array
         for path, array in jax.tree_util.tree_leaves_with_path(params)
     }
     leaves = list(_leaves(model))
-    depth = (whole["depth"],)
+    depth = (all_options["depth"],)
     expected = {leaf.path: depth * leaf.path.startswith(_STACKED) + leaf.shape for leaf in leaves}
-    _match("the parameters do not fit the options", expected, found)
-    if family == "gpt2" and not whole["bias"]:
-        leaves = list(_leaves(model._replace(options={**whole, "bias": True})))
-        dtype = found["embed/embedding"].dtype
+    _match("the parameters do not fit the options", expected, arrays)
+    if family == "gpt2" and not all_options["bias"]:
+        leaves = list(_leaves(model._replace(options={**all_options, "bias": True})))
+        dtype = arrays["embed/embedding"].dtype
         for leaf in leaves:
             shape = depth * leaf.path.startswith(_STACKED) + leaf.shape
-            found.setdefault(leaf.path, np.zeros(shape, dtype))
+            arrays.setdefault(leaf.path, np.zeros(shape, dtype))
     tensors = {}
     for leaf in leaves:
-        for name, array in leaf.split(np.asarray(found[leaf.path])):
+        for name, array in leaf.split(np.asarray(arrays[leaf.path])):
             head = leaf.path.startswith("head/")
             tensors[name if head else f"{_FAMILIES[family].prefix}{name}"] = array
-    files = {CONFIG: huggingface_config.write(model, found["embed/embedding"].dtype.name)}
+    files = {CONFIG: huggingface_config.write(model, arrays["embed/embedding"].dtype.name)}
     if tokenizer is not None:
         files |= _tokenizer_files(model, tokenizer, begins)
     folder.mkdir(parents=True, exist_ok=True)

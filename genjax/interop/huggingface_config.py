@@ -1,7 +1,7 @@
 """config.json of GPT-2 and Llama models, as options of `networks.decoder`, and back.
 
-Keys, defaults of absent keys and meanings are those of `GPT2Config` and `LlamaConfig` in
-https://github.com/huggingface/transformers. What the decoder does not compute is refused.
+Keys, their defaults and meanings follow `GPT2Config` and `LlamaConfig` in
+https://github.com/huggingface/transformers. Models that the decoder cannot compute are refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from genjax.networks import decoder
 T = TypeVar("T", bool, int, float, str)
 Options = dict[str, Any]
 
-# What they call the activations; of several names the first is written.
+# Their names of activations -> ours; of several names for one, the first is written.
 _ACTIVATIONS = {
     "gelu_new": "gelu",
     "gelu_pytorch_tanh": "gelu",
@@ -37,16 +37,16 @@ _ROPE = {"default": (), "linear": ("factor",), "llama3": _LLAMA3}
 
 
 class Description(NamedTuple):
-    """What a config.json says.
+    """The content of a config.json.
 
     Attributes:
       family: "gpt2" or "llama".
       options: of `networks.decoder.Network`.
       vocabulary_size: V.
-      length: the most positions.
-      bare: the modules of a block without biases of their own, though `options["bias"]`.
-      special_tokens: to be written: the ids "start", "eos" and "pad" as far as there are some, and
-        "eos_2" and so on. Those that are read come with the tokenizer.
+      length: the maximum number of positions.
+      bare: the modules of a block that have no biases in the file although `options["bias"]`.
+      special_tokens: for writing: the ids "start", "eos" and "pad", if they exist, and "eos_2" and
+        so on. When reading, they come with the tokenizer instead.
     """
 
     family: str
@@ -58,13 +58,13 @@ class Description(NamedTuple):
 
 
 class _Settings(NamedTuple):
-    """An object of a config.json, and where it stands."""
+    """An object in a config.json, and its path for errors."""
 
     path: str
     values: Mapping[str, Any]
 
     def take(self, key: str, default: T) -> T:
-        """A value of the default's type; integers are at least 1. Null is the default."""
+        """A value of the default's type; null means the default. Integers must be at least 1."""
         value = self.values.get(key)
         if value is None:
             return default
@@ -79,62 +79,62 @@ class _Settings(NamedTuple):
         return type(default)(value)
 
     def divisor(self, key: str, default: int, whole: int, name: str) -> int:
-        """A value that divides `whole`, which is called `name`."""
+        """A value, which must divide `whole`; `name` is the key of `whole`."""
         value = self.take(key, default)
         require(whole % value == 0, f"{self.path}: {key}", value, f"a divisor of {name}={whole}")
         return value
 
-    def only(self, key: str, wanted: bool | float) -> None:
-        """Raises ConfigError if a value is another than our network computes with."""
-        found = self.take(key, wanted)
-        require(found == wanted, f"{self.path}: {key}", found, f"{wanted}, as in the decoder")
+    def only(self, key: str, required: bool | float) -> None:
+        """Raises ConfigError unless the value is the one that our network computes with."""
+        value = self.take(key, required)
+        require(value == required, f"{self.path}: {key}", value, f"{required}, as in the decoder")
 
     def activation(self, key: str, default: str, known: Mapping[str, str]) -> str:
-        """What we call the activation, which has to be among `known`."""
+        """The value in `known` for our name of the activation, which must be among its keys."""
         value = self.take(key, default)
         theirs = [name for name, ours in _ACTIVATIONS.items() if ours in known]
         one_of(f"{self.path}: {key}", value, theirs)
         return known[_ACTIVATIONS[value]]
 
 
-def _gpt2(given: _Settings) -> Description:
-    given.only("scale_attn_weights", True)
-    given.only("scale_attn_by_inverse_layer_idx", False)
-    given.only("add_cross_attention", False)
-    width = given.take("n_embd", 768)
-    heads = given.divisor("n_head", 12, width, "n_embd")
+def _gpt2(settings: _Settings) -> Description:
+    settings.only("scale_attn_weights", True)
+    settings.only("scale_attn_by_inverse_layer_idx", False)
+    settings.only("add_cross_attention", False)
+    width = settings.take("n_embd", 768)
+    heads = settings.divisor("n_head", 12, width, "n_embd")
     options = {
         "width": width,
-        "depth": given.take("n_layer", 12),
+        "depth": settings.take("n_layer", 12),
         "heads": heads,
         "kv_heads": heads,
         "head_size": width // heads,
-        "hidden": given.take("n_inner", 4 * width),
-        "activation": given.activation(
+        "hidden": settings.take("n_inner", 4 * width),
+        "activation": settings.activation(
             "activation_function", "gelu_new", {name: name for name in _ACTIVATIONS.values()}
         ),
         "norm": "layer",
-        "norm_eps": given.take("layer_norm_epsilon", 1e-5),
+        "norm_eps": settings.take("layer_norm_epsilon", 1e-5),
         "positions": "learned",
         "bias": True,
-        "tied": given.take("tie_word_embeddings", True),
-        "dropout": given.take("resid_pdrop", 0.1),
-        "attention_dropout": given.take("attn_pdrop", 0.1),
+        "tied": settings.take("tie_word_embeddings", True),
+        "dropout": settings.take("resid_pdrop", 0.1),
+        "attention_dropout": settings.take("attn_pdrop", 0.1),
     }
-    vocabulary_size = given.take("vocab_size", 50257)
-    return Description("gpt2", options, vocabulary_size, given.take("n_positions", 1024))
+    vocabulary_size = settings.take("vocab_size", 50257)
+    return Description("gpt2", options, vocabulary_size, settings.take("n_positions", 1024))
 
 
-def _rope(given: _Settings, length: int) -> Options:
-    """Rotary positions: `rope_theta` and `rope_scaling`, or `rope_parameters` as in version 5."""
-    values = given.values.get("rope_scaling") or given.values.get("rope_parameters") or {}
-    path = f"{given.path}: rope"
+def _rope(settings: _Settings, length: int) -> Options:
+    """Rotary positions from `rope_theta` and `rope_scaling`, or version 5's `rope_parameters`."""
+    values = settings.values.get("rope_scaling") or settings.values.get("rope_parameters") or {}
+    path = f"{settings.path}: rope"
     nested = not isinstance(values, dict) or any(isinstance(v, dict) for v in values.values())
     require(not nested, path, values, "an object of numbers and a rope_type")
     rope = _Settings(path, values)
-    given.only("partial_rotary_factor", 1.0)
+    settings.only("partial_rotary_factor", 1.0)
     rope.only("partial_rotary_factor", 1.0)
-    base = rope.take("rope_theta", given.take("rope_theta", 10000.0))
+    base = rope.take("rope_theta", settings.take("rope_theta", 10000.0))
     kind = rope.take("rope_type", rope.take("type", "default"))
     one_of(f"{path}: rope_type", kind, tuple(_ROPE))
     numbers = [rope.take(name, float(length) * (name == _LLAMA3[-1])) for name in _ROPE[kind]]
@@ -145,74 +145,74 @@ def _rope(given: _Settings, length: int) -> Options:
     return {"rope_base": base, "rope_scaling": (kind, *numbers) if numbers else ()}
 
 
-def _llama(given: _Settings) -> Description:
-    width, heads = given.take("hidden_size", 4096), given.take("num_attention_heads", 32)
-    length = given.take("max_position_embeddings", 2048)
-    of_attention, of_mlp = given.take("attention_bias", False), given.take("mlp_bias", False)
+def _llama(settings: _Settings) -> Description:
+    width, heads = settings.take("hidden_size", 4096), settings.take("num_attention_heads", 32)
+    length = settings.take("max_position_embeddings", 2048)
+    of_attention, of_mlp = settings.take("attention_bias", False), settings.take("mlp_bias", False)
     options = {
         "width": width,
-        "depth": given.take("num_hidden_layers", 32),
+        "depth": settings.take("num_hidden_layers", 32),
         "heads": heads,
-        "kv_heads": given.divisor("num_key_value_heads", heads, heads, "num_attention_heads"),
-        "head_size": given.take("head_dim", width // heads),
-        "hidden": given.take("intermediate_size", 11008),
-        "activation": given.activation("hidden_act", "silu", _GATED),
+        "kv_heads": settings.divisor("num_key_value_heads", heads, heads, "num_attention_heads"),
+        "head_size": settings.take("head_dim", width // heads),
+        "hidden": settings.take("intermediate_size", 11008),
+        "activation": settings.activation("hidden_act", "silu", _GATED),
         "norm": "rms",
-        "norm_eps": given.take("rms_norm_eps", 1e-6),
+        "norm_eps": settings.take("rms_norm_eps", 1e-6),
         "positions": "rotary",
-        **_rope(given, length),
+        **_rope(settings, length),
         "bias": of_attention or of_mlp,
-        "tied": given.take("tie_word_embeddings", False),
+        "tied": settings.take("tie_word_embeddings", False),
         "dropout": 0.0,
-        "attention_dropout": given.take("attention_dropout", 0.0),
+        "attention_dropout": settings.take("attention_dropout", 0.0),
     }
     bare = () if of_attention else ("qkv", "merge")
     bare = bare if of_mlp else (*bare, "up", "gate", "down")
-    vocabulary_size = given.take("vocab_size", 32000)
+    vocabulary_size = settings.take("vocab_size", 32000)
     return Description("llama", options, vocabulary_size, length, bare)
 
 
 def read(path: str, values: Mapping[str, Any]) -> Description:
-    """What a config.json, found at `path`, says.
+    """Converts the `values` of a config.json; errors name its `path`.
 
     Dropout of GPT-2 is `resid_pdrop`; dropout of Llama is 0.
 
     Raises:
-      ConfigError: a model of another type, a value of the wrong type, or one that the decoder does
-        not compute with.
+      ConfigError: another type of model, a value of the wrong type, or a value that the decoder
+        does not support.
     """
-    given = _Settings(path, values)
+    settings = _Settings(path, values)
     families = {"gpt2": _gpt2, "llama": _llama}
-    kind = given.take("model_type", "none")
+    kind = settings.take("model_type", "none")
     one_of(f"{path}: model_type", kind, tuple(families))
     quantised = values.get("quantization_config")
     require(quantised is None, f"{path}: quantization_config", quantised, "float weights, and null")
-    return families[kind](given)
+    return families[kind](settings)
 
 
 def complete(options: Mapping[str, Any]) -> Options:
-    """Options of the decoder with the defaults of those that are absent or 0.
+    """The decoder's options, with defaults for those that are missing or 0.
 
     Raises:
-      ConfigError: one that the decoder has not.
+      ConfigError: an option that the decoder does not have.
     """
     parameters = signature(decoder.Network.__init__).parameters.values()
-    whole = {p.name: p.default for p in parameters if p.default is not p.empty}
+    complete_options = {p.name: p.default for p in parameters if p.default is not p.empty}
     for key in options:
-        one_of("option of networks.decoder", key, tuple(whole))
-    whole |= options
-    width, heads = whole["width"], whole["heads"]
-    whole["kv_heads"] = whole["kv_heads"] or heads
-    whole["head_size"] = whole["head_size"] or width // heads
-    whole["hidden"] = whole["hidden"] or 4 * width
-    return whole
+        one_of("option of networks.decoder", key, tuple(complete_options))
+    complete_options |= options
+    width, heads = complete_options["width"], complete_options["heads"]
+    complete_options["kv_heads"] = complete_options["kv_heads"] or heads
+    complete_options["head_size"] = complete_options["head_size"] or width // heads
+    complete_options["hidden"] = complete_options["hidden"] or 4 * width
+    return complete_options
 
 
 def _obstacles(o: Options, values: Mapping[str, tuple]) -> str:
     return ", ".join(
-        f"{key}={' or '.join(map(repr, wanted))} (it is {o[key]!r})"
-        for key, wanted in values.items()
-        if o[key] not in wanted
+        f"{key}={' or '.join(map(repr, allowed))} (it is {o[key]!r})"
+        for key, allowed in values.items()
+        if o[key] not in allowed
     )
 
 
@@ -220,13 +220,13 @@ def family(o: Options) -> str:
     """The family that a decoder with complete options belongs to.
 
     Raises:
-      ConfigError: neither computes what it does.
+      ConfigError: it belongs to no family.
     """
-    both = {"norm_first": (True,), "frames": (False,)}
-    both["width"] = (o["width"] // o["heads"] * o["heads"],)
+    common = {"norm_first": (True,), "frames": (False,)}
+    common["width"] = (o["width"] // o["heads"] * o["heads"],)
     needed = {
         "gpt2": {
-            **both,
+            **common,
             "norm": ("layer",),
             "positions": ("learned",),
             "activation": tuple(dict.fromkeys(_ACTIVATIONS.values())),
@@ -234,18 +234,18 @@ def family(o: Options) -> str:
             "head_size": (o["width"] // o["heads"],),
         },
         "llama": {
-            **both,
+            **common,
             "norm": ("rms",),
             "positions": ("rotary",),
             "activation": tuple(_GATED.values()),
         },
     }
-    lacks = {name: _obstacles(o, values) for name, values in needed.items()}
-    for name, lack in lacks.items():
-        if not lack:
+    obstacles = {name: _obstacles(o, values) for name, values in needed.items()}
+    for name, obstacle in obstacles.items():
+        if not obstacle:
             return name
-    listed = "; ".join(f"{name} needs {lack}" for name, lack in lacks.items())
-    raise ConfigError(f"this network is none that Hugging Face's formats describe: {listed}.")
+    listed = "; ".join(f"{name} needs {obstacle}" for name, obstacle in obstacles.items())
+    raise ConfigError(f"Hugging Face's formats cannot describe this network: {listed}.")
 
 
 def write(found: Description, dtype: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Reads and writes safetensors files: a length of 8 bytes, a JSON header, the tensors' bytes.
 
-A file comes from strangers, so the header is checked completely before anything is made of it, and
-then nothing is copied: the arrays are views of the mapped file, and the system reads the pages that
-are looked at. The format is that of https://github.com/huggingface/safetensors.
+Files come from strangers, so the header is checked completely before it is used. Nothing is copied:
+arrays are views of the mapped file, and the system only reads the pages that are accessed. The
+format is specified in https://github.com/huggingface/safetensors.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import numpy as np
 from genjax.config import ConfigError
 from genjax.files import LONGEST, damaged, parse_json, read_json, shown
 
-LENGTH = 8  # bytes that say how long the header is
-METADATA = "__metadata__"  # the one key of a header that is no tensor
+LENGTH = 8  # bytes of the header's length
+METADATA = "__metadata__"  # the only key of a header that is not a tensor
 
-# From the loosest alignment to the strictest, the order of the official library, which sorts by it.
+# From the loosest alignment to the strictest; the official library sorts tensors in this order.
 _DTYPES = {
     "BOOL": np.dtype("?"),
     "U8": np.dtype("u1"),
@@ -51,29 +51,29 @@ _ORDER = list(_DTYPES)
 
 
 class _Entry(NamedTuple):
-    begin: int  # bytes from the end of the header
+    begin: int  # in bytes after the header
     end: int
     dtype: np.dtype
     shape: tuple[int, ...]
 
 
-def _strings(found: Any, name: str) -> dict[str, str]:
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
-        raise ValueError(f"{name} is {shown(found)}: expected an object of strings")
-    return found
+def _strings(value: Any, name: str) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise ValueError(f"{name} is {shown(value)}: expected an object of strings")
+    return value
 
 
-def _numbers(found: Any, name: str) -> list[int]:
-    """A list as long as a shape may be, of integers that 63 bits hold."""
-    is_list = isinstance(found, list) and len(found) <= 64
-    if not is_list or any(type(n) is not int or not 0 <= n < 2**63 for n in found):
-        raise ValueError(f"{name} is {shown(found)}: expected integers from 0 on")
-    return found
+def _numbers(value: Any, name: str) -> list[int]:
+    """A list of at most 64 integers (as for a shape), each at least 0 and of at most 63 bits."""
+    is_list = isinstance(value, list) and len(value) <= 64
+    if not is_list or any(type(n) is not int or not 0 <= n < 2**63 for n in value):
+        raise ValueError(f"{name} is {shown(value)}: expected integers from 0 on")
+    return value
 
 
 def _entry(name: str, info: Any) -> _Entry:
-    """What the header says of a tensor; its bytes are as many as its shape needs."""
-    name.encode()  # which half of a surrogate pair would break
+    """The header's entry of a tensor, checked: its number of bytes fits its shape."""
+    name.encode()  # raises for half of a surrogate pair
     tensor = f"tensor {shown(name)}"
     fields = ("dtype", "shape", "data_offsets")
     if not isinstance(info, dict) or any(field not in info for field in fields):
@@ -97,7 +97,7 @@ def _entry(name: str, info: Any) -> _Entry:
 
 
 def _header(content: np.ndarray) -> tuple[int, dict[str, _Entry]]:
-    """Where the tensors' bytes begin, and what the tensors are, which tile these bytes."""
+    """Where the tensors' bytes begin, and the tensors' entries, which cover these bytes exactly."""
     if content.size < LENGTH:
         raise ValueError(f"it has {content.size} bytes, and the length of the header takes 8")
     length = int.from_bytes(content[:LENGTH].tobytes(), "little")
@@ -110,32 +110,40 @@ def _header(content: np.ndarray) -> tuple[int, dict[str, _Entry]]:
     text = content[LENGTH:start].tobytes()
     if not text.startswith(b"{"):
         raise ValueError(f"its header begins with {text[:16]!r}, not with '{{'")
-    found = parse_json(text)
-    _strings(found.pop(METADATA, {}), METADATA)
-    entries = {name: _entry(name, info) for name, info in found.items()}
-    at = 0
+    header = parse_json(text)
+    _strings(header.pop(METADATA, {}), METADATA)
+    entries = {name: _entry(name, info) for name, info in header.items()}
+    offset = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1][:2]):
-        if entry.begin != at:
-            what = "overlaps the one before it" if entry.begin < at else "leaves a hole before it"
-            raise ValueError(f"tensor {shown(name)} begins at {entry.begin}, not {at}: it {what}")
-        at = entry.end
-    if at != content.size - start:
-        raise ValueError(f"its tensors take {at} bytes, and it has {content.size - start} for them")
+        if entry.begin != offset:
+            fault = (
+                "overlaps the one before it" if entry.begin < offset else "leaves a hole before it"
+            )
+            raise ValueError(
+                f"tensor {shown(name)} begins at {entry.begin}, not {offset}: it {fault}"
+            )
+        offset = entry.end
+    if offset != content.size - start:
+        raise ValueError(
+            f"its tensors take {offset} bytes, and it has {content.size - start} for them"
+        )
     return start, entries
 
 
 def _read_index(path: Path) -> dict[str, np.ndarray]:
-    """The tensors that an index names, each out of the file in the same folder that it names."""
-    found = read_json(path)
+    """The tensors that an index lists, from the files that it names in the same folder."""
+    index = read_json(path)
     try:
-        files = _strings(found.get("weight_map"), "weight_map")
+        files = _strings(index.get("weight_map"), "weight_map")
         for file in set(files.values()):
             if file != Path(file).name or not file.endswith(".safetensors"):
-                raise ValueError(f"it names {shown(file)}: expected a .safetensors of its folder")
+                raise ValueError(
+                    f"it names {shown(file)}: expected a .safetensors file in its folder"
+                )
         shards = {file: read(path.with_name(file)) for file in sorted(set(files.values()))}
         for name, file in files.items():
             if name not in shards[file]:
-                raise ValueError(f"tensor {shown(name)} is not in {file}, where it says")
+                raise ValueError(f"tensor {shown(name)} is not in {file}, where it should be")
     except ConfigError:
         raise
     except ValueError as error:
@@ -144,14 +152,14 @@ def _read_index(path: Path) -> dict[str, np.ndarray]:
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of a file, by name, as views of the mapped file that cannot be written.
+    """The tensors of a file, by name, as read-only views of the mapped file.
 
     Args:
-      path: a file .safetensors, or the index .safetensors.index.json of several.
+      path: a .safetensors file, or the index .safetensors.index.json of several.
 
     Raises:
-      ConfigError: no such file, or one that is cut short, contradicts itself or has a dtype that
-        NumPy and ml_dtypes have not (the packed ones of 4 and 6 bits).
+      ConfigError: the file is missing, cut short or inconsistent, or has a dtype that NumPy and
+        ml_dtypes do not have (the packed ones of 4 and 6 bits).
     """
     path = Path(path)
     if not path.is_file():
@@ -176,15 +184,15 @@ def write(
     arrays: Mapping[str, np.ndarray | jax.Array],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a file, whole or not at all, as the official library would, byte for byte.
+    """Writes a file, whole or not at all, byte for byte as the official library does.
 
     Args:
-      path: the file; its folder exists.
-      arrays: by name; of one after the other a copy is made, if at all.
-      metadata: strings that go along.
+      path: the file; its folder must exist.
+      arrays: by name; at most one is copied at a time.
+      metadata: strings to store in the header.
 
     Raises:
-      ConfigError: a dtype that the format has not.
+      ConfigError: a dtype that the format does not have.
       OSError: the disk is full or the folder cannot be written; the old file is untouched.
     """
     names = {}
@@ -197,13 +205,13 @@ def write(
                 f"expected a name other than {METADATA}, and one of {known}."
             )
     header: dict[str, Any] = {} if metadata is None else {METADATA: dict(metadata)}
-    at = 0
+    offset = 0
     ordered = sorted(names, key=lambda name: (-_ORDER.index(names[name]), name))
     for name in ordered:
         shape = [int(n) for n in arrays[name].shape]
-        end = at + math.prod(shape) * _DTYPES[names[name]].itemsize
-        header[name] = {"dtype": names[name], "shape": shape, "data_offsets": [at, end]}
-        at = end
+        end = offset + math.prod(shape) * _DTYPES[names[name]].itemsize
+        header[name] = {"dtype": names[name], "shape": shape, "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % LENGTH)
     path = Path(path)

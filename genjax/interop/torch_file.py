@@ -1,9 +1,8 @@
-"""Reads what `torch.save` wrote of a state dict, without torch and without running its code.
+"""Reads state dicts written by `torch.save`, without torch and without running the file's code.
 
-The file is a pickle, which could call anything; this reader lets it name only ordered
-dictionaries, the types of storages and the functions that put a tensor together, all of them
-replaced by our own. Both formats are read: the zip archive (PyTorch 1.6 and later) and the stream
-of pickles before it.
+The file is a pickle, which could call anything. This reader only allows ordered dictionaries,
+storage types and the functions that rebuild a tensor, and replaces all of them with its own. It
+reads both formats: the zip archive (PyTorch 1.6 and later) and the older stream of pickles.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ import numpy as np
 from genjax.config import ConfigError
 from genjax.files import shown
 
-ZIP = b"PK\x03\x04"  # how a file in the new format begins
-MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of one in the old format
-LONGEST = 2**26  # bytes of a pickle, which has names and shapes and no numbers
-COPIES = 4  # of what the file holds: a tensor that is no plain part of its storage is copied
-LAYERS = 8  # of tuples in tuples that are named again
+ZIP = b"PK\x03\x04"  # the first bytes of a file in the new format
+MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file in the old format
+LONGEST = 2**26  # most bytes of a pickle; it has names and shapes but no numbers
+COPIES = 4  # times the file's size: the most that copies of non-contiguous tensors may take
+LAYERS = 8  # most levels of nested tuples in the memo
 TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
-MEMO = ("PUT", "BINPUT", "LONG_BINPUT")  # write a place in a table that grows up to it
+MEMO = ("PUT", "BINPUT", "LONG_BINPUT")  # write into the memo, a table as long as the index
 
 _DTYPES = {
     "FloatStorage": np.dtype("<f4"),
@@ -46,7 +45,7 @@ _DTYPES = {
 
 
 class _Dict(dict):
-    """Stands in for `collections.OrderedDict`, whose pickles carry attributes as well."""
+    """Replaces `collections.OrderedDict`, whose pickles also carry attributes."""
 
 
 class _Storage(NamedTuple):
@@ -56,10 +55,10 @@ class _Storage(NamedTuple):
 def _rebuild_tensor(
     storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any
 ) -> np.ndarray:
-    """The view of a storage that a tensor is; it may not reach beyond the storage."""
+    """A tensor, as a view of its storage; it may not reach beyond the storage."""
     numbers = (offset, *shape, *strides)
-    whole = all(type(number) is int and 0 <= number < 2**48 for number in numbers)
-    if not isinstance(storage, _Storage) or not whole or len(shape) != len(strides):
+    valid = all(type(number) is int and 0 <= number < 2**48 for number in numbers)
+    if not isinstance(storage, _Storage) or not valid or len(shape) != len(strides):
         raise pickle.UnpicklingError(f"a tensor of {shown((offset, shape, strides))}")
     flat = storage.data
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
@@ -88,17 +87,17 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes the objects in `_ALLOWED` and no others."""
+    """Creates the objects in `_ALLOWED` and no others."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands in for `module.name`."""
+        """The replacement for `module.name`."""
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no state dict needs")
         return _ALLOWED[module, name]
 
 
 class _ZipUnpickler(_Unpickler):
-    """Reads storages out of the archive as they are named."""
+    """Reads each storage from the archive when it is first named."""
 
     def __init__(self, file: BinaryIO, read: Callable[[str], bytes]):
         super().__init__(file)
@@ -114,19 +113,19 @@ class _ZipUnpickler(_Unpickler):
 
 
 class _StreamUnpickler(_Unpickler):
-    """Makes empty storages, which are filled from the end of the file later."""
+    """Creates empty storages, which are later filled from the end of the file."""
 
     def __init__(self, file: BinaryIO, size: int):
         super().__init__(file)
-        self._room, self.storages = size, {}
+        self._bytes_left, self.storages = size, {}
 
     def persistent_load(self, pid: Any) -> _Storage:
         """The storage ("storage", type, key, location, number of elements, view)."""
         _, dtype, key, _, count, view = pid
         _check_storage(dtype, key, count)
         if key not in self.storages:
-            self._room -= count * dtype.itemsize
-            if self._room < 0:
+            self._bytes_left -= count * dtype.itemsize
+            if self._bytes_left < 0:
                 raise pickle.UnpicklingError(
                     f"a storage of {count} elements is larger than what the file has left"
                 )
@@ -147,25 +146,27 @@ def _check_storage(dtype: Any, key: Any, count: Any) -> None:
 
 
 def _plain(content: bytes) -> io.BytesIO:
-    """A pickle at the start of `content`, once it is known that reading it takes little memory.
+    """The pickle at the start of `content`, checked to take little memory and time to read.
 
-    The unpickler would make a table as long as the largest index that it is told, and to hash
-    tuples that hold each other twice, in many layers, takes for ever.
+    The unpickler allocates a table as long as the largest index in the pickle, and hashing tuples
+    that hold each other twice, in many layers, takes forever.
 
     Raises:
-      ValueError: it is cut short, contradicts itself, names too large an index or nests tuples.
+      ValueError: it is cut short or inconsistent, or has too large an index or nested tuples.
     """
     end, layers, depth, last = 0, {}, 0, ""
     for number, (code, argument, position) in enumerate(pickletools.genops(content)):
         end, name = position + 1, code.name
-        place = argument
+        index = argument
         if name == "MEMOIZE":
-            name, place = "PUT", len(layers)
+            name, index = "PUT", len(layers)
         if name in MEMO:
-            if place > 2 * number + 16:
-                raise ValueError(f"its pickle names the place {place} after {number} operations")
-            layers[place] = depth + 1 if last in TUPLES else 0
-            if layers[place] > LAYERS:
+            if index > 2 * number + 16:
+                raise ValueError(
+                    f"its pickle uses the memo index {index} after {number} operations"
+                )
+            layers[index] = depth + 1 if last in TUPLES else 0
+            if layers[index] > LAYERS:
                 raise ValueError(f"its pickle nests tuples in more than {LAYERS} layers")
             depth = 0
         elif name in ("GET", "BINGET", "LONG_BINGET"):
@@ -205,19 +206,19 @@ def _read_stream(path: Path) -> Any:
     with path.open("rb") as file:
 
         def following() -> io.BytesIO:
-            """The next pickle, behind which the file is read on."""
+            """The next pickle; the file is left at its end."""
             begin = file.tell()
-            found = _plain(file.read(LONGEST))
-            file.seek(begin + len(found.getbuffer()))
-            return found
+            content = _plain(file.read(LONGEST))
+            file.seek(begin + len(content.getbuffer()))
+            return content
 
         if _Unpickler(following()).load() != MAGIC:
-            raise pickle.UnpicklingError("it does not begin with PyTorch's mark")
+            raise pickle.UnpicklingError("it does not begin with PyTorch's magic number")
         _Unpickler(following()).load()  # the protocol's version
         if not _Unpickler(following()).load()["little_endian"]:
             raise pickle.UnpicklingError("its byte order is big")
         unpickler = _StreamUnpickler(following(), size)
-        found = unpickler.load()
+        state = unpickler.load()
         for key in _Unpickler(following()).load():
             data = unpickler.storages[key].data
             count = int.from_bytes(file.read(8), "little", signed=True)
@@ -225,7 +226,7 @@ def _read_stream(path: Path) -> Any:
             if count != data.size or len(content) != data.nbytes:
                 raise pickle.UnpicklingError(f"storage {key} is cut short")
             data[:] = np.frombuffer(content, data.dtype)
-        return found
+        return state
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
@@ -235,8 +236,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
       path: a file written by `torch.save(module.state_dict(), path)`, in either format.
 
     Raises:
-      ConfigError: no such file, a damaged one, or one that holds more than a flat dictionary of
-        dense tensors (a whole pickled module, TorchScript, the tar files before PyTorch 0.2).
+      ConfigError: the file is missing or damaged, or is not just a flat dictionary of dense tensors
+        (but a pickled module, TorchScript, or a tar file from before PyTorch 0.2).
     """
     path = Path(path)
     if not path.is_file():
@@ -244,31 +245,33 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file:
             zipped = file.read(len(ZIP)) == ZIP
-        found = _read_zip(path) if zipped else _read_stream(path)
-    except Exception as error:  # what damaged pickles and archives raise is not specified
+        state = _read_zip(path) if zipped else _read_stream(path)
+    except Exception as error:  # damaged pickles and archives may raise anything
         reason = "there is not enough memory for it" if isinstance(error, MemoryError) else error
-        told = " ".join(str(reason).split())[:300]
+        message = " ".join(str(reason).split())[:300]
         raise ConfigError(
-            f"{path} cannot be read as a state dict of PyTorch: {told}. "
+            f"{path} cannot be read as a state dict of PyTorch: {message}. "
             "Fetch it again, or write it with torch.save(module.state_dict(), path)."
         ) from error
-    others = {}
-    if isinstance(found, dict):
-        others = {k: v for k, v in found.items() if type(k) is not str or type(v) is not np.ndarray}
-    if not isinstance(found, dict) or others:
-        what = f"a {type(found).__name__}"
-        if others:
-            what = "a dictionary in which " + ", ".join(
-                f"{shown(k)} is a {type(v).__name__}" for k, v in list(others.items())[:4]
+    wrong_entries = {}
+    if isinstance(state, dict):
+        wrong_entries = {
+            k: v for k, v in state.items() if type(k) is not str or type(v) is not np.ndarray
+        }
+    if not isinstance(state, dict) or wrong_entries:
+        content = f"a {type(state).__name__}"
+        if wrong_entries:
+            content = "a dictionary in which " + ", ".join(
+                f"{shown(k)} is a {type(v).__name__}" for k, v in list(wrong_entries.items())[:4]
             )
         raise ConfigError(
-            f"{path} holds {what}: expected a dictionary of tensors. Write it with "
+            f"{path} holds {content}: expected a dictionary of tensors. Write it with "
             "torch.save(module.state_dict(), path)."
         )
-    copied = sum(tensor.nbytes for tensor in found.values() if not tensor.flags.c_contiguous)
-    if copied > (most := COPIES * path.stat().st_size):
+    copied = sum(tensor.nbytes for tensor in state.values() if not tensor.flags.c_contiguous)
+    if copied > (limit := COPIES * path.stat().st_size):
         raise ConfigError(
             f"{path} holds tensors that take {copied} bytes, more than a file of this size can "
-            f"hold ({most}): it contradicts itself. Fetch it again."
+            f"hold ({limit}): it contradicts itself. Fetch it again."
         )
-    return {name: np.asarray(tensor, order="C") for name, tensor in found.items()}
+    return {name: np.asarray(tensor, order="C") for name, tensor in state.items()}

@@ -1,20 +1,20 @@
-"""Modalities: what a user gives, what a person sees and hears, and what happens to an example.
+"""Modalities: how users give values, how samples are shown, and how examples are transformed.
 
 A modality is a module of pure functions of a `Field`, found by the field's kind: one of
 `genjax.modalities`, or any other module. It exports
 
-    parse(given: str, field) -> array      a label, a text, the name of a file, as a user gives it
-    files(samples, field) -> {ending: bytes}   what samples are written as, beside the .npz
+    parse(given: str, field) -> array      converts what the user gives: a label, text or file name
+    files(samples, field) -> {ending: bytes}   the files written for samples, next to the .npz
 
-and, where it makes sense,
+and, optionally,
 
     picture(samples, field) -> uint8 [H, W, 3]     one picture of samples, for PNG and report
-    each(samples, field) -> {name: bytes}          every sample as a file of its own
-    text(samples, field) -> str                    what samples say
-    player(samples, field) -> bytes                a WAV of samples, for the report
-    read(file, field) -> samples                   samples out of a file that is no .npz
-    transforms(dataset, spec, train) -> [transform]    seeded draws on examples (`data.transforms`)
-    SAMPLES: int                                   how many samples are drawn unless said otherwise
+    each(samples, field) -> {name: bytes}          one file for each sample
+    text(samples, field) -> str                    the samples as text
+    player(samples, field) -> bytes                the samples as a WAV, for the report
+    read(file, field) -> samples                   reads samples from a file other than .npz
+    transforms(dataset, spec, train) -> [transform]    seeded transforms (`data.transforms`)
+    SAMPLES: int                                   how many samples are drawn by default
 """
 
 from __future__ import annotations
@@ -47,29 +47,29 @@ def _optional(name: str, samples: np.ndarray, field: Field) -> Any:
 
 
 def picture_of(samples: np.ndarray, field: Field) -> UInt8[np.ndarray, "H W 3"] | None:
-    """One picture of samples; None of a modality that has none."""
+    """One picture of samples; None if the modality has no pictures."""
     return _optional("picture", samples, field)
 
 
 def text_of(samples: np.ndarray, field: Field) -> str | None:
-    """What samples say; None of a modality that is not read."""
+    """Samples as text; None if the modality has no text."""
     return _optional("text", samples, field)
 
 
 def player_of(samples: np.ndarray, field: Field) -> bytes | None:
-    """A WAV of samples; None of a modality that is not heard."""
+    """Samples as a WAV; None if the modality has no sound."""
     return _optional("player", samples, field)
 
 
 def number(field: Field) -> int:
-    """How many samples are drawn unless said otherwise."""
+    """How many samples are drawn by default."""
     return getattr(find(field), "SAMPLES", SAMPLES)
 
 
 def transforms(dataset: ConfigDict, spec: DataSpec, train: bool) -> Transform | None:
     """The seeded transforms that `config.dataset` asks for, composed; None if there are none.
 
-    Those of each modality that the data have, in the order of the fields.
+    Each modality in the data contributes its transforms, in the order of the fields.
     """
     modules = {field.kind: find(field) for field in spec.fields.values()}
     steps = [

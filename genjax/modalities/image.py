@@ -18,22 +18,22 @@ SPATIAL = ("image", "mask")  # kinds that are flipped and cropped together
 
 
 def open_image(given: str, field: Field, channels: int) -> UInt8[np.ndarray, "H W C"]:
-    """A picture in a file, resized and cropped to a field's height and width.
+    """The picture in a file, resized and cropped to the field's height and width.
 
     Raises:
-      ConfigError: there is no such file, or it is no picture.
+      ConfigError: the file is missing or is not a picture.
     """
     height, width, _ = field.shape
     try:
         return read_picture(given, partial(pixels, channels=channels, size=(height, width)))
-    except Exception as error:  # what a damaged file makes Pillow raise is not specified
+    except Exception as error:  # Pillow does not specify what it raises for damaged files
         raise ConfigError(
             f"{given!r}: expected the file of a picture, such as a.png ({error})."
         ) from error
 
 
 def parse(given: str, field: Field) -> np.ndarray:
-    """The picture in the file `given`, as the field has it."""
+    """The picture in the file `given`, with the field's shape and dtype."""
     image = open_image(given, field, field.shape[-1])
     if field.dtype == np.uint8:
         return image
@@ -53,7 +53,7 @@ def files(samples: np.ndarray, field: Field) -> dict[str, bytes]:
 
 
 def each(samples: np.ndarray, field: Field) -> dict[str, bytes]:
-    """Every sample as a PNG of its own."""
+    """A PNG of each sample."""
     if samples.dtype != np.uint8:
         samples = np.clip(samples * 256, 0, 255).astype(np.uint8)
     return {f"{i:05d}.png": png(sample) for i, sample in enumerate(samples)}
@@ -61,31 +61,31 @@ def each(samples: np.ndarray, field: Field) -> dict[str, bytes]:
 
 def transforms(dataset: ConfigDict, spec: DataSpec, train: bool) -> list[Transform]:
     """Crop and flip in training, masks with their images; derived fields; dequantisation."""
-    later = {entry[0] for entry in dataset.derived}  # made of what is flipped and cropped
+    later = {entry[0] for entry in dataset.derived}  # computed from the flipped and cropped fields
     spatial = [n for n, f in spec.fields.items() if f.kind in SPATIAL and n not in later]
-    found: list[Transform] = []
+    steps: list[Transform] = []
     if train and dataset.crop_padding and spatial:
-        found.append(crop(dataset.crop_padding, *spatial))
+        steps.append(crop(dataset.crop_padding, *spatial))
     if train and dataset.flip and spatial:
-        found.append(flip(*spatial))
+        steps.append(flip(*spatial))
     if (derive := derived.transform(dataset, spec)) is not None:
-        found.append(derive)
+        steps.append(derive)
     if dataset.dequantize:
         images = [name for name, field in spec.fields.items() if field.kind == "image"]
-        found.append(dequantize(*images))
-    return found
+        steps.append(dequantize(*images))
+    return steps
 
 
 def image_shape(spec: DataSpec, method: str, square: bool = False) -> tuple[int, ...]:
     """The shape of the 8-bit images that a method generates.
 
     Args:
-      spec: of its data.
-      method: its name, for the error.
-      square: whether it takes square ones only.
+      spec: the spec of the data.
+      method: the method's name, for the error.
+      square: whether the method needs square images.
 
     Raises:
-      ConfigError: the data are no images, no bytes, or not square.
+      ConfigError: the data are not images, not 8-bit, or not square.
     """
     field = spec.generated
     if field.kind != "image":

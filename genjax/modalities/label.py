@@ -1,4 +1,4 @@
-"""Labels: a class of several, as a number from 0 or by its name."""
+"""Labels: one of several classes, given by its number, from 0, or by its name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from genjax.config import ConfigError, nearest
 from genjax.method import DataSpec, Field
 
-NAME = "label"  # of the field
+NAME = "label"  # the field's name
 
 
 def num_classes(spec: DataSpec) -> int:
@@ -16,16 +16,16 @@ def num_classes(spec: DataSpec) -> int:
 
 
 def class_names(spec: DataSpec) -> tuple[str, ...]:
-    """What the classes of a data set are called, or their numbers; () if it has no labels."""
+    """The names of a data set's classes, or their numbers; () if it has no labels."""
     named = spec.fields[NAME].facts.get("classes") if NAME in spec.fields else ()
     return tuple(map(str, named or range(num_classes(spec))))
 
 
 def required_classes(spec: DataSpec, setting: str, wanted: bool) -> int:
-    """`num_classes` for a method that is told labels if `wanted`, by `setting`; else 0.
+    """`num_classes` if the config's `setting` makes the method use labels (`wanted`); else 0.
 
     Raises:
-      ConfigError: they are wanted, and there are none.
+      ConfigError: labels are wanted, but the data have none.
     """
     if wanted and not num_classes(spec):
         raise ConfigError(
@@ -36,36 +36,36 @@ def required_classes(spec: DataSpec, setting: str, wanted: bool) -> int:
 
 
 def label_condition(spec: DataSpec, known: bool) -> dict[str, Field]:
-    """`Method.conditions` of a method that is told the label if `known`."""
+    """`Method.conditions` of a method that is conditioned on the label if `known`."""
     return {NAME: spec.fields[NAME]} if known else {}
 
 
 def name(number: int, field: Field) -> str:
-    """What a class is called."""
+    """The name of a class, or its number if it has no name."""
     names = field.facts.get("classes", ())
     return names[number] if number < len(names) else str(number)
 
 
 def parse(given: str, field: Field) -> np.ndarray:
-    """The class that is called `given`, or has that number.
+    """The class with the name or number `given`.
 
     Raises:
-      ConfigError: there is no such class.
+      ConfigError: no class has this name or number.
     """
     total, names = field.facts["num_classes"], list(field.facts.get("classes", ()))
     if given in names:
         return np.asarray(names.index(given), field.dtype)
     if not given.isdecimal() or int(given) >= total:
-        known = f", or a name: {nearest(given, names)}" if names else ""
-        raise ConfigError(f"{given!r}: expected a class from 0 to {total - 1}{known}.")
+        or_name = f", or a name: {nearest(given, names)}" if names else ""
+        raise ConfigError(f"{given!r}: expected a class from 0 to {total - 1}{or_name}.")
     return np.asarray(int(given), field.dtype)
 
 
 def text(samples: np.ndarray, field: Field) -> str:
-    """The name of each class, a line each."""
+    """The name of each sample's class, one per line."""
     return "".join(f"{name(int(number), field)}\n" for number in samples)
 
 
 def files(samples: np.ndarray, field: Field) -> dict[str, bytes]:
-    """The names as a text."""
+    """The names of the classes as a text file."""
     return {".txt": text(samples, field).encode()}

@@ -26,5 +26,5 @@ def files(samples: np.ndarray, field: Field) -> dict[str, bytes]:
 
 
 def each(samples: np.ndarray, field: Field) -> dict[str, bytes]:
-    """Every mask as a PNG of its own."""
+    """A PNG of each mask."""
     return image.each(np.where(samples > 0, 255, 0).astype(np.uint8), field)

@@ -1,6 +1,6 @@
 """Piano rolls, 0 or 1 for each frame and key [T, 88]: as a picture, MIDI and sound.
 
-Nothing in a piano roll says how long a frame is: `FRAME_SECONDS`, unless given.
+A piano roll does not say how long a frame is; the default is `FRAME_SECONDS`.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from genjax.pictures import GAP, GAP_COLOUR, png
 LOWEST = 21  # the MIDI number of a piano's lowest key
 FRAME_SECONDS = 0.4
 REST = 4  # silent frames between two rolls
-PLAYED = 8  # rolls that are shown and played; all are in the .npz
+PLAYED = 8  # number of rolls shown and played; the .npz has all
 
 # The picture of rolls, in pixels.
 KEY_HEIGHT, FRAME_WIDTH, WIDTH = 4, 8, 1200
-LEFT, RIGHT, FOOT = 28, 14, 14  # room for names and numbers
+LEFT, RIGHT, FOOT = 28, 14, 14  # margins for names and numbers
 FRAMES_A_LINE = 16
 OCTAVE = 12
 BLACK_KEYS = np.isin(np.arange(OCTAVE), (1, 3, 6, 8, 10))  # from C on
 WHITE, GREY, LINE, INK, NOTE = (252,) * 3, (232,) * 3, (200,) * 3, (60,) * 3, (30, 80, 170)
 
-TICKS = 480  # of a MIDI file, a frame
+TICKS = 480  # MIDI ticks per frame
 VELOCITY = 80
 
-RATE = 22050  # of the sound, in Hz
+RATE = 22050  # sample rate of the sound, in Hz
 PARTIALS = 8
 ATTACK, RELEASE = 0.005, 0.06  # seconds
 LOUDEST = 0.9  # of full scale
@@ -47,7 +47,7 @@ def _checked(rolls: Rolls) -> Bool[np.ndarray, "N T 88"]:
     """The rolls as booleans.
 
     Raises:
-      ValueError: another shape, no roll, no frame, or a value that is not 0 or 1.
+      ValueError: a wrong shape, no roll, no frame, or a value other than 0 and 1.
     """
     rolls = np.asarray(rolls)
     if rolls.ndim != 3 or rolls.shape[2] != KEYS or not rolls.size:
@@ -60,7 +60,7 @@ def _checked(rolls: Rolls) -> Bool[np.ndarray, "N T 88"]:
 def notes(roll: Bool[np.ndarray, "T 88"]) -> Int[np.ndarray, "M 3"]:
     """The notes of a roll: key (MIDI number), first frame, and frame after the last.
 
-    A key that stays on is one note. In order of the key, then of time.
+    A key that stays on is one note. Sorted by key, then by time.
     """
     edges = np.diff(np.pad(roll.astype(np.int8), ((1, 1), (0, 0))), axis=0).T
     keys, starts = np.nonzero(edges == 1)
@@ -68,10 +68,10 @@ def notes(roll: Bool[np.ndarray, "T 88"]) -> Int[np.ndarray, "M 3"]:
 
 
 def roll_picture(rolls: Rolls) -> UInt8[np.ndarray, "H W 3"]:
-    """Piano rolls below each other, time to the right and pitch up.
+    """Piano rolls, one below the other; time runs to the right and pitch upwards.
 
-    The octaves that are played are shown, each with its C named (C4 is middle C) and the rows of
-    black keys darker; a line is drawn every 16 frames.
+    Only octaves from the lowest to the highest note are shown. Each C is named (C4 is middle C),
+    rows of black keys are darker, and a line is drawn every 16 frames.
 
     Raises:
       ValueError: not rolls [N, T, 88] of 0 and 1.
@@ -89,7 +89,7 @@ def roll_picture(rolls: Rolls) -> UInt8[np.ndarray, "H W 3"]:
     rows = np.where(BLACK_KEYS[keys % OCTAVE][:, None], np.uint8(GREY), np.uint8(WHITE))
     for index, roll in enumerate(full):
         top = index * (height + GAP)
-        canvas[top + height : top + height + GAP] = GAP_COLOUR  # the last one's is painted over
+        canvas[top + height : top + height + GAP] = GAP_COLOUR  # the last gap is painted over
         part = canvas[top : top + height, LEFT : shape[1] - RIGHT]
         part[:] = np.repeat(rows, KEY_HEIGHT, axis=0)[:, None]
         part[OCTAVE * KEY_HEIGHT - 1 :: OCTAVE * KEY_HEIGHT] = LINE
@@ -109,11 +109,11 @@ def roll_picture(rolls: Rolls) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _variable(value: int) -> bytes:
-    """A number as MIDI has it: seven bits a byte, the highest first, all but the last marked."""
-    found = [value & 0x7F]
+    """A MIDI variable-length number: 7 bits per byte, high bits first, all but the last marked."""
+    encoded = [value & 0x7F]
     while value := value >> 7:
-        found.append(value & 0x7F | 0x80)
-    return bytes(reversed(found))
+        encoded.append(value & 0x7F | 0x80)
+    return bytes(reversed(encoded))
 
 
 def midi(rolls: Rolls, seconds: float = FRAME_SECONDS) -> bytes:
@@ -126,14 +126,14 @@ def midi(rolls: Rolls, seconds: float = FRAME_SECONDS) -> bytes:
       seconds: length of a frame, rounded to microseconds.
 
     Raises:
-      ValueError: not rolls [N, T, 88] of 0 and 1, or a length that a file cannot state.
+      ValueError: not rolls [N, T, 88] of 0 and 1, or a frame length that MIDI cannot store.
     """
     rolls = _checked(rolls)
     tempo = round(seconds * 1e6)
     if not 0 < tempo < 2**24:
         raise ValueError(f"seconds={seconds}: expected a frame between 1e-6 and 16.7 seconds")
     length = rolls.shape[1]
-    # (frame, what comes first in it, the event): notes end before others begin.
+    # (frame, order within the frame, event): notes end before others begin.
     events = [(0, 0, b"\xff\x51\x03" + tempo.to_bytes(3, "big")), (0, 0, b"\xc0\x00")]
     for index, roll in enumerate(rolls):
         begin = index * (length + REST)
@@ -153,18 +153,18 @@ def midi(rolls: Rolls, seconds: float = FRAME_SECONDS) -> bytes:
 
 
 def _tone(key: int, seconds: float) -> Float[np.ndarray, "samples"]:
-    """A key struck and held: partials of a string, of which the higher ones are softer and shorter.
+    """The sound of a held key: partials of a string; higher ones are softer and shorter.
 
-    A4 (key 69) is 440 Hz; partials above half the rate are left out.
+    A4 (key 69) is 440 Hz; partials above half the sample rate are left out.
     """
     time = np.arange(round(seconds * RATE)) / RATE
     base = 440.0 * 2.0 ** ((key - 69) / 12)
-    found = np.zeros_like(time)
+    sound = np.zeros_like(time)
     for partial in range(1, PARTIALS + 1):
         if (frequency := partial * base) < RATE / 2:
             decay = np.exp(-time * np.sqrt(frequency / 440.0))
-            found += decay * np.sin(2 * np.pi * frequency * time) / partial**2
-    return found * np.minimum(time / ATTACK, 1.0)
+            sound += decay * np.sin(2 * np.pi * frequency * time) / partial**2
+    return sound * np.minimum(time / ATTACK, 1.0)
 
 
 def wav(rolls: Rolls, seconds: float = FRAME_SECONDS) -> bytes:
@@ -177,7 +177,7 @@ def wav(rolls: Rolls, seconds: float = FRAME_SECONDS) -> bytes:
       seconds: length of a frame.
 
     Raises:
-      ValueError: not rolls [N, T, 88] of 0 and 1, or frames of no length.
+      ValueError: not rolls [N, T, 88] of 0 and 1, or frames shorter than one sample.
     """
     rolls = _checked(rolls)
     if round(seconds * RATE) < 1:
@@ -191,7 +191,7 @@ def wav(rolls: Rolls, seconds: float = FRAME_SECONDS) -> bytes:
     longest = {}
     for key, start, end in played:
         longest[key] = max(longest.get(key, 0), end - start)
-    tones = {key: _tone(key, held * seconds + 2 * RELEASE) for key, held in longest.items()}
+    tones = {key: _tone(key, frames * seconds + 2 * RELEASE) for key, frames in longest.items()}
     fade = np.linspace(1.0, 0.0, round(RELEASE * RATE))
     total = round((count * (length + REST) - REST) * seconds * RATE) + len(fade)
     sound = np.zeros(total, np.float32)
@@ -210,10 +210,10 @@ def wav(rolls: Rolls, seconds: float = FRAME_SECONDS) -> bytes:
 
 
 def parse(given: str, field: Field) -> UInt8[np.ndarray, "T 88"]:
-    """The roll in an .npz file, as --mode=sample writes it: the first of its array `samples`.
+    """The first roll of the array `samples` in an .npz file, as --mode=sample writes it.
 
     Raises:
-      ConfigError: no such file, or no roll of the field's length in it.
+      ConfigError: the file is missing, or has no roll of the field's length.
     """
     try:
         (roll,) = _checked(Arrays(given)["samples"][:1])
@@ -225,7 +225,7 @@ def parse(given: str, field: Field) -> UInt8[np.ndarray, "T 88"]:
 
 
 def picture(samples: Rolls, field: Field) -> UInt8[np.ndarray, "H W 3"]:
-    """The first `PLAYED` rolls below each other."""
+    """A picture of the first `PLAYED` rolls, one below the other."""
     return roll_picture(samples[:PLAYED])
 
 

@@ -1,4 +1,4 @@
-"""Texts: tokens of the field's tokenizer, of a fixed length or, in a prompt, of any."""
+"""Texts: tokens of the field's tokenizer, of fixed length; prompts have any length."""
 
 from __future__ import annotations
 
@@ -16,37 +16,39 @@ from genjax.method import DataSpec, Field
 
 SAMPLES = 1
 
-# Characters that would move a terminal's cursor or worse, as pictures of themselves.
+# Visible symbols for control characters, which could move a terminal's cursor or worse.
 VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
 VISIBLE |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 def parse(given: str, field: Field) -> np.ndarray:
-    """A text as tokens: of a prompt behind those that begin a text, if there are any.
+    """A text as tokens; those of a prompt follow the tokens that begin a text, if there are any.
 
     Raises:
       ConfigError: it is empty, has a character that the tokenizer does not know, or is too long.
     """
     if not given:
         raise ConfigError(
-            "an empty text: expected at least one character; leave it out to begin new."
+            "an empty text: expected at least one character; leave it out to start a new text."
         )
     if field.shape == (None,):
         ids = field.facts["tokenizer"].encode(given)
         if not len(ids):
-            raise ConfigError(f"{given!r}: expected a text that the tokenizer knows, found none.")
+            raise ConfigError(
+                f"{given!r}: the tokenizer gives no tokens for this text. Give another."
+            )
         return np.concatenate([field.facts.get("begin", ()), ids]).astype(np.int32)
     ids = captions.encode(given, field)
     if len(ids) > field.shape[0]:
         raise ConfigError(
-            f"{given[:60]!r}: a text of {len(ids)} tokens, expected at most {field.shape[0]} with "
-            "the one that ends it. Give a shorter one."
+            f"{given[:60]!r}: a text of {len(ids)} tokens, expected at most {field.shape[0]}, "
+            "including the one that ends it. Give a shorter text."
         )
     return captions.padded(ids, field)
 
 
 def strings(samples: np.ndarray, field: Field) -> list[str]:
-    """The text of each row of tokens; below 0 is nothing."""
+    """The text of each row of tokens; ids below 0 are left out."""
     return [field.facts["tokenizer"].decode(ids) for ids in samples]
 
 
@@ -61,9 +63,9 @@ def text(samples: np.ndarray, field: Field) -> str:
     if samples.ndim != 2 or not np.issubdtype(samples.dtype, np.integer):
         raise ValueError(f"expected token ids [N, S], got {samples.dtype} {list(samples.shape)}")
     parts = []
-    for index, (ids, said) in enumerate(zip(samples, strings(samples, field), strict=True), 1):
+    for index, (ids, string) in enumerate(zip(samples, strings(samples, field), strict=True), 1):
         head = f"===== sample {index} of {len(samples)}: {(ids >= 0).sum()} tokens ====="
-        parts.append(f"{head}\n{said.translate(VISIBLE)}\n")
+        parts.append(f"{head}\n{string.translate(VISIBLE)}\n")
     return "\n".join(parts)
 
 
@@ -73,10 +75,10 @@ def files(samples: np.ndarray, field: Field) -> dict[str, bytes]:
 
 
 def read_file(flag: str, file: str) -> str:
-    """The text in a file that a flag of the command line names.
+    """The text in the file that a command-line flag names.
 
     Raises:
-      ConfigError: it cannot be read as UTF-8.
+      ConfigError: the file cannot be read as UTF-8.
     """
     try:
         content = Path(file).read_bytes()
@@ -86,12 +88,12 @@ def read_file(flag: str, file: str) -> str:
 
 
 def lines(flag: str, file: str) -> list[str]:
-    """The lines of a file, which end where those of a terminal do: not with U+2028, say."""
+    """The lines of a file. They end at newlines only, as in a terminal: not at U+2028, say."""
     content = io.StringIO(read_file(flag, file), newline=None)
     return [line.removesuffix("\n") for line in content]
 
 
 def transforms(dataset: ConfigDict, spec: DataSpec, train: bool) -> list[Transform]:
-    """In training, windows of a stream of text begin at any token."""
+    """In training, windows of a text stream start at a random token."""
     streamed = spec.target == "token" and dataset.text.documents == "stream"
     return [shift] if train and streamed else []

@@ -205,7 +205,7 @@ def test_an_error_before_the_first_checkpoint_can_be_mended(cli, tmp_path):
     _, err = cli.train(tmp_path / "run", "--config.dataset.validation=", code=1)
     assert "config.evals.split='validation'" in err
     assert "dataset.validation='5_percent'" in err
-    assert "evals.split to one that is there, such as 'test'" in err
+    assert "evals.split to an existing split, such as 'test'" in err
     cli.train(tmp_path / "run", "--config.dataset.validation=10_percent")
 
 

@@ -173,7 +173,7 @@ def test_texts_are_judged_by_what_is_said_of_texts(said):
 
 def test_texts_are_no_images_to_judge(said):
     asked = ("--mode=eval", "--samples=validation", "--config.evals.judges=fidelity")
-    assert "fidelity is of images, and 'token' of" in said(*asked, code=1)
+    assert "fidelity judges images, but 'token' of" in said(*asked, code=1)
 
 
 def test_texts_are_judged_by_references(said, tmp_path):

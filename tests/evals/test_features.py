@@ -110,9 +110,9 @@ def test_the_classifier_is_trained_once_and_right(short, cache, caplog, monkeypa
         found = features.build("classifier", data)
     data.splits["train"].look = lambda: None
     assert len(set(locked)) == 1
-    assert "classifier of sides is right on 100.00 % of the test split" in caplog.text
+    assert "classifier of sides has an accuracy of 100.00 % on the test split" in caplog.text
     announced, *lines = (r.getMessage() for r in caplog.records if r.name == "genjax")
-    assert "needs a classifier of sides, which is trained first, once, on 30 steps" in announced
+    assert "needs a classifier of sides, which is now trained once, on 30 steps" in announced
     assert all(line.startswith("classifier: ") for line in lines[:-1])
     assert any("step 30/30, loss" in line for line in lines)
     assert (found.name, found.dim) == ("classifier", 8)

@@ -215,7 +215,7 @@ def texts():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"data": texts()}, r"fidelity is of images, and 'token' of toy is of kind 'text'"),
+        ({"data": texts()}, r"fidelity judges images, but 'token' of toy is of kind 'text'"),
         ({"data": float_images()}, r"8-bit images: set dataset\.dequantize=False"),
         ({"features": ()}, r"config\.evals\.fidelity\.features is empty: give classifier"),
     ],

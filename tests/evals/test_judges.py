@@ -130,7 +130,7 @@ def test_unknown_judges_and_settings_are_named(recorder, monkeypatch):
 
 @pytest.mark.parametrize("name", ["diversity", "overlap"])
 def test_judges_of_texts_refuse_images(name):
-    says = rf"evals\.judges: {name} is of texts, and 'image' of toy is of kind 'image'"
+    says = rf"evals\.judges: {name} judges texts, but 'image' of toy is of kind 'image'"
     with pytest.raises(ConfigError, match=says):
         judges.build(config_of(name), images(), mesh())
 

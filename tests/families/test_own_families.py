@@ -136,7 +136,7 @@ def test_a_text_becomes_an_image_through_two_frozen_stages(tmp_path, capsys):
     [
         ("--config.method=toy_adio", "no module 'toy_adio'. Nearest"),
         ("--config.evals.judges=toy_judge", "config.evals.judges='toy_judge': no module"),
-        ("--config.evals.judges=diversity", "diversity is of texts"),
+        ("--config.evals.judges=diversity", "diversity judges texts"),
         ("--config.dataset.name=json", "no such data set"),
         ("--config.evals.toy_audio.generate=3", "no such key. Nearest: evals.toy_audio.generated"),
     ],

@@ -243,9 +243,9 @@ def test_several_files_are_one_by_their_index(place):
         (b"\xff", "can't decode"),
         ({}, "weight_map is None"),
         ({"weight_map": {"a": 1}}, "expected an object of strings"),
-        ({"weight_map": {"a": "../one.safetensors"}}, "safetensors of its folder"),
-        ({"weight_map": {"a": "/etc/hostname"}}, "safetensors of its folder"),
-        ({"weight_map": {"a": "model.safetensors.index.json"}}, "safetensors of its folder"),
+        ({"weight_map": {"a": "../one.safetensors"}}, "safetensors file in its folder"),
+        ({"weight_map": {"a": "/etc/hostname"}}, "safetensors file in its folder"),
+        ({"weight_map": {"a": "model.safetensors.index.json"}}, "safetensors file in its folder"),
         ({"weight_map": {"c": "one.safetensors"}}, "'c' is not in one.safetensors"),
     ):
         with pytest.raises(ConfigError, match=rf"index\.json cannot be read.*{reason}"):

@@ -4,12 +4,13 @@ A judge is a module that exports `Options`, a NamedTuple of its settings and the
 
     build_judge(options, evals, dataset, mesh) -> Judge
 
-and, if it can say so before it is built, which may take minutes,
+and, optionally,
 
-    check(samples, dataset), which raises ConfigError for samples that it does not judge.
+    check(samples, dataset), which raises ConfigError for samples that it cannot judge; it is called
+    before the judge is built, which may take minutes.
 
-`config.evals.judges` names those of a run; the section `config.evals.<name>` has their settings.
-Features and reference statistics are a judge's own.
+`config.evals.judges` names the judges of a run; the section `config.evals.<name>` has a judge's
+settings. Each judge handles its own features and reference statistics.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from genjax.method import find_module
 
 
 class Judge(NamedTuple):
-    """What judges samples.
+    """A judge of samples.
 
     Attributes:
       judge: (samples [N, ...], references [N, ...], conditions) -> {metric: value}, on the host;
-        the references are the held-out examples whose conditions the samples were drawn for. Of
-        samples out of a file (--samples) there are no conditions, and no references (None) unless
-        they are given.
-      metrics: the names that it may give.
-      samples: how many it wants, at most; 0 for as many as are shown.
+        the references are the held-out examples whose conditions the samples were drawn for.
+        Samples read from a file (--samples) have no conditions, and no references (None) unless
+        the user gives them.
+      metrics: names of the metrics that it may return.
+      samples: the most samples that it uses; 0 for as many as are shown.
       paired: whether it compares each sample with its own reference.
-      prepare: fetches weights or trains what the judge needs, which may take minutes; called once,
-        after all checks and before anything is judged.
+      prepare: fetches weights or trains networks, which may take minutes; called once, after all
+        checks and before anything is judged.
     """
 
     judge: Callable[[np.ndarray, np.ndarray, Mapping[str, np.ndarray]], dict[str, float]]
@@ -64,52 +65,52 @@ def _section(evals: ConfigDict, name: str) -> ConfigDict:
 
 
 def with_sections(config: ConfigDict, overrides: Mapping[str, object]) -> ConfigDict:
-    """`config` with a whole section for each judge that it or the overrides name.
+    """`config` with a complete section for each judge that it or the overrides name.
 
     Every setting of a judge can then be overridden, and is stored.
 
     Raises:
-      ConfigError: there is no such judge, or a section has a key that is none of its settings.
+      ConfigError: a judge does not exist, or a section has a key that is not a setting.
     """
     key = "evals.judges"
-    asked = {key: overrides[key]} if key in overrides else {}
-    names = flatten(override(config, asked))[key]
+    judge_overrides = {key: overrides[key]} if key in overrides else {}
+    names = flatten(override(config, judge_overrides))[key]
     check_value(f"config.{key}", names, tuple[str, ...])
     config = config.copy_and_resolve_references()
     for name in names:
-        own = name.rpartition(".")[2]
+        section_name = name.rpartition(".")[2]
         section = _section(config.evals, name)
-        options = read_options(section, f"evals.{own}", _module(name).Options)
+        options = read_options(section, f"evals.{section_name}", _module(name).Options)
         with config.unlocked():
-            config.evals[own] = ConfigDict(options._asdict())
+            config.evals[section_name] = ConfigDict(options._asdict())
     return config
 
 
 def check(config: ConfigDict, samples: np.ndarray, dataset: Dataset) -> None:
-    """Asks the judges of a config whether they can judge such samples; builds none.
+    """Checks that the judges of a config can judge these samples, without building the judges.
 
     Raises:
-      ConfigError: one cannot.
+      ConfigError: a judge cannot.
     """
     for name in config.evals.judges:
-        if refuse := getattr(_module(name), "check", None):
-            refuse(samples, dataset)
+        if check_samples := getattr(_module(name), "check", None):
+            check_samples(samples, dataset)
 
 
 def build(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> tuple[Judge, ...]:
-    """The judges that a config names, checked; `Judge.prepare` makes them ready.
+    """The judges that a config names, checked; call `Judge.prepare` before using them.
 
     Args:
-      config: the whole.
-      dataset: what samples are like.
+      config: the whole config.
+      dataset: the data that samples resemble.
       mesh: the devices.
 
     Raises:
-      ConfigError: there is no such judge, or it does not go with the data.
+      ConfigError: a judge does not exist, or does not fit the data.
     """
-    found = []
+    judges = []
     for name in config.evals.judges:
         module, section = _module(name), _section(config.evals, name)
         options = read_options(section, f"evals.{name.rpartition('.')[2]}", module.Options)
-        found.append(module.build_judge(options, config.evals, dataset, mesh))
-    return tuple(found)
+        judges.append(module.build_judge(options, config.evals, dataset, mesh))
+    return tuple(judges)

@@ -1,4 +1,4 @@
-"""How texts differ from each other: distinct n-grams, repetition, self-BLEU."""
+"""Diversity of texts: distinct n-grams, repetition, self-BLEU."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from genjax.evals import text
 from genjax.evals.judges import Judge
 from genjax.modalities.text import strings
 
-READ = 32  # texts of people, which say whether the script has spaces
+READ = 32  # human texts, which decide whether the script has spaces
 
 
 class Options(NamedTuple):
     """The section `evals.diversity`.
 
     Attributes:
-      generated: texts that are judged; 0 for those that are shown.
+      generated: number of texts judged; 0 for those that are shown.
     """
 
     generated: Annotated[int, Range(0, 2**20)] = 0
 
 
 def build_judge(options: Options, evals: ConfigDict, dataset: Dataset, mesh: Mesh) -> Judge:
-    """The judge, which counts words, or characters of a script without spaces.
+    """The judge. It counts words, or characters if the script has no spaces.
 
     Raises:
-      ConfigError: the data are no texts.
+      ConfigError: the data are not texts.
     """
     spec = dataset.spec
     if spec.generated.kind != "text":
         raise ConfigError(
-            f"config.evals.judges: diversity is of texts, and {spec.target!r} of {spec.name} is of "
-            f"kind {spec.generated.kind!r}."
+            f"config.evals.judges: diversity judges texts, but {spec.target!r} of {spec.name} is "
+            f"of kind {spec.generated.kind!r}."
         )
     source = next(dataset.splits[s] for s in (evals.split, "train") if dataset.splits.get(s))
-    some = sources.take(source, np.arange(min(len(source), READ)))[spec.target]
-    spaced = text.has_spaces(strings(some, spec.generated))
+    examples = sources.take(source, np.arange(min(len(source), READ)))[spec.target]
+    spaced = text.has_spaces(strings(examples, spec.generated))
 
     def judge(samples: np.ndarray, references: np.ndarray, conditions: dict) -> dict[str, float]:
         return text.diversity(text.units(strings(samples, spec.generated), spaced))

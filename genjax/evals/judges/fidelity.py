@@ -1,7 +1,7 @@
-"""How generated images compare with real ones: Fréchet and kernel distance, precision and recall.
+"""Fidelity of generated images to real ones: Fréchet and kernel distance, precision and recall.
 
-What every image family is judged by. The features are `config.evals.fidelity.features`; metrics are
-named after them, and `fid` is that on Inception alone.
+All image families use this judge. The features are `config.evals.fidelity.features`. Metrics are
+named after them, and only the Fréchet distance of Inception's features is called `fid`.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from genjax.parallel.mesh import batch_part, fitting, global_batch
 
 logger = logging.getLogger("genjax")
 
-KEPT = 10_000  # reference examples whose features are kept, for KID, precision and recall
+KEPT = 10_000  # reference examples whose features are stored for KID, precision and recall
 KID_SUBSET = 1000
 NEIGHBOURS = 5  # k of precision, recall, density and coverage
-LEAST = 2 * NEIGHBOURS + 1  # images
+LEAST = 2 * NEIGHBOURS + 1  # minimum number of images
 
 
 class Options(NamedTuple):
     """The section `evals.fidelity`.
 
     Attributes:
-      features: "classifier", "efficientnet_lite0", "inception": what images are compared by.
-      generated: samples that are judged.
-      reference: the split that they are compared with, or a file of statistics.
-      inception_path: the file of Inception's weights; downloaded if empty.
+      features: the extractors: "classifier", "efficientnet_lite0", "inception".
+      generated: number of samples judged.
+      reference: the split to compare with, or an .npz file of statistics.
+      inception_path: the file of Inception's weights; if empty, they are downloaded.
     """
 
     features: tuple[str, ...] = ("classifier",)
@@ -56,7 +56,7 @@ class Options(NamedTuple):
 
 
 def metrics_of(features: Sequence[str]) -> tuple[str, ...]:
-    """The names of the metrics of these features."""
+    """The names of all metrics on these features."""
     metrics = (*METRICS, "kid_se", "score_std")
     return tuple(metric_name(m, extractor) for extractor in features for m in metrics)
 
@@ -77,10 +77,10 @@ def build_judge(options: Options, evals: ConfigDict, dataset: Dataset, mesh: Mes
 
 
 def check(samples: np.ndarray, dataset: Dataset) -> None:
-    """Refuses what are no such images as the data are, or too few of them.
+    """Checks that samples are images like the data's, and enough of them.
 
     Raises:
-      ConfigError: they are.
+      ConfigError: their type or shape differs, or there are too few.
     """
     shape = dataset.spec.generated.shape
     if samples.dtype != np.uint8 or samples.ndim != 4 or samples.shape[1:] != shape:
@@ -95,14 +95,14 @@ def check(samples: np.ndarray, dataset: Dataset) -> None:
 
 
 class Comparison:
-    """The extractors of a config and the statistics of its data, which judge images."""
+    """Judges images with the extractors of a config and the statistics of its data."""
 
     def __init__(self, options: Options, evals: ConfigDict, dataset: Dataset, mesh: Mesh):
-        """Checks what can be checked with no extractor; `prepare` makes them ready.
+        """Checks everything that needs no extractor; `prepare` loads the extractors.
 
         Raises:
-          ConfigError: no extractor is asked for, or one that there is not; the data are no images;
-            the reference is neither a split nor a file.
+          ConfigError: no extractor or an unknown one is named; the data are not images; the
+            reference is neither a split nor a file.
         """
         field = dataset.spec.generated
         if not options.features:
@@ -112,12 +112,12 @@ class Comparison:
             )
         if field.kind != "image":
             raise ConfigError(
-                f"config.evals.judges: fidelity is of images, and {dataset.spec.target!r} of "
+                f"config.evals.judges: fidelity judges images, but {dataset.spec.target!r} of "
                 f"{dataset.spec.name} is of kind {field.kind!r}. Leave it out."
             )
         if field.dtype != np.uint8:
             raise ConfigError(
-                "config.evals.judges: fidelity is of 8-bit images: set dataset.dequantize=False, "
+                "config.evals.judges: fidelity judges 8-bit images: set dataset.dequantize=False, "
                 "or leave it out."
             )
         for name in options.features:
@@ -126,36 +126,42 @@ class Comparison:
         if split.endswith(".npz") and not Path(split).is_file():
             raise ConfigError(
                 f"config.evals.fidelity.reference: there are no reference statistics at {split}. "
-                "Make them by --mode=statistics, or give a split of the data."
+                "Compute them with --mode=statistics, or give a split of the data."
             )
         if not split.endswith(".npz") and not dataset.splits.get(split):
             raise ConfigError(
                 f"config.evals.fidelity.reference={split!r}: expected a split of "
-                f"{dataset.spec.name} ({', '.join(dataset.splits)}), or an .npz file of "
-                "--mode=statistics."
+                f"{dataset.spec.name} ({', '.join(dataset.splits)}), or an .npz file "
+                "written by --mode=statistics."
             )
         self.options, self.dataset, self.mesh = options, dataset, mesh
         self._size = evals.batch_size
 
     def prepare(self) -> None:
-        """Makes the extractors ready, which may fetch weights or train the classifier; once.
+        """Loads the extractors, once; this may fetch weights or train the classifier.
 
         Raises:
-          ConfigError: an extractor cannot be had, or the reference statistics are of another.
+          ConfigError: an extractor is not available, or the reference statistics are of another.
         """
         _ = self._extractors
 
     @functools.cached_property
     def _extractors(self) -> list[tuple[Features, Callable, Callable[[], Reference]]]:
         path = self.options.inception_path
-        made = (features.build(n, self.dataset, inception_path=path) for n in self.options.features)
+        extractors = (
+            features.build(n, self.dataset, inception_path=path) for n in self.options.features
+        )
         return [
-            (one, apply := _jitted(one, self.mesh), self._find_reference(one, apply))
-            for one in made
+            (
+                extractor,
+                apply := _jitted(extractor, self.mesh),
+                self._find_reference(extractor, apply),
+            )
+            for extractor in extractors
         ]
 
     def __call__(self, images: UInt8[np.ndarray, "N H W C"]) -> dict[str, float]:
-        """The metrics of a set of images, the same on every process, which all hold all of them.
+        """The metrics of a set of images; every process passes all images and gets the same result.
 
         `fd`, `kid` and `score` (the Inception Score's formula), `precision`, `recall`, `density`,
         `coverage`, and `diversity`: the total variance of the features over that of the data,
@@ -165,29 +171,29 @@ class Comparison:
           ConfigError: too few images, or of another shape than the data's.
         """
         check(images, self.dataset)
-        found = {}
+        metrics = {}
         for extractor, apply, reference in self._extractors:
             part, parts = batch_part(self.mesh)
             size = fitting(self._size, len(images), self.mesh)
-            mine = (np.split(rows, parts)[part] for rows in _padded(images, size))
-            rows = zip(*self._run(apply, mine), strict=True)
-            made, logits = (np.concatenate(r)[: len(images)] for r in rows)
-            values = _compare(made, logits, reference())
-            found |= {
+            local_batches = (np.split(rows, parts)[part] for rows in _padded(images, size))
+            rows = zip(*self._run(apply, local_batches), strict=True)
+            generated, logits = (np.concatenate(r)[: len(images)] for r in rows)
+            values = _compare(generated, logits, reference())
+            metrics |= {
                 metric_name(metric, extractor.name): value for metric, value in values.items()
             }
-        return found
+        return metrics
 
     def references(self) -> list[tuple[str, Path, int]]:
-        """(features, file, number of images) of the statistics of the data, made where missing."""
+        """(features, file, number of images) of the data's statistics, computed if missing."""
         return [
             (extractor.name, self._path(extractor), reference().count)
             for extractor, _, reference in self._extractors
         ]
 
-    def _run(self, apply: Callable, mine: Iterable[np.ndarray]):
-        """Features and logits of each batch of which `mine` are this process's rows."""
-        for rows in mine:
+    def _run(self, apply: Callable, batches: Iterable[np.ndarray]):
+        """Features and logits of whole batches; `batches` are this process's rows of them."""
+        for rows in batches:
             yield jax.device_get(apply(global_batch({"image": rows}, self.mesh)["image"]))
 
     def _path(self, extractor: Features) -> Path:
@@ -203,23 +209,23 @@ class Comparison:
         return packages.cache_root() / "statistics" / f"{name}.npz"
 
     def _find_reference(self, extractor: Features, apply: Callable) -> Callable[[], Reference]:
-        """The reference statistics: read, or computed, at the first call."""
+        """Returns a function that reads or computes the reference statistics at its first call."""
         split, path = self.options.reference, self._path(extractor)
         if split.endswith(".npz"):
-            found = statistics.load_reference(path, name=extractor.name, digest=None)
-            if found.digest.rpartition("/")[2] != extractor.digest:
+            stored = statistics.load_reference(path, name=extractor.name, digest=None)
+            if stored.digest.rpartition("/")[2] != extractor.digest:
                 raise ConfigError(
                     f"the reference statistics {path} are of {extractor.name} with other weights "
-                    "than those at hand: features do not compare. Make them here, by "
+                    "than here, so they cannot be compared. Compute them here with "
                     "--mode=statistics, or choose an extractor with published weights."
                 )
-            return lambda: found
-        held: list[Reference] = []
+            return lambda: stored
+        cache: list[Reference] = []
 
         def reference() -> Reference:
-            if not held:
-                held.append(self._load_or_compute(extractor, apply, path, split))
-            return held[0]
+            if not cache:
+                cache.append(self._load_or_compute(extractor, apply, path, split))
+            return cache[0]
 
         return reference
 
@@ -229,58 +235,62 @@ class Comparison:
         digest = f"{data_digest(self.dataset, split)}/{extractor.digest}"
         first = jax.process_index() == 0
         with packages.lock(f"statistics-{path.stem}") if first else contextlib.nullcontext():
-            if not largest(int(not path.exists())):  # every process has it
+            if not largest(int(not path.exists())):  # every process sees the file
                 return statistics.load_reference(path, name=extractor.name, digest=digest)
-            found = self._compute(extractor, apply, split, digest)
+            computed = self._compute(extractor, apply, split, digest)
             if first:
-                statistics.save_reference(path, found)
-        return found
+                statistics.save_reference(path, computed)
+        return computed
 
     def _compute(self, extractor: Features, apply: Callable, split: str, digest: str) -> Reference:
         source = self.dataset.splits[split]
-        logger.info("%s features of the %d images of %s", extractor.name, len(source), split)
+        logger.info(
+            "computing %s features of the %d images of %s", extractor.name, len(source), split
+        )
         total = statistics.start(extractor.dim)
         chosen = sources.order(len(source))[:KEPT].tolist()
-        kept, seen = dict.fromkeys(chosen), 0  # in an order that knows no classes
+        kept_rows, count = dict.fromkeys(chosen), 0  # in an order independent of the classes
         part, parts = batch_part(self.mesh)
         size = fitting(self._size, len(source), self.mesh)
         batches = loader.eval_batches(
             source, batch_size=size, process_index=part, process_count=parts
         )
         for rows, _ in self._run(apply, (batch[self.dataset.spec.target] for batch, _ in batches)):
-            rows = rows[: len(source) - seen]
+            rows = rows[: len(source) - count]
             total = statistics.update(total, rows)
-            kept |= {seen + i: row for i, row in enumerate(rows) if seen + i in kept}
-            seen += len(rows)
+            kept_rows |= {count + i: row for i, row in enumerate(rows) if count + i in kept_rows}
+            count += len(rows)
         mean, cov = statistics.finish(total)
         return Reference(
-            extractor.name, digest, total.count, mean, cov, np.stack(list(kept.values()))
+            extractor.name, digest, total.count, mean, cov, np.stack(list(kept_rows.values()))
         )
 
 
 def _jitted(extractor: Features, mesh: jax.sharding.Mesh) -> Callable:
-    """images, split over the mesh -> (features, logits), whole on every device."""
+    """Returns (images, split over the mesh) -> (features, logits), whole on every device."""
     apply = jax.jit(extractor.apply, out_shardings=NamedSharding(mesh, PartitionSpec()))
     return lambda images: apply(extractor.params, images)
 
 
 def _padded(images: np.ndarray, size: int) -> Iterable[np.ndarray]:
-    """The images in batches of `size`, the last filled up with zeros."""
+    """The images in batches of `size`, the last one padded with zeros."""
     for start in range(0, len(images), size):
         rows = images[start : start + size]
         yield np.pad(rows, ((0, size - len(rows)), *((0, 0),) * (images.ndim - 1)))
 
 
 def _compare(
-    made: Float[np.ndarray, "N D"], logits: Float[np.ndarray, "N K"], reference: Reference
+    generated: Float[np.ndarray, "N D"], logits: Float[np.ndarray, "N K"], reference: Reference
 ) -> dict[str, float]:
-    mean, cov = np.mean(made, axis=0, dtype=np.float64), np.cov(made, rowvar=False)
+    mean, cov = np.mean(generated, axis=0, dtype=np.float64), np.cov(generated, rowvar=False)
     values = {"fd": distances.frechet_distance(mean, cov, reference.mean, reference.cov)}
     values["diversity"] = float(np.trace(cov) / np.trace(reference.cov))
     values["score"], values["score_std"] = distances.inception_score(logits)
     if reference.features is not None:
-        count = min(len(made), len(reference.features))
+        count = min(len(generated), len(reference.features))
         size = min(KID_SUBSET, count)
-        values["kid"], values["kid_se"] = distances.kid(made, reference.features, subset_size=size)
-        values |= distances.prdc(reference.features[:count], made[:count], NEIGHBOURS)
+        values["kid"], values["kid_se"] = distances.kid(
+            generated, reference.features, subset_size=size
+        )
+        values |= distances.prdc(reference.features[:count], generated[:count], NEIGHBOURS)
     return values

@@ -1,4 +1,4 @@
-"""How texts agree with the right ones, one for each: BLEU and chrF (sacrebleu's numbers)."""
+"""Agreement of texts with one correct text each: BLEU and chrF (sacrebleu's numbers)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Options(NamedTuple):
     """The section `evals.overlap`.
 
     Attributes:
-      generated: texts that are judged.
+      generated: number of texts judged.
     """
 
     generated: Annotated[int, Range(1, 2**20)] = 200
@@ -30,7 +30,7 @@ def compare(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]
     """`bleu`, `chrf` and the diversity of texts that have one reference each.
 
     Raises:
-      ConfigError: there is no text, or not one reference for each.
+      ConfigError: there is no text, or the number of references differs.
     """
     if not texts or len(texts) != len(references):
         raise ConfigError(
@@ -41,15 +41,15 @@ def compare(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]
 
 
 def build_judge(options: Options, evals: ConfigDict, dataset: Dataset, mesh: Mesh) -> Judge:
-    """The judge of texts whose conditions are those of the references.
+    """The judge of texts that were drawn for the conditions of the references.
 
     Raises:
-      ConfigError: the data are no texts.
+      ConfigError: the data are not texts.
     """
     field = dataset.spec.generated
     if field.kind != "text":
         raise ConfigError(
-            f"config.evals.judges: overlap is of texts, and {dataset.spec.target!r} of "
+            f"config.evals.judges: overlap judges texts, but {dataset.spec.target!r} of "
             f"{dataset.spec.name} is of kind {field.kind!r}."
         )
 
