@@ -1,9 +1,9 @@
-"""What data and a family of generative model provide: `DataSpec`, `Method` and their parts.
+"""The interface of data sets and families of generative models: `DataSpec`, `Method`, their parts.
 
-Every family is a game of one or more players, each descending its own pure loss over its own
-parameters; the likelihood families have one player. `genjax/methods/<name>.py` exports
-`build(config, spec) -> Method` (`build(config, spec, stages)` if it reaches its stages); nothing
-else is needed for the rest of genjax to train, evaluate, sample, shard, save and resume it.
+Every family is a game of one or more players. Each player minimises its own pure loss over its own
+parameters; likelihood-based families have one player. `genjax/methods/<name>.py` exports
+`build(config, spec) -> Method`, or `build(config, spec, stages)` if it uses its stages. The rest of
+genjax needs nothing else to train, evaluate, sample, shard, save and resume the family.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Field(NamedTuple):
     """One named array of an example, or one condition of a sample.
 
     Attributes:
-      kind: the modality that it is of: a module of `genjax.modalities`, or one of your own.
-      shape: of one example, as the loader delivers it; None for an axis of any length.
-      dtype: of the array.
-      facts: what else is known of it, by name: `num_classes` and `classes` (their names) of a
-        label; `vocabulary_size`, `special` tokens and `tokenizer` of a text; `vocabulary_size` of a
-        code; `sample_rate` of audio. A condition that stands in the data under another name says
-        so in `field`.
+      kind: its modality: a module of `genjax.modalities`, or one of your own.
+      shape: shape of one example, as the loader delivers it; None for an axis of any length.
+      dtype: dtype of the array.
+      facts: other properties, by name: `num_classes` and `classes` (their names) for a label;
+        `vocabulary_size`, `special` tokens and `tokenizer` for a text; `vocabulary_size` for a
+        code; `sample_rate` for audio. If a condition has another name in the data, `field` is that
+        name.
     """
 
     kind: str
@@ -46,10 +46,10 @@ class Field(NamedTuple):
 
 
 class DataSpec(NamedTuple):
-    """What a data set looks like, known before any of it is read.
+    """Description of a data set, available before any data are read.
 
     Attributes:
-      name: the catalogue's name.
+      name: its name in the catalogue.
       fields: the arrays of one example.
       target: the field that is generated.
       sizes: examples in each split ("train", "validation", "test").
@@ -67,13 +67,13 @@ class DataSpec(NamedTuple):
 
 
 class Aux(NamedTuple):
-    """What a loss returns beside its value.
+    """What a loss returns in addition to its value.
 
     Attributes:
       metrics: scalars to log, each a mean over the microbatch.
       mutable: the entries of the network state that changed, by network name.
-      weight: how much this microbatch counts (tokens, examples); gradients, losses and metrics
-        of microbatches are averaged with it.
+      weight: weight of this microbatch (its number of tokens or examples) in the averages of
+        gradients, losses and metrics over microbatches.
     """
 
     metrics: dict[str, jax.Array]
@@ -86,19 +86,19 @@ LossFn = Callable[..., tuple[jax.Array, Aux]]
 
 
 class Phase(NamedTuple):
-    """One move of the game: descend `loss` over the parameters of what it `trains`.
+    """One move of the game: minimise `loss` over the parameters of the networks it `trains`.
 
     Attributes:
       trains: name of the network in `params` that this phase updates, or names of several, each
         with its own optimizer.
       loss: the pure loss; gradients are taken with respect to these networks only.
       repeat: updates per training step; each sees its own slice of the step's batch. A phase that
-        is not repeated sees the first slice, also beside one that is.
+        is not repeated sees the first slice, even if another phase is repeated.
       every: run the phase only in steps divisible by this (lazy regularisers).
-      start: the first step of the phase; before it nothing of its networks moves.
-      passes: times over these slices in one step, each with its own keys: the epochs of PPO over
-        what `Method.prepare` made (Schulman et al. 2017, algorithm 1).
-      stop: the first step without the phase; None: it goes on to the run's end.
+      start: the first step of the phase; its networks do not change before it.
+      passes: passes over these slices in one step, each with its own keys: the epochs of PPO over
+        the batch from `Method.prepare` (Schulman et al. 2017, algorithm 1).
+      stop: the first step without the phase; None continues it to the end of the run.
     """
 
     trains: str | tuple[str, ...]
@@ -111,15 +111,15 @@ class Phase(NamedTuple):
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """The names of the networks that it trains."""
+        """The names of the networks that this phase trains."""
         return (self.trains,) if isinstance(self.trains, str) else tuple(self.trains)
 
 
 class Follow(NamedTuple):
-    """How a network follows another, as a running average of its parameters.
+    """How one network follows another, as a running average of its parameters.
 
-    After a step whose number, counted from 1, is divisible by `every`, the follower is
-    `decay * follower + (1 - decay) * source`. Target networks of a decay near one are averages
+    After each step whose number, counted from 1, is divisible by `every`, the follower becomes
+    `decay * follower + (1 - decay) * source`. With a decay near 1 it is an averaged target network
     (Lillicrap et al. 2016, algorithm 1; Tarvainen & Valpola 2017, eq. 2); a decay of 0 copies.
 
     Attributes:
@@ -134,15 +134,16 @@ class Follow(NamedTuple):
 
 
 class Codec(NamedTuple):
-    """What makes a trained method the first stage of another: codes of examples, and back.
+    """Encoder and decoder of a trained method that serves as the first stage of another one.
 
     Attributes:
-      networks: the names of the networks that it needs.
+      networks: the names of the networks that the codec needs.
       encode: (params, mutable, batch) -> codes [B, ...].
       decode: (params, mutable, codes) -> examples in the data's own format.
-      vocabulary_size: the values of a code if codes are tokens, 0 if they are real numbers.
-      log_likelihood: (params, mutable, batch, codes) -> log p(x | code) [B] in nats: a prior of the
-        codes that evaluates their `nll` has the ELBO of both; None if that is unknown.
+      vocabulary_size: number of values of a code if codes are tokens, 0 if they are real numbers.
+      log_likelihood: (params, mutable, batch, codes) -> log p(x | code) [B] in nats; None if
+        unknown. With it, a prior that evaluates the `nll` of the codes also reports the ELBO of
+        prior and codec together.
     """
 
     networks: tuple[str, ...]
@@ -153,14 +154,14 @@ class Codec(NamedTuple):
 
 
 class Alarm(NamedTuple):
-    """A sign that a run goes wrong: a metric below a bound for some evaluations in a row.
+    """A warning sign: a metric is below a bound for several evaluations in a row.
 
     Attributes:
-      metric: a regex of its whole name, such as "eval/lowest_code_perplexity"; each metric that it
+      metric: a regex for the whole name, such as "eval/lowest_code_perplexity"; every metric that
         matches is watched.
       below: the bound.
-      evaluations: how many in a row.
-      advice: what it means and what to change.
+      evaluations: the number of evaluations in a row.
+      advice: what the warning means and what to change.
     """
 
     metric: str
@@ -170,13 +171,13 @@ class Alarm(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """A quantity of which examples have different amounts, such as a loss per token.
+    """A metric whose denominator differs between examples, such as a loss per token.
 
-    Its mean over a split is the sum of the totals over the sum of the weights.
+    Its mean over a split is the sum of the totals divided by the sum of the weights.
 
     Attributes:
-      total: of each example [B].
-      weight: of each example [B], such as its number of tokens.
+      total: total of each example [B].
+      weight: weight of each example [B], such as its number of tokens.
     """
 
     total: jax.Array
@@ -184,46 +185,47 @@ class Ratio(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A family, as data.
+    """A family of generative models: its functions, and facts about them.
 
     Attributes:
       init: (key, batch) -> (params, mutable), both dicts with one entry per network; `batch`
         gives shapes and dtypes.
       phases: the moves of one training step, in order.
       evaluate: (params, mutable, batch, key) -> dict of per-example arrays [B], `Ratio`s, or
-        scalars that are of the state and of no example.
-      sample: (params, mutable, key, num, condition, **options) -> samples of the field that is
-        generated; `condition` has an array of `num` rows for each condition that is given.
+        scalars that depend on the state alone and not on any example.
+      sample: (params, mutable, key, num, condition, **options) -> samples of the generated field;
+        `condition` has an array of `num` rows for each condition that is given.
       rules: how its leaves shard: `[(regex over the path, tactic)]`, first match wins.
       pictures: (params, mutable, batch, key) -> dict of uint8 pictures [rows, columns, H, W, C]
-        by name, to be looked at beside the samples; `batch` is always the same, of the split that
-        is evaluated. "samples" and "step" are names of the grid of samples.
-      codec: how a second stage can be trained on this one's codes.
-      alarms: signs of failure, to be warned of in the log and the report.
-      pretrained: () -> (params, mutable) of networks that come from elsewhere; they take the place
-        of what `init` made when a run begins.
-      derived: means of what `evaluate` gives, by name -> figures made of them, such as perplexity.
+        by name, shown with the samples; `batch` is always the same one, from the evaluated split.
+        The names "samples" and "step" are taken by the grid of samples.
+      codec: how a second stage can be trained on the codes of this method.
+      alarms: signs of failure; the log and the report warn of them.
+      pretrained: () -> (params, mutable) of pretrained networks; at the start of a run they replace
+        those from `init`.
+      derived: means of the metrics from `evaluate`, by name -> metrics computed from them, such as
+        perplexity.
       conditions: what `sample` can be given. Each is a flag of --mode=sample: --label=3.
-      options: how an option of `sample` is read from the command line: text -> value. One that is
-        not here is read as a Python literal.
-      output: what `sample` draws, if it is not the field that the data generate.
-      apply: (params, mutable, batch) -> what another run can make of this one as a stage: an
-        embedding, logits.
-      prepare: (params, mutable, batch, key, step) -> the batch that the phases see, made once a
-        step of the whole batch and without a gradient: rollouts, targets of a teacher, codes,
-        pseudo-labels. It may have other fields and another number of examples than the loader's.
-      follows: by name, the networks that follow another one. They are in `params` beside those
-        that `init` makes, begin as copies, are sharded as their sources and have no mutable state
-        of their own; no phase trains them.
-      plan: (**options) -> the keywords of `sample` that follow from them, worked out once and not
-        traced. Those that are NumPy arrays, or trees of such alone, become arguments of the
-        compiled program: with other values of the same shapes it is not compiled again. None: the
+      options: how an option of `sample` is read from the command line: text -> value. An option
+        that is not listed is read as a Python literal.
+      output: the field that `sample` draws, if it is not the field that the data generate.
+      apply: (params, mutable, batch) -> what this method computes for another run that has it as a
+        stage: an embedding, logits.
+      prepare: (params, mutable, batch, key, step) -> the batch that the phases see, computed once
+        per step from the whole batch, without a gradient: rollouts, targets of a teacher, codes,
+        pseudo-labels. Its fields and its number of examples may differ from the loader's.
+      follows: the networks that follow another one, by name. They are in `params` next to those
+        from `init`, start as copies, are sharded like their sources and have no mutable state of
+        their own; no phase trains them.
+      plan: (**options) -> the keywords of `sample` that the options stand for, computed once and
+        not traced. Keywords that are NumPy arrays, or trees of NumPy arrays only, become arguments
+        of the compiled program: other values of the same shapes do not compile it again. None: the
         options are the keywords themselves.
-      project: network -> what its parameters become after each of their updates, such as weights of
-        unit length (Karras et al. 2024, eq. 66).
-      guided: `sample` knows what to do with `params["guide/<network>"]`, where it is given: other
-        weights of a trained network, of the same run, that samples are guided away from (Karras et
-        al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself").
+      project: network -> function applied to its parameters after each update, such as scaling
+        weights to unit length (Karras et al. 2024, eq. 66).
+      guided: whether `sample` uses `params["guide/<network>"]` if present: other weights of a
+        trained network of the same run, which samples are guided away from (Karras et al. 2024,
+        "Guiding a Diffusion Model with a Bad Version of Itself").
     """
 
     init: Callable[[jax.Array, Batch], tuple[dict[str, Tree], dict[str, Tree]]]
@@ -248,15 +250,15 @@ class Method(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A trained run that is part of another one, whose state has its networks, frozen.
+    """A trained run that is part of another run, whose state holds the stage's frozen networks.
 
     Attributes:
-      name: that the config gives it; its networks are `"<name>"/"<network>"` in the state.
-      config: how it was trained.
-      spec: what its data look like.
-      method: what it can do, by its own names of networks.
-      networks: those that are needed: of its codec, or all.
-      digest: of its data.
+      name: its name in the config; its networks are `"<name>"/"<network>"` in the state.
+      config: the config that it was trained with.
+      spec: description of its data.
+      method: its method, which uses the stage's own names of networks.
+      networks: the networks that are needed: those of its codec, or all.
+      digest: digest of its data.
     """
 
     name: str
@@ -267,30 +269,30 @@ class Stage(NamedTuple):
     digest: str = ""
 
     def own(self, networks: Mapping[str, Tree]) -> dict[str, Tree]:
-        """Its networks by its own names, out of `params` or `mutable` of the whole run."""
+        """The stage's part of `params` or `mutable` of the whole run, by the stage's own names."""
         return networks[self.name]
 
     def encode(self, params: Mapping[str, Tree], mutable: Mapping[str, Tree], batch: Batch):
-        """The codes of a batch, by the networks in the run's state."""
+        """Encodes a batch with the stage's networks in the state of the whole run."""
         return self.method.codec.encode(self.own(params), self.own(mutable), batch)
 
     def decode(self, params: Mapping[str, Tree], mutable: Mapping[str, Tree], codes: jax.Array):
-        """Examples of codes, in the format of the stage's data."""
+        """Decodes codes to examples in the format of the stage's data."""
         return self.method.codec.decode(self.own(params), self.own(mutable), codes)
 
     def apply(self, params: Mapping[str, Tree], mutable: Mapping[str, Tree], batch: Batch):
-        """What the stage's method makes of a batch: see `Method.apply`."""
+        """Applies the stage's method to a batch: see `Method.apply`."""
         return self.method.apply(self.own(params), self.own(mutable), batch)
 
 
 def find_module(key: str, name: str, package: str, *exports: str) -> ModuleType:
     """The module that a config names: `package.name`, or any module that Python can import.
 
-    The second may have dots or none: a file beside the config, for example.
+    Such a module may have dots in its name or none: a file next to the config has none.
 
     Raises:
-      ConfigError: there is no such module, or it lacks one of `exports`; `key` says where the name
-        was given.
+      ConfigError: there is no such module, or it lacks one of `exports`; the message names the
+        config `key` that gave the name.
     """
     known = [m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__)]
     path = f"{package}.{name}" if name in known else name
@@ -305,13 +307,13 @@ def find_module(key: str, name: str, package: str, *exports: str) -> ModuleType:
         raise ConfigError(
             f"config.{key}={name!r}: no module {path!r}. Nearest: {nearest(name, known)}. "
             "Give one of these, or a module of your own: its dotted path, or the name of a file "
-            "beside the config."
+            "next to the config."
         ) from None
     missing = [export for export in exports if not hasattr(module, export)]
     if missing:
         raise ConfigError(
-            f"config.{key}={name!r}: {path} has no {' and no '.join(missing)}: it is no module for "
-            f"that key. Nearest: {nearest(name, known)}."
+            f"config.{key}={name!r}: {path} has no {' and no '.join(missing)}, which this key "
+            f"needs. Nearest: {nearest(name, known)}."
         )
     return module
 
@@ -326,10 +328,10 @@ def module(config: ConfigDict) -> ModuleType:
 
 
 def defaults(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """What an absent key of the family's own section means: section -> key -> value.
+    """The default values of the keys in the family's own section: section -> key -> value.
 
-    The section is the one whose keys are all fields of the module's `Options`; a module that has
-    none has no defaults.
+    The section is the one whose keys are all fields of the module's `Options`; a module without
+    `Options` has no defaults.
 
     Raises:
       ConfigError: there is no such method.
@@ -337,67 +339,67 @@ def defaults(config: ConfigDict) -> dict[str, dict[str, Any]]:
     options = getattr(module(config), "Options", None)
     if options is None:
         return {}
-    own = [
+    sections = [
         name
         for name, section in config.items()
         if isinstance(section, ConfigDict) and section and set(section) <= set(options._fields)
     ]
-    return {name: dict(options._field_defaults) for name in own}
+    return {name: dict(options._field_defaults) for name in sections}
 
 
 def build(config: ConfigDict, spec: DataSpec, stages: Mapping[str, Stage] | None = None) -> Method:
     """Builds the method that `config.method` names.
 
-    `"diffusion"` imports `genjax.methods.diffusion`; the name of any other module is imported as it
-    stands.
+    `"diffusion"` imports `genjax.methods.diffusion`; any other module is imported by the name
+    itself.
     The module must export `build(config, spec) -> Method`, or `build(config, spec, stages)` if it
-    reaches its stages itself.
+    uses its stages itself.
 
     Raises:
-      ConfigError: there is no such module, it has no `build`, or what that gives is no method.
+      ConfigError: there is no such module, it has no `build`, or its `build` returns no `Method`.
     """
     config = settled(config)
     function = module(config).build
     takes_stages = len(inspect.signature(function).parameters) > 2
-    made = function(config, spec, *([stages or {}] if takes_stages else []))
-    if not isinstance(made, Method):
+    method = function(config, spec, *([stages or {}] if takes_stages else []))
+    if not isinstance(method, Method):
         raise ConfigError(
-            f"config.method={config.method!r}: build gave a {type(made).__name__}, expected a "
-            "genjax.method.Method."
+            f"config.method={config.method!r}: build returned a {type(method).__name__}, expected "
+            "a genjax.method.Method."
         )
-    return check(made, config.method)
+    return check(method, config.method)
 
 
 def options_of(method: Method) -> dict[str, inspect.Parameter]:
-    """The options of drawing samples, by name: those of `plan`, or the keywords of `sample`."""
+    """The sampling options by name: keywords of `plan`, or of `sample` if there is no plan."""
     parameters = inspect.signature(method.plan or method.sample).parameters.values()
     return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def check(method: Method, name: str) -> Method:
-    """`method`, if its parts are what they have to be.
+    """Returns `method` after checking its parts.
 
     Raises:
       ConfigError: `sample` does not take (params, mutable, key, num, condition, *, options), a
-        condition is no field, or there is no phase; says what was expected.
+        condition is not a `Field`, or there is no phase; the message says what was expected.
     """
 
-    def require(ok: bool, what: str, value: object, expected: str) -> None:
+    def require(ok: bool, part: str, value: object, expected: str) -> None:
         if not ok:
-            raise ConfigError(f"method {name}: {what} is {value}: expected {expected}.")
+            raise ConfigError(f"method {name}: {part} is {value}: expected {expected}.")
 
     require(bool(method.phases), "phases", method.phases, "at least one Phase")
     try:
         parameters = list(inspect.signature(method.sample).parameters.values())
     except (TypeError, ValueError):
         parameters = []
-    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    several = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     require(
-        len(places) == 5 or several,
+        len(positional) == 5 or takes_any,
         "sample",
-        f"a function of ({', '.join(p.name for p in places)})",
-        "one of (params, mutable, key, num, condition), and its options behind a *",
+        f"a function of ({', '.join(p.name for p in positional)})",
+        "a function of (params, mutable, key, num, condition), with its options after a *",
     )
     options = options_of(method)
     for condition, field in method.conditions.items():
@@ -405,6 +407,6 @@ def check(method: Method, name: str) -> Method:
             condition.isidentifier() and isinstance(field, Field) and condition not in options,
             f"conditions[{condition!r}]",
             field,
-            "a Field, under a name that can be a flag and is no option of sample",
+            "a Field, under a name that can be a flag and is not an option of sample",
         )
     return method

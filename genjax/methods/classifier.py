@@ -1,6 +1,6 @@
 """A classifier of labelled images, trained by cross-entropy.
 
-It generates nothing: it is there for its features, by which generators of the same data are judged
+It generates nothing: its features are used to evaluate generators of the same data
 (`genjax.evals.features`).
 """
 
@@ -70,7 +70,7 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
 def loss(
     net: Functional, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
 ) -> tuple[Float[Array, ""], Aux]:
-    """Mean cross-entropy of the labels, in nats; the metric is the share that is right."""
+    """Mean cross-entropy of the labels, in nats; the metric is the accuracy."""
     (_, logits), changed = net.apply(
         params["classifier"],
         mutable["classifier"],
@@ -79,27 +79,27 @@ def loss(
         train=True,
     )
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    metrics = {"accuracy": _right(logits, batch).mean()}
+    metrics = {"accuracy": _is_correct(logits, batch).mean()}
     return losses.mean(), Aux(metrics, {"classifier": changed}, float(len(losses)))
 
 
 def evaluate(
     net: Functional, params: dict, mutable: dict, batch: Batch, key: Array
 ) -> dict[str, Float[Array, "B"]]:
-    """Of each image: whether the likeliest class is its label, and -log p(label) in nats."""
+    """Per image: whether the most likely class is the label, and -log p(label) in nats."""
     (_, logits), _ = net.apply(
         params["classifier"], mutable["classifier"], to_float(batch["image"])
     )
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    return {"accuracy": _right(logits, batch), "nll": nll}
+    return {"accuracy": _is_correct(logits, batch), "nll": nll}
 
 
-def _right(logits: Float[Array, "B K"], batch: Batch) -> Float[Array, "B"]:
+def _is_correct(logits: Float[Array, "B K"], batch: Batch) -> Float[Array, "B"]:
     return (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
 
 
 def sample(params: dict, mutable: dict, key: jax.Array, num: int, condition: Condition) -> NoReturn:
-    """Refuses: there is nothing that a classifier could draw.
+    """Raises an error: a classifier draws no samples.
 
     Raises:
       ConfigError: always.

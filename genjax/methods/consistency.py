@@ -1,13 +1,13 @@
 """Few-step generators: consistency models and mean flows.
 
-A consistency function f takes a point of the probability-flow ODE to the trajectory's end (Song et
-al. 2023). Here f(x_t) = x_0 + s_min epsilon, of the pair that a network says of x_t in any
-parametrisation: the step of DDIM to the least noise, at which f is x / alpha whatever the network
-says. With "edm" the network's factor is c_out of their appendix C.
+A consistency function f maps a point on the probability-flow ODE to the end of its trajectory (Song
+et al. 2023). Here f(x_t) = x_0 + s_min epsilon, with the pair (x_0, epsilon) that a network in any
+parametrisation predicts at x_t. This is the DDIM step to the lowest noise level, where f is
+x / alpha for any network. With "edm" the network's factor is c_out of their appendix C.
 
-  training      pairs of noise levels and one noise (Song et al. 2023; Song & Dhariwal 2024, iCT;
-                Geng et al. 2024, ECT)
-  distillation  the nearer point by a step of a trained diffusion model's ODE (Song et al. 2023)
+  training      pairs of noise levels that share one noise (Song et al. 2023; Song & Dhariwal 2024,
+                iCT; Geng et al. 2024, ECT)
+  distillation  the less noisy point by a step of a trained diffusion model's ODE (Song et al. 2023)
   continuous    the limit of either, by a forward-mode derivative (Lu & Song 2025, sCM)
   mean_flow     the average velocity between two times (Geng et al. 2025)
 """
@@ -49,50 +49,53 @@ STEPS = ("karras", "ratio")
 TIMES = ("lognormal", "uniform")
 DISTANCES = ("pseudo_huber", "squared")
 WEIGHTINGS = ("inverse_gap", "simple", "uncertainty")
-TEACHER = "teacher"  # the stage
+TEACHER = "teacher"  # name of the stage
 TANGENT = 0.1  # c of the normalised tangent (Lu & Song 2025, section 4.1)
-SLOWER = 0.01  # of what a network in continuous time is told
+SLOWER = 0.01  # factor of the time input of a network in continuous time
 ADAPTIVE = 1e-3  # c of the adaptive weight (Geng et al. 2025, eq. 22)
-Steps = Annotated[int, Range(1, 1_000_000)]  # N of a curriculum
+Steps = Annotated[int, Range(1, 1_000_000)]  # N in a curriculum
 
 
 class Options(NamedTuple):
-    """The `consistency` section of a config, and its defaults: those of iCT.
+    """The `consistency` section of a config, with the defaults of iCT.
 
     Attributes:
-      kind: "training", "distillation" (of `config.stages.teacher`), "continuous" (of that too, if
-        there is one) or "mean_flow".
-      path: of x_t, in continuous time: see `methods.diffusion.Options`; "flow" of a mean flow.
+      kind: "training", "distillation" (of `config.stages.teacher`), "continuous" (of the teacher,
+        if there is one) or "mean_flow".
+      path: path of x_t, in continuous time: see `methods.diffusion.Options`; "flow" for a mean
+        flow.
       shift: factor of the noise at every time.
-      prediction: what the network outputs: see there; "velocity" of a mean flow, "edm" of
+      prediction: output of the network: see there; "velocity" for a mean flow, "edm" for
         "continuous". TrigFlow is path="cosine" with shift=sigma_data and "edm".
-      sigma_data: standard deviation of the data, of "edm".
-      times: how noise levels sigma / alpha are drawn: "lognormal" (of a mean flow's t that is
+      sigma_data: standard deviation of the data, for "edm".
+      times: distribution of the noise levels sigma / alpha: "lognormal" (for a mean flow, t is then
         logit-normal), or "uniform" over the steps.
-      times_mean: of the normal distribution.
+      times_mean: mean of the normal distribution.
       times_std: its standard deviation.
       grid: pairs of levels: "karras", neighbours on a grid of N steps, or "ratio" (ECT).
-      curriculum: of N: "doubling" or "square_root"; see `sampling.consistency.intervals`.
-      curriculum_length: the stretch of the run in which N grows.
+      curriculum: growth of N: "doubling" or "square_root"; see `sampling.consistency.intervals`.
+      curriculum_length: the part of the run in which N grows.
       fewest: s_0, the first N.
-      most: s_1, the last N; the same for one N.
+      most: s_1, the last N; equal to `fewest` for a constant N.
       distance: "pseudo_huber" or "squared".
-      huber: c of "pseudo_huber" over the root of the number of dimensions.
-      weighting: of the distance: "inverse_gap", 1 / (s - r); "simple"; "uncertainty", learned.
+      huber: c of "pseudo_huber" divided by the square root of the number of dimensions.
+      weighting: weight of the distance: "inverse_gap", 1 / (s - r); "simple"; "uncertainty",
+        learned.
       target_decay: mu_0 of the averaged network that the online one is compared with (Song et al.
         2023, appendix C); 0 compares it with itself.
-      solver: of the teacher's step: "heun" or "euler".
-      tangent_warmup: of "continuous": the stretch in which the unstable part of the tangent comes
-        in.
-      different_times: of a mean flow: share of examples with r != t.
-      adaptive_power: p of its weight (|error|^2 + c)^-p.
-      guidance: scale of the guidance that is learned: the teacher's, or omega of a mean flow.
+      solver: solver of the teacher's step: "heun" or "euler".
+      tangent_warmup: for "continuous": the part of the run in which the unstable part of the
+        tangent is phased in.
+      different_times: for a mean flow: share of examples with r != t.
+      adaptive_power: for a mean flow: p of the weight (|error|^2 + c)^-p.
+      guidance: scale of the learned guidance: the teacher's, or omega of a mean flow.
       guidance_mixing: kappa of a mean flow.
-      class_conditional: whether the network is told the label.
-      conditions: names of other fields that the network is told: see `methods.diffusion.Options`.
+      class_conditional: whether the network is conditioned on the label.
+      conditions: names of other fields that the network is conditioned on: see
+        `methods.diffusion.Options`.
       context_width: see there.
-      label_dropout: share of training examples whose conditions are hidden, all of them together.
-      eval_levels: noise levels of an evaluation.
+      label_dropout: share of training examples with all of their conditions hidden.
+      eval_levels: number of noise levels in an evaluation.
       steps: default number of sampling steps.
     """
 
@@ -131,8 +134,8 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
     """Reads and checks the `consistency` section.
 
     Raises:
-      ConfigError: an unknown key or choice, a number out of range, a kind that cannot be had on
-        that path, or a condition that the data do not have or that cannot enter a network.
+      ConfigError: an unknown key or choice, a number out of range, a kind that is not available on
+        that path, or a condition that the data do not have or that a network cannot take.
     """
     o = read_options(section, "consistency", Options)
     for name, choices in {
@@ -147,8 +150,8 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
         "solver": ("heun", "euler"),
     }.items():
         one_of(f"consistency.{name}", getattr(o, name), choices)
-    most = f"at least fewest={o.fewest}"
-    require(o.most >= o.fewest, "consistency.most", o.most, most)
+    at_least_fewest = f"at least fewest={o.fewest}"
+    require(o.most >= o.fewest, "consistency.most", o.most, at_least_fewest)
     needed = {"mean_flow": ("flow", "velocity"), "continuous": (o.path, "edm")}.get(o.kind)
     if needed and (o.path, o.prediction) != needed:
         raise ConfigError(
@@ -158,12 +161,12 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
     if o.kind == "mean_flow":
         require(o.shift == 1, "consistency.shift", o.shift, "1 with kind='mean_flow'")
     if o.kind in ("continuous", "mean_flow"):
-        none = "0 with kind='continuous' and 'mean_flow', whose target is the network itself"
-        require(o.target_decay == 0, "consistency.target_decay", o.target_decay, none)
+        expected = "0 with kind='continuous' and 'mean_flow', whose target is the network itself"
+        require(o.target_decay == 0, "consistency.target_decay", o.target_decay, expected)
     if o.weighting == "inverse_gap" and o.kind in ("continuous", "mean_flow"):
         raise ConfigError(
-            f"consistency.weighting='inverse_gap' is of pairs of levels, of which kind={o.kind!r} "
-            "has none. Set weighting='simple' or 'uncertainty'."
+            f"consistency.weighting='inverse_gap' needs pairs of levels, which kind={o.kind!r} "
+            "does not have. Set weighting='simple' or 'uncertainty'."
         )
     if o.kind == "mean_flow" and o.guidance != 1:
         expected = "1, or class_conditional=True or conditions, and label_dropout > 0"
@@ -179,9 +182,9 @@ class Teacher(NamedTuple):
     """A trained diffusion model.
 
     Attributes:
-      stage: the run.
-      path: that it was trained on.
-      conditions: the names of those that it knows.
+      stage: its run.
+      path: the path that it was trained on.
+      conditions: the names of its conditions.
     """
 
     stage: Stage
@@ -189,7 +192,7 @@ class Teacher(NamedTuple):
     conditions: tuple[str, ...]
 
     def pair(self, params: dict, mutable: dict, y: Array, s: Array, known: Known) -> Prediction:
-        """The (x_0, epsilon) that it says of y = x_0 + s epsilon."""
+        """The (x_0, epsilon) that it predicts at y = x_0 + s epsilon."""
         at = levels_of(self.path, s)
         batch = {"x": like(at.alpha, y) * y, "level": at}
         batch |= {name: known.values[name] for name in self.conditions}
@@ -200,7 +203,7 @@ class Teacher(NamedTuple):
     def guided(
         self, params: dict, mutable: dict, y: Array, s: Array, known: Known, scale: float
     ) -> Prediction:
-        """The same, beyond the prediction without conditions (Ho & Salimans 2022, eq. 6)."""
+        """`pair` with classifier-free guidance (Ho & Salimans 2022, eq. 6)."""
         good = self.pair(params, mutable, y, s, known)
         if scale == 1:
             return good
@@ -209,16 +212,16 @@ class Teacher(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What every function of the family needs to know, beside its arrays.
+    """The network and settings that every function of the family needs.
 
     Attributes:
-      denoiser: the network, data and parametrisation, as of a diffusion model.
-      options: of the family.
+      denoiser: the network, data and parametrisation, as in a diffusion model.
+      options: options of the family.
       least: s_min.
       highest: s_max, where sampling begins.
       length: training steps of the curriculum.
-      warmup: training steps of the tangent's.
-      teacher: a trained diffusion model; None without.
+      warmup: training steps of the tangent's warm-up.
+      teacher: a trained diffusion model, or None.
     """
 
     denoiser: Denoiser
@@ -232,13 +235,13 @@ class Model(NamedTuple):
     def jump(
         self, params: Tree, mutable: Tree, x: Array, at: Levels, told: Told, **training
     ) -> tuple[Float[Array, "B H W C"], Tree]:
-        """f(x_t), and the network's mutable state."""
+        """f(x_t), and the network's new mutable state."""
         output, _, changed = self.denoiser(params, mutable, x, at, told, **training)
         pair = self.denoiser.interpret(output, at, x)
         return pair.x0 + self.least * pair.epsilon, changed
 
     def draw(self, u: Float[Array, "B"]) -> Float[Array, "B"]:
-        """Noise levels of numbers that are uniform on [0, 1)."""
+        """Maps numbers that are uniform on [0, 1) to noise levels."""
         o = self.options
         if o.times == "uniform":
             return noise_levels.karras(u, self.least, self.highest)
@@ -250,26 +253,26 @@ def build(config: ConfigDict, spec: DataSpec, stages: Mapping[str, Stage]) -> Me
 
     Raises:
       ConfigError: the data are neither, `config.consistency` asks for something that does not
-        exist, or the teacher is missing or of other data.
+        exist, or the teacher is missing or was trained on other data.
     """
     options = options_from_config(config.consistency, spec)
-    given = {"times": 2} if options.kind == "mean_flow" else {}
-    made = network(config, spec, shape_of(spec)[-1], options, **given)
+    extra = {"times": 2} if options.kind == "mean_flow" else {}
+    chosen = network(config, spec, shape_of(spec)[-1], options, **extra)
     examples, lengths = spec.sizes.get("train", 0), []
     for name in ("curriculum_length", "tangent_warmup"):
-        text = getattr(options, name)
-        lengths.append(steps_within(config, examples, f"consistency.{name}", text))
+        duration = getattr(options, name)
+        lengths.append(steps_within(config, examples, f"consistency.{name}", duration))
     teacher = teacher_of(options, spec, stages)
-    method = from_network(made.net, options, spec, made.rules, *lengths, teacher)
-    return method._replace(project={**made.project, **method.project})
+    method = from_network(chosen.net, options, spec, chosen.rules, *lengths, teacher)
+    return method._replace(project={**chosen.project, **method.project})
 
 
 def teacher_of(o: Options, spec: DataSpec, stages: Mapping[str, Stage]) -> Teacher | None:
-    """The teacher among the stages.
+    """The teacher among the stages, or None if there is none.
 
     Raises:
-      ConfigError: it is missing or not needed, no diffusion model, of other data, or cannot be
-        guided.
+      ConfigError: the teacher is missing or not needed, is not a diffusion model, was trained on
+        other data, or cannot be guided.
     """
     stage = stages.get(TEACHER)
     if o.kind == "distillation" and stage is None:
@@ -280,13 +283,13 @@ def teacher_of(o: Options, spec: DataSpec, stages: Mapping[str, Stage]) -> Teach
     if stage is None:
         if o.guidance != 1 and o.kind != "mean_flow":
             raise ConfigError(
-                f"consistency.guidance={o.guidance:g}: without a teacher there is none to be "
-                f"learned by kind={o.kind!r}. Use 1."
+                f"consistency.guidance={o.guidance:g}: without a teacher, kind={o.kind!r} has no "
+                "guidance to learn. Use 1."
             )
         return None
     if o.kind not in ("distillation", "continuous"):
         raise ConfigError(
-            f"config.stages.teacher is not used by consistency.kind={o.kind!r}: leave it out, or "
+            f"config.stages.teacher is not used by consistency.kind={o.kind!r}: remove it, or "
             "choose 'distillation' or 'continuous'."
         )
     if stage.config.method != "diffusion" or stage.spec.generated.shape != spec.generated.shape:
@@ -294,39 +297,40 @@ def teacher_of(o: Options, spec: DataSpec, stages: Mapping[str, Stage]) -> Teach
             f"config.stages.teacher is a run of method {stage.config.method!r} on "
             f"{stage.spec.generated.shape}: expected 'diffusion' on {spec.generated.shape}."
         )
-    facts = [
+    moments = [
         {k: f.facts.get(k) for k in ("mean", "std")} for f in (stage.spec.generated, spec.generated)
     ]
-    if stage.spec.name != spec.name or facts[0] != facts[1]:
+    if stage.spec.name != spec.name or moments[0] != moments[1]:
         raise ConfigError(
             f"config.stages.teacher was trained on {stage.spec.name}, this run is on {spec.name}"
             + ", or on other latents" * (stage.spec.name == spec.name)
-            + ". Give a teacher of these data."
+            + ". Give a teacher trained on these data."
         )
-    taught = diffusion.options_from_config(stage.config.diffusion, stage.spec)
-    conditions, ours = fields_of(taught, stage.spec), fields_of(o, spec)
-    if taught.class_conditional and not o.class_conditional:
+    teacher_options = diffusion.options_from_config(stage.config.diffusion, stage.spec)
+    conditions, own_fields = fields_of(teacher_options, stage.spec), fields_of(o, spec)
+    if teacher_options.class_conditional and not o.class_conditional:
         raise ConfigError(
-            "config.stages.teacher is told labels: set consistency.class_conditional=True."
+            "config.stages.teacher is conditioned on labels: set "
+            "consistency.class_conditional=True."
         )
-    if missing := [name for name in conditions if name not in ours]:
+    if missing := [name for name in conditions if name not in own_fields]:
         raise ConfigError(
-            f"config.stages.teacher is told {', '.join(missing)}: name them in "
+            f"config.stages.teacher is conditioned on {', '.join(missing)}: name them in "
             f"consistency.conditions, which is {o.conditions}."
         )
     for name, field in conditions.items():
-        if (field.kind, field.shape) != (ours[name].kind, ours[name].shape):
+        if (field.kind, field.shape) != (own_fields[name].kind, own_fields[name].shape):
             raise ConfigError(
-                f"config.stages.teacher is told {name} of kind {field.kind!r} and shape "
-                f"{field.shape}; here it is {ours[name].kind!r} of {ours[name].shape}. Give a "
-                "teacher of these data."
+                f"config.stages.teacher is conditioned on {name} of kind {field.kind!r} and shape "
+                f"{field.shape}; in this run it is of kind {own_fields[name].kind!r} and shape "
+                f"{own_fields[name].shape}. Give a teacher trained on these data."
             )
-    if o.guidance != 1 and not diffusion.guidable(taught):
+    if o.guidance != 1 and not diffusion.guidable(teacher_options):
         raise ConfigError(
-            f"consistency.guidance={o.guidance:g}: the teacher was not trained to be guided, with "
+            f"consistency.guidance={o.guidance:g}: the teacher was not trained for guidance, with "
             "class_conditional=True or conditions, and label_dropout > 0. Use 1."
         )
-    return Teacher(stage, diffusion.path_of(taught), tuple(conditions))
+    return Teacher(stage, diffusion.path_of(teacher_options), tuple(conditions))
 
 
 def from_network(
@@ -341,21 +345,21 @@ def from_network(
     """The family with any network `apply(params, mutable, x, told, label)`.
 
     Args:
-      net: the network; of a mean flow, `told` is [B, 2]: t and t - r.
-      options: of the family.
-      spec: of the data.
+      net: the network; for a mean flow, `told` is [B, 2]: t and t - r.
+      options: options of the family.
+      spec: description of the data.
       rules: how the network's parameters shard.
       length: training steps of the curriculum.
       warmup: training steps of the tangent's warm-up.
-      teacher: for distillation.
+      teacher: the teacher for distillation.
     """
     model = model_of(net, options, spec, length, warmup, teacher)
     method = diffusion.from_network(net, model.denoiser.options, spec, rules)
     decay = partial(target_decay, options, length)
-    evaluated = evaluate_mean_flow if options.kind == "mean_flow" else evaluate
+    evaluation = evaluate_mean_flow if options.kind == "mean_flow" else evaluate
     return method._replace(
         phases=(Phase(method.phases[0].trains, partial(loss, model)),),
-        evaluate=partial(evaluated, model),
+        evaluate=partial(evaluation, model),
         sample=partial(sample, model),
         plan=partial(plan, model),
         follows={"target": Follow("denoiser", decay)} if options.target_decay else {},
@@ -372,8 +376,8 @@ def model_of(
     warmup: int = 0,
     teacher: Teacher | None = None,
 ) -> Model:
-    """The model of a network: see `from_network`. Its levels are on the teacher's path too."""
-    own = diffusion.Options(
+    """The model of a network: see `from_network`. Its levels all lie on the teacher's path."""
+    diffusion_options = diffusion.Options(
         path=o.path,
         num_timesteps=0,
         shift=o.shift,
@@ -385,16 +389,18 @@ def model_of(
         context_width=o.context_width,
         label_dropout=o.label_dropout,
     )
-    denoiser = diffusion.denoiser_of(net, own, spec)
-    if o.kind == "continuous":  # the derivative of what the network is told is part of the tangent
+    denoiser = diffusion.denoiser_of(net, diffusion_options, spec)
+    if o.kind == "continuous":  # the derivative of the time input is part of the tangent
         told = denoiser.path.told
         slower = denoiser.path._replace(told=lambda t: SLOWER * told(t))
         denoiser = denoiser._replace(path=slower)
-    found = [noise_levels.ends(p) for p in (denoiser.path, *([teacher.path] if teacher else []))]
+    level_ranges = [
+        noise_levels.ends(p) for p in (denoiser.path, *([teacher.path] if teacher else []))
+    ]
     return Model(
         *(denoiser, o),
-        least=max(least for least, _ in found),
-        highest=min(most for _, most in found),
+        least=max(least for least, _ in level_ranges),
+        highest=min(most for _, most in level_ranges),
         length=length,
         warmup=warmup,
         teacher=teacher,
@@ -411,13 +417,13 @@ def target_decay(o: Options, length: int, step: Array) -> Float[Array, ""]:
 
 
 class Losses(NamedTuple):
-    """What a kind of loss finds.
+    """What the loss of each kind returns.
 
     Attributes:
-      each: of the examples.
-      told: the noise level, as `Path` tells it.
+      each: loss of each example.
+      told: time input of each example, as `Path.told` gives it.
       mutable: the network's new state.
-      metrics: to be logged.
+      metrics: metrics to log.
     """
 
     each: Float[Array, "B"]
@@ -429,16 +435,16 @@ class Losses(NamedTuple):
 def loss(
     model: Model, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
 ) -> tuple[Float[Array, ""], Aux]:
-    """The loss of a microbatch, of the kind that the options name."""
+    """The loss of a microbatch, for the kind that the options name."""
     o, denoiser = model.options, model.denoiser
     x0 = denoiser.data(batch)
     noise = jax.random.normal(jax.random.fold_in(key, 0), x0.shape)
     known = denoiser.known(batch, jax.random.fold_in(key, 1))
     kind = {"continuous": continuous, "mean_flow": mean_flow}.get(o.kind, between_levels)
     draws = jax.random.fold_in(key, 2)
-    found: Losses = kind(model, params, mutable, x0, noise, known, draws, step)
-    changed = {"denoiser": found.mutable}
-    return denoiser.summed_up(params, mutable, found.each, found.told, found.metrics, changed)
+    losses: Losses = kind(model, params, mutable, x0, noise, known, draws, step)
+    changed = {"denoiser": losses.mutable}
+    return denoiser.summed_up(params, mutable, losses.each, losses.told, losses.metrics, changed)
 
 
 def between_levels(
@@ -451,9 +457,9 @@ def between_levels(
     key: Array,
     step: Array,
 ) -> Losses:
-    """The distance between f at one noise level and at a nearer one, that has no gradient.
+    """The distance between f at one noise level and f, without a gradient, at a lower one.
 
-    Song et al. 2023, eq. 7 (distillation) and 10 (training). Both networks drop out the same.
+    Song et al. 2023, eq. 7 (distillation) and 10 (training). Both networks use the same dropout.
     """
     o, path = model.options, model.denoiser.path
     key_level, key_net = (jax.random.fold_in(key, i) for i in range(2))
@@ -465,17 +471,21 @@ def between_levels(
         r = noise_levels.nearer(s, count, model.least)
     y = x0 + like(s, x0) * noise
     if model.teacher:
-        nearer = teachers_step(model, params, mutable, y, s, r, known)
+        less_noisy = teachers_step(model, params, mutable, y, s, r, known)
     else:
-        nearer = x0 + like(r, x0) * noise
-    online, own = params["denoiser"], mutable["denoiser"]
+        less_noisy = x0 + like(r, x0) * noise
+    online, net_state = params["denoiser"], mutable["denoiser"]
     target = jax.lax.stop_gradient(params["target"] if o.target_decay else online)
     at, to = levels_of(path, s), levels_of(path, r)
     training = {"key": key_net, "train": True}
     told, told_target = (model.denoiser.tell(params, known) for params in (online, target))
-    ours, changed = model.jump(online, own, like(at.alpha, y) * y, at, told, **training)
-    theirs, _ = model.jump(target, own, like(to.alpha, y) * nearer, to, told_target, **training)
-    difference = ours - jax.lax.stop_gradient(theirs)
+    online_output, changed = model.jump(
+        online, net_state, like(at.alpha, y) * y, at, told, **training
+    )
+    target_output, _ = model.jump(
+        target, net_state, like(to.alpha, y) * less_noisy, to, told_target, **training
+    )
+    difference = online_output - jax.lax.stop_gradient(target_output)
     if o.distance == "pseudo_huber":
         each = noise_levels.pseudo_huber(difference, o.huber)
     else:
@@ -489,15 +499,15 @@ def between_levels(
 def teachers_step(
     model: Model, params: dict, mutable: dict, y: Array, s: Array, r: Array, known: Known
 ) -> Float[Array, "B ..."]:
-    """y at r of y at s by a step of the teacher's ODE, dy/ds = epsilon."""
+    """Moves y from level s to level r by a step of the teacher's ODE, dy/ds = epsilon."""
     scale = model.options.guidance
     slope = model.teacher.guided(params, mutable, y, s, known, scale).epsilon
     gap = like(r - s, y)
-    there = y + gap * slope
+    moved = y + gap * slope
     if model.options.solver == "heun":
-        second = model.teacher.guided(params, mutable, there, r, known, scale).epsilon
-        there = y + gap * 0.5 * (slope + second)
-    return jax.lax.stop_gradient(there)
+        second = model.teacher.guided(params, mutable, moved, r, known, scale).epsilon
+        moved = y + gap * 0.5 * (slope + second)
+    return jax.lax.stop_gradient(moved)
 
 
 def continuous(
@@ -514,7 +524,7 @@ def continuous(
 
     Lu & Song 2025, algorithm 1, on any path: with the angle theta = arctan(s / sigma_data) and
     u = c_in x_t = cos(theta) x_0 / sigma_data + sin(theta) epsilon, f / sigma_data is
-    cos(theta) u + sin(theta) F, F being minus their network.
+    cos(theta) u + sin(theta) F, where F is minus their network.
     """
     o, path = model.options, model.denoiser.path
     key_level, key_net = (jax.random.fold_in(key, i) for i in range(2))
@@ -528,19 +538,19 @@ def continuous(
         x0, noise = pair.x0, pair.epsilon
     slope = cos * noise - sin * x0 / o.sigma_data  # du / d theta
 
-    own = (params["denoiser"], mutable["denoiser"])
-    told = model.denoiser.tell(own[0], known)
+    variables = (params["denoiser"], mutable["denoiser"])
+    told = model.denoiser.tell(variables[0], known)
 
     def network(u: Array, angle: Array) -> tuple[Array, tuple[Tree, Array]]:
         t = levels_of(path, o.sigma_data * jnp.tan(angle)).told
-        output, changed = model.denoiser.run(*own, u, t, told, key=key_net, train=True)
+        output, changed = model.denoiser.run(*variables, u, t, told, key=key_net, train=True)
         return output, (changed, t)
 
-    # cos sin dF / d theta at once: each factor alone is large where the other is small.
+    # cos sin dF / d theta in one product: each factor alone is large where the other is small.
     tangent = (sin * cos * slope, jnp.sin(angle) * jnp.cos(angle))
-    output, moved, (changed, t) = jax.jvp(network, (u, angle), tangent, has_aux=True)
+    output, output_tangent, (changed, t) = jax.jvp(network, (u, angle), tangent, has_aux=True)
     share = jnp.minimum(step / model.warmup, 1.0) if model.warmup else 1.0
-    against = -jnp.square(cos) * (output + slope) + share * (cos * sin * u - moved)
+    against = -jnp.square(cos) * (output + slope) + share * (cos * sin * u - output_tangent)
     size = like(jnp.sqrt(per_example(jnp.square(against))), x0)
     against = against / (size + TANGENT)
     aim = jax.lax.stop_gradient(output + against)
@@ -558,28 +568,28 @@ def mean_flow(
     key: Array,
     step: Array,
 ) -> Losses:
-    """The squared error of the mean-flow identity, weighed by a power of itself.
+    """The squared error of the mean-flow identity, weighted by a power of itself.
 
-    Geng et al. 2025, algorithm 1, and with guidance eq. 19 to 21.
+    Geng et al. 2025, algorithm 1; with guidance, eq. 19 to 21.
     """
     o, B = model.options, len(x0)
     key_t, key_r, key_same, key_net = (jax.random.fold_in(key, i) for i in range(4))
-    drawn = (stratified_uniform(key_t, B), jax.random.uniform(key_r, (B,)))
-    first, second = (s / (1.0 + s) for s in map(model.draw, drawn))
+    uniform = (stratified_uniform(key_t, B), jax.random.uniform(key_r, (B,)))
+    first, second = (s / (1.0 + s) for s in map(model.draw, uniform))
     t, r = jnp.maximum(first, second), jnp.minimum(first, second)
     r = jnp.where(jax.random.bernoulli(key_same, o.different_times, (B,)), r, t)
     z = like(1 - t, x0) * x0 + like(t, x0) * noise
 
-    own = (params["denoiser"], mutable["denoiser"])
-    told = model.denoiser.tell(own[0], known)
+    variables = (params["denoiser"], mutable["denoiser"])
+    told = model.denoiser.tell(variables[0], known)
 
     def velocity(z: Array, r: Array, t: Array, told: Told = told) -> tuple[Array, Tree]:
         training = {"key": key_net, "train": True}
-        return model.denoiser.run(*own, z, told_times(t, r), told, **training)
+        return model.denoiser.run(*variables, z, told_times(t, r), told, **training)
 
     v = noise - x0
     if o.guidance != 1:
-        null = model.denoiser.tell(own[0], known.all_hidden())
+        null = model.denoiser.tell(variables[0], known.all_hidden())
         good, bad = (velocity(z, t, t, conditions)[0] for conditions in (told, null))
         omega, kappa = o.guidance, o.guidance_mixing
         guided = omega * v + kappa * good + (1 - omega - kappa) * bad
@@ -598,45 +608,45 @@ def mean_flow(
 def evaluate(
     model: Model, params: dict, mutable: dict, batch: Batch, key: Array
 ) -> dict[str, Float[Array, "B"]]:
-    """`consistency_error`: how far f moves from one noise level to the next, the noise the same.
+    """`consistency_error`: the change of f from one noise level to the next, with the same noise.
 
-    The root mean square over an image's numbers, averaged over the steps of a grid from s_min to
-    s_max; in training it is the loss with N = `eval_levels`, unweighted.
+    It is the root mean square over an image's values, averaged over the steps of a grid from s_min
+    to s_max: the unweighted loss of kind="training" with N = `eval_levels`.
     """
     o, path = model.options, model.denoiser.path
     x0 = model.denoiser.data(batch)
     noise = jax.random.normal(key, x0.shape)
-    own = (params["denoiser"], mutable["denoiser"])
-    told = model.denoiser.tell(own[0], model.denoiser.known(batch))
+    variables = (params["denoiser"], mutable["denoiser"])
+    told = model.denoiser.tell(variables[0], model.denoiser.known(batch))
     share = np.linspace(0.0, 1.0, o.eval_levels)
     s = jnp.asarray(noise_levels.karras(share, model.least, model.highest), jnp.float32)
 
     def climb(before: Array, s: Array) -> tuple[Array, Array]:
         at = levels_of(path, s)
-        here, _ = model.jump(*own, at.alpha * (x0 + s * noise), at, told)
+        here, _ = model.jump(*variables, at.alpha * (x0 + s * noise), at, told)
         return here, jnp.sqrt(per_example(jnp.square(here - before)))
 
-    _, moved = jax.lax.scan(climb, x0 + s[0] * noise, s[1:])
-    return {"consistency_error": moved.mean(0)}
+    _, changes = jax.lax.scan(climb, x0 + s[0] * noise, s[1:])
+    return {"consistency_error": changes.mean(0)}
 
 
 def evaluate_mean_flow(
     model: Model, params: dict, mutable: dict, batch: Batch, key: Array
 ) -> dict[str, Float[Array, "B"]]:
-    """Squared errors, averaged over t: of the velocity, r being t, and of the identity to r = 0.
+    """Squared errors, averaged over t: of the velocity (r = t), and of the identity (r = 0).
 
-    `velocity_mse` is that of flow matching. `mean_flow_mse` is against the velocity of each example
+    `velocity_mse` is the error of flow matching. `mean_flow_mse` uses the velocity of each example
     and noise, without guidance.
     """
     o = model.options
     x0 = model.denoiser.data(batch)
     key_t, key_noise = (jax.random.fold_in(key, i) for i in range(2))
-    own = (params["denoiser"], mutable["denoiser"])
-    told = model.denoiser.tell(own[0], model.denoiser.known(batch))
+    variables = (params["denoiser"], mutable["denoiser"])
+    told = model.denoiser.tell(variables[0], model.denoiser.known(batch))
     K, B = o.eval_levels, len(x0)
 
     def velocity(z: Array, r: Array, t: Array) -> tuple[Array, Tree]:
-        return model.denoiser.run(*own, z, told_times(t, r), told)
+        return model.denoiser.run(*variables, z, told_times(t, r), told)
 
     def term(count: Array, t: Float[Array, "B"]) -> tuple[Array, tuple[Array, Array]]:
         noise = jax.random.normal(jax.random.fold_in(key_noise, count), x0.shape)
@@ -654,21 +664,22 @@ def evaluate_mean_flow(
 
 
 def plan(model: Model, *, steps: int | None = None, times: tuple = ()) -> dict[str, Any]:
-    """What `sample` needs of its options.
+    """Turns the sampling options into the keywords of `sample`.
 
     Args:
-      model: of the run.
-      steps: calls of the network; None takes that of the config.
-      times: falling times of the calls on the path by hand, in place of them; on "edm" they are
-        values of sigma. Else those of a mean flow are even in t, and the others even in
-        sigma^(1/7) (Karras et al. 2022, eq. 5).
+      model: model of the run.
+      steps: network calls; None uses the value in the config.
+      times: decreasing times of the calls on the path, instead of a number of steps; on "edm" they
+        are values of sigma. By default times are even in t for a mean flow, and even in
+        sigma^(1/7) otherwise (Karras et al. 2022, eq. 5).
 
     Raises:
-      ConfigError: no number of steps, or times that do not fall, or lie outside the path.
+      ConfigError: `steps` is not a positive whole number, or `times` do not decrease or lie outside
+        the path.
     """
     count, path = model.options.steps if steps is None else steps, model.denoiser.path
-    fits = whole_number(count) and count >= 1
-    require(fits, "steps", count, "a whole number, at least 1")
+    valid = whole_number(count) and count >= 1
+    require(valid, "steps", count, "a whole number, at least 1")
     if model.options.kind == "mean_flow":
         t = np.linspace(1.0, 0.0, count + 1)[:-1]
         if times:
@@ -699,21 +710,21 @@ def sample(
 ) -> Array:
     """Draws `num` samples, in the data's own format; see `plan` for the options.
 
-    A sample depends on its own key, not on how many are drawn with it.
+    Each sample depends on its own key, and not on how many are drawn with it.
     """
     o, denoiser = model.options, model.denoiser
     fields, setting = fields_of(o, denoiser.spec), "consistency.class_conditional=True"
     key_label = jax.random.fold_in(key, 2)
     known = Known(complete(denoiser.spec, fields, num, condition, key_label, setting))
-    own = (params["denoiser"], mutable["denoiser"])
-    told = denoiser.tell(own[0], known)
+    variables = (params["denoiser"], mutable["denoiser"])
+    told = denoiser.tell(variables[0], known)
 
     def jump(x: Array, at: Levels, memory: tuple) -> tuple[Prediction, tuple]:
-        found, _ = model.jump(*own, x, at, told)
-        return Prediction(jnp.clip(found, -1, 1) if denoiser.clips else found, x), memory
+        x0, _ = model.jump(*variables, x, at, told)
+        return Prediction(jnp.clip(x0, -1, 1) if denoiser.clips else x0, x), memory
 
     def flow(x: Array, at: Levels, memory: tuple) -> tuple[Prediction, tuple]:
-        output, _ = denoiser.run(*own, x, jnp.broadcast_to(at.told, (num, 2)), told)
+        output, _ = denoiser.run(*variables, x, jnp.broadcast_to(at.told, (num, 2)), told)
         return denoiser.interpret(output, at, x), memory
 
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(3 + jnp.arange(num))

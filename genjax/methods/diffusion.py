@@ -48,42 +48,41 @@ WEIGHTINGS = ("simple", "min_snr", "variational", "uncertainty")
 TIMES = ("uniform", "logit_normal", "lognormal")
 COUPLINGS = ("independent", "optimal_transport")
 PAIR_ALONE = ("euler", "ddim", "ddpm", "euler_ancestral", "dpm++_1s")
-LEARNED = 1e-3  # weight of the bound beside the simple loss (Nichol & Dhariwal 2021, section 3.1)
+LEARNED = 1e-3  # weight of the bound next to the simple loss (Nichol & Dhariwal 2021, section 3.1)
 
 
 class Options(NamedTuple):
     """The `diffusion` section of a config, and its defaults.
 
     Attributes:
-      path: of x_t: "linear", "cosine" or "sigmoid" (variance preserving), "flow" or "edm".
+      path: path of x_t: "linear", "cosine" or "sigmoid" (variance preserving), "flow" or "edm".
       num_timesteps: T of a process in discrete time; 0 for continuous time.
       zero_terminal_snr: whether a process in discrete time ends in pure noise.
       shift: factor of the noise at every time, for larger images.
-      prediction: what the network outputs: "epsilon", "x0", "v", "velocity" or "edm".
-      sigma_data: standard deviation of the data, of the preconditioning by "edm".
-      weighting: of the squared error of the output: "simple"; "min_snr"; "variational", which is
-        the bound; "uncertainty", learned (Karras et al. 2024, eq. 21).
-      min_snr_gamma: where "min_snr" cuts the signal-to-noise ratio.
-      times: how times are drawn: "uniform", "logit_normal" (Esser et al. 2024) or "lognormal", of
-        sigma / alpha (Karras et al. 2022).
-      times_mean: of the normal distribution.
+      prediction: output of the network: "epsilon", "x0", "v", "velocity" or "edm".
+      sigma_data: standard deviation of the data, for the preconditioning of "edm".
+      weighting: weight of the squared error of the output: "simple"; "min_snr"; "variational",
+        which gives the bound; "uncertainty", learned (Karras et al. 2024, eq. 21).
+      min_snr_gamma: maximum of the signal-to-noise ratio in "min_snr".
+      times: distribution of training times: "uniform", "logit_normal" (Esser et al. 2024) or
+        "lognormal", of sigma / alpha (Karras et al. 2022).
+      times_mean: mean of the normal distribution.
       times_std: its standard deviation.
-      coupling: of data and noise in a batch: "independent" or "optimal_transport" (Tong et al.
-        2024).
-      variance: of DDPM's reverse step: "fixed_small", "fixed_large" or "learned", for which the
-        network has twice the channels.
-      class_conditional: whether the network is told the label.
-      conditions: names of other fields of the data that the network is told: see
+      coupling: coupling of data and noise in a batch: "independent" or "optimal_transport" (Tong et
+        al. 2024).
+      variance: variance of DDPM's reverse step: "fixed_small", "fixed_large" or "learned", for
+        which the network has twice the channels.
+      class_conditional: whether the network is conditioned on the label.
+      conditions: names of other fields of the data that the network is conditioned on: see
         `networks.told` for how each enters.
-      context_width: of the vectors that texts and rows become, for cross-attention.
-      label_dropout: share of training examples whose conditions are hidden, all of them together,
-        for guidance.
-      eval_timesteps: network calls an example in the estimate of the bound; in discrete time the
-        first of them is for the decoder, and 0 visits all T.
+      context_width: width of the vectors for texts and rows, for cross-attention.
+      label_dropout: share of training examples with all of their conditions hidden, for guidance.
+      eval_timesteps: network calls per example in the estimate of the bound; in discrete time the
+        first call is for the decoder, and 0 uses all T timesteps.
       sampler: default solver.
-      steps: default number of sampling steps; 0 takes all T.
+      steps: default number of sampling steps; 0 uses all T.
       spacing: default spacing of the steps: see `sampling.grids`.
-      eta: default noise of the solvers that have it.
+      eta: default noise, for solvers with this option.
       guidance: default scale of guidance; 1 is none.
     """
 
@@ -117,7 +116,7 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
 
     Raises:
       ConfigError: an unknown key or choice, a number out of range, or a condition that the data
-        do not have or that cannot enter a network.
+        do not have or that a network cannot take.
     """
     o = read_options(section, "diffusion", Options)
     path = path_of(o)
@@ -131,17 +130,17 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
         one_of("diffusion.times (with num_timesteps)", o.times, ("uniform",))
     elif o.variance != "fixed_small":
         raise ConfigError(
-            f"diffusion.variance={o.variance!r} is of steps in discrete time: set "
+            f"diffusion.variance={o.variance!r} needs steps in discrete time: set "
             "diffusion.num_timesteps, or variance='fixed_small'."
         )
     if o.weighting == "variational" and o.times != "uniform":
         raise ConfigError(
-            f"diffusion.times={o.times!r}: weighting='variational' is the bound of 'uniform' "
-            "alone. Change one of them."
+            f"diffusion.times={o.times!r}: weighting='variational' is the bound only with times "
+            "'uniform'. Change one of them."
         )
     if o.times == "lognormal" and o.path != "edm":
         raise ConfigError(
-            f"diffusion.times='lognormal' is of sigma, on diffusion.path='edm'; the path is "
+            f"diffusion.times='lognormal' draws sigma, on diffusion.path='edm'; the path is "
             f"{o.path!r}. Use 'uniform' or 'logit_normal'."
         )
     K = o.eval_timesteps
@@ -154,25 +153,25 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
 
 
 def _guidable(o: Options, guided: bool, by_weights: bool) -> None:
-    """Refuses guidance by nothing: no worse weights, and a network that is always told the same.
+    """Raises ConfigError if guidance has neither worse weights nor conditions to leave out.
 
-    And weights to be guided by with a strength of none.
+    Also raises it for worse weights without guidance.
     """
     if guided and not by_weights and not guidable(o):
         raise ConfigError(
             "guidance: the model must have been trained with diffusion.class_conditional=True or "
             "diffusion.conditions, and diffusion.label_dropout > 0, to be guided, or --guide_ema "
-            "or --guide_checkpoint must name worse weights to be kept away from. Use guidance=1."
+            "or --guide_checkpoint must name worse weights to guide away from. Use guidance=1."
         )
     if by_weights and not guided:
         raise ConfigError(
-            "guidance=1 is none, but --guide_ema or --guide_checkpoint name weights to be guided "
-            "by: give --mode=sample --guidance=2, or leave them out."
+            "guidance=1 is none, but --guide_ema or --guide_checkpoint name weights for guidance: "
+            "give --mode=sample --guidance=2, or remove them."
         )
 
 
 def guidable(o: Options) -> bool:
-    """Whether the network has learned to do without its conditions."""
+    """Whether the network is also trained without its conditions."""
     return bool((o.class_conditional or o.conditions) and o.label_dropout)
 
 
@@ -188,15 +187,16 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     """Diffusion with the network of `config.model` on the images or latents of `spec`.
 
     `config.model.network` names a module of `genjax.networks` (or a dotted path) with `Network` and
-    `RULES`, and `project` if its parameters are; `config.model.denoiser` are its options.
+    `RULES`, and `project` if its parameters are projected; `config.model.denoiser` are its options.
 
     Raises:
-      ConfigError: the data are neither, or `config.diffusion` asks for what does not exist.
+      ConfigError: the data are neither, or `config.diffusion` asks for something that does not
+        exist.
     """
     options = options_from_config(config.diffusion, spec)
     channels = shape_of(spec)[-1] * (2 if options.variance == "learned" else 1)
-    made = network(config, spec, channels, options)
-    return from_network(made.net, options, spec, made.rules, made.project)
+    chosen = network(config, spec, channels, options)
+    return from_network(chosen.net, options, spec, chosen.rules, chosen.project)
 
 
 def from_network(
@@ -217,10 +217,10 @@ def from_network(
         rules = (*entering.RULES, *rules)
 
     def init(key: Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:
-        made = {"denoiser": model.init(key)}
+        arrays = {"denoiser": model.init(key)}
         if uncertainty:
-            made["uncertainty"] = uncertainty.init(jax.random.fold_in(key, 1))
-        return {n: m[0] for n, m in made.items()}, {n: m[1] for n, m in made.items()}
+            arrays["uncertainty"] = uncertainty.init(jax.random.fold_in(key, 1))
+        return {n: m[0] for n, m in arrays.items()}, {n: m[1] for n, m in arrays.items()}
 
     return Method(
         init=init,
@@ -237,7 +237,7 @@ def from_network(
 
 
 def denoiser_of(net: Functional, options: Options, spec: DataSpec) -> Denoiser:
-    """The model of a network, with one of the uncertainty if that is learned."""
+    """The model of a network, with an uncertainty network if the uncertainty is learned."""
     uncertainty = None
     if options.weighting == "uncertainty":
         uncertainty = functional(lambda rngs: edm2_unet.Uncertainty(rngs=rngs))
@@ -246,18 +246,19 @@ def denoiser_of(net: Functional, options: Options, spec: DataSpec) -> Denoiser:
 
 
 def apply(model: Denoiser, params: dict, mutable: dict, batch: Batch) -> Prediction:
-    """What the denoiser says of noisy data, for a run that has this one as a stage.
+    """The denoiser's prediction for noisy data, for a run that has this one as a stage.
 
     Args:
-      model: of the stage.
-      params: of its networks.
-      mutable: their state.
-      batch: `x` [B, H, W, C], the `level` that it is at, each condition by its name, and `hidden`
-        [B], of which examples none is told, if there are such.
+      model: model of the stage.
+      params: parameters of its networks.
+      mutable: state of its networks.
+      batch: `x` [B, H, W, C], its noise `level`, each condition by name, and optionally `hidden`
+        [B], the mask of the examples whose conditions are hidden.
     """
-    own, fields = (params["denoiser"], mutable["denoiser"]), fields_of(model.options, model.spec)
+    variables = (params["denoiser"], mutable["denoiser"])
+    fields = fields_of(model.options, model.spec)
     known = Known({name: batch[name] for name in fields}, batch.get("hidden"))
-    return model.predict(*own, batch["x"], batch["level"], model.tell(own[0], known))
+    return model.predict(*variables, batch["x"], batch["level"], model.tell(variables[0], known))
 
 
 # ---- training ------------------------------------------------------------------------------------
@@ -276,37 +277,37 @@ def draw_times(o: Options, path: Path, key: Array, count: int) -> Array:
 
 
 def output_weight(o: Options, path: Path, t: Array, at: Levels) -> Float[Array, "B"]:
-    """The weight of the squared error of the network's own output.
+    """The weight of the squared error of the network's output.
 
     "simple" is 1 (Ho et al. 2020, eq. 14, for epsilon; Karras et al. 2022, eq. 8, for "edm").
-    "min_snr" weighs the error of x_0 by min(SNR, gamma) (Hang et al. 2023). "variational" in
+    "min_snr" weights the error of x_0 by min(SNR, gamma) (Hang et al. 2023). "variational" in
     continuous time weighs it by -d SNR / 2 dt (Kingma et al. 2021, eq. 18).
     """
     if o.weighting in ("simple", "uncertainty"):
         return jnp.ones_like(at.alpha)
     snr = jnp.square(at.alpha / at.sigma)
     if o.weighting == "min_snr":
-        of_x0 = jnp.minimum(snr, o.min_snr_gamma)
+        x0_weight = jnp.minimum(snr, o.min_snr_gamma)
     else:
         width = path.last - path.first
-        inside = jnp.minimum(t, path.last - 1e-6 * width)  # at pure noise lambda has no slope
-        of_x0 = -snr * jax.vmap(jax.grad(path.lam))(inside) * width
-    # How far x_0 moves when the output does: the square of its factor in `interpret`.
-    moved = {
+        inside = jnp.minimum(t, path.last - 1e-6 * width)  # at pure noise lambda has no derivative
+        x0_weight = -snr * jax.vmap(jax.grad(path.lam))(inside) * width
+    # The size of d x_0 / d output: the output's factor in `interpret`.
+    x0_factor = {
         "epsilon": at.sigma / jnp.maximum(at.alpha, 1e-20),
         "x0": jnp.ones_like(at.alpha),
         "v": at.sigma / (jnp.square(at.alpha) + jnp.square(at.sigma)),
         "velocity": at.sigma / (at.alpha + at.sigma),
         "edm": parametrisation.preconditioning(at, o.sigma_data).out,
     }[o.prediction]
-    return of_x0 * jnp.square(moved)
+    return x0_weight * jnp.square(x0_factor)
 
 
 def coupled(o: Options, x0: Array, noise: Array) -> Float[Array, "B ..."]:
-    """The noise of each example: as drawn, or permuted to lie near the data.
+    """The noise of each example: as drawn, or permuted to be near the data.
 
     The permutation minimises the summed squared distance within the (micro)batch (Tong et al. 2024,
-    algorithm 3). Data and conditions stay where they are.
+    algorithm 3). Data and conditions keep their order.
     """
     if o.coupling == "independent":
         return noise
@@ -321,9 +322,9 @@ def loss(
 ) -> tuple[Float[Array, ""], Aux]:
     """The weighted denoising loss of a microbatch: see `output_weight`.
 
-    With "variational" weighting in discrete time it is an unbiased estimate of the bound less its
-    constant L_T, in nats per dimension, x0_hat not being clipped. A learned variance adds 0.001 of
-    the bound, of which the mean has no gradient (Nichol & Dhariwal 2021, eq. 16).
+    With "variational" weighting in discrete time it is an unbiased estimate of the bound minus its
+    constant L_T, in nats per dimension, without clipping x0_hat. A learned variance adds 0.001
+    times the bound, without a gradient of its mean (Nichol & Dhariwal 2021, eq. 16).
     """
     o, path = model.options, model.path
     key_time, key_noise, key_label, key_net = (jax.random.fold_in(key, i) for i in range(4))
@@ -333,9 +334,9 @@ def loss(
     at = levels_of(path, t)
     noise = coupled(o, x0, jax.random.normal(key_noise, x0.shape))
     x = paths.noised(at, x0, noise)
-    own = (params["denoiser"], mutable["denoiser"])
-    told = model.tell(own[0], model.known(batch, key_label))
-    output, fraction, changed = model(*own, x, at, told, key=key_net, train=True)
+    variables = (params["denoiser"], mutable["denoiser"])
+    told = model.tell(variables[0], model.known(batch, key_label))
+    output, fraction, changed = model(*variables, x, at, told, key=key_net, train=True)
     prediction = model.interpret(output, at, x)
     changed = {"denoiser": changed}
     if o.weighting == "variational" and path.steps:
@@ -356,7 +357,7 @@ def loss(
 
 
 def levels_of(path: Path, t: Array) -> Levels:
-    """The levels at times of a batch: of whole timesteps from tables worked out in float64."""
+    """The levels at a batch of times; for discrete timesteps from tables computed in float64."""
     if not path.steps:
         return paths.levels(path, t)
     tables = paths.levels(path, np.arange(path.steps))
@@ -369,40 +370,40 @@ def levels_of(path: Path, t: Array) -> Levels:
 def evaluate(
     model: Denoiser, params: dict, mutable: dict, batch: Batch, key: Array
 ) -> dict[str, Float[Array, "B"]]:
-    """The variational bound of each 8-bit image, in bits per dimension, and its two ends.
+    """Bits per dimension of each 8-bit image (variational bound), with prior and decoder terms.
 
-    x0_hat is clipped to [-1, 1], as in the sampler; the noise is drawn once at each time. Of other
+    x0_hat is clipped to [-1, 1], as in the sampler; the noise is drawn once per time. For other
     data it is the squared error of epsilon, averaged over times uniform in lambda.
     """
     o, path = model.options, model.path
     x0 = model.data(batch)
     key_time, key_noise = (jax.random.fold_in(key, i) for i in range(2))
-    own = (params["denoiser"], mutable["denoiser"])
-    told = model.tell(own[0], model.known(batch))
+    variables = (params["denoiser"], mutable["denoiser"])
+    told = model.tell(variables[0], model.known(batch))
 
     def predicted(count: Array, at: Levels) -> tuple[Prediction, Array]:
         noise = jax.random.normal(jax.random.fold_in(key_noise, count), x0.shape)
-        found = model.predict(*own, paths.noised(at, x0, noise), at, told)
+        prediction = model.predict(*variables, paths.noised(at, x0, noise), at, told)
         if model.clips:
-            found = found._replace(x0=jnp.clip(found.x0, -1.0, 1.0))
-        return found, noise
+            prediction = prediction._replace(x0=jnp.clip(prediction.x0, -1.0, 1.0))
+        return prediction, noise
 
     if path.steps and model.bounded:
         return _discrete_bound(model, x0, predicted, key_time)
-    first, last = (float(path.lam(t)) for t in (path.first, path.last))
-    last = max(last, -12.0)
+    highest, lowest = (float(path.lam(t)) for t in (path.first, path.last))
+    lowest = max(lowest, -12.0)
     K, B = o.eval_timesteps or path.steps, x0.shape[0]
     u = (jnp.arange(K)[:, None] + bound.stratified_uniform(key_time, B)[None]) / K
 
     def term(count: Array, u: Float[Array, "B"]) -> tuple[Array, Array]:
-        lam = last + u * (first - last)
-        table = np.linspace(last, first, 4097)  # told is a function of t, known in float64
+        lam = lowest + u * (highest - lowest)
+        table = np.linspace(lowest, highest, 4097)  # told is a function of t, tabulated in float64
         told = jnp.interp(lam, table, paths.levels_at(path, table).told)
         at = Levels(told, *paths.scales(path.scaling, lam))
-        found, noise = predicted(count, at)
+        prediction, noise = predicted(count, at)
         if model.bounded:
-            return count + 1, bound.integrand(path, at, x0, found.x0)
-        return count + 1, bound.per_example(jnp.square(found.epsilon - noise))
+            return count + 1, bound.integrand(path, at, x0, prediction.x0)
+        return count + 1, bound.per_example(jnp.square(prediction.epsilon - noise))
 
     _, terms = jax.lax.scan(term, 0, u)
     if not model.bounded:
@@ -420,13 +421,15 @@ def _discrete_bound(model: Denoiser, x0: Array, predicted: Any, key: Array) -> d
     index, weight = bound.draw_timesteps(steps, kind, o.eval_timesteps, x0.shape[0], key)
 
     def term(count: Array, index: Array) -> tuple[Array, Array]:
-        found, _ = predicted(count, levels_of(path, index))
+        prediction, _ = predicted(count, levels_of(path, index))
         if o.variance == "learned":
-            return count + 1, bound.learned_term(steps, x0, found.x0, found.fraction, index)
-        return count + 1, bound.term(steps, kind, x0, found.x0, index)
+            return count + 1, bound.learned_term(
+                steps, x0, prediction.x0, prediction.fraction, index
+            )
+        return count + 1, bound.term(steps, kind, x0, prediction.x0, index)
 
     _, terms = jax.lax.scan(term, 0, index)
-    rest = (weight[1:] * terms[1:]).sum(axis=0)  # the first is the decoder's, of weight 1
+    rest = (weight[1:] * terms[1:]).sum(axis=0)  # the first term is the decoder's, with weight 1
     return bound.in_bits(bound.prior_term(path, x0), rest, terms[0])
 
 
@@ -457,82 +460,85 @@ def plan(
     guidance_momentum: float = 0.0,
     threshold: float = 0.0,
 ) -> dict[str, Any]:
-    """What `sample` needs of its options; what is None comes from the config's `diffusion` section.
+    """Turns options into keywords of `sample`; None takes the value of the `diffusion` section.
 
     Args:
       o: the section.
-      path: of the model.
+      path: path of the model.
       sampler: a name in `solvers.SOLVERS`.
-      steps: of the sampler; in discrete time 0 takes all T.
-      spacing: of the steps: see `grids.times`.
-      times: the steps' times by hand.
+      steps: number of steps; in discrete time 0 uses all T.
+      spacing: spacing of the steps: see `grids.times`.
+      times: the times of the steps, instead of `steps`.
       grid_shift: see `grids.times`.
-      rho: of the spacing "karras".
-      end: what the last step ends at, "data" or the path's "first" level.
-      eta: noise, of the solvers that have it.
-      order: of the solvers that have one.
+      rho: parameter of the spacing "karras".
+      end: where the last step ends: "data" or the path's "first" level.
+      eta: noise, for solvers with this option.
+      order: order, for solvers with this option.
       churn: noise that sampler "edm" adds and removes again, over all steps.
-      warmup: of sampler "pndm": "runge_kutta" or "multistep".
-      guidance: scale; 1 is none, and costs one network call a step instead of a doubled one.
+      warmup: first steps of sampler "pndm": "runge_kutta" or "multistep".
+      guidance: scale; 1 is none and does not double the network's batch.
       guidance_kind: "linear", "projected" (APG) or "cfg++".
       guidance_interval: (low, high) of sigma / alpha where guidance is used.
       guidance_rescale: phi of Lin et al. 2024.
-      guidance_radius: of "projected".
-      guidance_parallel: of "projected".
-      guidance_momentum: of "projected".
+      guidance_radius: parameter of "projected".
+      guidance_parallel: parameter of "projected".
+      guidance_momentum: parameter of "projected".
       threshold: percentile of dynamic thresholding, such as 99.5; 0 clips to the data's range.
 
     Raises:
-      ConfigError: an option that does not exist or that this model cannot follow.
+      ConfigError: an option that does not exist or that this model does not support.
     """
-    given = dict(sampler=sampler, steps=steps, spacing=spacing, eta=eta, guidance=guidance)
+    overrides = dict(sampler=sampler, steps=steps, spacing=spacing, eta=eta, guidance=guidance)
     numbers = dict(grid_shift=grid_shift, rho=rho, threshold=threshold)
     numbers |= dict(guidance_rescale=guidance_rescale, guidance_parallel=guidance_parallel)
     numbers |= dict(guidance_momentum=guidance_momentum)
-    chosen = dict(eta=eta, guidance=guidance, churn=churn)
-    numbers |= {name: value for name, value in chosen.items() if value is not None}
+    optional = dict(eta=eta, guidance=guidance, churn=churn)
+    numbers |= {name: value for name, value in optional.items() if value is not None}
     for name, value in numbers.items():
         require(is_number(value), name, value, "a finite number")
     for name, value in {"steps": steps, "order": order}.items():
         require(value is None or whole_number(value), name, value, "a whole number")
-    radius = is_number(guidance_radius, infinite=True)
-    require(radius, "guidance_radius", guidance_radius, "a number")
-    pair = isinstance(guidance_interval, tuple | list) and len(guidance_interval) == 2
-    pair = pair and all(is_number(end, infinite=True) for end in guidance_interval)
-    require(pair, "guidance_interval", guidance_interval, 'two numbers, such as "(0.3, 5)"')
+    radius_ok = is_number(guidance_radius, infinite=True)
+    require(radius_ok, "guidance_radius", guidance_radius, "a number")
+    interval_ok = isinstance(guidance_interval, tuple | list) and len(guidance_interval) == 2
+    interval_ok = interval_ok and all(is_number(end, infinite=True) for end in guidance_interval)
+    require(interval_ok, "guidance_interval", guidance_interval, 'two numbers, such as "(0.3, 5)"')
     require(rho > 0, "rho", rho, "more than 0")
     if times and steps:
-        raise ConfigError(f"steps={steps} and times={times} are both given: leave one out.")
-    o = o._replace(**{k: v for k, v in given.items() if v is not None})
+        raise ConfigError(f"steps={steps} and times={times} are both given: remove one.")
+    o = o._replace(**{k: v for k, v in overrides.items() if v is not None})
     one_of("sampler", o.sampler, tuple(solvers.SOLVERS))
     solver = solvers.SOLVERS[o.sampler]
-    own = {"eta": float(o.eta)} if eta is not None or (o.eta and "eta" in solver.options) else {}
-    own |= {"order": order} if order is not None else {}
-    own |= {"variance": o.variance} if o.sampler == "ddpm" else {}
-    own |= {"churn": float(churn)} if churn is not None else {}
-    own |= {"warmup": warmup} if warmup is not None else {}
-    for name in own:
+    options = (
+        {"eta": float(o.eta)} if eta is not None or (o.eta and "eta" in solver.options) else {}
+    )
+    options |= {"order": order} if order is not None else {}
+    options |= {"variance": o.variance} if o.sampler == "ddpm" else {}
+    options |= {"churn": float(churn)} if churn is not None else {}
+    options |= {"warmup": warmup} if warmup is not None else {}
+    for name in options:
         if name not in solver.options:
-            have = ", ".join(n for n, s in solvers.SOLVERS.items() if name in s.options)
+            samplers = ", ".join(n for n, s in solvers.SOLVERS.items() if name in s.options)
             raise ConfigError(
-                f"{name}={own[name]}: sampler {o.sampler} has none; these have: {have}."
+                f"{name}={options[name]}: sampler {o.sampler} has no such option; these have: "
+                f"{samplers}."
             )
     count = o.steps or path.steps
     t = grids.times(path, count, o.spacing, rho=rho, shift=grid_shift, given=times)
-    table = solver.table(path, grids.grid(path, t, end), **own)
+    table = solver.table(path, grids.grid(path, t, end), **options)
     low, high = guidance_interval
     g = Guidance(
         *(float(o.guidance), float(low), float(high), float(guidance_rescale)),
         *(float(guidance_parallel), float(guidance_radius), float(guidance_momentum)),
     )
     guiding.check(guidance_kind, g)
-    if guidance_kind == "cfg++":  # its pair does not explain the point, which others use as well
+    if guidance_kind == "cfg++":  # its pair does not give back x_t, which other samplers also use
         one_of("sampler (with guidance_kind=cfg++)", o.sampler, PAIR_ALONE)
     require(0 <= threshold <= 100, "threshold", threshold, "a percentile, or 0")
     if threshold and guidance_kind == "cfg++":
         raise ConfigError(
-            f"threshold={threshold:g}: with guidance_kind='cfg++' epsilon is not that of x_0. "
-            "Leave one out."
+            f"threshold={threshold:g}: with guidance_kind='cfg++' epsilon does not match x_0. "
+            "Remove one."
         )
     return {
         "table": table,
@@ -555,36 +561,36 @@ def denoiser(
     kind: str,
     threshold: float,
 ) -> Denoise:
-    """The model as solvers call it: guided, and x_0 within the data's range.
+    """The model as solvers call it: with guidance, and x_0 within the data's range.
 
-    What the network is told is made once, ahead of all steps.
+    The conditions are encoded once, before all steps.
     """
-    own, by_weights = (params["denoiser"], mutable["denoiser"]), "guide/denoiser" in params
+    variables, by_weights = (params["denoiser"], mutable["denoiser"]), "guide/denoiser" in params
     _guidable(model.options, guided, by_weights)
-    told = model.tell(own[0], known)
+    told = model.tell(variables[0], known)
     if by_weights:
         worse = (params["guide/denoiser"], mutable["denoiser"])
         told_worse = model.tell(worse[0], known)
     elif guided:
-        null = model.tell(own[0], known.all_hidden())
+        null = model.tell(variables[0], known.all_hidden())
         twice = jax.tree.map(lambda *parts: jnp.concatenate(parts), told, null)
 
-    def alone(x: Array, at: Levels, memory: Any) -> tuple[Prediction, Any]:
-        return model.predict(*own, x, at, told), memory
+    def unguided(x: Array, at: Levels, memory: Any) -> tuple[Prediction, Any]:
+        return model.predict(*variables, x, at, told), memory
 
     def both(x: Array, at: Levels) -> tuple[Prediction, Prediction]:
         if by_weights:
-            return model.predict(*own, x, at, told), model.predict(*worse, x, at, told_worse)
-        pair = model.predict(*own, jnp.concatenate([x, x]), at, twice)
+            return model.predict(*variables, x, at, told), model.predict(*worse, x, at, told_worse)
+        pair = model.predict(*variables, jnp.concatenate([x, x]), at, twice)
         halves = [jnp.split(part, 2) if part is not None else (None, None) for part in pair]
         return tuple(Prediction(*(half[i] for half in halves)) for i in range(2))
 
-    found = guiding.guided(both, strength, kind) if guided else alone
+    denoise = guiding.guided(both, strength, kind) if guided else unguided
     if threshold:
         kind_of = model.spec.generated.kind
         require(model.clips, "threshold", threshold, f"0: the data are of kind {kind_of!r}")
-        return guiding.thresholded(found, threshold)
-    return guiding.clipped(found) if model.clips and kind != "cfg++" else found
+        return guiding.thresholded(denoise, threshold)
+    return guiding.clipped(denoise) if model.clips and kind != "cfg++" else denoise
 
 
 def sample(
@@ -604,7 +610,7 @@ def sample(
 ) -> Array:
     """Draws `num` samples, in the data's own format; see `plan` for the options.
 
-    A sample depends on its own key, not on how many are drawn with it.
+    Each sample depends on its own key, and not on how many are drawn with it.
     """
     fields, setting = fields_of(model.options, model.spec), "diffusion.class_conditional=True"
     key_label = jax.random.fold_in(key, 2)

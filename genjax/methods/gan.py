@@ -1,7 +1,7 @@
 """Generative adversarial networks (Goodfellow et al. 2014) on images, or on points.
 
-Loss, regularisers, network, conditioning, augmentation and packing are chosen independently of each
-other. The discriminator is also what the Wasserstein papers call the critic.
+Loss, regularisers, network, conditioning, augmentation and packing can be chosen independently. The
+Wasserstein papers call the discriminator the critic.
 """
 
 from __future__ import annotations
@@ -55,23 +55,23 @@ class Options(NamedTuple):
     Attributes:
       loss: a name in `LOSSES`.
       latent_dim: dimensions of z ~ N(0, I).
-      critic_steps: updates of the discriminator a step, each on its own batch.
+      critic_steps: updates of the discriminator per step, each on its own batch.
       gradient_penalty: weight of (|grad D| - 1)^2 between real and fake (Gulrajani et al. 2017,
         eq. 3); 0 is off.
       r1: gamma of gamma / 2 |grad D|^2 on real images (Mescheder et al. 2018, eq. 9); 0 is off.
       r2: the same on fake images (eq. 10).
-      penalty_every: steps between two updates by the penalties (lazy regularisation, Karras et
+      penalty_every: steps between two updates with the penalties (lazy regularisation, Karras et
         al. 2020, appendix B of StyleGAN2); their weights are multiplied by it and by
-        critic_steps. The optimizer's settings stay as they are.
+        critic_steps. The optimizer's settings do not change.
       conditioning: how the discriminator learns the label: "none", "concatenation" (Mirza &
         Osindero 2014), "projection" (Miyato & Koyama 2018) or "auxiliary" (Odena et al. 2017).
-        All but "none" give the label to the generator.
-      auxiliary_weight: of the auxiliary classifier's cross-entropy, in both players' losses.
-      augment: what the discriminator sees: "none", "diffaugment" (Zhao et al. 2020) or "ada"
-        (Karras et al. 2020).
-      augment_policy: the parts of it, of `augment.DIFFAUGMENT` or `augment.ADA`; empty is all.
-      ada_target: the E[sign D(real)] that "ada" steers to.
-      ada_images: real images in which "ada" can move p from 0 to 1.
+        All but "none" also give the label to the generator.
+      auxiliary_weight: weight of the auxiliary classifier's cross-entropy, in both players' losses.
+      augment: augmentation of the discriminator's inputs: "none", "diffaugment" (Zhao et al. 2020)
+        or "ada" (Karras et al. 2020).
+      augment_policy: its parts, from `augment.DIFFAUGMENT` or `augment.ADA`; empty uses all.
+      ada_target: target value of E[sign D(real)] for "ada".
+      ada_images: number of real images in which "ada" can move p from 0 to 1.
       packing: examples that the discriminator judges together (PacGAN, Lin et al. 2018).
     """
 
@@ -95,23 +95,23 @@ def options_from_config(config: ConfigDict, spec: DataSpec) -> Options:
     """Reads and checks the `gan` section.
 
     Raises:
-      ConfigError: an unknown key or choice, a number out of range, labels asked for that the data
-        lack, packing with a head that needs one label an example, or batches that it does not
-        divide.
+      ConfigError: an unknown key or choice, a number out of range, labels that the data do not
+        have, packing with a head that needs one label per example, or a batch size that is not a
+        multiple of packing.
     """
     o = read_options(config.gan, "gan", Options)
     one_of("gan.loss", o.loss, tuple(LOSSES))
     one_of("gan.conditioning", o.conditioning, gan_head.CONDITIONING)
     one_of("gan.augment", o.augment, tuple(AUGMENTATIONS))
-    parts = AUGMENTATIONS[o.augment]
+    policies = AUGMENTATIONS[o.augment]
     for name in o.augment_policy:
-        if not parts:
+        if not policies:
             raise ConfigError(
                 f"gan.augment_policy={o.augment_policy!r}, but there is no augmentation. Set "
                 "gan.augment to 'diffaugment' or 'ada'."
             )
-        one_of(f"gan.augment_policy of {o.augment!r}", name, parts)
-    if o.penalty_every > 1 and not _penalised(o):
+        one_of(f"gan.augment_policy of {o.augment!r}", name, policies)
+    if o.penalty_every > 1 and not _has_penalty(o):
         raise ConfigError(
             f"gan.penalty_every={o.penalty_every}, but there is no penalty. Set gan.r1, gan.r2 or "
             "gan.gradient_penalty, or penalty_every=1."
@@ -125,8 +125,8 @@ def options_from_config(config: ConfigDict, spec: DataSpec) -> Options:
         )
     if o.augment == "ada" and LOSSES[o.loss].threshold is None:
         raise ConfigError(
-            f"gan.augment='ada' steers by the sign of the discriminator's logits, which means "
-            f"nothing with gan.loss={o.loss!r}. Use 'diffaugment', or another loss."
+            f"gan.augment='ada' needs the sign of the discriminator's logits, which has no "
+            f"meaning with gan.loss={o.loss!r}. Use 'diffaugment', or another loss."
         )
     sizes = {
         "batch_size / accumulation": config.batch_size // config.accumulation,
@@ -137,12 +137,12 @@ def options_from_config(config: ConfigDict, spec: DataSpec) -> Options:
     return o
 
 
-def _penalised(o: Options) -> bool:
+def _has_penalty(o: Options) -> bool:
     return any((o.gradient_penalty, o.r1, o.r2))
 
 
 class Game(NamedTuple):
-    """The two networks and what every function of the family needs to know beside its arrays."""
+    """The two networks and the settings that every function of the family needs."""
 
     generator: Functional  # (z, label) -> samples in [-1, 1]
     discriminator: Functional  # (x, label) -> (logits, class logits or None)
@@ -150,7 +150,7 @@ class Game(NamedTuple):
     spec: DataSpec
 
     def data(self, batch: Batch) -> tuple[Float[Array, "B *shape"], Int[Array, "B"] | None]:
-        """The real examples, 8-bit ones in [-1, 1], and their labels if the game knows them."""
+        """The real examples, 8-bit images scaled to [-1, 1], and the labels if they are used."""
         x = batch[self.spec.target]
         label = batch["label"] if self.options.conditioning != "none" else None
         return to_float(x) if x.dtype == jnp.uint8 else x, label
@@ -169,7 +169,7 @@ class Game(NamedTuple):
     def judge(
         self, params: Tree, mutable: Tree, x, label, key: Array, train: bool = False
     ) -> tuple[Logits, Float[Array, "N K"] | None, dict[str, Tree]]:
-        """Logits, class logits and the discriminator's new mutable state; augments in training."""
+        """Logits, class logits, the discriminator's new mutable state; augments x in training."""
         key_augment, key_net = (jax.random.fold_in(key, i) for i in range(2))
         o = self.options
         policy = o.augment_policy or AUGMENTATIONS[o.augment]
@@ -185,7 +185,7 @@ class Game(NamedTuple):
     def slope(
         self, params: Tree, mutable: Tree, x, label, key: Array
     ) -> tuple[Float[Array, "N D"], tuple[Logits, Float[Array, "N K"] | None, dict[str, Tree]]]:
-        """d logit / d x of each example or pack, flattened; what `judge` returns in training."""
+        """d logit / d x per example or pack, flattened; and the results of `judge` in training."""
 
         def total(x):
             judged = self.judge(params, mutable, x, label, key, train=True)
@@ -200,7 +200,7 @@ def _class_loss(classes: Float[Array, "B K"], label: Int[Array, "B"]) -> Float[A
 
 
 class Judgement(NamedTuple):
-    """What the discriminator made of real and fake examples in training."""
+    """The discriminator's results for real and fake examples in training."""
 
     real: tuple[Logits, Array | None]
     fake: tuple[Logits, Array | None]
@@ -212,7 +212,7 @@ class Judgement(NamedTuple):
 def confront(
     game: Game, params: Tree, mutable: Tree, batch: Batch, key: Array, penalised: bool
 ) -> Judgement:
-    """Shows the discriminator a batch and as many samples; adds up the penalties if asked to."""
+    """Judges a batch and as many samples in training; sums the penalties if `penalised`."""
     o = game.options
     key_z, key_real, key_fake, key_alpha, key_between = (
         jax.random.fold_in(key, i) for i in range(5)
@@ -221,8 +221,8 @@ def confront(
     fake, _ = game.generate(params, mutable, key_z, real.shape[0], label, train=True)
     penalty, metrics = jnp.float32(0), {}
     sides = {}
-    shown = (("real", real, "r1", key_real), ("fake", fake, "r2", key_fake))
-    for side, x, name, key_side in shown:
+    inputs = (("real", real, "r1", key_real), ("fake", fake, "r2", key_fake))
+    for side, x, name, key_side in inputs:
         weight = getattr(o, name)
         if weight and penalised:
             slope, (logits, classes, changed) = game.slope(params, mutable, x, label, key_side)
@@ -243,19 +243,19 @@ def confront(
 def discriminator_loss(
     game: Game, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
 ) -> tuple[Float[Array, ""], Aux]:
-    """The discriminator's loss, with its penalties if they are not lazy."""
+    """The discriminator's loss, including its penalties unless they are lazy."""
     o = game.options
-    found = confront(game, params, mutable, batch, key, penalised=o.penalty_every == 1)
-    (real, real_classes), (fake, fake_classes) = found.real, found.fake
+    judgement = confront(game, params, mutable, batch, key, penalised=o.penalty_every == 1)
+    (real, real_classes), (fake, fake_classes) = judgement.real, judgement.fake
     game_loss = LOSSES[o.loss]
-    loss, threshold = game_loss.discriminator(real, fake) + found.penalty, game_loss.threshold
-    metrics = {"real_logit": real.mean(), "fake_logit": fake.mean(), **found.metrics}
+    loss, threshold = game_loss.discriminator(real, fake) + judgement.penalty, game_loss.threshold
+    metrics = {"real_logit": real.mean(), "fake_logit": fake.mean(), **judgement.metrics}
     if threshold is None:
         metrics["pair_accuracy"] = (real > fake).mean()
     else:
         metrics["real_accuracy"] = (real > threshold).mean()
         metrics["fake_accuracy"] = (fake < threshold).mean()
-    changed = {"discriminator": found.mutable["discriminator"]}
+    changed = {"discriminator": judgement.mutable["discriminator"]}
     if o.conditioning == "auxiliary":
         label = batch["label"]
         metrics["class_loss"] = _class_loss(real_classes, label)
@@ -274,17 +274,17 @@ def discriminator_loss(
 def penalty_loss(
     game: Game, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
 ) -> tuple[Float[Array, ""], Aux]:
-    """The penalties alone, as much as `discriminator_loss` leaves out: the lazy phase."""
-    found = confront(game, params, mutable, batch, key, penalised=True)
-    changed = {"discriminator": found.mutable["discriminator"]}
-    loss = game.options.penalty_every * game.options.critic_steps * found.penalty
-    return loss, Aux(found.metrics, changed, float(batch[game.spec.target].shape[0]))
+    """The penalties alone, scaled up for the updates without them: the lazy phase."""
+    judgement = confront(game, params, mutable, batch, key, penalised=True)
+    changed = {"discriminator": judgement.mutable["discriminator"]}
+    loss = game.options.penalty_every * game.options.critic_steps * judgement.penalty
+    return loss, Aux(judgement.metrics, changed, float(batch[game.spec.target].shape[0]))
 
 
 def generator_loss(
     game: Game, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
 ) -> tuple[Float[Array, ""], Aux]:
-    """The generator's loss; the metrics' standard deviations show a collapse as it happens."""
+    """The generator's loss; the standard deviations in the metrics show a collapse early."""
     o = game.options
     key_z, key_real, key_fake = (jax.random.fold_in(key, i) for i in range(3))
     x, label = game.data(batch)
@@ -306,7 +306,7 @@ def generator_loss(
 
 
 def evaluate(game: Game, params: dict, mutable: dict, batch: Batch, key: Array) -> dict[str, Ratio]:
-    """The logit of each example and of as many samples; that of a pack counts once."""
+    """The logits of the examples and of as many samples; the logit of a pack counts once."""
     x, label = game.data(batch)
     key_z, key_judge = (jax.random.fold_in(key, i) for i in range(2))
     fake, _ = game.generate(params, mutable, key_z, x.shape[0], label)
@@ -329,7 +329,7 @@ def sample(
     num: int,
     condition: Condition = MappingProxyType({}),
 ) -> Array:
-    """Draws `num` samples, as the data are: 8-bit images, or floats.
+    """Draws `num` samples in the format of the data: 8-bit images, or floats.
 
     Args:
       game: the networks.
@@ -337,15 +337,15 @@ def sample(
       mutable: their mutable state; batch norm uses its running averages.
       key: draws z.
       num: samples to draw.
-      condition: `label`; without it each class in turn.
+      condition: `label`; without it, each class in turn.
 
     Raises:
-      ConfigError: labels for a game that knows none.
+      ConfigError: labels were given, and the model is unconditional.
     """
-    known, key_label = game.options.conditioning != "none", jax.random.fold_in(key, 2)
+    conditional, key_label = game.options.conditioning != "none", jax.random.fold_in(key, 2)
     setting = "gan.conditioning='projection'"
-    given = labels(game.spec, known, num, condition, key_label, setting)
-    x, _ = game.generate(params, mutable, key, num, given)
+    classes = labels(game.spec, conditional, num, condition, key_label, setting)
+    x, _ = game.generate(params, mutable, key, num, classes)
     return to_uint8(x) if game.spec.generated.dtype == jnp.uint8 else x
 
 
@@ -356,7 +356,7 @@ def from_networks(
     spec: DataSpec,
     rules: Rules,
 ) -> Method:
-    """The game of any two networks with the call signatures that `Game` names."""
+    """The game of any two networks that have the call signatures in `Game`."""
     game = Game(generator, discriminator, options, spec)
 
     def init(key: Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:
@@ -390,7 +390,7 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     `config.model.generator` and `.discriminator` are their options.
 
     Raises:
-      ConfigError: the data are no square images, or the config asks for something that does not
+      ConfigError: the data are not square images, or the config asks for something that does not
         exist.
     """
     shape = image_shape(spec, "gan", square=True)
@@ -415,11 +415,11 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
 
     def discriminator(rngs):
         return gan_head.Discriminator(
-            lambda seen: construct(
+            lambda input_shape: construct(
                 module.Discriminator,
                 model.discriminator,
                 "model.discriminator",
-                shape=seen,
+                shape=input_shape,
                 dtype=dtype,
                 rngs=rngs,
             ),
@@ -433,18 +433,18 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
         )
 
     judge = functional(discriminator)
-    if _penalised(options):
+    if _has_penalty(options):
         _, mutable = jax.eval_shape(judge.init, jax.random.key(0))
         paths = (path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(mutable))
         if any(path.endswith("/mean") for path in paths):
             raise ConfigError(
                 "gan.gradient_penalty, gan.r1 and gan.r2 need a discriminator that judges each "
-                "example by itself, and this one has batch norm: set model.discriminator.norm to "
+                "example separately, but this one has batch norm: set model.discriminator.norm to "
                 "'layer' or 'none'."
             )
     method = from_networks(functional(generator), judge, options, spec, module.RULES)
     collapse = (
-        "the samples are nearly all alike. Lower the generator's learning rate, add gan.r1 or "
+        "the samples are nearly identical. Lower the generator's learning rate, add gan.r1 or "
         "gan.gradient_penalty, or judge several samples together with gan.packing=2."
     )
     return method._replace(alarms=(Alarm(r"eval/diversity_\w+", 0.1, 2, collapse),))

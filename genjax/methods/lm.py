@@ -1,7 +1,8 @@
 """Autoregressive models of sequences: text, and the frames of piano rolls.
 
-The likelihood of a sequence is a product over positions, each given those before it: of one token
-among V, or of the keys of a frame, each on or off (Boulanger-Lewandowski et al. 2012).
+The likelihood of a sequence is a product over positions, each conditioned on the earlier ones. A
+position is one token among V, or the keys of a frame, each on or off (Boulanger-Lewandowski et al.
+2012).
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ from genjax.sampling.beam import beam_search
 from genjax.sampling.conditions import Condition
 from genjax.sampling.decode import generate, stream
 
-NEW = 256  # tokens that a sample has, unless more or fewer are asked for
-ENDLESS = 2**30  # positions of a network that knows no limit
+NEW = 256  # default number of new tokens in a sample
+ENDLESS = 2**30  # positions of a network without a limit
 MOST_FRAMES = 2**20
 
 
@@ -57,8 +58,8 @@ class Options(NamedTuple):
     """The `lm` section of a config, and its defaults.
 
     Attributes:
-      label_smoothing: share of the target's probability that is spread over all tokens (Szegedy
-        et al. 2016, section 7), in training.
+      label_smoothing: share of the target's probability that is spread over all tokens in training
+        (Szegedy et al. 2016, section 7).
       z_loss: weight of the squared log normaliser, in training (Chowdhery et al. 2022, section 5).
     """
 
@@ -67,12 +68,12 @@ class Options(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What a batch's positions come to, each [B, T].
+    """Loss terms at each position of a batch, each [B, T].
 
     Attributes:
       nll: negative log-likelihood of the target, in nats.
-      loss: the same with label smoothing and the z-loss.
-      correct: whether the most probable token is the target; of frames, the share of keys.
+      loss: `nll` with label smoothing and the z-loss.
+      correct: whether the most probable token is the target; for frames, the share of correct keys.
       weight: 1 where there is a target that counts, else 0.
     """
 
@@ -83,40 +84,40 @@ class Terms(NamedTuple):
 
 
 class Language(NamedTuple):
-    """The network, and what every function of the family needs to know beside its arrays."""
+    """The network and the settings that every function of the family needs."""
 
-    network: Functional  # the call of `networks/sequence.py`
+    network: Functional  # with the call signature of `networks/sequence.py`
     options: Options
     spec: DataSpec
-    context: int  # the most positions that the network takes
+    context: int  # maximum number of positions of the network
 
     def bound(self, params: dict, mutable: dict) -> Partial:
-        """The network with its arrays, for `sampling/decode.py`."""
-        own = params["lm"]
+        """The network bound to its arrays, for `sampling/decode.py`."""
+        net_params = params["lm"]
         if jax.default_backend() == "cpu":
-            own = unstacked(own)
-        return Partial(Bound(_apply, (self.network, outputs(self.spec))), own, mutable["lm"])
+            net_params = unstacked(net_params)
+        return Partial(Bound(_apply, (self.network, outputs(self.spec))), net_params, mutable["lm"])
 
     def terms(self, params: Tree, mutable: Tree, batch: Batch, **training) -> tuple[Terms, Tree]:
-        """The terms of every position, and the new mutable state."""
+        """The terms at every position, and the new mutable state."""
         judge = tokens if is_text(self.spec) else frames
         return judge(self, params, mutable, batch, **training)
 
 
 def is_text(spec: DataSpec) -> bool:
-    """Whether tokens of text are generated, and not the frames of piano rolls."""
+    """Whether the model generates tokens of text; if not, frames of piano rolls."""
     return spec.generated.kind == "text"
 
 
 def outputs(spec: DataSpec) -> int:
-    """How many logits a position has: one a token, or one a key."""
+    """The number of logits per position: one per token, or one per key."""
     return spec.generated.facts["vocabulary_size"] if is_text(spec) else KEYS
 
 
 def _apply(
     network: Functional, known: int, params: Tree, mutable: Tree, x: Array, **named
 ) -> tuple[Array, Tree]:
-    """Logits and cache; a token that no tokenizer knows has no chance."""
+    """Logits and cache; logits of tokens outside the tokenizer's vocabulary are -inf."""
     (logits, cache), _ = network.apply(params, mutable, x, **named)
     if known < logits.shape[-1]:
         logits = jnp.where(jnp.arange(logits.shape[-1]) < known, logits, -jnp.inf)
@@ -126,11 +127,11 @@ def _apply(
 def tokens(
     model: Language, params: Tree, mutable: Tree, batch: Batch, **training
 ) -> tuple[Terms, Tree]:
-    """The terms of each token but the first; a document's first token is no target."""
+    """The terms of all tokens but the first; a document's first token is not a target."""
     token, segment = batch["token"], batch.get("segment")
-    own = None if segment is None else segment[:, :-1]
+    input_segment = None if segment is None else segment[:, :-1]
     (logits, _), mutable = model.network.apply(
-        params, mutable, token[:, :-1], segment=own, **training
+        params, mutable, token[:, :-1], segment=input_segment, **training
     )
     target = token[:, 1:]
     normaliser = jax.nn.logsumexp(logits, axis=-1)
@@ -153,7 +154,7 @@ def tokens(
 def frames(
     model: Language, params: Tree, mutable: Tree, batch: Batch, **training
 ) -> tuple[Terms, Tree]:
-    """The terms of each frame; a frame of silence stands before the first one of a tune."""
+    """The terms of each frame; the input before the first frame of a tune is silence."""
     frame, segment = batch["frame"].astype(jnp.float32), batch["segment"]
     before = jnp.pad(frame[:, :-1], ((0, 0), (1, 0), (0, 0)))
     before = jnp.where(begins(segment)[..., None], 0.0, before)
@@ -166,7 +167,7 @@ def frames(
 def loss(
     model: Language, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
 ) -> tuple[Float[Array, ""], Aux]:
-    """Mean loss of a target, in nats; a microbatch weighs as much as it has targets."""
+    """Mean loss per target, in nats; a microbatch is weighted by its number of targets."""
     terms, changed = model.terms(params["lm"], mutable["lm"], batch, key=key, train=True)
     weight = terms.weight.sum()
 
@@ -182,23 +183,26 @@ def loss(
 def evaluate(
     model: Language, params: dict, mutable: dict, batch: Batch, key: Array
 ) -> dict[str, Ratio]:
-    """`loss` in nats and `accuracy`, of a target; of text `bits_per_byte` too.
+    """`loss` in nats and `accuracy`, both per target; for text also `bits_per_byte`.
 
-    Of piano rolls the first frame of a tune does not count, as in Bai et al. 2018.
+    For piano rolls the first frame of a tune does not count, as in Bai et al. 2018.
     """
     terms, _ = model.terms(params["lm"], mutable["lm"], batch)
     weight = terms.weight
     if not is_text(model.spec):
         weight = weight * ~begins(batch["segment"])
     nll, count = (terms.nll * weight).sum(-1), weight.sum(-1)
-    found = {"loss": Ratio(nll, count), "accuracy": Ratio((terms.correct * weight).sum(-1), count)}
+    metrics = {
+        "loss": Ratio(nll, count),
+        "accuracy": Ratio((terms.correct * weight).sum(-1), count),
+    }
     if "bytes" in batch:
-        found["bits_per_byte"] = Ratio(nll / math.log(2), batch["bytes"])
-    return found
+        metrics["bits_per_byte"] = Ratio(nll / math.log(2), batch["bytes"])
+    return metrics
 
 
 def derived(means: Mapping[str, float]) -> dict[str, float]:
-    """`perplexity`, the exponential of the mean loss of a token."""
+    """`perplexity`, the exponential of the mean loss per token."""
     return {"perplexity": math.exp(min(means["loss"], 700.0))} if "loss" in means else {}
 
 
@@ -226,20 +230,22 @@ def sample(
     length_penalty: float = 1.0,
     early_stopping: bool | Literal["never"] = False,
 ) -> Int[Array, "B S"] | Iterator[str]:
-    """Continues each prompt; a text ends with the tokenizer's end of text, if it has one.
+    """Continues each prompt; a text ends at the tokenizer's end-of-text token, if it has one.
 
     Args:
       model: the network.
       params: its parameters.
       mutable: its mutable state.
-      key: draws.
-      num: samples.
-      condition: `prompt` [num, P], with -1 on the left of shorter ones; without it texts begin new.
-      decode: the tokenizer's; with it the only prompt's continuation comes as an iterator of texts.
-      max_new_tokens: to add to each prompt, at most; 0 stands for 256, or with beams for as many of
-        these as the network's positions leave.
+      key: random key of the draws.
+      num: number of samples.
+      condition: `prompt` [num, P], with shorter prompts padded with -1 on the left; without it,
+        texts start from the beginning.
+      decode: the tokenizer's `decode`; with it, there must be one prompt, and the continuation is
+        returned as an iterator of texts.
+      max_new_tokens: maximum number of tokens to add to each prompt; 0 means 256, and with beams at
+        most as many as the network has positions left.
       temperature: divides the logits; 0 takes the most probable token.
-      top_k: see `logits.Options`, like all up to `min_new_tokens`.
+      top_k: see `logits.Options`, also for the options down to `min_new_tokens`.
       top_p: see there.
       min_p: see there.
       repetition_penalty: see there.
@@ -247,58 +253,60 @@ def sample(
       allowed: see there.
       banned: see there.
       min_new_tokens: see there.
-      stop: what else ends a text (`stopping.automaton`).
-      beams: of a beam search, which draws nothing; 1 is none.
+      stop: other strings that end a text, as a `stopping.automaton`.
+      beams: number of beams of a beam search, which is deterministic; 1 is no beam search.
       length_penalty: see `beam_search`.
       early_stopping: see there.
 
     Returns:
-      Tokens [num, S] with -1 where nothing is, or the iterator.
+      Tokens [num, S], padded with -1, or the iterator.
 
     Raises:
-      ConfigError: an option out of range, or options that exclude each other.
+      ConfigError: an option out of range, or options that cannot be combined.
     """
     special = model.spec.generated.facts["special"]
     require(processors.whole_number(beams), "--beams", beams, "a whole number from 1")
     if "prompt" in condition:
         prompt = condition["prompt"]
     else:
-        one = "1 with --beams, which draws nothing: every text would be the same"
-        require(num == 1 or beams == 1, "--num", num, one)
+        expected = "1 with --beams, which is deterministic: all texts would be the same"
+        require(num == 1 or beams == 1, "--num", num, expected)
         prompt = jnp.full((num, 1), special["start"], jnp.int32)
-    whole = processors.whole_number(max_new_tokens) and max_new_tokens >= 0
-    require(whole, "--max_new_tokens", max_new_tokens, "a whole number, at least 0")
-    room = max(model.context + 1 - prompt.shape[1], 1)
-    new = max_new_tokens or (min(room, NEW) if beams != 1 else NEW)
+    valid = processors.whole_number(max_new_tokens) and max_new_tokens >= 0
+    require(valid, "--max_new_tokens", max_new_tokens, "a whole number, at least 0")
+    positions_left = max(model.context + 1 - prompt.shape[1], 1)
+    new_tokens = max_new_tokens or (min(positions_left, NEW) if beams != 1 else NEW)
     eos = ends(special)
-    chosen = processors.Options(
+    processor_options = processors.Options(
         *(temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram),
         *(tuple(allowed), tuple(banned), min_new_tokens),
     )
-    chain = processors.chain(chosen, eos=eos, prompt=prompt.shape[1])
-    common = {
-        "max_new_tokens": new,
+    chain = processors.chain(processor_options, eos=eos, prompt=prompt.shape[1])
+    settings = {
+        "max_new_tokens": new_tokens,
         "context": model.context,
         "eos": eos,
         "processors": chain,
     }
     apply = model.bound(params, mutable)
     if beams == 1:
-        plain = length_penalty == 1 and early_stopping is False
-        given = (length_penalty, early_stopping)
-        require(plain, "--length_penalty, --early_stopping", given, "nothing without --beams")
+        unchanged = length_penalty == 1 and early_stopping is False
+        beam_options = (length_penalty, early_stopping)
+        require(
+            unchanged, "--length_penalty, --early_stopping", beam_options, "nothing without --beams"
+        )
         key = None if temperature == 0 else key
         if decode is None:
-            return generate(apply, prompt, key, stop=stop, **common)
-        return stream(apply, prompt[0], key, decode=decode, stop=stop, **common)
-    require(stop is None, "--stop", True, "nothing with --beams: it does not go with it")
-    require(decode is None, "--stream", True, "nothing with --beams: it does not go with it")
+            return generate(apply, prompt, key, stop=stop, **settings)
+        return stream(apply, prompt[0], key, decode=decode, stop=stop, **settings)
+    require(stop is None, "--stop", True, "nothing with --beams: they cannot be combined")
+    require(decode is None, "--stream", True, "nothing with --beams: they cannot be combined")
     tokens, _ = beam_search(
         *(apply, prompt),
         beams=beams,
         length_penalty=length_penalty,
         early_stopping=early_stopping,
-        **common,
+        **settings,
     )
     return tokens[:, 0]
 
@@ -314,26 +322,26 @@ def sample_frames(
     frames: int = 0,
     temperature: float = 1.0,
 ) -> UInt8[Array, "B T 88"]:
-    """Draws piano rolls, frame by frame, each key by itself.
+    """Draws piano rolls frame by frame, each key independently.
 
     Args:
       model: the network.
       params: its parameters.
       mutable: its mutable state.
-      key: draws.
-      num: rolls.
+      key: random key of the draws.
+      num: number of rolls.
       condition: must be empty.
-      frames: length of a roll; 0 stands for the length trained on.
+      frames: length of a roll; 0 means the training length.
       temperature: divides the logits.
 
     Raises:
       ConfigError: a condition, or an option out of range.
     """
-    given = tuple(condition)
-    require(not given, "conditions", given, "none: a roll is drawn from its start")
+    names = tuple(condition)
+    require(not names, "conditions", names, "none: a roll is drawn from the beginning")
     most = min(model.context, MOST_FRAMES)
-    whole = processors.whole_number(frames) and 0 <= frames <= most
-    require(whole, "--frames", frames, f"0 to {most}")
+    valid = processors.whole_number(frames) and 0 <= frames <= most
+    require(valid, "--frames", frames, f"0 to {most}")
     processors.require_temperature("--temperature", temperature)
     length = frames or model.spec.generated.shape[0]
     return _frames(model.bound(params, mutable), key, num, length, float(temperature))
@@ -343,7 +351,7 @@ def sample_frames(
 def _frames(
     apply: Partial, key: Array, num: int, length: int, temperature: Float[Array, ""] | float
 ) -> UInt8[Array, "B T 88"]:
-    """Frame by frame, each after those before it."""
+    """Draws the frames in order, each conditioned on the earlier ones."""
 
     def draw(logits: Array, position: Array | int) -> Array:
         shares = jax.nn.sigmoid(logits[:, -1:] / temperature)
@@ -370,9 +378,9 @@ def from_network(
     rules: Rules,
     documents: str = "stream",
 ) -> Method:
-    """The model of any network with the call of `networks/sequence.py`.
+    """The model of any network with the call signature of `networks/sequence.py`.
 
-    `documents` is `dataset.text.documents`, which says what stands before a prompt.
+    `documents` is `dataset.text.documents`, which determines the tokens before a prompt.
     """
     model = Language(network, options, spec, context)
     text = is_text(spec)
@@ -394,7 +402,7 @@ def from_network(
 
 
 def prompt_field(spec: DataSpec, documents: str) -> Field:
-    """What a prompt is: text of any length, behind the tokens that begin one if there are any.
+    """The field of a prompt: text of any length, after the tokens that begin every text, if any.
 
     See `tokenizers.begins`.
     """
@@ -403,12 +411,12 @@ def prompt_field(spec: DataSpec, documents: str) -> Field:
     return Field("text", (None,), np.dtype(np.int32), {**facts, "begin": begin})
 
 
-# What to do where a model out of config.weights is smaller than the data need.
-_FIXED = {
-    "length": "the model of config.weights knows no more positions; give a smaller "
+# What to do if the model in config.weights is smaller than the data require.
+_SIZE_ADVICE = {
+    "length": "the model in config.weights has no more positions; give a smaller "
     "--config.dataset.text.length",
-    "vocabulary_size": "the model of config.weights knows no more tokens; give the tokenizer.json "
-    "that belongs to it as --config.dataset.text.tokenizer",
+    "vocabulary_size": "the model in config.weights has no more tokens; give its tokenizer.json "
+    "as --config.dataset.text.tokenizer",
 }
 
 
@@ -416,17 +424,17 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     """The model with the network of `config.model` on the sequences of `spec`.
 
     `config.model.network` names a module of `genjax.networks` (or a dotted path) with `Network`,
-    `RULES` and, if its cache knows no limit, `ENDLESS = True`, such as `decoder`, `recurrent` or
-    `tcn`; `config.model.lm` are its options. It has the
-    data's length and vocabulary unless `config.model.length` and `.vocabulary_size` say more. With
-    `config.weights`, a folder of Hugging Face, a new run begins with what is in there.
+    `RULES` and, if its cache has no limit, `ENDLESS = True`, such as `decoder`, `recurrent` or
+    `tcn`; `config.model.lm` are its options. Length and vocabulary are those of the data unless
+    `config.model.length` and `.vocabulary_size` are larger. With `config.weights`, a folder in the
+    format of Hugging Face, a new run starts from the weights in it.
 
     Raises:
-      ConfigError: the data are no sequences, or the config asks for something that does not exist.
+      ConfigError: the data are not sequences, or the config asks for something that does not exist.
     """
     if spec.generated.kind not in ("text", "roll"):
         raise ConfigError(
-            f"method lm models text and piano rolls; {spec.target!r} of {spec.name} is of kind "
+            f"method lm needs text or piano rolls; {spec.target!r} of {spec.name} is of kind "
             f"{spec.generated.kind!r}. Give a "
             "--config.dataset.name such as tiny_shakespeare, or text with --config.dataset.path."
         )
@@ -440,12 +448,12 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     sizes = {"length": spec.generated.shape[0] - text, "vocabulary_size": outputs(spec)}
     for name, least in sizes.items():
         sizes[name] = config.model[name] or least
-        needed = f"at least {least}, which the data have, or 0"
-        if config.get("weights"):  # they fix the size: 0 would be no way out
-            needed = f"at least {least}, which the data have: {_FIXED[name]}"
+        needed = f"at least {least}, as in the data, or 0"
+        if config.get("weights"):  # the weights fix the size, so 0 would not help
+            needed = f"at least {least}, as in the data: {_SIZE_ADVICE[name]}"
         require(sizes[name] >= least, f"config.model.{name}", config.model[name], needed)
-    keys = sizes["vocabulary_size"]
-    require(text or keys == KEYS, "config.model.vocabulary_size", keys, f"{KEYS} keys, or 0")
+    size = sizes["vocabulary_size"]
+    require(text or size == KEYS, "config.model.vocabulary_size", size, f"{KEYS} keys, or 0")
 
     def network(rngs):
         return construct(
@@ -459,8 +467,8 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
         )
 
     context = ENDLESS if getattr(module, "ENDLESS", False) else sizes["length"]
-    how = config.dataset.text.documents
-    made = from_network(functional(network), options, spec, context, module.RULES, how)
+    documents = config.dataset.text.documents
+    method = from_network(functional(network), options, spec, context, module.RULES, documents)
     if not config.get("weights"):
-        return made
-    return made._replace(pretrained=lambda: ({"lm": huggingface.read(config.weights).params}, {}))
+        return method
+    return method._replace(pretrained=lambda: ({"lm": huggingface.read(config.weights).params}, {}))

@@ -1,9 +1,9 @@
 """Masked diffusion over tokens of text or of a first stage (Sahoo et al. 2024; Shi et al. 2024).
 
-Tokens are masked one by one, and a network that sees those that are left predicts the others: all
-at once, each by itself ("SUBS": a mask is never predicted, and what is not masked stays). The
-continuous-time bound is a weighted mean of cross entropies, and the same for all schedules. An
-exact network has an exact bound: it is then the mean of -log p over all orders of the tokens.
+Tokens are masked one by one, and a network predicts the masked ones from the rest: all at once and
+independently ("SUBS": a mask is never predicted, and unmasked tokens do not change). The
+continuous-time bound is a weighted mean of cross entropies, the same for all schedules. With an
+exact network the bound is exact: it is the mean of -log p over all orders of the tokens.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ class Options(NamedTuple):
     """The `masked_diffusion` section of a config, and its defaults.
 
     Attributes:
-      schedule: of masking: "linear", "cosine" or "polynomial".
-      exponent: of "polynomial".
-      timesteps: T of the bound that is trained and measured; 0 is continuous time.
-      time_conditional: whether the network is told how much is masked.
-      class_conditional: whether it is told the label.
+      schedule: masking schedule: "linear", "cosine" or "polynomial".
+      exponent: exponent of "polynomial".
+      timesteps: T of the bound for training and evaluation; 0 is continuous time.
+      time_conditional: whether the network is conditioned on the share of masked tokens.
+      class_conditional: whether the network is conditioned on the label.
       label_dropout: share of training examples whose label is hidden, for guidance.
-      eval_times: network calls an example in the estimate of the bound.
-      decoding: default way to unmask: "ancestral", "first_hitting" or "confidence".
-      steps: default number of steps, of "ancestral" and "confidence".
-      choice_temperature: default of the noise of "confidence".
+      eval_times: network calls per example in the estimate of the bound.
+      decoding: default decoding method: "ancestral", "first_hitting" or "confidence".
+      steps: default number of steps for "ancestral" and "confidence".
+      choice_temperature: default noise of "confidence".
       guidance: default scale of classifier-free guidance; 1 is none.
     """
 
@@ -78,11 +78,11 @@ class Options(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What the positions of a batch come to, each [B, S].
+    """Loss terms at each position of a batch, each [B, S].
 
     Attributes:
-      nll: -log p of the token given those that are not masked, in nats.
-      correct: whether the most probable token is the right one.
+      nll: -log p of the token given the unmasked tokens, in nats.
+      correct: whether the most probable token is the correct one.
       masked: 1 where a token is masked, else 0.
     """
 
@@ -92,7 +92,7 @@ class Terms(NamedTuple):
 
 
 class Denoiser(NamedTuple):
-    """The network, and what every function of the family needs to know beside its arrays."""
+    """The network and the settings that every function of the family needs."""
 
     network: Functional  # (tokens [B, S], label, share masked, segment=) -> logits [B, S, K]
     options: Options
@@ -101,18 +101,18 @@ class Denoiser(NamedTuple):
 
     @property
     def schedule(self) -> Schedule:
-        """How much is masked at a time."""
+        """The share of masked tokens as a function of time."""
         return Schedule(self.options.schedule, self.options.exponent)
 
     @property
     def values(self) -> int:
-        """K, the values of a token; the mask is one more."""
+        """K, the number of values of a token; K itself is the mask."""
         return self.spec.generated.facts["vocabulary_size"]
 
     def __call__(
         self, params: dict, mutable: dict, x: Array, label: Array | None, masked: Array, **named
     ) -> tuple[Float[Array, "B S K"], dict]:
-        """Logits of all tokens, those that are masked being K, and the new mutable state."""
+        """Logits at all positions of x, where K marks a mask, and the new mutable state."""
         time = masked if self.options.time_conditional else None
         out, changed = self.network.apply(
             params["denoiser"], mutable["denoiser"], x, label, time, **named
@@ -120,20 +120,20 @@ class Denoiser(NamedTuple):
         return out, {"denoiser": changed}
 
     def examples(self, batch: Batch) -> tuple[Int[Array, "B S"], Float[Array, "B S"], dict]:
-        """Tokens; 1 where one counts, else 0; and what the network is told beside them.
+        """Tokens; 1 where a token counts, else 0; and further inputs of the network.
 
-        A document's first token, which all begin with, is given, as is what `loss_mask` leaves out
-        and padding; only what counts is ever masked.
+        The first token of a document (the same in all documents), tokens outside `loss_mask` and
+        padding do not count. Only tokens that count are ever masked.
         """
         token = batch[self.spec.target]
         token = token.reshape(len(token), -1)
-        counts, told = jnp.ones(token.shape), {}
+        counts, extra = jnp.ones(token.shape), {}
         if "segment" in batch:
-            told["segment"] = batch["segment"]
+            extra["segment"] = batch["segment"]
             counts = jnp.pad(targets_of(batch["segment"]), ((0, 0), (1, 0))).astype(jnp.float32)
         if "loss_mask" in batch:
             counts = counts * batch["loss_mask"]
-        return token, counts, told
+        return token, counts, extra
 
     def terms(
         self,
@@ -145,19 +145,19 @@ class Denoiser(NamedTuple):
         mask: Array,
         **training,
     ) -> tuple[Terms, dict]:
-        """What each position comes to when the batch is masked as at times t, by the key `mask`."""
-        token, counts, told = self.examples(batch)
+        """The terms at each position of the batch, masked as at times t with the key `mask`."""
+        token, counts, extra = self.examples(batch)
         share = self.schedule.masked(t)
         masked = (jax.random.uniform(mask, token.shape) < share[:, None]) & (counts > 0)
         x = jnp.where(masked, self.values, token)
-        logits, changed = self(params, mutable, x, label, share, **told, **training)
-        right = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
-        nll = jax.nn.logsumexp(logits, axis=-1) - right
+        logits, changed = self(params, mutable, x, label, share, **extra, **training)
+        token_logit = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+        nll = jax.nn.logsumexp(logits, axis=-1) - token_logit
         correct = (logits.argmax(-1) == token).astype(jnp.float32)
         return Terms(nll, correct, masked.astype(jnp.float32)), changed
 
     def times(self, u: Float[Array, "*N"]) -> tuple[Float[Array, "*N"], Float[Array, "*N"]]:
-        """Times of uniform numbers in [0, 1), and the weight of what is masked there."""
+        """Times for uniform numbers in [0, 1), and the weights of tokens masked at these times."""
         t, T = jnp.maximum(1 - u, 2.0**-24), self.options.timesteps  # u may be rounded to 1
         if not T:
             return t, self.schedule.weight(t)
@@ -168,9 +168,9 @@ class Denoiser(NamedTuple):
 def loss(
     denoiser: Denoiser, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
 ) -> tuple[Float[Array, ""], Aux]:
-    """The bound on -log p of a token, in nats (MDLM, eq. 10 and 11; MD4, eq. 5), from one time.
+    """The bound on -log p per token, in nats (MDLM, eq. 10 and 11; MD4, eq. 5), at one time.
 
-    The times of a microbatch are spread evenly. It weighs as much as it has tokens that count.
+    The times of a microbatch are spread evenly. It is weighted by its number of tokens that count.
     """
     key_time, key_mask, key_label, key_net = (jax.random.fold_in(key, i) for i in range(4))
     token, counts, _ = denoiser.examples(batch)
@@ -182,44 +182,44 @@ def loss(
     terms, changed = denoiser.terms(
         params, mutable, batch, label, t, key_mask, key=key_net, train=True
     )
-    total = counts.sum()
-    value = (weight[:, None] * terms.masked * terms.nll).sum() / jnp.maximum(total, 1.0)
+    token_count = counts.sum()
+    value = (weight[:, None] * terms.masked * terms.nll).sum() / jnp.maximum(token_count, 1.0)
     accuracy = (terms.correct * terms.masked).sum() / jnp.maximum(terms.masked.sum(), 1.0)
-    return value, Aux({"accuracy": accuracy}, changed, total)
+    return value, Aux({"accuracy": accuracy}, changed, token_count)
 
 
 def evaluate(
     denoiser: Denoiser, params: dict, mutable: dict, batch: Batch, key: Array
 ) -> dict[str, Array | Ratio]:
-    """The bound of each example from `eval_times` times, spread evenly over it and the batch.
+    """The bound per example from `eval_times` times, spread evenly over example and batch.
 
-    Of text `loss` in nats a token and `bits_per_byte`; of codes `nll`, of all tokens of an example,
-    and `bits_per_token`. Of both `accuracy`, of a masked token, time being uniform.
+    For text: `loss` in nats per token and `bits_per_byte`. For codes: `nll`, summed over the tokens
+    of an example, and `bits_per_token`. For both: `accuracy` per masked token at uniform times.
     """
     key_time, key_mask = (jax.random.fold_in(key, i) for i in range(2))
     token, counts, _ = denoiser.examples(batch)
     label = batch[NAME] if denoiser.options.class_conditional else None
     K, shift = denoiser.options.eval_times, stratified_uniform(key_time, len(token))
 
-    def visit(sums: tuple, i: Array) -> tuple[tuple, None]:
+    def add_time(sums: tuple, i: Array) -> tuple[tuple, None]:
         t, weight = denoiser.times((i + shift) / K)
-        own = jax.random.fold_in(key_mask, i)
-        terms, _ = denoiser.terms(params, mutable, batch, label, t, own)
+        key_i = jax.random.fold_in(key_mask, i)
+        terms, _ = denoiser.terms(params, mutable, batch, label, t, key_i)
         nll = (weight[:, None] * terms.masked * terms.nll).sum(-1) / K
-        new = (nll, (terms.correct * terms.masked).sum(-1), terms.masked.sum(-1))
-        return jax.tree.map(jnp.add, sums, new), None
+        terms_sum = (nll, (terms.correct * terms.masked).sum(-1), terms.masked.sum(-1))
+        return jax.tree.map(jnp.add, sums, terms_sum), None
 
     zeros = (jnp.zeros(len(token)),) * 3
-    (nll, correct, masked), _ = jax.lax.scan(visit, zeros, jnp.arange(K))
-    found = {"accuracy": Ratio(correct, masked)}
+    (nll, correct, masked), _ = jax.lax.scan(add_time, zeros, jnp.arange(K))
+    metrics = {"accuracy": Ratio(correct, masked)}
     count = counts.sum(-1)
     if not is_text(denoiser.spec):
-        return found | {"nll": nll, "bits_per_token": nll / count / math.log(2)}
-    found["loss"] = Ratio(nll, count)
-    if "bytes" in batch:  # those of all tokens but a window's first, which counts here in a stream
+        return metrics | {"nll": nll, "bits_per_token": nll / count / math.log(2)}
+    metrics["loss"] = Ratio(nll, count)
+    if "bytes" in batch:  # without a window's first token, which counts above in a stream
         share = counts[:, 1:].sum(-1) / jnp.maximum(count, 1.0)
-        found["bits_per_byte"] = Ratio(share * nll / math.log(2), batch["bytes"])
-    return found
+        metrics["bits_per_byte"] = Ratio(share * nll / math.log(2), batch["bytes"])
+    return metrics
 
 
 def sample(
@@ -240,47 +240,47 @@ def sample(
     guidance: float | None = None,
     length: int = 0,
 ) -> Int[Array, "B ..."]:
-    """Draws tokens; what is None comes from the config's `masked_diffusion` section.
+    """Draws tokens; None takes the value of the config's `masked_diffusion` section.
 
-    A sample depends on its own row of the key alone, and not on how many are drawn with it.
+    Each sample depends on its own row of the key, and not on how many are drawn with it.
 
     Args:
       denoiser: the model.
       params: its parameters.
       mutable: its mutable state.
-      key: draws.
+      key: random key of the draws.
       num: samples to draw.
-      condition: `label`; without it each class in turn. Of text, `prompt` [num, P]: the first
-        tokens, -1 where one is to be drawn, which what comes after them is always.
+      condition: `label`; without it, each class in turn. For text, `prompt` [num, P]: the first
+        tokens, with -1 for tokens to draw. All tokens after the prompt are drawn.
       decoding: "ancestral", "first_hitting" (token by token) or "confidence".
-      steps: of "ancestral" and "confidence"; at most as many network calls.
-      schedule: of these steps, whatever the model was trained with.
+      steps: steps of "ancestral" and "confidence", each with at most one network call.
+      schedule: schedule of these steps, independent of the one in training.
       temperature: divides the logits; 0 takes the most probable token.
-      top_k: draws among the most probable so many tokens; 0 among all.
-      top_p: draws among the fewest with this probability; 1 among all.
+      top_k: draws from the `top_k` most probable tokens; 0 from all.
+      top_p: draws from the smallest set of tokens with this probability; 1 from all.
       choice_temperature: noise in the choice of "confidence".
-      guidance: w of `unmasking.guided`; another than 1, none, doubles the network's batch.
-      length: tokens of a text; 0 stands for the length trained on.
+      guidance: w of `unmasking.guided`; 1 is none, other values double the network's batch.
+      length: tokens of a text; 0 means the training length.
 
     Returns:
-      Tokens, in the shape of the data's.
+      Tokens, in the shape of the data.
 
     Raises:
-      ConfigError: an option out of range, or one that this model cannot follow.
+      ConfigError: an option out of range, or one that this model does not support.
     """
-    given = dict(decoding=decoding, steps=steps, schedule=schedule, guidance=guidance)
-    given["choice_temperature"] = choice_temperature
-    o = denoiser.options._replace(**{k: v for k, v in given.items() if v is not None})
+    overrides = dict(decoding=decoding, steps=steps, schedule=schedule, guidance=guidance)
+    overrides["choice_temperature"] = choice_temperature
+    o = denoiser.options._replace(**{k: v for k, v in overrides.items() if v is not None})
     _check_sampling(o)
-    others = ("steps", "schedule") if o.decoding == "first_hitting" else ()
-    others += () if o.decoding == "confidence" else ("choice_temperature",)
-    for name in others:
-        nothing = f"nothing with decoding={o.decoding}"
-        require(given[name] is None, f"--{name}", given[name], nothing)
+    unused = ("steps", "schedule") if o.decoding == "first_hitting" else ()
+    unused += () if o.decoding == "confidence" else ("choice_temperature",)
+    for name in unused:
+        expected = f"nothing with decoding={o.decoding}"
+        require(overrides[name] is None, f"--{name}", overrides[name], expected)
     setting, key_label = "masked_diffusion.class_conditional=True", jax.random.fold_in(key, 0)
-    told = {name: value for name, value in condition.items() if name != "prompt"}
-    known = labels(denoiser.spec, o.class_conditional, num, told, key_label, setting)
-    tokens = _begun(denoiser, num, condition.get("prompt"), length)
+    other_conditions = {name: value for name, value in condition.items() if name != "prompt"}
+    classes = labels(denoiser.spec, o.class_conditional, num, other_conditions, key_label, setting)
+    tokens = _initial_tokens(denoiser, num, condition.get("prompt"), length)
     chain = processors.chain(processors.Options(temperature, top_k, top_p))
     choose = unmasking.chooser(chain, temperature == 0)
     row = partial(jax.random.fold_in, jax.random.fold_in(key, 1))
@@ -289,46 +289,46 @@ def sample(
         x = jnp.where(tokens < 0, denoiser.values, tokens)
         return denoiser(params, mutable, x, label, masked)[0]
 
-    denoise = unmasking.guided(logits, known, num_classes(denoiser.spec), float(o.guidance))
-    common = (denoise, tokens, jax.vmap(row)(jnp.arange(num)), choose)
+    denoise = unmasking.guided(logits, classes, num_classes(denoiser.spec), float(o.guidance))
+    arguments = (denoise, tokens, jax.vmap(row)(jnp.arange(num)), choose)
     grid = (Schedule(o.schedule, o.exponent), o.steps)
     if o.decoding == "first_hitting":
-        drawn = unmasking.first_hitting(*common)
+        drawn = unmasking.first_hitting(*arguments)
     elif o.decoding == "ancestral":
-        drawn = unmasking.ancestral(*common, *grid)
+        drawn = unmasking.ancestral(*arguments, *grid)
     else:
-        drawn = unmasking.confidence(*common, *grid, float(o.choice_temperature))
+        drawn = unmasking.confidence(*arguments, *grid, float(o.choice_temperature))
     return drawn if is_text(denoiser.spec) else drawn.reshape(num, *denoiser.spec.generated.shape)
 
 
-def _begun(
+def _initial_tokens(
     denoiser: Denoiser, num: int, prompt: Int[Array, "B P"] | None, length: int
 ) -> Int[Array, "B S"]:
-    """The tokens that sampling begins with: those of the prompt, and -1.
+    """The initial tokens of sampling: the prompt, and -1 for tokens to draw.
 
     Raises:
       ConfigError: a length out of range, or a prompt that is longer.
     """
     most = math.prod(denoiser.spec.generated.shape)
     text = is_text(denoiser.spec)
-    whole = processors.whole_number(length) and 0 <= length <= (most if text else 0)
-    require(whole, "--length", length, f"0 to {most}" if text else "0: images are of one size")
-    require(prompt is None or text, "--prompt", "codes", "none: only texts have one")
+    valid = processors.whole_number(length) and 0 <= length <= (most if text else 0)
+    require(valid, "--length", length, f"0 to {most}" if text else "0: images have a fixed size")
+    require(prompt is None or text, "--prompt", "codes", "none: only texts can have a prompt")
     tokens = jnp.full((num, length or most), -1, jnp.int32)
     if prompt is None:
         begin = jnp.array(denoiser.begin[: tokens.shape[1]], jnp.int32)
         return tokens.at[:, : len(begin)].set(begin)
     P, S = prompt.shape[1], tokens.shape[1]
-    require(P <= S, "prompt", f"{P} tokens", f"at most {S}, the tokens of a text")
+    require(P <= S, "prompt", f"{P} tokens", f"at most {S}, the length of a text")
     return tokens.at[:, :P].set(prompt)
 
 
 def _check_sampling(o: Options) -> None:
-    """Refuses options of sampling that the model cannot follow."""
+    """Raises `ConfigError` for sampling options that the model does not support."""
     one_of("decoding", o.decoding, unmasking.DECODINGS)
     one_of("schedule", o.schedule, unmasking.SCHEDULES)
-    whole = processors.whole_number(o.steps) and 1 <= o.steps <= MOST_STEPS
-    require(whole, "steps", o.steps, f"a whole number from 1 to {MOST_STEPS}")
+    valid = processors.whole_number(o.steps) and 1 <= o.steps <= MOST_STEPS
+    require(valid, "steps", o.steps, f"a whole number from 1 to {MOST_STEPS}")
     for name in ("choice_temperature", "guidance"):
         value = getattr(o, name)
         require(isinstance(value, int | float) and value >= 0, name, value, "a number from 0")
@@ -354,12 +354,12 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
 
 
 def conditions_of(spec: DataSpec, options: Options, prompt: Field | None) -> Mapping[str, Field]:
-    """What `sample` can be given: the label, and of text a prompt with gaps."""
-    found = label_condition(spec, options.class_conditional)
+    """The conditions of `sample`: the label, and for text a prompt with gaps."""
+    conditions = label_condition(spec, options.class_conditional)
     if prompt is None:
-        return found
+        return conditions
     facts = {**prompt.facts, "tokenizer": Gaps(prompt.facts["tokenizer"])}
-    return {"prompt": prompt._replace(facts=facts), **found}
+    return {"prompt": prompt._replace(facts=facts), **conditions}
 
 
 def from_network(
@@ -369,9 +369,9 @@ def from_network(
     rules: Rules,
     prompt: Field | None = None,
 ) -> Method:
-    """The model of any network with the call that `Denoiser` names.
+    """The model of any network that has the call signature in `Denoiser`.
 
-    `prompt` is what the prompt of a text is like, and says what each text begins with.
+    `prompt` is the field of a text's prompt, and contains the tokens that each text begins with.
     """
     begin = prompt.facts["begin"] if prompt else ()
     denoiser = Denoiser(network, options, spec, begin)
@@ -398,14 +398,15 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     `RULES`, such as `masked_transformer`; `config.model.denoiser` are its options.
 
     Raises:
-      ConfigError: the data are no tokens, or the config asks for something that does not exist.
+      ConfigError: the data are not tokens, or the config asks for something that does not exist.
     """
     field = spec.generated
     if field.kind not in ("text", "code") or not field.facts.get("vocabulary_size"):
-        held = "codes of real numbers" if field.kind == "code" else f"{spec.target} ({field.kind})"
+        real = field.kind == "code"
+        target = "codes of real numbers" if real else f"{spec.target} ({field.kind})"
         raise ConfigError(
-            f"method masked_diffusion needs tokens; the target of {spec.name} is {held}. Give text "
-            "with --config.dataset.name=tiny_shakespeare or --config.dataset.path, or set "
+            f"method masked_diffusion needs tokens; the target of {spec.name} is {target}. Give "
+            "text with --config.dataset.name=tiny_shakespeare or --config.dataset.path, or set "
             "dataset.codes to a stage that has tokens, such as a VQ-VAE (configs/vqvae.py)."
         )
     options = options_from_config(config.masked_diffusion, spec)

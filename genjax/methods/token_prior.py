@@ -1,7 +1,7 @@
 """An autoregressive prior over the tokens of a first stage (van den Oord et al. 2017, section 3.3).
 
-p(tokens) is a product over positions, each token given those before it. With the first stage's
-decoder it is a generator of images: the core joins the two, see `training/stages.py`.
+p(tokens) is a product over positions, each token conditioned on the earlier ones. With the first
+stage's decoder it generates images: see `training/stages.py`, which combines the two.
 """
 
 from __future__ import annotations
@@ -29,46 +29,48 @@ class Options(NamedTuple):
     """The `token_prior` section of a config, and its defaults.
 
     Attributes:
-      class_conditional: whether the prior is given the label.
+      class_conditional: whether the prior is conditioned on the label.
     """
 
     class_conditional: bool = False
 
 
 class Prior(NamedTuple):
-    """The network, and what every function of the family needs to know beside its arrays."""
+    """The network and the settings that every function of the family needs."""
 
-    network: Functional  # (tokens [B, S], label) -> (logits [B, S, K], None); one by one: see there
+    network: (
+        Functional  # (tokens [B, S], label) -> (logits [B, S, K], None); one token: see `sample`
+    )
     options: Options
     spec: DataSpec
 
     def log_likelihood(
         self, params: Tree, mutable: Tree, batch: Batch, **training
     ) -> tuple[Float[Array, "B S"], Tree]:
-        """log p of each token given those before it, in nats, and the new mutable state."""
+        """log p of each token given the earlier ones, in nats, and the new mutable state."""
         index = batch[self.spec.target].reshape(len(batch[self.spec.target]), -1)
-        known = batch["label"] if self.options.class_conditional else None
-        (logits, _), mutable = self.network.apply(params, mutable, index, known, **training)
+        label = batch["label"] if self.options.class_conditional else None
+        (logits, _), mutable = self.network.apply(params, mutable, index, label, **training)
         return -optax.softmax_cross_entropy_with_integer_labels(logits, index), mutable
 
 
 def loss(
     prior: Prior, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
 ) -> tuple[Float[Array, ""], Aux]:
-    """Mean negative log-likelihood of a token, in nats."""
-    own = (params["prior"], mutable["prior"])
-    each, changed = prior.log_likelihood(*own, batch, key=key, train=True)
-    nll = -each.mean()
+    """Mean negative log-likelihood per token, in nats."""
+    variables = (params["prior"], mutable["prior"])
+    log_p, changed = prior.log_likelihood(*variables, batch, key=key, train=True)
+    nll = -log_p.mean()
     metrics = {"bits_per_token": nll / math.log(2)}
-    return nll, Aux(metrics, {"prior": changed}, float(len(each)))
+    return nll, Aux(metrics, {"prior": changed}, float(len(log_p)))
 
 
 def evaluate(
     prior: Prior, params: dict, mutable: dict, batch: Batch, key: Array
 ) -> dict[str, Float[Array, "B"]]:
-    """`nll` of all tokens of each example, in nats, and `bits_per_token`."""
-    each, _ = prior.log_likelihood(params["prior"], mutable["prior"], batch)
-    return {"nll": -each.sum(-1), "bits_per_token": -each.mean(-1) / math.log(2)}
+    """Per example: `nll` summed over its tokens, in nats, and `bits_per_token`."""
+    log_p, _ = prior.log_likelihood(params["prior"], mutable["prior"], batch)
+    return {"nll": -log_p.sum(-1), "bits_per_token": -log_p.mean(-1) / math.log(2)}
 
 
 def sample(
@@ -82,20 +84,20 @@ def sample(
     temperature: float = 1.0,
     top_k: int = 0,
 ) -> Int[Array, "B h w Q"]:
-    """Draws tokens one after the other.
+    """Draws tokens one by one.
 
     Args:
       prior: the network.
       params: its parameters.
       mutable: its mutable state.
-      key: draws.
+      key: random key of the draws.
       num: samples to draw.
-      condition: `label`; without it each class in turn.
+      condition: `label`; without it, each class in turn.
       temperature: divides the logits; 1 draws from the model.
-      top_k: draws among the most probable so many tokens; 0 among all.
+      top_k: draws from the `top_k` most probable tokens; 0 from all.
 
     Raises:
-      ConfigError: labels for a prior that knows none; a temperature or top_k out of range.
+      ConfigError: labels for an unconditional prior; a temperature or top_k out of range.
     """
     values = prior.spec.generated.facts["vocabulary_size"]
     require_temperature("--temperature", temperature)
@@ -106,13 +108,13 @@ def sample(
         f"a whole number from 0 to {values}",
     )
     setting, key_label = "token_prior.class_conditional=True", jax.random.fold_in(key, 0)
-    known = prior.options.class_conditional
-    given = labels(prior.spec, known, num, condition, key_label, setting)
+    conditional = prior.options.class_conditional
+    classes = labels(prior.spec, conditional, num, condition, key_label, setting)
     keys = jax.random.split(jax.random.fold_in(key, 1), shape_size(prior))
 
     def draw(index: Array, cache: Tree, position: Array | int) -> tuple[Array, Tree]:
         (logits, cache), _ = prior.network.apply(
-            params["prior"], mutable["prior"], index, given, position=position, cache=cache
+            params["prior"], mutable["prior"], index, classes, position=position, cache=cache
         )
         logits = logits / float(temperature)
         if top_k:
@@ -131,12 +133,12 @@ def sample(
 
 
 def shape_size(prior: Prior) -> int:
-    """Tokens of an example."""
+    """The number of tokens per example."""
     return math.prod(prior.spec.generated.shape)
 
 
 def from_network(network: Functional, options: Options, spec: DataSpec, rules: Rules) -> Method:
-    """The prior of any network with the call signature that `Prior` names."""
+    """The prior with any network that has the call signature in `Prior`."""
     prior = Prior(network, options, spec)
 
     def init(key: Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:
@@ -160,19 +162,19 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     `RULES`; `config.model.prior` are its options.
 
     Raises:
-      ConfigError: the data are no tokens, or the config asks for something that does not exist.
+      ConfigError: the data are not tokens, or the config asks for something that does not exist.
     """
     code = spec.generated
     if code.kind != "code" or not code.facts.get("vocabulary_size"):
-        held = "codes of real numbers" if code.kind == "code" else f"{spec.target} ({code.kind})"
+        target = "codes of real numbers" if code.kind == "code" else f"{spec.target} ({code.kind})"
         raise ConfigError(
-            f"method token_prior needs tokens; the target of {spec.name} is {held}. Set "
-            "dataset.codes to the stage whose tokens are meant, and give that stage: "
-            "--config.stages.autoencoder=RUNDIR, of a VQ-VAE (configs/vqvae.py)."
+            f"method token_prior needs tokens; the target of {spec.name} is {target}. Set "
+            "dataset.codes to a stage that has tokens, such as a VQ-VAE (configs/vqvae.py), and "
+            "give that stage: --config.stages.autoencoder=RUNDIR."
         )
     options = read_options(config.token_prior, "token_prior", Options)
-    known = options.class_conditional
-    classes = required_classes(spec, "token_prior.class_conditional=True", known)
+    conditional = options.class_conditional
+    classes = required_classes(spec, "token_prior.class_conditional=True", conditional)
     module = find_module(
         "model.network", config.model.network, "genjax.networks", "Network", "RULES"
     )

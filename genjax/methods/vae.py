@@ -2,7 +2,7 @@
 
 Bernoulli, Gaussian and discretised logistic decoders; beta weighting, KL warm-up and free bits; the
 importance-weighted bound and its doubly reparameterised gradient; labels; the likelihood of test
-examples by importance sampling. Everything is in nats an example, summed over dimensions.
+examples by importance sampling. Everything is in nats per example, summed over dimensions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from genjax.sampling.conditions import Condition, labels
 
 BOUNDS = ("elbo", "iwae", "dreg")
 LIKELIHOODS = ("bernoulli", "gaussian", "logistic")
-# Scales of encoder and decoder stay within exp(+-LIMIT), whatever a network says.
+# Scales from encoder and decoder are limited to exp(+-LIMIT).
 LIMIT = 10.0
 Samples = Annotated[int, Range(1, 100_000)]
 
@@ -44,23 +44,23 @@ class Options(NamedTuple):
 
     Attributes:
       latent_dim: length of z.
-      likelihood: p(x | z): "bernoulli", of pixels that are drawn anew as 0 or 1 with their
-        brightness for probability (Burda et al. 2016, section 5); "gaussian", with one learned
-        scale for all dimensions (Rybkin et al. 2021), discretised to 8 bits if the data are;
+      likelihood: p(x | z): "bernoulli", for pixels redrawn each time as 0 or 1, with their
+        brightness as the probability (Burda et al. 2016, section 5); "gaussian", with one learned
+        scale for all dimensions (Rybkin et al. 2021), discretised to 8 bits if the data are 8-bit;
         "logistic", discretised to 8 bits, with a scale for each dimension (Kingma et al. 2016,
         appendix C.1).
-      bound: what is maximised: "elbo", its KL in closed form (Kingma & Welling 2014, eq. 10);
-        "iwae" (Burda et al. 2016, eq. 8); "dreg", that with the doubly reparameterised gradient
-        (Tucker et al. 2019, eq. 8).
+      bound: the training objective: "elbo", with its KL in closed form (Kingma & Welling 2014,
+        eq. 10); "iwae" (Burda et al. 2016, eq. 8); "dreg", the same with the doubly reparameterised
+        gradient (Tucker et al. 2019, eq. 8).
       samples: k, samples of z for each example in training.
-      beta: weight of the KL (Higgins et al. 2017, eq. 4), and with the other bounds of each
-        sample's log q(z | x) - log p(z), whose mean that is.
+      beta: weight of the KL (Higgins et al. 2017, eq. 4); with the other bounds, weight of each
+        sample's log q(z | x) - log p(z), whose mean is the KL.
       kl_warmup: duration over which that weight grows from 0, such as "10_epochs"; empty: none.
-      free_bits: nats of KL that each dimension of z has for nothing (Kingma et al. 2016, eq. 15);
-        with "elbo" only.
-      class_conditional: whether encoder and decoder are told the label (Sohn et al. 2015).
-      eval_samples: k of the estimate of log p(x) in evaluations; 1 leaves it out.
-      eval_chunk: of these samples, how many are decoded at once; it must divide them.
+      free_bits: nats of KL per dimension of z that cost nothing (Kingma et al. 2016, eq. 15); with
+        "elbo" only.
+      class_conditional: whether both networks are conditioned on the label (Sohn et al. 2015).
+      eval_samples: k of the estimate of log p(x) in evaluations; 1 omits the estimate.
+      eval_chunk: how many of these samples are decoded at once; must divide `eval_samples`.
     """
 
     latent_dim: Width = 50
@@ -79,16 +79,15 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
     """Reads and checks the `vae` section.
 
     Raises:
-      ConfigError: an unknown key or choice, a number out of range, settings that exclude each
-        other, labels asked for that the data lack, or a likelihood of other data.
+      ConfigError: an unknown key or choice, a number out of range, settings that cannot be
+        combined, labels that the data do not have, or a likelihood for other data.
     """
     o = read_options(section, "vae", Options)
     one_of("vae.likelihood", o.likelihood, LIKELIHOODS)
     one_of("vae.bound", o.bound, BOUNDS)
     if o.bound != "elbo" and o.free_bits:
         raise ConfigError(
-            f"vae.bound={o.bound!r} has no KL of each dimension: leave free_bits=0, or use "
-            "bound='elbo'."
+            f"vae.bound={o.bound!r} has no KL per dimension: set free_bits=0, or use bound='elbo'."
         )
     if o.eval_samples % min(o.eval_chunk, o.eval_samples):
         raise ConfigError(
@@ -98,14 +97,14 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
     required_classes(spec, "vae.class_conditional=True", o.class_conditional)
     if o.likelihood != "gaussian" and spec.generated.dtype != jnp.uint8:
         raise ConfigError(
-            f"vae.likelihood={o.likelihood!r} is one of 8-bit images, and these are "
+            f"vae.likelihood={o.likelihood!r} needs 8-bit images, but these are "
             f"{spec.generated.dtype}: set dataset.dequantize=False."
         )
     return o
 
 
 class Autoencoder(NamedTuple):
-    """The networks, and what every function of the family needs to know beside its arrays."""
+    """The networks and the settings that every function of the family needs."""
 
     encoder: Functional  # (x, label) -> (mean, log scale) of q(z | x)
     decoder: Functional  # (z, label) -> parameters of p(x | z)
@@ -119,13 +118,13 @@ class Autoencoder(NamedTuple):
         return self.spec.generated.dtype == jnp.uint8
 
     def data(self, batch: Batch, key: Array) -> tuple[Float[Array, "B *shape"], Array | None]:
-        """x as the likelihood has it, and the labels if the networks know them."""
+        """x as the likelihood needs it, and the labels if the networks use them."""
         x, label = (
             batch[self.spec.target],
             batch["label"] if self.options.class_conditional else None,
         )
         if self.options.likelihood == "bernoulli":
-            # Drawn once: without the barrier XLA draws it again in every loop that reads it.
+            # The barrier ensures one draw: without it XLA draws again in every loop that reads x.
             return jax.lax.optimization_barrier(binarised(key, x)), label
         return to_float(x) if self.discrete else x, label
 
@@ -143,7 +142,7 @@ class Autoencoder(NamedTuple):
     ) -> tuple[Float[Array, "B S *parameters"], Tree]:
         """The parameters of p(x | z) for each z, and the decoder's new mutable state.
 
-        Examples come before samples, so that a batch split over devices stays where it is.
+        The example axis comes before the sample axis, so a batch split over devices stays in place.
         """
         B, S, Z = z.shape
         if label is not None:
@@ -156,28 +155,28 @@ class Autoencoder(NamedTuple):
     def log_likelihood(
         self, params: Tree, out: Float[Array, "B S *parameters"], x: Float[Array, "B *shape"]
     ) -> Float[Array, "B S"]:
-        """log p(x | z), summed over dimensions, of the decoder's output."""
+        """log p(x | z), summed over dimensions, for the decoder's output."""
 
         def flat(a: Array) -> Float[Array, "B S D"]:  # loops over W and C alone are too short
             return a.reshape(*a.shape[:2], -1)
 
         x = flat(x[:, None])
         if self.options.likelihood == "bernoulli":
-            each = likelihoods.bernoulli(x, flat(out))
+            per_dimension = likelihoods.bernoulli(x, flat(out))
         elif self.options.likelihood == "gaussian":
             log_scale = likelihoods.bounded(params["log_scale"], LIMIT)
             density = likelihoods.gaussian
             if self.discrete:
                 density = partial(likelihoods.discretised, "gaussian")
-            each = density(x, flat(out), log_scale)
+            per_dimension = density(x, flat(out), log_scale)
         else:
             mean, log_scale = map(flat, jnp.split(out, 2, axis=-1))
             log_scale = likelihoods.bounded(log_scale, LIMIT)
-            each = likelihoods.discretised_logistic(x, mean, log_scale)
-        return each.sum(-1)
+            per_dimension = likelihoods.discretised_logistic(x, mean, log_scale)
+        return per_dimension.sum(-1)
 
     def centre(self, params: Tree, mutable: Tree, z: Float[Array, "N Z"], label) -> Array:
-        """The mean of p(x | z), of the logistic its location, in the data's own format."""
+        """The mean of p(x | z), or the location of a logistic one, in the data's own format."""
         out = self.decode(params, mutable, z[:, None], label)[0][:, 0]
         if self.options.likelihood == "bernoulli":
             return jnp.round(255 * jax.nn.sigmoid(out)).astype(jnp.uint8)
@@ -213,34 +212,34 @@ def doubly_reparameterised_bound(
 ) -> tuple[Float[Array, "B"], Tree]:
     """`importance_bound` with the gradient of Tucker et al. 2019, eq. 8.
 
-    With w~ the normalised weights, the decoder's gradient is sum w~ d log w / d theta, the
-    encoder's sum w~^2 d log w / dz dz / dphi: the density of q counts as a constant of phi.
-    Where log w has `share` times log q in it, the encoder's w~^2 becomes share w~^2 +
-    (1 - share) w~: equation 7 holds of the share, and nothing stands for the rest.
+    With normalised weights w~, the decoder's gradient is sum w~ d log w / d theta, and the
+    encoder's is sum w~^2 d log w / dz dz / dphi: the density of q is a constant with respect to
+    phi. If log q has the factor -`share` in log w, the encoder's w~^2 becomes
+    share w~^2 + (1 - share) w~: equation 7 holds for the share, and the rest has no such term.
 
     Args:
-      log_weights: (params, z, mean, log_scale) -> (log w, whatever else), with log w[b, i] a
+      log_weights: (params, z, mean, log_scale) -> (log w, other results), where log w[b, i] is a
         function of z[b, i].
-      params: what the decoder's gradient is taken of.
+      params: parameters for the decoder's gradient.
       z: the samples, as functions of mean and log_scale.
-      mean: of q.
-      log_scale: of q.
+      mean: mean of q.
+      log_scale: log scale of q.
       share: minus the factor of log q in log w.
 
     Returns:
-      The bound, and what else `log_weights` gave, which has no gradient.
+      The bound, and the other results of `log_weights`, which have no gradient.
     """
 
     @jax.custom_vjp
     def bound(params, z, mean, log_scale, share):
-        found, rest = log_weights(params, z, mean, log_scale)
-        return importance_bound(found), rest
+        log_w, other = log_weights(params, z, mean, log_scale)
+        return importance_bound(log_w), other
 
     def forward(params, z, mean, log_scale, share):
-        found, back, rest = jax.vjp(
+        log_w, back, other = jax.vjp(
             lambda p, z: log_weights(p, z, mean, log_scale), params, z, has_aux=True
         )
-        return (importance_bound(found), rest), (jax.nn.softmax(found, axis=1), back, mean, share)
+        return (importance_bound(log_w), other), (jax.nn.softmax(log_w, axis=1), back, mean, share)
 
     def backward(residual: Any, cotangents: tuple[Float[Array, "B"], Tree]):
         weights, back, mean, share = residual
@@ -256,7 +255,7 @@ def doubly_reparameterised_bound(
 def loss(
     model: Autoencoder, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
 ) -> tuple[Float[Array, ""], Aux]:
-    """Minus the bound that the options name, in nats an example."""
+    """Minus the bound that the options name, in nats per example."""
     o, params, mutable = model.options, params["vae"], mutable["vae"]
     key_x, key_z, key_net = (jax.random.fold_in(key, i) for i in range(3))
     x, label = model.data(batch, key_x)
@@ -273,19 +272,19 @@ def loss(
         weight *= jnp.minimum(step / model.warmup_steps, 1.0)
     metrics = {"kl": kl.sum(-1).mean(), "kl_weight": weight}
 
-    def weighed(params: Tree, z: Array, mean: Array, log_scale: Array) -> tuple[Array, Tree]:
-        found, changed = likelihood(params, z)
+    def log_weights(params: Tree, z: Array, mean: Array, log_scale: Array) -> tuple[Array, Tree]:
+        log_p, changed = likelihood(params, z)
         ratio = _log_ratio(z, mean, log_scale)
-        return found + weight * ratio, (found, ratio, changed)
+        return log_p + weight * ratio, (log_p, ratio, changed)
 
     if o.bound == "dreg":
-        found, (reconstruction, ratio, decoder) = doubly_reparameterised_bound(
-            weighed, params, z, mean, log_scale, weight
+        bound, (reconstruction, ratio, decoder) = doubly_reparameterised_bound(
+            log_weights, params, z, mean, log_scale, weight
         )
-        value = -found.mean()
+        value = -bound.mean()
     elif o.bound == "iwae":
-        found, (reconstruction, ratio, decoder) = weighed(params, z, mean, log_scale)
-        value = -importance_bound(found).mean()
+        log_w, (reconstruction, ratio, decoder) = log_weights(params, z, mean, log_scale)
+        value = -importance_bound(log_w).mean()
     else:
         reconstruction, decoder = likelihood(params, z)
         charged = jnp.maximum(kl.mean(0), o.free_bits).sum()
@@ -301,13 +300,13 @@ def loss(
 def evaluate(
     model: Autoencoder, params: dict, mutable: dict, batch: Batch, key: Array
 ) -> dict[str, Float[Array, "B"]]:
-    """ELBO, its parts, and log p(x) by importance sampling, in nats of each example.
+    """ELBO, its parts, and log p(x) by importance sampling, in nats per example.
 
-    log p(x) takes `eval_samples` samples of z, decoded `eval_chunk` at a time (Burda et al. 2016,
-    section 5). Of 8-bit images also minus log p(x), or the ELBO if `eval_samples` is 1, in bits
-    per dimension, and `nearness` of what the mean of q(z | x) is decoded to. The bits are
-    `bits_per_dim` of the 8-bit image, but `binary_bits_per_dim` with "bernoulli", whose pixels are
-    0 or 1: the two do not compare.
+    log p(x) uses `eval_samples` samples of z, decoded `eval_chunk` at a time (Burda et al. 2016,
+    section 5). For 8-bit images there are also minus log p(x), or minus the ELBO if `eval_samples`
+    is 1, in bits per dimension, and `nearness` of the reconstruction from the mean of q(z | x). The
+    bits are `bits_per_dim` of the 8-bit image, but `binary_bits_per_dim` with "bernoulli", whose
+    pixels are 0 or 1: the two are not comparable.
     """
     o, params, mutable = model.options, params["vae"], mutable["vae"]
     key_x, key_z = (jax.random.fold_in(key, i) for i in range(2))
@@ -315,28 +314,28 @@ def evaluate(
     mean, log_scale, _ = model.posterior(params, mutable, x, label)
     chunk = min(o.eval_chunk, o.eval_samples)
 
-    def look(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
+    def add_chunk(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
         total, weight = carry
         z = _draw(jax.random.fold_in(key_z, index), chunk, mean, log_scale)
-        found = model.log_likelihood(params, model.decode(params, mutable, z, label)[0], x)
-        more = logsumexp(found + _log_ratio(z, mean, log_scale), axis=1)
-        return (total + found.sum(1), jnp.logaddexp(weight, more)), None
+        log_p = model.log_likelihood(params, model.decode(params, mutable, z, label)[0], x)
+        chunk_weight = logsumexp(log_p + _log_ratio(z, mean, log_scale), axis=1)
+        return (total + log_p.sum(1), jnp.logaddexp(weight, chunk_weight)), None
 
-    nothing = (jnp.zeros(len(x)), jnp.full(len(x), -jnp.inf))
-    (total, weight), _ = jax.lax.scan(look, nothing, jnp.arange(o.eval_samples // chunk))
+    start = (jnp.zeros(len(x)), jnp.full(len(x), -jnp.inf))
+    (total, weight), _ = jax.lax.scan(add_chunk, start, jnp.arange(o.eval_samples // chunk))
     reconstruction = total / o.eval_samples
     kl = likelihoods.gaussian_kl(mean, log_scale).sum(-1)
-    found = {"elbo": reconstruction - kl, "kl": kl, "reconstruction": reconstruction}
-    nats = found["elbo"]
+    metrics = {"elbo": reconstruction - kl, "kl": kl, "reconstruction": reconstruction}
+    nats = metrics["elbo"]
     if o.eval_samples > 1:
-        nats = found["log_likelihood"] = weight - math.log(o.eval_samples)
+        nats = metrics["log_likelihood"] = weight - math.log(o.eval_samples)
     if model.discrete:
         name = "binary_bits_per_dim" if o.likelihood == "bernoulli" else "bits_per_dim"
-        found[name] = -nats / (math.log(2) * x[0].size)
-        made = model.centre(params, mutable, mean, label)
+        metrics[name] = -nats / (math.log(2) * x[0].size)
+        centre = model.centre(params, mutable, mean, label)
         image = to_float(batch[model.spec.target])
-        found |= nearness(to_float(made), image)
-    return found
+        metrics |= nearness(to_float(centre), image)
+    return metrics
 
 
 def sample(
@@ -347,7 +346,7 @@ def sample(
     num: int,
     condition: Condition = MappingProxyType({}),
 ) -> Array:
-    """Draws `num` codes from the prior and returns the centre of p(x | z), as the data are.
+    """Draws `num` codes from the prior and returns the centres of p(x | z) in the data's format.
 
     Args:
       model: the networks.
@@ -355,15 +354,17 @@ def sample(
       mutable: their mutable state.
       key: draws z.
       num: samples to draw.
-      condition: `label`; without it each class in turn.
+      condition: `label`; without it, each class in turn.
 
     Raises:
-      ConfigError: labels for a model that knows none.
+      ConfigError: labels were given, and the model is unconditional.
     """
-    known, key_label = model.options.class_conditional, jax.random.fold_in(key, 1)
-    given = labels(model.spec, known, num, condition, key_label, "vae.class_conditional=True")
+    conditional, key_label = model.options.class_conditional, jax.random.fold_in(key, 1)
+    classes = labels(
+        model.spec, conditional, num, condition, key_label, "vae.class_conditional=True"
+    )
     z = jax.random.normal(jax.random.fold_in(key, 0), (num, model.options.latent_dim))
-    return model.centre(params["vae"], mutable["vae"], z, given)
+    return model.centre(params["vae"], mutable["vae"], z, classes)
 
 
 def pictures(
@@ -375,10 +376,10 @@ def pictures(
     code, _, _ = model.posterior(params, mutable, x, label)
 
     def decode(z: Array, like: Array) -> Array:
-        known = None if label is None else label[like]
-        return model.centre(params, mutable, z, known)
+        classes = None if label is None else label[like]
+        return model.centre(params, mutable, z, classes)
 
-    made = {
+    images = {
         "reconstructions": latents.reconstructions(
             batch[model.spec.target], decode(code, jnp.arange(len(code)))
         ),
@@ -386,10 +387,10 @@ def pictures(
         "latent_map": latents.scatter(code, batch.get("label"), class_names(model.spec)),
     }
     if len(code) > 1:
-        made["interpolations"] = latents.interpolations(code, decode)
+        images["interpolations"] = latents.interpolations(code, decode)
     if code.shape[1] == 2:
-        made["manifold"] = latents.manifold(decode)
-    return made
+        images["manifold"] = latents.manifold(decode)
+    return images
 
 
 def from_networks(
@@ -400,7 +401,7 @@ def from_networks(
     rules: Rules,
     warmup_steps: int = 0,
 ) -> Method:
-    """The autoencoder of any two networks with the call signatures that `Autoencoder` names."""
+    """The autoencoder with any two networks that have the call signatures in `Autoencoder`."""
     model = Autoencoder(encoder, decoder, options, spec, warmup_steps)
 
     def init(key: Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:
@@ -430,13 +431,13 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     `Decoder` and `RULES`; `config.model.encoder` and `.decoder` are their options.
 
     Raises:
-      ConfigError: the data are no images, or the config asks for something that does not exist.
+      ConfigError: the data are not images, or the config asks for something that does not exist.
     """
     options, model = options_from_config(config.vae, spec), config.model
     module = find_module(
         "model.network", model.network, "genjax.networks", "Encoder", "Decoder", "RULES"
     )
-    # Vectors of real numbers are what the theory is tested on; pictures are 8-bit.
+    # Vectors of real numbers are used to test the theory; images are 8-bit.
     vectors = spec.generated.kind == "real"
     *space, channels = shape = spec.generated.shape if vectors else image_shape(spec, "vae")
     shared = {

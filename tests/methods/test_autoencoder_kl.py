@@ -371,7 +371,7 @@ def test_options_that_are_refused(keys, says):
         (
             {"autoencoder_kl.adversarial_start": "100_percent"},
             *((8, 8, 1), np.uint8),
-            r"expected less than all \d+ steps, or no game is played",
+            r"expected fewer than all \d+ steps, or the game is never played",
         ),
         ({"autoencoder_kl.perceptual_weight": 1.0}, (8, 8, 2), np.uint8, r"has 2 channels"),
         ({}, (8, 8, 1), np.float32, r"set dataset\.dequantize=False"),

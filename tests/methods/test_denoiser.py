@@ -497,10 +497,12 @@ def test_a_teacher_is_told_nothing_that_its_pupil_is_not():
     teachers.method = "diffusion"
     stage = Stage("teacher", teachers, SPEC, Method(None, (), None, None, ()), ("denoiser",))
     o = consistency.Options("distillation")
-    with pytest.raises(ConfigError, match=r"is told text: name them in consistency\.conditions"):
+    says = r"is conditioned on text: name them in consistency\.conditions"
+    with pytest.raises(ConfigError, match=says):
         consistency.teacher_of(o, SPEC, {"teacher": stage})
     longer = FIELDS | {"text": FIELDS["text"]._replace(shape=(7,))}
-    with pytest.raises(ConfigError, match=r"told text of kind 'text' and shape \(5,\); here it is"):
+    says = r"conditioned on text of kind 'text' and shape \(5,\); in this run it is"
+    with pytest.raises(ConfigError, match=says):
         consistency.teacher_of(
             o._replace(conditions=("text",)), SPEC._replace(fields=longer), {"teacher": stage}
         )
@@ -512,7 +514,7 @@ def test_a_teacher_is_told_nothing_that_its_pupil_is_not():
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"conditions": ("image",)}, "'image' is what is generated. Expected other fields"),
+        ({"conditions": ("image",)}, "'image' is the generated field. Expected other fields"),
         ({"conditions": ("smal",)}, "toy has no field 'smal'. Nearest: small"),
         ({"conditions": ("label",)}, "for the label set diffusion.class_conditional=True"),
         ({"conditions": ("mask", "mask")}, "expected names of fields, each once"),

@@ -284,14 +284,14 @@ def test_samplers_refuse_what_they_cannot_do():
         (dict(steps=True), "steps=True"),
         (dict(guidance="high"), "guidance='high'.*a finite number"),
         (dict(sampler="ddim", eta=2.0), "eta=2"),
-        (dict(sampler="unipc", eta=0.5), "sampler unipc has none; these have: ddim"),
+        (dict(sampler="unipc", eta=0.5), "sampler unipc has no such option; these have: ddim"),
         (dict(sampler="ddim", order=2), "these have: unipc"),
         (dict(spacing="even"), "uniform, trailing"),
         (dict(times=(5, 7)), "falling times from 9 to 0"),
         (dict(end="middle"), "data, first"),
         (dict(guidance_kind="affine"), "linear, projected, cfg"),
         (dict(threshold=101), "a percentile"),
-        (dict(threshold=99, guidance_kind="cfg++", guidance=0.5, sampler="ddim"), "Leave one out"),
+        (dict(threshold=99, guidance_kind="cfg++", guidance=0.5, sampler="ddim"), "Remove one"),
         (dict(guidance=float("nan")), "guidance=nan.*a finite number"),
         (dict(guidance_rescale="x"), "guidance_rescale='x'.*a finite number"),
         (dict(guidance_interval=3), "guidance_interval=3.*two numbers"),
@@ -301,7 +301,7 @@ def test_samplers_refuse_what_they_cannot_do():
         (dict(times=5), "times=5: expected numbers"),
         (dict(times="abc"), "times='abc': expected numbers"),
         (dict(times=(5, 2), steps=3), "both given"),
-        (dict(churn=1.0), "churn=1.0: sampler .* has none; these have: edm"),
+        (dict(churn=1.0), "churn=1.0: sampler .* has no such option; these have: edm"),
     ):
         with pytest.raises(ConfigError, match=message):
             m.plan(**wrong)

@@ -413,9 +413,9 @@ def test_what_is_refused():
         ({"guidance": 2}, "masked_diffusion.class_conditional=True"),
         ({"decoding": "first_hitting", "steps": 3}, "nothing with decoding=first_hitting"),
         ({"choice_temperature": 3}, "nothing with decoding=ancestral"),
-        ({"length": 2}, "images are of one size"),
+        ({"length": 2}, "images have a fixed size"),
         ({"condition": {"label": jnp.zeros(2, jnp.int32)}}, "class_conditional=True"),
-        ({"condition": {"prompt": jnp.zeros((2, 1), jnp.int32)}}, "only texts have one"),
+        ({"condition": {"prompt": jnp.zeros((2, 1), jnp.int32)}}, "only texts can have a prompt"),
     ):
         with pytest.raises(ConfigError, match=words):
             method.sample(params, mutable, KEY, 2, **options)

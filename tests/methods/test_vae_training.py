@@ -24,10 +24,10 @@ BYTES = images((8, 8, 1), classes=3)
         ({"bound": "elbow"}, BYTES, r"vae\.bound='elbow'.*Nearest: elbo"),
         ({"likelihood": "normal"}, BYTES, r"expected one of bernoulli"),
         ({"samples": 0}, BYTES, r"samples=0: expected at least 1"),
-        ({"bound": "iwae", "free_bits": 0.5}, BYTES, r"no KL of each dimension"),
+        ({"bound": "iwae", "free_bits": 0.5}, BYTES, r"no KL per dimension"),
         ({"eval_samples": 120}, BYTES, r"a multiple of vae\.eval_chunk=50"),
         ({"class_conditional": True}, FLOATS, r"toy has no labels"),
-        ({}, FLOATS, r"one of 8-bit images.*float32"),
+        ({}, FLOATS, r"needs 8-bit images.*float32"),
     ],
 )
 def test_options_that_are_refused(keys, spec, says):

@@ -366,11 +366,11 @@ def test_labels_are_refused():
         ({"commitment": float("inf")}, r"finite in float32"),
         (
             {"quantizer": "fsq", "depth": 2, "codes": 64},
-            r"codes=64, vqvae\.depth=2: of no effect with vqvae\.quantizer='fsq'\. Set "
+            r"codes=64, vqvae\.depth=2: no effect with vqvae\.quantizer='fsq'\. Set "
             r"vqvae\.codes=512, vqvae\.depth=1, or",
         ),
-        ({"levels": (5, 5)}, r"levels=\(5, 5\): of no effect with vqvae\.quantizer='vq'"),
-        ({"learn": "loss", "kmeans": 3}, r"kmeans=3: of no effect with vqvae\.learn='loss'"),
+        ({"levels": (5, 5)}, r"levels=\(5, 5\): no effect with vqvae\.quantizer='vq'"),
+        ({"learn": "loss", "kmeans": 3}, r"kmeans=3: no effect with vqvae\.learn='loss'"),
     ],
 )
 def test_options_that_are_refused(keys, says):
