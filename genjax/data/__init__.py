@@ -1,1 +1,1 @@
-"""Data: a name becomes random-access splits, and those become batches, pure in (seed, step)."""
+"""Data sets by name, as random-access splits, and batches that depend only on (seed, step)."""

@@ -1,4 +1,4 @@
-"""What every tokenizer has, and the two that need no training: bytes and characters."""
+"""The interface of tokenizers, and the two that need no training: bytes and characters."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Joined(NamedTuple):
     """A prompt and its text as tokens.
 
     Attributes:
-      ids: of both.
-      prompt: how many of them have nothing of the text.
+      ids: the ids of the prompt and the text.
+      prompt: the number of leading ids that contain nothing of the text.
     """
 
     ids: np.ndarray
@@ -25,14 +25,14 @@ class Joined(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """What every tokenizer has.
+    """The interface of every tokenizer.
 
     Attributes:
       vocabulary_size: V; ids are 0 ... V - 1.
-      special: the ids of tokens that no text has, by role: "bos", "eos", "pad", as far as it has
-        them; "eos_2", "eos_3", ... are others that end a text, which texts may have.
-      begins: the ids that it puts in front of a text by its own rule, often none.
-      spelling: what each token adds to a text, in UTF-8; nothing for special ones.
+      special: role -> id. The tokens "bos", "eos" and "pad", where they exist, never come from a
+        text; "eos_2", "eos_3", ... end a text too, but may also occur in one.
+      begins: the ids that the tokenizer itself puts before each text, often none.
+      spelling: the UTF-8 bytes that each token adds to a text; none for special tokens.
     """
 
     vocabulary_size: int
@@ -44,33 +44,33 @@ class Tokenizer(Protocol):
         """The ids of a text, without any special token.
 
         Raises:
-          ConfigError: the text has a character that the tokenizer, or UTF-8, does not.
+          ConfigError: the text has a character that the tokenizer or UTF-8 cannot encode.
         """
 
     def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text."""
 
     def encode_joined(self, prompts: Sequence[str], texts: Sequence[str]) -> list[Joined]:
-        """The ids of each prompt with the text that goes on from it."""
+        """The ids of each prompt followed by its text."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; special ones, those below 0 and those from V on are nothing.
+        """The text of ids. Special ids and ids outside 0 ... V - 1 are skipped.
 
-        Bytes that are no UTF-8, such as a part of a character, become U+FFFD.
+        Bytes that are not valid UTF-8, such as part of a character, become U+FFFD.
         """
 
     def to_json(self) -> str:
-        """All that it is, for `from_json`."""
+        """The whole tokenizer as JSON, for `from_json`."""
 
 
 def token_bytes(tokenizer: Tokenizer) -> Int32[np.ndarray, " V"]:
-    """How many bytes of UTF-8 each token stands for, 0 for special ones."""
+    """The number of UTF-8 bytes that each token stands for, 0 for special tokens."""
     return np.array([len(piece) for piece in tokenizer.spelling], np.int32)
 
 
 def ends(special: Mapping[str, int]) -> tuple[int, ...]:
-    """The ids among special tokens that end a text."""
-    return tuple(number for role, number in special.items() if role.partition("_")[0] == "eos")
+    """The ids of the special tokens that end a text."""
+    return tuple(token_id for role, token_id in special.items() if role.partition("_")[0] == "eos")
 
 
 def utf8(text: str) -> bytes:
@@ -80,30 +80,30 @@ def utf8(text: str) -> bytes:
     except UnicodeEncodeError as error:
         raise ConfigError(
             f"the text has half a surrogate pair, U+{ord(text[error.start]):04X}, at character "
-            f"{error.start}: it is not Unicode. Expected text that UTF-8 can hold."
+            f"{error.start}: it is not valid Unicode. Expected text that UTF-8 can encode."
         ) from None
 
 
 class Compared:
-    """A tokenizer that equals every other that is the same."""
+    """A tokenizer that equals any other with the same JSON."""
 
     def __eq__(self, other: object) -> bool:
-        """Whether it writes the same tokens."""
+        """Whether both tokenizers have the same JSON."""
         return isinstance(other, Compared) and self.to_json() == other.to_json()
 
     def __hash__(self) -> int:
-        """Of all that it is."""
+        """The hash of the JSON."""
         return hash(self.to_json())
 
 
 class Alphabet(Compared):
-    """A tokenizer that takes a text apart into its letters."""
+    """A tokenizer that encodes each byte or character on its own."""
 
     special: dict[str, int]
 
     @property
     def begins(self) -> tuple[int, ...]:
-        """The token that begins a text, if it is for nothing else."""
+        """The bos token, unless it is also the eos token."""
         bos = self.special.get("bos")
         return () if bos in (None, self.special.get("eos")) else (bos,)
 
@@ -112,16 +112,16 @@ class Alphabet(Compared):
         return [self.encode(text) for text in texts]
 
     def encode_joined(self, prompts: Sequence[str], texts: Sequence[str]) -> list[Joined]:
-        """The ids of each prompt with the text that goes on from it."""
-        parts = zip(self.encode_all(prompts), self.encode_all(texts), strict=True)
-        return [Joined(np.concatenate(both), len(both[0])) for both in parts]
+        """The ids of each prompt followed by its text."""
+        pairs = zip(self.encode_all(prompts), self.encode_all(texts), strict=True)
+        return [Joined(np.concatenate(pair), len(pair[0])) for pair in pairs]
 
 
 class Bytes(Alphabet):
     """A token for each byte of UTF-8; its id is the byte."""
 
     def __init__(self, special: Mapping[str, int]):
-        """`special` ids are 256 and on."""
+        """The ids in `special` start at 256."""
         self.special = dict(special)
         self.vocabulary_size = 256 + len(special)
         self.spelling = [bytes([i]) for i in range(256)] + [b""] * len(special)
@@ -143,7 +143,7 @@ class Characters(Alphabet):
     """A token for each character of a set, in the order of their code points."""
 
     def __init__(self, characters: str, special: Mapping[str, int]):
-        """`special` ids follow those of the characters."""
+        """The ids in `special` follow those of the characters."""
         self.special = dict(special)
         self._characters = "".join(sorted(set(characters)))
         self._points = np.array([ord(c) for c in self._characters], np.uint32)
@@ -157,10 +157,11 @@ class Characters(Alphabet):
         known = ids < len(self._points)
         known[known] = self._points[ids[known]] == points[known]
         if not known.all():
-            first = int(np.argmin(known))
+            position = int(np.argmin(known))
             raise ConfigError(
-                f"the character {text[first]!r} (U+{ord(text[first]):04X}) at offset {first} of "
-                f"the text is not among the {len(self._points)} characters of the tokenizer. "
+                f"the character {text[position]!r} (U+{ord(text[position]):04X}) at offset "
+                f"{position} of the text is not among the {len(self._points)} characters of the "
+                "tokenizer. "
                 "Leave it out, or train with the tokenizer bytes or bpe, which take any text."
             )
         return ids.astype(np.int32)

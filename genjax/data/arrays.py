@@ -17,30 +17,30 @@ from genjax.method import Field
 
 NAMES = ("npz",)
 
-# What arrays of a field may be called beside the field's own name, the usual first.
+# Other names that the arrays of a field may have, the most usual first.
 _ALIASES = {
     "image": ("x", "image", "images", "arr_0"),
     "label": ("y", "label", "labels", "arr_1"),
 }
-# Numbers of classes: a table of all of them is made. Beyond it they have to be dense.
+# Models have one table row per class number. From this number on, class numbers must be dense.
 MANY = 2**16
 
 log = logging.getLogger(__name__)
 
 
 def load(dataset: ConfigDict) -> sources.Raw:
-    """Splits out of the file `dataset.path`; nothing in it is ever unpickled.
+    """The splits in the .npz file `dataset.path`; nothing in it is ever unpickled.
 
-    The arrays of a field `NAME` are called `NAME_train` or `train_NAME`, and the like for the other
-    splits, by the rule of `splits.by_split`: numbered parts are joined. One that says no split is
-    for training.
-    Read are `image` (or images, x), uint8 [N, H, W] or [N, H, W, C]; `label` (or labels, y), whole
-    numbers [N] or [N, 1]; and each (name, kind) of `dataset.fields`. `dataset.target` says which of
-    them is generated, the images if it does not. `dataset.channels` and `dataset.image_size`
+    The arrays of a field `NAME` are called `NAME_train` or `train_NAME`, and likewise for the other
+    splits, by the rule of `splits.by_split`; numbered parts are joined. An array whose name has no
+    split is for training.
+    The fields are `image` (or images, x), uint8 [N, H, W] or [N, H, W, C]; `label` (or labels, y),
+    whole numbers [N] or [N, 1]; and each (name, kind) of `dataset.fields`. `dataset.target` is the
+    field that is generated, by default the images. `dataset.channels` and `dataset.image_size`
     convert images.
 
     Raises:
-      ConfigError: no such file, not an .npz, no array of the target, a wrong shape or dtype.
+      ConfigError: no such file, not an .npz, no array of the target, or a wrong shape or dtype.
     """
     path, target = dataset.path, dataset.target or "image"
     kinds = {"image": "image", "label": "label", **dict(dataset.fields)}
@@ -53,90 +53,90 @@ def load(dataset: ConfigDict) -> sources.Raw:
         raise ConfigError('dataset.name="npz" needs dataset.path: the .npz file.')
     if not Path(path).is_file():
         raise ConfigError(f"dataset.path={path!r}: no such file. Give the path of an .npz file.")
-    found = _read(npz.Arrays(path), path, kinds, target, [name for name, _ in dataset.fields])
-    return _raw(found, kinds, target, path, dataset.channels, height_and_width(dataset.image_size))
+    rows = _read(npz.Arrays(path), path, kinds, target, [name for name, _ in dataset.fields])
+    return _raw(rows, kinds, target, path, dataset.channels, height_and_width(dataset.image_size))
 
 
-def _named(
+def _names_by_split(
     names: Sequence[str], field: str, kinds: Mapping[str, str], path: str
 ) -> dict[str, list[str]]:
-    """Split -> the array of a field, or the numbered parts of it in order.
+    """Split -> the name of the field's array, or the names of its numbered parts in order.
 
     Raises:
-      ConfigError: several arrays say that they are it.
+      ConfigError: several arrays could be the field's array in one split.
     """
-    own = [n for n in _ALIASES.get(field, (field,)) if n == field or n not in kinds]
-    found = splits.by_split(names, path, field=own)
-    alone = [name for n in own for name in names if name.lower() == n.lower()][:1]
-    return {"train": alone, **found} if alone else found
+    aliases = [n for n in _ALIASES.get(field, (field,)) if n == field or n not in kinds]
+    by_split = splits.by_split(names, path, field=aliases)
+    without_split = [name for n in aliases for name in names if name.lower() == n.lower()][:1]
+    return {"train": without_split, **by_split} if without_split else by_split
 
 
 def _rows(
     file: npz.Arrays, keys: Sequence[str], kind: str, path: str, count: int | None = None
 ) -> np.ndarray:
-    """The rows of a field in one split, its parts joined, checked."""
+    """The checked rows of a field in one split, its parts joined."""
     parts = [file[key] for key in keys]
     where = f"array {keys[0]!r} in {path}"
     if len(parts) > 1:
         where = f"arrays {keys[0]!r} ... {keys[-1]!r} in {path}"
         if len({(part.shape[1:], part.dtype, part.ndim > 0) for part in parts}) > 1:
             listed = ", ".join(f"{list(part.shape)} {part.dtype}" for part in parts)
-            raise ConfigError(f"{where}: expected parts that differ in length only, got {listed}.")
+            raise ConfigError(f"{where}: expected parts that differ only in length, got {listed}.")
         if not parts[0].ndim:
             raise ConfigError(f"{where}: expected arrays of examples, got single numbers.")
     return _checked(kind, np.concatenate(parts) if len(parts) > 1 else parts[0], where, count)
 
 
 def _read(
-    file: npz.Arrays, path: str, kinds: dict[str, str], target: str, asked: Sequence[str]
+    file: npz.Arrays, path: str, kinds: dict[str, str], target: str, required: Sequence[str]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Split -> field -> rows, checked."""
-    found: dict[str, dict[str, np.ndarray]] = {}
+    """Split -> field -> checked rows."""
+    rows_of: dict[str, dict[str, np.ndarray]] = {}
     names, unread = list(file), set(file)
-    named = {name: _named(names, name, kinds, path) for name in kinds}
+    keys_of = {name: _names_by_split(names, name, kinds, path) for name in kinds}
     for split in sources.SPLITS:
-        if not (keys := named[target].get(split)):
+        if not (keys := keys_of[target].get(split)):
             continue
         unread -= set(keys)
-        first = _rows(file, keys, kinds[target], path)
-        rows = {target: first}
+        target_rows = _rows(file, keys, kinds[target], path)
+        rows = {target: target_rows}
         for name, kind in kinds.items():
-            keys = named[name].get(split, [])
+            keys = keys_of[name].get(split, [])
             unread -= set(keys)
             if name != target and keys:
-                rows[name] = _rows(file, keys, kind, path, len(first))
-            elif name != target and name in asked:
+                rows[name] = _rows(file, keys, kind, path, len(target_rows))
+            elif name != target and name in required:
                 raise ConfigError(
                     f"{path} has no array of the field {name!r} in the split {split}; it holds "
-                    f"{', '.join(names)}. Expected one that is called {name}_{split}."
+                    f"{', '.join(names)}. Expected an array called {name}_{split}."
                 )
-        found[split] = rows
-    if "train" not in found:
-        what = "images" if target == "image" else f"an array of the field {target!r}"
-        usual = "'image', 'x_train' or 'train_images' (and labels 'label', 'y_train' or "
-        usual += "'train_labels')"
+        rows_of[split] = rows
+    if "train" not in rows_of:
+        expected = "images" if target == "image" else f"an array of the field {target!r}"
+        usual_names = "'image', 'x_train' or 'train_images' (and labels 'label', 'y_train' or "
+        usual_names += "'train_labels')"
         raise ConfigError(
-            f"{path} holds the arrays {', '.join(names) or '(none)'}; expected {what} for "
-            f"training named {usual if target == 'image' else repr(target + '_train')}."
+            f"{path} holds the arrays {', '.join(names) or '(none)'}; expected {expected} for "
+            f"training named {usual_names if target == 'image' else repr(target + '_train')}."
         )
     if unread:
         log.warning(
-            "%s: read are %s; not read: %s",
+            "%s: read: %s; not read: %s",
             path,
-            ", ".join(f"{split} ({', '.join(rows)})" for split, rows in found.items()),
+            ", ".join(f"{split} ({', '.join(rows)})" for split, rows in rows_of.items()),
             ", ".join(name for name in names if name in unread),
         )
-    return found
+    return rows_of
 
 
 def _checked(kind: str, array: np.ndarray, where: str, count: int | None = None) -> np.ndarray:
     """The rows of a field of this kind.
 
     Raises:
-      ConfigError: a shape or dtype that it cannot have, or not `count` rows.
+      ConfigError: the kind cannot have this shape or dtype, or there are not `count` rows.
     """
     got = f"{where} has shape {list(array.shape)} and dtype {array.dtype}"
-    many = "N" if count is None else str(count)
+    expected_count = "N" if count is None else str(count)
     if kind == "image":
         expected = "expected uint8 of shape [N, H, W], or [N, H, W, C] with C = 1 or 3"
         if array.dtype != np.uint8:
@@ -149,10 +149,11 @@ def _checked(kind: str, array: np.ndarray, where: str, count: int | None = None)
             raise ConfigError(f"{got}; {expected}.{hint}")
     elif kind == "label":
         flat = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
-        whole = flat.ndim == 1 and flat.dtype.kind in "iu" and not (len(flat) and flat.min() < 0)
-        if not whole or (count is not None and len(flat) != count):
+        valid = flat.ndim == 1 and flat.dtype.kind in "iu" and not (len(flat) and flat.min() < 0)
+        if not valid or (count is not None and len(flat) != count):
             raise ConfigError(
-                f"{got}; expected whole numbers from 0 on, of shape [{many}], one for each example."
+                f"{got}; expected whole numbers from 0 on, of shape [{expected_count}], one for "
+                "each example."
             )
         _check_dense(flat, got)
         array = flat.astype(np.int32)
@@ -163,84 +164,92 @@ def _checked(kind: str, array: np.ndarray, where: str, count: int | None = None)
         array = array.astype(np.uint8)
     elif kind == "code" and array.dtype.kind in "iu":
         if array.size and array.min() < 0:
-            raise ConfigError(f"{got}; its least number is {array.min()}, expected 0 or more.")
+            raise ConfigError(f"{got}; its smallest number is {array.min()}, expected 0 or more.")
         _check_dense(array, got)
         array = array.astype(np.int32)
     elif kind == "real" or array.dtype.kind == "f":
         if array.dtype.kind not in "iufb":
-            raise ConfigError(f"{got}; expected numbers of shape [{many}, ...].")
-        with np.errstate(over="ignore"):  # told of below
+            raise ConfigError(f"{got}; expected numbers of shape [{expected_count}, ...].")
+        with np.errstate(over="ignore"):  # reported below
             array = array.astype(np.float32)
         if not np.isfinite(array).all():
             raise ConfigError(
-                f"{got}; {int((~np.isfinite(array)).sum())} of its numbers are no finite float32. "
-                "Replace NaN and infinity, and scale what is beyond 3e38."
+                f"{got}; {int((~np.isfinite(array)).sum())} of its numbers are not finite in "
+                "float32. Replace NaN and infinity, and scale numbers beyond 3e38."
             )
     if array.dtype.kind not in "iufb" or array.ndim < 1 or len(array) != (count or len(array)):
-        raise ConfigError(f"{got}; expected numbers of shape [{many}, ...].")
+        raise ConfigError(f"{got}; expected numbers of shape [{expected_count}, ...].")
     return array
 
 
 def _check_dense(numbers: np.ndarray, got: str) -> None:
-    """Raises ConfigError if numbers from 0 on are so large, and so few, that most are missing."""
+    """Raises ConfigError if `numbers` go beyond `MANY` and leave out over half of the range."""
     largest = int(numbers.max()) if numbers.size else 0
     if largest >= MANY and largest >= 2 * (count := len(np.unique(numbers))):
         raise ConfigError(
-            f"{got}; its largest number is {largest}, and it has {count} different ones. Expected "
-            f"classes numbered 0, 1, 2 ...: save numpy.unique(labels, return_inverse=True)[1]."
+            f"{got}; its largest number is {largest}, and it has {count} different numbers. "
+            "Expected classes numbered 0, 1, 2 ...: save "
+            "numpy.unique(labels, return_inverse=True)[1]."
         )
 
 
 def _raw(
-    found: dict[str, dict[str, np.ndarray]],
+    rows_of: dict[str, dict[str, np.ndarray]],
     kinds: dict[str, str],
     target: str,
     path: str,
     channels: int,
     size: tuple[int, int],
 ) -> sources.Raw:
-    """The data set of these rows, its images in the channels and size that are asked for."""
-    names = [name for name in kinds if all(name in rows for rows in found.values())]
-    for name in found["train"]:
-        if lacking := [split for split, rows in found.items() if name not in rows]:
+    """The data set of these rows, with images converted to `channels` and `size`."""
+    names = [name for name in kinds if all(name in rows for rows in rows_of.values())]
+    for name in rows_of["train"]:
+        if splits_without := [split for split, rows in rows_of.items() if name not in rows]:
             log.warning(
-                "%s: the field %r is left out, also of train: there is none in %s. Add it, or take "
-                "%s out of the file",
-                *(path, name, " and ".join(lacking), "this split" if len(lacking) == 1 else "them"),
+                "%s: the field %r is left out, also of train: there is none in %s. Add it, or "
+                "remove %s from the file",
+                *(
+                    path,
+                    name,
+                    " and ".join(splits_without),
+                    "this split" if len(splits_without) == 1 else "them",
+                ),
             )
-    fields, fitted = {}, False
+    fields, resized = {}, False
     for name in names:
-        shapes = {split: rows[name].shape[1:] for split, rows in found.items()}
+        shapes = {split: rows[name].shape[1:] for split, rows in rows_of.items()}
         shape, images = next(iter(shapes.values())), kinds[name] == "image"
         spatial = images or kinds[name] == "mask"
         if len(set(shapes.values())) > 1 and not (spatial and any(size)):
-            listed = ", ".join(f"{split} {list(rows[name].shape)}" for split, rows in found.items())
+            listed = ", ".join(
+                f"{split} {list(rows[name].shape)}" for split, rows in rows_of.items()
+            )
             raise ConfigError(
                 f"the splits in {path} differ in shape: {listed}. Set dataset.image_size."
             )
         if images and not channels and len({s[-1] for s in shapes.values()}) > 1:
             raise ConfigError(f"the splits in {path} differ in colour. Set dataset.channels.")
         if images:
-            height, width, native = shape
-            wanted = (size[0] or height, size[1] or width, channels or native)
-            fitted |= any(s != wanted for s in shapes.values())
-            shape = wanted
+            height, width, native_channels = shape
+            new_shape = (size[0] or height, size[1] or width, channels or native_channels)
+            resized |= any(s != new_shape for s in shapes.values())
+            shape = new_shape
         elif spatial and any(size):
-            fitted |= any(s != (*size, 1) for s in shapes.values())
+            resized |= any(s != (*size, 1) for s in shapes.values())
             shape = (*size, 1)
         facts = {}
         if kinds[name] in ("label", "code"):
-            tokens = all(rows[name].dtype.kind == "i" for rows in found.values())
-            known = "num_classes" if kinds[name] == "label" else "vocabulary_size"
+            tokens = all(rows[name].dtype.kind == "i" for rows in rows_of.values())
+            count_name = "num_classes" if kinds[name] == "label" else "vocabulary_size"
             if tokens:
-                counts = [int(rows[name].max()) + 1 for rows in found.values() if rows[name].size]
-                facts = {known: max(counts, default=0)}
-        fields[name] = Field(kinds[name], tuple(shape), found["train"][name].dtype, facts)
+                counts = [int(rows[name].max()) + 1 for rows in rows_of.values() if rows[name].size]
+                facts = {count_name: max(counts, default=0)}
+        fields[name] = Field(kinds[name], tuple(shape), rows_of["train"][name].dtype, facts)
     images, masks = ([n for n in names if kinds[n] == kind] for kind in ("image", "mask"))
     splits = {}
-    for split, rows in found.items():
+    for split, rows in rows_of.items():
         source: Any = sources.Columns({name: rows[name] for name in names})
-        if fitted:
+        if resized:
             source = sources.Fitted(source, images, channels, size, masks)
             source = sources.Memory(source, fields) if sources.fits(len(source), fields) else source
         splits[split] = source

@@ -1,9 +1,8 @@
 """Names of data sets -> what they look like (`spec`) and their examples (`load`).
 
-A name is one of those of the modules `PROVIDERS` (text, music, pairs of texts, arrays), of
-`packaged.NAMES`, "folder", the name of any TFDS data set of images ("cifar10", "name/config"), or
-that of a module of one's own that exports `load(config.dataset) -> Dataset`. `spec` of most images
-needs none of their data.
+A name is a name of one of the modules `PROVIDERS` (text, music, pairs of texts) or `arrays`, one of
+`packaged.NAMES`, "folder", any TFDS data set of images ("cifar10", "name/config"), or a module of
+your own that exports `load(config.dataset) -> Dataset`. For most images, `spec` reads no data.
 """
 
 from __future__ import annotations
@@ -49,12 +48,12 @@ from genjax.method import DataSpec, Field, find_module
 
 log = logging.getLogger(__name__)
 
-# How a data set can be put below `records.root()`: (what it is called, do it), in order.
+# Ways to prepare a data set below `records.root()`, in order: (name of the route, function).
 Routes = list[tuple[str, Callable[[], None]]]
 
-# Written beside a prepared data set: the route that it came by.
+# Written next to a prepared data set: the route that it came by.
 ROUTE_FILE = "genjax_route.txt"
-INFO = "dataset_info.json"  # of TFDS, beside the records
+INFO = "dataset_info.json"  # written by TFDS next to the records
 
 
 class Dataset(NamedTuple):
@@ -62,9 +61,9 @@ class Dataset(NamedTuple):
 
     Attributes:
       spec: what its examples look like.
-      splits: "train" and, where there are any, "validation" and "test" -> random-access source.
+      splits: "train" and, if they exist, "validation" and "test" -> random-access source.
       route: where it came from.
-      decoded: of codes: the data set that they are the codes of, which samples are like.
+      decoded: for codes, the data set that was encoded; decoded samples look like its examples.
     """
 
     spec: DataSpec
@@ -73,11 +72,11 @@ class Dataset(NamedTuple):
     decoded: Dataset | None = None
 
 
-# Modules with NAMES and `load(dataset) -> (spec, splits, route)`, of data that are no pictures.
+# Modules with NAMES and `load(dataset) -> (spec, splits, route)`, for data other than images.
 PROVIDERS = (text, rolls, pairs)
 OWN = [*(name for module in (*PROVIDERS, arrays) for name in module.NAMES), "folder"]
 
-# Split sizes of TFDS data sets, which TFDS itself knows only once they are prepared.
+# Split sizes of TFDS data sets. TFDS itself knows them only after it has prepared the data set.
 SIZES = {
     "cifar10": {"train": 50000, "test": 10000},
     "cifar100": {"train": 50000, "test": 10000},
@@ -92,10 +91,10 @@ SIZES = {
 
 
 def spec(dataset: ConfigDict) -> DataSpec:
-    """What the examples of `config.dataset` look like after its transforms.
+    """The spec of the examples of `config.dataset` after its transforms.
 
-    Reads the data itself, as `load` does, for all but packaged data sets and TFDS data sets that
-    are prepared or in `SIZES`; for these too if a tokenizer is made of their captions.
+    Reads no data for packaged data sets and for TFDS data sets that are prepared or in `SIZES`,
+    unless a tokenizer is trained on their captions. For all others, reads the data as `load` does.
 
     Raises:
       ConfigError: as for `load`.
@@ -105,35 +104,35 @@ def spec(dataset: ConfigDict) -> DataSpec:
     if name in OWN or _own_module(name):
         return load(dataset).spec
     if entry := packaged.find(name, max(size)):
-        native, classes, sizes = entry.shape, entry.classes, {"train": entry.count}
+        native_shape, classes, sizes = entry.shape, entry.classes, {"train": entry.count}
         captioned = entry.captioned
     else:
-        built = _known(name, dataset.path)
-        keys, native, classes = records.image_features(built)
+        built = _tfds_builder(name, dataset.path)
+        keys, native_shape, classes = records.image_features(built)
         sizes, captioned = records.sizes(built) or SIZES.get(name), bool(keys.caption)
-    made = dataset.text.tokenizer in (*tokenizers.TRAINED, "characters")
-    if not sizes or (captioned and made):
+    from_texts = dataset.text.tokenizer in (*tokenizers.TRAINED, "characters")
+    if not sizes or (captioned and from_texts):
         return load(dataset).spec
-    shape = records.final_shape(name, native, dataset.channels, size)
+    shape = records.final_shape(name, native_shape, dataset.channels, size)
     fields = sources.image_fields(shape, len(classes), records.named(classes))
     if captioned:
-        own = captions.tokenizer(dataset, {})
-        fields["text"] = captions.field(own, dataset.text.length)
+        tokenizer = captions.tokenizer(dataset, {})
+        fields["text"] = captions.field(tokenizer, dataset.text.length)
     sizes = {split: count for split, (count, _) in splits.carve(sizes, dataset).items()}
     return _spec(dataset, fields, "image", sizes)
 
 
 def load(dataset: ConfigDict) -> Dataset:
-    """The examples of `config.dataset`, fetched and prepared first if need be.
+    """The examples of `config.dataset`, first downloaded and prepared if necessary.
 
-    Official splits are used as they are. A validation or test split that the data set lacks and
-    `dataset.validation` / `dataset.test` ask for ("10_percent", "5000_examples") is taken out of
-    train by a permutation that is the same in every run, or of one long text from its end; splits
-    never share an example. Captions become a field `text` of `dataset.text.length` tokens.
+    Official splits are used as they are. If the data set lacks a validation or test split that
+    `dataset.validation` / `dataset.test` ask for ("10_percent", "5000_examples"), it is taken out
+    of train by a permutation that is the same in every run, or from the end of one long text.
+    Splits never share an example. Captions become a field `text` of `dataset.text.length` tokens.
 
     Raises:
-      ConfigError: an unknown name (with the nearest ones); an impossible size or split;
-        unreachable data (with every route tried and what it said); bad files.
+      ConfigError: an unknown name (with the nearest ones); an impossible size or split; data that
+        cannot be fetched (with every route tried and its error); bad files.
     """
     _check(dataset)
     name = dataset.name
@@ -144,13 +143,13 @@ def load(dataset: ConfigDict) -> Dataset:
         raw = arrays.load(dataset)
     elif name == "folder":
         raw = folders.read(dataset)
-    elif own := _own_module(name):
-        loaded = own.load(dataset)
+    elif module := _own_module(name):
+        loaded = module.load(dataset)
         return loaded._replace(spec=derived.added(dataset, loaded.spec))
     else:
         raw = _resolve(dataset)
     carved = splits.carve({split: len(source) for split, source in raw.splits.items()}, dataset)
-    found = {
+    split_sources = {
         split: raw.splits[split]
         if indices is None
         else sources.Subset(raw.splits["train"], indices)
@@ -162,17 +161,19 @@ def load(dataset: ConfigDict) -> Dataset:
             split: raw.texts[split] if indices is None else [raw.texts["train"][i] for i in indices]
             for split, (_, indices) in carved.items()
         }
-        own = captions.tokenizer(dataset, texts)
-        fields["text"] = field = captions.field(own, dataset.text.length)
-        for split, said in texts.items():
-            rows = captions.rows(said, field, name, split)
-            found[split] = sources.Joined(found[split], sources.Columns({"text": rows}))
-    sizes = {split: len(source) for split, source in found.items()}
-    return Dataset(_spec(dataset, fields, raw.target, sizes), found, raw.route)
+        tokenizer = captions.tokenizer(dataset, texts)
+        fields["text"] = field = captions.field(tokenizer, dataset.text.length)
+        for split, split_texts in texts.items():
+            rows = captions.rows(split_texts, field, name, split)
+            split_sources[split] = sources.Joined(
+                split_sources[split], sources.Columns({"text": rows})
+            )
+    sizes = {split: len(source) for split, source in split_sources.items()}
+    return Dataset(_spec(dataset, fields, raw.target, sizes), split_sources, raw.route)
 
 
 def _own_module(name: str) -> ModuleType | None:
-    """A module of the user's own that exports `load`; None if the name is of another kind."""
+    """The user's own module that exports `load`; None if the name means something else."""
     known = name in packaged.NAMES or name.partition(".")[0] in sys.stdlib_module_names
     if known or not all(part.isidentifier() for part in name.split(".")):
         return None
@@ -201,15 +202,15 @@ def _check(dataset: ConfigDict) -> None:
             raise ConfigError(f"config.dataset.{key}={dataset[key]}: expected at least {least}.")
     size = height_and_width(dataset.image_size)
     if not dataset.name:
-        own = ", ".join((*packaged.NAMES, *OWN))
+        listed = ", ".join((*packaged.NAMES, *OWN))
         raise ConfigError(
-            f"config.dataset.name is empty: expected {own}, a TFDS name such as 'fashion_mnist', "
-            "or a module of your own."
+            f"config.dataset.name is empty: expected {listed}, a TFDS name such as "
+            "'fashion_mnist', or a module of your own."
         )
     sequence = any(dataset.name in provider.NAMES for provider in PROVIDERS)
-    named = ("channels", "flip", "crop_padding", "dequantize", "derived")
-    keys = {key: dataset[key] for key in named}
-    for key, value in ({"image_size": any(size) and dataset.image_size} | keys).items():
+    image_keys = ("channels", "flip", "crop_padding", "dequantize", "derived")
+    image_options = {key: dataset[key] for key in image_keys}
+    for key, value in ({"image_size": any(size) and dataset.image_size} | image_options).items():
         if sequence and value:
             raise ConfigError(
                 f"config.dataset.{key}={value!r} is for images; {dataset.name} is text or "
@@ -220,49 +221,49 @@ def _check(dataset: ConfigDict) -> None:
 def _spec(
     dataset: ConfigDict, fields: Mapping[str, Field], target: str, sizes: dict[str, int]
 ) -> DataSpec:
-    """The fields as the transforms leave them: those of `derived`, dequantised images float32."""
-    made = {
+    """The fields after the transforms: with derived fields, and float32 images if dequantised."""
+    transformed = {
         name: field._replace(dtype=np.dtype(np.float32))
         if dataset.dequantize and field.kind == "image"
         else field
         for name, field in fields.items()
     }
-    return derived.added(dataset, DataSpec(dataset.name, made, target, sizes))
+    return derived.added(dataset, DataSpec(dataset.name, transformed, target, sizes))
 
 
 # ---- routes --------------------------------------------------------------------------------------
 
 
-def _known(name: str, path: str) -> Any:
-    """TFDS's builder of `name`, prepared or not; ConfigError if nobody knows the name."""
+def _tfds_builder(name: str, path: str) -> Any:
+    """TFDS's builder of `name`, prepared or not; ConfigError if the name is unknown."""
     with contextlib.suppress(ConfigError):
         return records.prepared(name, _data_dirs(path))
     try:
         return records.builder(name)
     except LookupError:
-        near = nearest(name, dict.fromkeys([*packaged.NAMES, *OWN, *records.names()]))
+        nearest_names = nearest(name, dict.fromkeys([*packaged.NAMES, *OWN, *records.names()]))
         raise ConfigError(
-            f"config.dataset.name={name!r}: no such data set. Nearest: {near}. For files of your "
-            "own use 'folder' or 'npz' (images), 'text', 'pairs' or 'rolls', with dataset.path, or "
-            "the name of a module that exports load."
+            f"config.dataset.name={name!r}: no such data set. Nearest: {nearest_names}. For files "
+            "of your own use 'folder' or 'npz' (images), 'text', 'pairs' or 'rolls', with "
+            "dataset.path, or the name of a module that exports load."
         ) from None
 
 
 def _data_dirs(path: str) -> list[Path]:
-    """Where a prepared data set is looked for: `path`, genjax's own cache, TFDS's folder."""
+    """The folders searched for a prepared data set: `path`, genjax's own cache, TFDS's folder."""
     standard = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return [*([Path(path)] if path else []), records.root(), Path(os.path.expanduser(standard))]
 
 
 def _resolve(dataset: ConfigDict) -> Raw:
-    """The data set of a name, by the first route that works."""
+    """The data set `dataset.name`, from the first route that works."""
     name, data_dirs = dataset.name, _data_dirs(dataset.path)
     size = height_and_width(dataset.image_size)
     if entry := packaged.find(name, max(size)):
         name, routes = entry.stored, _packaged_routes(entry)
-    else:  # complain before anything is downloaded
-        _, native, _ = records.image_features(_known(name, dataset.path))
-        records.final_shape(name, native, dataset.channels, size)
+    else:  # raise errors before anything is downloaded
+        _, native_shape, _ = records.image_features(_tfds_builder(name, dataset.path))
+        records.final_shape(name, native_shape, dataset.channels, size)
         routes = _tfds_routes(name)
     _remove_damaged(name)
     try:
@@ -270,33 +271,33 @@ def _resolve(dataset: ConfigDict) -> Raw:
     except ConfigError:
         built, route = _prepare(name, routes, data_dirs)
     else:
-        route = _kept(built)
+        route = _earlier_route(built)
     route = f"{route} ({built.data_dir})"
     log.info("data set %s: %s", name, route)
     return records.read(built, dataset.channels, size)._replace(route=route)
 
 
-def _kept(built: Any) -> str:
+def _earlier_route(built: Any) -> str:
     """The route of a data set that was prepared before."""
     origin = Path(built.data_dir) / ROUTE_FILE
     return f"{origin.read_text()}, prepared before" if origin.is_file() else "prepared before"
 
 
 def _remove_damaged(name: str) -> None:
-    """Removes what genjax prepared of a data set and is damaged, so that it is prepared again."""
+    """Removes damaged folders of a data set from genjax's cache, so that it is prepared again."""
     below = records.root() / name
     folders = {file.parent for kind in (INFO, sums.FILE) for file in below.rglob(kind)}
-    if not any(map(_damage, folders)):  # also in a cache that cannot be written
+    if not any(map(_damage, folders)):  # checked without the lock: the cache may be read-only
         return
     with packages.lock(f"prepare-{name}"):
         for folder in folders:
             if folder.exists() and (damage := _damage(folder)):
-                log.warning("%s is damaged (%s) and is prepared again", folder, damage)
+                log.warning("%s is damaged (%s) and will be prepared again", folder, damage)
                 shutil.rmtree(folder)
 
 
 def _damage(folder: Path) -> str:
-    """What is wrong with a data set that TFDS prepared; "" if nothing is known."""
+    """What is damaged in a data set that TFDS prepared; "" if no damage is known."""
     if (folder / sums.FILE).is_file():
         return sums.damage(folder)
     try:
@@ -307,31 +308,31 @@ def _damage(folder: Path) -> str:
 
 
 def _prepare(name: str, routes: Routes, data_dirs: list[Path]) -> tuple[Any, str]:
-    """Prepares `name` by the first of `routes` that works: (its builder, the route).
+    """Prepares `name` by the first of `routes` that works. Returns (its builder, the route).
 
     Raises:
-      ConfigError: none works; the message has what each one said.
+      ConfigError: no route works; the message has the error of each.
     """
-    said = []
+    errors = []
     with packages.lock(f"prepare-{name}"):
-        # Once more "prepared": another process may have done it while this one waited.
-        for route, put in [("prepared", None), *routes]:
+        # "prepared" is tried again: another process may have prepared it while this one waited.
+        for route, prepare in [("prepared", None), *routes]:
             try:
-                if put is not None:
+                if prepare is not None:
                     log.info("preparing the data set %s from %s", name, route)
-                    put()
+                    prepare()
                 built = records.prepared(name, data_dirs)
             except (ConfigError, OSError) as error:
-                said.append(f"  {route}: {error}")
+                errors.append(f"  {route}: {error}")
                 continue
-            if put is not None:
+            if prepare is not None:
                 (Path(built.data_dir) / ROUTE_FILE).write_text(route)
                 sums.write(Path(built.data_dir))
-            return built, route if put is not None else _kept(built)
+            return built, route if prepare is not None else _earlier_route(built)
     raise ConfigError(
-        f"the data set {name!r} could not be loaded. Tried:\n" + "\n".join(said) + "\n"
-        "Connect to a network, set GENJAX_DATA or dataset.path to where it is prepared, or use "
-        "files of your own with dataset.name='folder' or 'npz'."
+        f"the data set {name!r} could not be loaded. Tried:\n" + "\n".join(errors) + "\n"
+        "Connect to a network, set GENJAX_DATA or dataset.path to a folder where it is prepared, "
+        "or use files of your own with dataset.name='folder' or 'npz'."
     )
 
 

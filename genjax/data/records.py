@@ -1,7 +1,7 @@
-"""Data sets in ArrayRecord form, written and read through tensorflow_datasets (TFDS).
+"""Data sets in the ArrayRecord format, written and read with tensorflow_datasets (TFDS).
 
 TensorFlow is never imported. TFDS would use it to encode images that a builder yields as arrays,
-and many builders use its file functions: both are replaced here while a builder runs.
+and many builders use its file functions. Both are replaced here while a builder runs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from genjax.data.splits import exact_first
 from genjax.data.transforms import Example
 from genjax.pictures import png
 
-# Seconds to wait for the first answer of a download's host.
+# Seconds to wait for the first answer from a download's host.
 PROBE_SECONDS = 10
 
 
@@ -57,7 +57,7 @@ def builder(name: str, data_dir: str | Path | None = None) -> Any:
     """TFDS's builder of `name` ("name" or "name/config") with its data below `data_dir`.
 
     Raises:
-      LookupError: TFDS knows no such name and `data_dir` holds none.
+      LookupError: TFDS does not know the name and `data_dir` has no such data set.
       ConfigError: TFDS knows the name but cannot make the builder (an unknown config ...).
     """
     tfds = _tfds()
@@ -70,12 +70,12 @@ def builder(name: str, data_dir: str | Path | None = None) -> Any:
 
 
 class Keys(NamedTuple):
-    """Which features of a data set are delivered; None where it has no such one.
+    """The names of the features that are read from a data set; None if it has no such feature.
 
     Attributes:
-      image: of pixels.
-      label: a class.
-      caption: a text.
+      image: the image.
+      label: the class.
+      caption: the caption.
     """
 
     image: str
@@ -87,7 +87,7 @@ def image_features(built: Any) -> tuple[Keys, tuple[Any, ...], tuple[str, ...]]:
     """(keys, image shape with None where it varies, the names of the classes).
 
     Raises:
-      ConfigError: the data set has no feature that is an image of bytes.
+      ConfigError: the data set has no feature that is a uint8 image.
     """
     features = _tfds().features
     images = [k for k, f in built.info.features.items() if isinstance(f, features.Image)]
@@ -112,89 +112,89 @@ def image_features(built: Any) -> tuple[Keys, tuple[Any, ...], tuple[str, ...]]:
 
 
 def prepared(name: str, data_dirs: list[Path]) -> Any:
-    """The builder of `name` that finds it ready to be read below one of `data_dirs`.
+    """The builder of `name` in the first of `data_dirs` that has it prepared.
 
     Raises:
-      ConfigError: none of them holds it in a format with random access.
+      ConfigError: none of them has it in a format with random access.
     """
-    said = []
+    errors = []
     for data_dir in data_dirs:
-        found = None
+        built = None
         if (data_dir / name.partition("/")[0]).is_dir():
             with contextlib.suppress(LookupError):
-                found = builder(name, data_dir)
-        if found is None or not found.info.splits:
-            said.append(f"nothing in {data_dir}")
-        elif not any(f.value == "array_record" for f in found.info.available_file_formats()):
-            said.append(
-                f"{data_dir} holds it as {found.info.file_format.value}, which has no random "
+                built = builder(name, data_dir)
+        if built is None or not built.info.splits:
+            errors.append(f"nothing in {data_dir}")
+        elif not any(f.value == "array_record" for f in built.info.available_file_formats()):
+            errors.append(
+                f"{data_dir} holds it as {built.info.file_format.value}, which has no random "
                 'access: prepare it with file_format="array_record"'
             )
         else:
-            return found
-    raise ConfigError("; ".join(said))
+            return built
+    raise ConfigError("; ".join(errors))
 
 
 def sizes(built: Any) -> dict[str, int]:
-    """Examples in each of `sources.SPLITS` that `built` has; empty if it is not prepared.
+    """The number of examples in each of `sources.SPLITS`; empty if `built` is not prepared.
 
     Raises:
-      ConfigError: it is prepared and has no train split.
+      ConfigError: it is prepared but has no train split.
     """
-    splits, named = built.info.splits, _named_splits(built)
-    if splits and "train" not in named:
+    splits, tfds_names = built.info.splits, _named_splits(built)
+    if splits and "train" not in tfds_names:
         raise ConfigError(
             f"dataset.name={built.name!r}: it has no train split; its splits are "
-            f"{', '.join(splits)}. Use 'folder' or 'npz' for data that is split otherwise."
+            f"{', '.join(splits)}. Use 'folder' or 'npz' for data with other splits."
         )
-    return {split: splits[name].num_examples for split, name in named.items()}
+    return {split: splits[name].num_examples for split, name in tfds_names.items()}
 
 
 def _named_splits(built: Any) -> dict[str, str]:
-    """Split -> what TFDS calls it: its own name, or a spelling of it, or the parts with a +."""
-    remedy = "Write those that you want to files, and use 'folder' or 'npz'."
-    found = exact_first(built.info.splits, f"dataset.name={built.name!r}", remedy)
-    return {split: "+".join(names) for split, names in found.items()}
+    """Split -> its name in TFDS: the same name, another spelling, or its parts joined by +."""
+    remedy = "Write the splits that you want to files, and use 'folder' or 'npz'."
+    by_split = exact_first(built.info.splits, f"dataset.name={built.name!r}", remedy)
+    return {split: "+".join(names) for split, names in by_split.items()}
 
 
 def read(built: Any, channels: int, size: tuple[int, int]) -> sources.Raw:
-    """The splits of a prepared data set, its images in these channels and of this size.
+    """The splits of a prepared data set, with images converted to `channels` and `size`.
 
     Raises:
-      ConfigError: no train split; or its images vary in size and none is given.
+      ConfigError: there is no train split, or the images vary in size and no size is given.
     """
     tfds = _tfds()
-    keys, native, classes = image_features(built)
-    shape = final_shape(built.name, native, channels, size)
+    keys, native_shape, classes = image_features(built)
+    shape = final_shape(built.name, native_shape, channels, size)
     fields = sources.image_fields(shape, len(classes), named(classes))
     splits, texts = {}, {}
-    place, called = os.fspath(built.data_dir), _named_splits(built)
+    folder, tfds_names = os.fspath(built.data_dir), _named_splits(built)
     for split in sizes(built):
         try:
             data = built.as_data_source(
-                called[split],
+                tfds_names[split],
                 deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
                 file_format="array_record",
             )
-            kept = sources.fits(len(data), fields)
+            in_memory = sources.fits(len(data), fields)
         except Exception as error:  # neither array_record nor TFDS says what it raises
-            raise _damaged(place, error) from error
-        source = Records(data, built.info.features, keys, shape, size, kept, place)
+            raise _damaged(folder, error) from error
+        source = Records(data, built.info.features, keys, shape, size, in_memory, folder)
         if keys.caption:
             texts[split] = source.captions()
-        splits[split] = sources.Memory(source, fields) if kept else source
+        splits[split] = sources.Memory(source, fields) if in_memory else source
     return sources.Raw(splits, fields, "image", f"prepared ({built.data_dir})", texts or None)
 
 
 def named(classes: Sequence[str]) -> tuple[str, ...]:
-    """The names of classes; none if they are but their numbers."""
+    """The names of classes; empty if they are only numbers."""
     return () if list(classes) == list(map(str, range(len(classes)))) else tuple(classes)
 
 
 def final_shape(
     name: str, native: tuple[Any, ...], channels: int, size: tuple[int, int]
 ) -> tuple[int, int, int]:
-    """The shape that images of shape `native` (None: varies) have once resized and converted."""
+    """The shape of images after conversion; `native` is the shape before (None: varies)."""
     height, width, depth = native
     if not any(size) and not (height and width):
         raise ConfigError(
@@ -204,18 +204,18 @@ def final_shape(
     return (size[0] or height, size[1] or width, depth)
 
 
-def _damaged(place: str, error: Exception) -> ConfigError:
+def _damaged(folder: str, error: Exception) -> ConfigError:
     return ConfigError(
-        f"the data set in {place} is damaged ({first_line(error)}). Delete that folder; it is "
+        f"the data set in {folder} is damaged ({first_line(error)}). Delete that folder; it is "
         "prepared again."
     )
 
 
 class Records:
-    """Examples out of raw TFDS records, decoded as they are read.
+    """Examples from raw TFDS records, decoded on access.
 
-    With `read_ahead` the first access reads all the encoded records into memory: one by one, each
-    would cost the decompression of a whole chunk of its file.
+    With `read_ahead` the first access reads all encoded records into memory, because reading one
+    record decompresses a whole chunk of its file.
     """
 
     def __init__(
@@ -228,9 +228,9 @@ class Records:
         read_ahead: bool,
         place: str,
     ):
-        """`keys` are those among `features` that are delivered; `place` is the folder."""
+        """`keys` are the features to read; `place` is the folder, for error messages."""
         self._records, self._features, self._keys = records, features, keys
-        self._place = place
+        self._folder = place
         self._shape, self._size = shape, size
         self._decoders = {keys.image: _tfds().decode.SkipDecoding()}
         self._read_ahead, self._lock = read_ahead, threading.Lock()
@@ -247,7 +247,7 @@ class Records:
             image = transforms.read_picture(record[self._keys.image], decode)
         except Exception as error:  # what a damaged picture makes Pillow raise is not specified
             raise ConfigError(
-                f"example {index} of the data set in {self._place} cannot be decoded: {error}. "
+                f"example {index} of the data set in {self._folder} cannot be decoded: {error}. "
                 f"Delete that folder; it is prepared again."
             ) from error
         if image.shape != self._shape:
@@ -258,8 +258,8 @@ class Records:
 
     def captions(self) -> list[str]:
         """The text of every example."""
-        found = [self._record(index)[self._keys.caption] for index in range(len(self))]
-        return [text.decode("utf-8") for text in found]
+        encoded = [self._record(index)[self._keys.caption] for index in range(len(self))]
+        return [text.decode("utf-8") for text in encoded]
 
     def _record(self, index: int) -> Mapping[str, Any]:
         """The features of example `index`, its image still encoded."""
@@ -272,13 +272,13 @@ class Records:
             encoded = self._records[index]
             return self._features.deserialize_example_np(encoded, decoders=self._decoders)
         except Exception as error:  # neither array_record nor TFDS says what it raises
-            raise _damaged(self._place, error) from error
+            raise _damaged(self._folder, error) from error
 
     def _encoded(self, indices: Iterable[int]) -> list[bytes]:
         try:
             return list(self._records.__getitems__(list(indices)))
-        except Exception as error:  # as above
-            raise _damaged(self._place, error) from error
+        except Exception as error:  # array_record does not say what it raises
+            raise _damaged(self._folder, error) from error
 
     def content(self) -> Iterator[bytes]:
         """Some of the encoded records."""
@@ -304,22 +304,22 @@ def download(name: str) -> None:
 
 
 def _probe(url: str) -> None:
-    """Fails fast if the host of `url` is out of reach; TFDS itself would retry for a minute."""
+    """Fails fast if the host of `url` cannot be reached; TFDS itself would retry for a minute."""
     if not url.startswith(("http://", "https://")):
         return
     request = urllib.request.Request(url, headers={"User-Agent": "genjax", "Range": "bytes=0-0"})
     try:
         urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
     except urllib.error.HTTPError:
-        return  # it answers; what it says to a real request is for the download to report
+        return  # the host answers; errors of the real request are reported by the download
     except OSError as error:
-        raise ConfigError(f"{url} is out of reach: {getattr(error, 'reason', error)}") from error
+        raise ConfigError(f"{url} cannot be reached: {getattr(error, 'reason', error)}") from error
 
 
 def build_from_files(name: str, files: Mapping[str, Path]) -> None:
-    """Prepares TFDS's data set `name` from files at hand, by the file names of its URLs.
+    """Prepares TFDS's data set `name` from local files, matched to its URLs by file name.
 
-    TFDS's own builder reads them, so what is written is what the official download gives.
+    TFDS's own builder reads them, so the result equals that of the official download.
     """
     built = builder(name)
 
@@ -339,7 +339,7 @@ def build_from_examples(
     captioned: bool,
     description: str,
 ) -> None:
-    """Writes examples below `root()` as the data set `name`, version 1.0.0, with one split, train.
+    """Writes examples below `root()` as the data set `name` 1.0.0 with the single split train.
 
     Args:
       name: the data set's name for TFDS.
@@ -348,7 +348,7 @@ def build_from_examples(
       shape: (H, W, C) of every image.
       classes: the names of the labels; empty if there are none.
       captioned: whether there are captions.
-      description: what it is and where it is from, kept with the data.
+      description: what the data are and where they are from; stored with them.
     """
     tfds = _tfds()
     columns: dict[str, Any] = {"image": tfds.features.Image(shape=shape, encoding_format="png")}
@@ -379,7 +379,7 @@ def build_from_examples(
 
 
 def _prepare_quietly(built: Any) -> None:
-    """Runs a builder that is done in seconds, without progress bars."""
+    """Runs a builder that takes seconds, without progress bars."""
     tfds = _tfds()
     tfds.disable_progress_bar()
     try:
@@ -390,7 +390,7 @@ def _prepare_quietly(built: Any) -> None:
 
 
 def _prepare(built: Any) -> None:
-    """Runs a builder; ConfigError says why it failed."""
+    """Runs a builder; raises ConfigError if it fails."""
     tfds = _tfds()
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
@@ -407,7 +407,7 @@ def _prepare(built: Any) -> None:
             'tfds.builder(NAME, file_format="array_record").download_and_prepare() and set '
             "dataset.path to that data_dir"
         ) from error
-    except Exception as error:  # a builder may raise anything; its caller lists it with the others
+    except Exception as error:  # a builder may raise anything; the caller lists all errors
         raise ConfigError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
@@ -441,7 +441,7 @@ class _Gfile:
 
 
 class _TensorFlow:
-    """Stands in for `tf` in a builder's module; anything but files is an ImportError."""
+    """Replaces `tf` in a builder's module; ImportError for anything but file functions."""
 
     io = SimpleNamespace(gfile=_Gfile)
     compat = SimpleNamespace(as_text=os.fsdecode, as_bytes=os.fsencode)
@@ -452,11 +452,11 @@ class _TensorFlow:
 
 @contextlib.contextmanager
 def _file_functions(builder_type: type) -> Iterator[None]:
-    """Gives the modules that define `builder_type`, and that unpack archives, file functions."""
+    """Replaces `tf` in the modules that define `builder_type` and that unpack archives."""
     modules = {sys.modules[base.__module__] for base in builder_type.__mro__[:-1]}
     extractor = importlib.import_module("tensorflow_datasets.core.download.extractor")
-    own = [m for m in modules if not m.__name__.startswith("tensorflow_datasets.core.")]
-    changed = [(m, vars(m)["tf"]) for m in (extractor, *own) if "tf" in vars(m)]
+    builder_modules = [m for m in modules if not m.__name__.startswith("tensorflow_datasets.core.")]
+    changed = [(m, vars(m)["tf"]) for m in (extractor, *builder_modules) if "tf" in vars(m)]
     for module, _ in changed:
         module.tf = _TensorFlow()
     try:

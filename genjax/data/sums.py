@@ -1,4 +1,4 @@
-"""Checksums of a folder in the cache, so that a damaged one is known and made again."""
+"""Checksums of the files in a cached folder, so that damage is detected and repaired."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from genjax.files import parse_json
 
 FILE = "sums.json"
-BLOCK = 2**20  # bytes that have a checksum of their own
-READ = 1024  # blocks of a folder that are looked at, spread over it; all of a smaller one
+BLOCK = 2**20  # bytes per checksum
+READ = 1024  # blocks of a folder that are checked, evenly spread; all if it has fewer
 
 
 def _blocks(path: Path, numbers: Iterator[int] | range) -> Iterator[int]:
@@ -28,12 +28,12 @@ def _count(size: int) -> int:
 
 
 def _spread(count: int, chosen: int) -> list[int]:
-    """So many of the numbers below `count`, the first and the last among them if there are two."""
+    """`chosen` evenly spread numbers below `count`, with the first and last if there are two."""
     return [i * (count - 1) // max(chosen - 1, 1) for i in range(chosen)]
 
 
 def write(folder: Path) -> None:
-    """Writes the checksums of all files in a folder beside them, and all of them to the disk."""
+    """Writes the checksums of all files in a folder next to them, and syncs the files to disk."""
     sums = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -46,22 +46,22 @@ def write(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str:
-    """What is wrong with the files of a folder; "" if nothing is.
+    """The damage in the files of a folder; "" if there is none.
 
-    Of a folder beyond `READ` blocks about so many of them are read: of each file its share, spread
-    over it, and at least one.
+    If the folder has more than `READ` blocks, only about that many are read: from each file a
+    proportional number, evenly spread, and at least one.
     """
     try:
         sums = parse_json((folder / FILE).read_bytes())
-        total = sum(len(known["crc32"]) for known in sums.values())
+        total = sum(len(entry["crc32"]) for entry in sums.values())
         share = min(1.0, READ / max(total, 1))
-        for name, known in sums.items():
-            path, expected = folder / name, known["crc32"]
-            if not path.is_file() or path.stat().st_size != known["size"]:
-                return f"{name} is missing or has another length"
+        for name, entry in sums.items():
+            path, expected = folder / name, entry["crc32"]
+            if not path.is_file() or path.stat().st_size != entry["size"]:
+                return f"{name} is missing or has a different size"
             chosen = _spread(len(expected), math.ceil(len(expected) * share))
             if list(_blocks(path, iter(chosen))) != [expected[i] for i in chosen]:
-                return f"{name} has another content"
+                return f"{name} has different content"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{FILE}: {error}"
     return ""

@@ -1,4 +1,4 @@
-"""Text as a data set: documents, tokenised once into memory-mapped arrays, and sources of them."""
+"""Text data sets: documents tokenised once into memory-mapped arrays, and sources of examples."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ from genjax.method import DataSpec, Field
 
 log = logging.getLogger(__name__)
 
-# Of what is kept in the cache. A change of what it means, or of how a corpus is read, needs a new
-# number.
+# The version of the cached tokens. Increase it if their meaning or the reading of a corpus changes.
 FORMAT = 4
 GROUP = 2**24  # characters whose tokens are held in memory at a time
 
 
-TOKENIZER = "tokenizer"  # the name of no text at all
+TOKENIZER = "tokenizer"  # a data set without text, only a tokenizer
 NAMES = (*corpora.TEXTS, TOKENIZER)
 
 
@@ -56,51 +55,56 @@ def load(dataset: ConfigDict) -> Text:
     "packed", whole documents side by side; "padded", one document. The last two begin each
     document with the start token (bos, or the end token); their rows have segments.
 
-    A split that the data lack and `dataset.validation` / `dataset.test` ask for is taken out of
-    train: of several documents some, by a permutation that is the same in every run; of a single
-    one the end, in one piece (`splits.cut`). Tokens are kept in the cache, by what they were made
-    from.
+    If the data lack a split that `dataset.validation` / `dataset.test` ask for, it is taken out of
+    train: some of several documents, by a permutation that is the same in every run, or the end of
+    a single document, in one piece (`splits.cut`). Tokens are cached under a digest of the inputs.
 
     Raises:
-      ConfigError: an unknown tokenizer; data that cannot be had or read, or are empty or too short.
+      ConfigError: an unknown tokenizer; data that are unavailable, unreadable, empty or too short.
     """
     if dataset.name == TOKENIZER:
         return without(dataset)
     options = dataset.text
     tokenizers.check(options.tokenizer, options.vocabulary_size)
-    own = dataset.name == "text"
-    corpus = documents.corpus(dataset) if own else corpora.find(dataset.name, dataset.path)
-    ended = options.documents != "stream" or not corpus.single
-    folder = _tokenised(corpus, dataset, ended)
+    if dataset.name == "text":
+        corpus = documents.corpus(dataset)
+    else:
+        corpus = corpora.find(dataset.name, dataset.path)
+    with_end = options.documents != "stream" or not corpus.single
+    folder = _tokenised(corpus, dataset, with_end)
     tokenizer = tokenizers.from_json((folder / "tokenizer.json").read_text("utf-8"))
-    about = json.loads((folder / "about.json").read_text())
-    special = tokenizers.special_tokens(tokenizer, ended)
-    found = {
-        split: _source(_tokens(folder, split, tokenizer, kept), split, tokenizer, special, dataset)
-        for split, kept in about.items()
+    split_counts = json.loads((folder / "about.json").read_text())
+    special = tokenizers.special_tokens(tokenizer, with_end)
+    split_sources = {
+        split: _source(
+            _tokens(folder, split, tokenizer, counts_of), split, tokenizer, special, dataset
+        )
+        for split, counts_of in split_counts.items()
     }
-    sizes = {split: len(source) for split, source in found.items()}
-    spec = DataSpec(dataset.name, fields(found["train"][0], tokenizer, special), "token", sizes)
-    counts = "; ".join(
-        f"{split} {kept['documents']:,} documents, {kept['tokens']:,} tokens"
-        for split, kept in about.items()
+    sizes = {split: len(source) for split, source in split_sources.items()}
+    spec = DataSpec(
+        dataset.name, fields(split_sources["train"][0], tokenizer, special), "token", sizes
     )
-    log.info("%s in %d kinds of tokens: %s", dataset.name, tokenizer.vocabulary_size, counts)
-    return Text(spec, found, f"{corpus.route} ({folder})")
+    counts = "; ".join(
+        f"{split} {counts_of['documents']:,} documents, {counts_of['tokens']:,} tokens"
+        for split, counts_of in split_counts.items()
+    )
+    log.info("%s, vocabulary of %d tokens: %s", dataset.name, tokenizer.vocabulary_size, counts)
+    return Text(spec, split_sources, f"{corpus.route} ({folder})")
 
 
 def without(dataset: ConfigDict) -> Text:
-    """No text at all, only the tokenizer: for a run that is sampled from and not trained.
+    """A data set without text, only a tokenizer: for a run that is only sampled, not trained.
 
     Raises:
-      ConfigError: a tokenizer that is made of text.
+      ConfigError: the tokenizer has to be made from text.
     """
     options = dataset.text
     tokenizers.check(options.tokenizer, options.vocabulary_size)
     if options.tokenizer in (*tokenizers.TRAINED, "characters"):
         raise ConfigError(
-            f"config.dataset.text.tokenizer={options.tokenizer!r} is made of text, and there is "
-            "none: give the path of a tokenizer.json, gpt2 or bytes."
+            f"config.dataset.text.tokenizer={options.tokenizer!r} is made from text, but there is "
+            "no text: give the path of a tokenizer.json, gpt2 or bytes."
         )
     tokenizer = tokenizers.make(options.tokenizer, (), 0, 0, end=False)
     special = tokenizers.special_tokens(tokenizer)
@@ -109,7 +113,7 @@ def without(dataset: ConfigDict) -> Text:
     return Text(spec, {"train": ()}, "no text")
 
 
-# What goes with tokens: of which document each is, whether it counts, how many bytes count.
+# The kinds of the fields: tokens, the document of each, whether it counts, the bytes that count.
 _KINDS = {"token": "text", "segment": "mask", "loss_mask": "mask", "bytes": "real"}
 
 
@@ -140,12 +144,12 @@ def _source(
     length, how = dataset.text.length, dataset.text.documents
     if how != "stream":
         filler = special.get("pad", special["eos"])
-        begun = tokenizer.begins[:1] == (special["start"],)  # as `_write` has it
+        begun = tokenizer.begins[:1] == (special["start"],)  # `_write` has put it there
         return windows.Rows(tokens, length, special["start"], filler, how == "packed", begun)
     if len(tokens.ids) <= length:
         raise ConfigError(
             f"the split {split} of {dataset.name} has {len(tokens.ids)} tokens; an example takes "
-            f"dataset.text.length + 1 = {length + 1}. Give more text, or less length."
+            f"dataset.text.length + 1 = {length + 1}. Give more text, or a smaller length."
         )
     return windows.Stream(tokens, length)
 
@@ -154,78 +158,79 @@ def _source(
 
 
 def _tokens(
-    folder: Path, split: str, tokenizer: Tokenizer, kept: Mapping[str, Any]
+    folder: Path, split: str, tokenizer: Tokenizer, counts: Mapping[str, Any]
 ) -> windows.Tokens:
-    """What `_write` wrote of a split, memory-mapped."""
+    """The tokens of a split that `_write` wrote, memory-mapped."""
     arrays = {
         name: np.asarray(np.load(path, mmap_mode="r")) if path.is_file() else None
         for name in ("ids", "ends", "loss_mask")
         if (path := folder / f"{split}_{name}.npy")
     }
-    # Tokens that lose something of the text, such as spaces, are weighted to make up for it.
-    weights = token_bytes(tokenizer).astype(np.float32) * np.float32(kept["bytes_per_byte"])
+    # If tokens lose parts of the text, such as spaces, the weights make up for the lost bytes.
+    weights = token_bytes(tokenizer).astype(np.float32) * np.float32(counts["bytes_per_byte"])
     return windows.Tokens(**arrays, weights=weights)
 
 
 def _tokenised(corpus: Corpus, dataset: ConfigDict, ended: bool) -> Path:
-    """The folder in the cache with the corpus's tokens; made if there is none, or a damaged one."""
+    """The cache folder with the corpus's tokens, which are made if it is missing or damaged."""
     options = dataset.text
     size = options.vocabulary_size if options.tokenizer in tokenizers.TRAINED else 0
     identity = tokenizers.identity(options.tokenizer)
     key = [FORMAT, corpus.digest, identity, size, ended, dataset.validation, dataset.test]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-    place = packages.cache_root() / "text" / f"{dataset.name}-{digest[:24]}"
-    if place.exists() and not sums.damage(place):  # also in a cache that cannot be written
-        return place
-    with packages.lock(f"text-{place.name}"):  # another process may have made it by then
-        if place.exists() and (damage := sums.damage(place)):
-            log.warning("the tokens in %s are damaged (%s): they are made again", place, damage)
-            shutil.rmtree(place)
-        if not place.exists():
+    folder = packages.cache_root() / "text" / f"{dataset.name}-{digest[:24]}"
+    if folder.exists() and not sums.damage(folder):  # checked without the lock: may be read-only
+        return folder
+    with packages.lock(f"text-{folder.name}"):  # meanwhile another process may have made it
+        if folder.exists() and (damage := sums.damage(folder)):
+            log.warning("the tokens in %s are damaged (%s) and are made again", folder, damage)
+            shutil.rmtree(folder)
+        if not folder.exists():
             log.info("tokenising %s, from %s", dataset.name, corpus.route)
-            _make(place, corpus, dataset, ended)
-    return place
+            _make(folder, corpus, dataset, ended)
+    return folder
 
 
-def _make(place: Path, corpus: Corpus, dataset: ConfigDict, ended: bool) -> None:
-    """Reads, splits and tokenises the corpus into the folder `place`, whole or not at all."""
+def _make(folder: Path, corpus: Corpus, dataset: ConfigDict, ended: bool) -> None:
+    """Reads, splits and tokenises the corpus into `folder`, atomically."""
     official = corpus.read()
-    for split, found in official.items():
-        if not any(found.texts):
+    for split, docs in official.items():
+        if not any(docs.texts):
             raise ConfigError(
                 f"{corpus.route}: no text in the split {split}. Expected at least one character."
             )
     parts = _split(official, corpus.single, dataset)
-    texts = [text for split in parts.values() for both in split for text in both]
-    first = sum(map(len, parts["train"]))
+    texts = [text for split in parts.values() for columns in split for text in columns]
+    train_count = sum(map(len, parts["train"]))
     name, size = dataset.text.tokenizer, dataset.text.vocabulary_size
-    tokenizer = tokenizers.make(name, texts, first, size, ended)
-    with building(place) as partial:
-        kept = {split: _write(partial, split, tokenizer, d, ended) for split, d in parts.items()}
+    tokenizer = tokenizers.make(name, texts, train_count, size, ended)
+    with building(folder) as partial:
+        counts = {split: _write(partial, split, tokenizer, d, ended) for split, d in parts.items()}
         (partial / "tokenizer.json").write_text(tokenizer.to_json(), "utf-8")
-        (partial / "about.json").write_text(json.dumps(kept))
+        (partial / "about.json").write_text(json.dumps(counts))
         sums.write(partial)
-        os.replace(partial, place)
+        os.replace(partial, folder)
 
 
 def _split(
     official: Mapping[str, Documents], single: bool, dataset: ConfigDict
 ) -> dict[str, Documents]:
-    """The official splits, and those that are asked for out of train.
+    """The official splits, and the requested ones taken out of train.
 
-    Of one text, and of so few that a share of them would be less than half a one, the ends are held
-    out, unless one beside longer ones is too short for it; otherwise whole documents are.
+    For one text, or so few that a share of them would be less than half a text, the end of each is
+    held out, except that a text too short for that stays in train if others are longer. Otherwise
+    whole documents are held out.
     """
     train = official["train"]
     if single or (not train.prompts and splits.less_than_one(len(train.texts), official, dataset)):
         lengths = [len(text) for text in train.texts]
         parts = [splits.cut(n, official, dataset, whole=n < max(lengths)) for n in lengths]
-        named = dict.fromkeys(split for part in parts for split in part)
+        split_names = dict.fromkeys(split for part in parts for split in part)
         return official | {
             split: Documents(
                 [t[p[split]] for t, p in zip(train.texts, parts, strict=True) if split in p], []
             )
-            for split in named
+            for split in split_names
         }
     carved = splits.carve({s: len(d.texts) for s, d in official.items()}, dataset)
     return {
@@ -235,29 +240,29 @@ def _split(
 
 
 def _write(
-    folder: Path, split: str, tokenizer: Tokenizer, found: Documents, ended: bool
+    folder: Path, split: str, tokenizer: Tokenizer, docs: Documents, ended: bool
 ) -> dict[str, Any]:
     """Writes `{split}_ids.npy`, `_ends` and, if there are prompts, `_loss_mask`; returns counts."""
-    begin = np.array(tokenizer.begins if ended else (), np.int32)
-    end = np.full(int(ended), tokenizer.special.get("eos", 0), np.int32)
+    begin_ids = np.array(tokenizer.begins if ended else (), np.int32)
+    end_ids = np.full(int(ended), tokenizer.special.get("eos", 0), np.int32)
     small, weights = tokenizer.vocabulary_size <= 2**16, token_bytes(tokenizer)
-    true = stood_for = 0
+    text_bytes = token_bytes_sum = 0
     with contextlib.ExitStack() as files:
 
         def array(name: str, dtype: type) -> _Growing:
             return files.enter_context(_Growing(folder / f"{split}_{name}.npy", dtype))
 
         ids, ends = array("ids", np.uint16 if small else np.uint32), array("ends", np.int64)
-        mask = array("loss_mask", np.uint8) if found.prompts else None
-        for group in found.groups(GROUP):
+        mask = array("loss_mask", np.uint8) if docs.prompts else None
+        for group in docs.groups(GROUP):
             if group.prompts:
                 joined = tokenizer.encode_joined(group.prompts, group.texts)
             else:
                 joined = [Joined(ids, 0) for ids in tokenizer.encode_all(group.texts)]
             parts = [
                 part
-                for both, prompt in joined
-                for part in (begin, both[:prompt], both[prompt:], end)
+                for both_ids, prompt in joined
+                for part in (begin_ids, both_ids[:prompt], both_ids[prompt:], end_ids)
             ]
             lengths = np.array([len(part) for part in parts], np.int64)
             ends.add(ids.length + np.cumsum(lengths)[3::4])
@@ -266,18 +271,18 @@ def _write(
             if mask is not None:
                 counted = np.tile(np.array([0, 0, 1, 1], np.uint8), len(joined))
                 mask.add(np.repeat(counted, lengths))
-            true += sum(len(utf8(text)) for both in group for text in both)
-            stood_for += int(weights[tokens].sum(dtype=np.int64))
+            text_bytes += sum(len(utf8(text)) for texts in group for text in texts)
+            token_bytes_sum += int(weights[tokens].sum(dtype=np.int64))
     return {
-        "documents": len(found.texts),
-        "characters": sum(map(len, found.texts)) + sum(map(len, found.prompts)),
+        "documents": len(docs.texts),
+        "characters": sum(map(len, docs.texts)) + sum(map(len, docs.prompts)),
         "tokens": ids.length,
-        "bytes_per_byte": true / stood_for if stood_for else 1.0,
+        "bytes_per_byte": text_bytes / token_bytes_sum if token_bytes_sum else 1.0,
     }
 
 
 class _Growing:
-    """An .npy file of one dimension that is written piece by piece; NumPy's headers have room."""
+    """A 1-D .npy file that is written in pieces; NumPy pads the header, so it can be rewritten."""
 
     def __init__(self, path: Path, dtype: type):
         self.path, self.dtype, self.length = path, np.dtype(dtype), 0
@@ -297,6 +302,6 @@ class _Growing:
         np.lib.format.write_array_header_1_0(self.file, about)
 
     def add(self, values: np.ndarray) -> None:
-        """Writes values behind those that are there."""
+        """Appends values."""
         values.astype(self.dtype).tofile(self.file)
         self.length += len(values)

@@ -1,8 +1,8 @@
 """Tokenizers by name: text to token ids and back.
 
-Bytes and characters are in `alphabets`; byte-level BPE, WordPiece, Unigram, GPT-2's own and files
-of Hugging Face in `subwords`. A text is only ever text: what looks like a special token in it is
-encoded by its characters.
+Bytes and characters are in `alphabets`; byte-level BPE, WordPiece, Unigram, GPT-2's tokenizer and
+Hugging Face's files are in `subwords`. Text is never parsed for special tokens: if it contains the
+name of one, the name is encoded as characters.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 
 TRAINED = ("bpe", "wordpiece", "unigram")
 NAMES = ("bytes", "characters", *TRAINED, "gpt2")
-# What may stand beside a tokenizer.json and says what its special tokens are for.
+# Files next to a tokenizer.json that may define the roles of its special tokens.
 BESIDE = ("tokenizer_config.json", "generation_config.json", "config.json")
 
-# What files that do not say it call the tokens that begin, end and pad a text.
+# The usual names of the tokens that begin, end and pad a text, if the files do not define them.
 _ROLES = {
     "bos": ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]", "[CLS]"),
     "eos": ("</s>", "<eos>", subwords.END, "<|end_of_text|>", "[EOS]", "[SEP]"),
@@ -35,35 +35,37 @@ _ROLES = {
 
 
 def special_tokens(tokenizer: Tokenizer, ended: bool = True) -> dict[str, int]:
-    """The special ids that a method needs: "start", and those that end and pad if there are any.
+    """The special ids that a method needs: "start", and the end and pad ids if there are any.
 
     Args:
-      tokenizer: of the data.
-      ended: whether documents end with eos. If not, no text has it, and a text starts as after a
-        newline.
+      tokenizer: the tokenizer of the data.
+      ended: whether documents end with eos. If not, the data have no eos, and "start" is a newline
+        or, if that is not one token, 0.
     """
-    own = {k: v for k, v in tokenizer.special.items() if k.startswith(("eos", "pad"))}
+    special = {k: v for k, v in tokenizer.special.items() if k.startswith(("eos", "pad"))}
     bos = tokenizer.special.get("bos")
-    start = next((i for i in (*tokenizer.begins[:1], own.get("eos"), bos) if i is not None), None)
+    start = next(
+        (i for i in (*tokenizer.begins[:1], special.get("eos"), bos) if i is not None), None
+    )
     if start is None or not ended:
         try:
             newline = tokenizer.encode("\n")
         except ConfigError:
             newline = ()
         start = int(newline[0]) if len(newline) == 1 else 0
-    return {"start": start, **own}
+    return {"start": start, **special}
 
 
 def begins(tokenizer: Tokenizer, special: Mapping[str, int], documents: str) -> tuple[int, ...]:
-    """The tokens that a prompt goes on from.
+    """The tokens to put before a prompt.
 
-    They are those that the tokenizer puts in front of a text by its own rule, and otherwise the
-    start that each row of whole documents has. In a stream a text may as well go on from the middle
-    of one.
+    They are the tokens that the tokenizer itself puts before a text; otherwise the start token that
+    begins each row of whole documents. For a stream there are none, because its windows may begin
+    in the middle of a text.
 
     Args:
-      tokenizer: of the data.
-      special: what `special_tokens` gives.
+      tokenizer: the tokenizer of the data.
+      special: the result of `special_tokens`.
       documents: `dataset.text.documents`.
     """
     if tokenizer.begins[:1] == (special["start"],):
@@ -72,7 +74,7 @@ def begins(tokenizer: Tokenizer, special: Mapping[str, int], documents: str) -> 
 
 
 def check(name: str, vocabulary_size: int) -> None:
-    """Raises ConfigError unless `name` is one of `NAMES`, with a size it can have, or a path."""
+    """Raises ConfigError unless `name` is a path or one of `NAMES`, with a valid size."""
     if _is_path(name):
         _file(name)
     elif name not in NAMES:
@@ -91,7 +93,7 @@ def check(name: str, vocabulary_size: int) -> None:
 
 
 def identity(name: str) -> str:
-    """What tells tokenizers of the same name apart, before they are made."""
+    """A string that identifies the tokenizer `name` before it is made."""
     if _is_path(name):
         return hashlib.sha256(read(name).to_json().encode()).hexdigest()
     return json.dumps(subwords.GPT2) if name == "gpt2" else name
@@ -102,51 +104,53 @@ def make(name: str, texts: Sequence[str], train: int, vocabulary_size: int, end:
 
     Args:
       name: one of `NAMES`, or the path of a tokenizer.json.
-      texts: all texts of the data. Characters are those of any of them, as in nanoGPT.
-      train: how many of them, from the first on, are for training; BPE, WordPiece and Unigram
-        see no others.
-      vocabulary_size: of those three, with all special tokens.
-      end: whether documents are to end with a token of their own.
+      texts: all texts of the data. "characters" uses the characters of all of them, as nanoGPT.
+      train: the number of texts, from the first on, that are for training; BPE, WordPiece and
+        Unigram are trained on these only.
+      vocabulary_size: of BPE, WordPiece and Unigram, including special tokens.
+      end: whether documents end with an end token.
 
     Raises:
-      ConfigError: a bad file, no such package, or a file without such a token.
+      ConfigError: a bad file, a missing package, or a file without an end token.
     """
     if name == "bytes":
         return Bytes({"eos": 256} if end else {})
     if name == "characters":
-        found = "".join(sorted(set().union(*texts)))
-        return Characters(found, {"eos": len(found)} if end else {})
+        characters = "".join(sorted(set().union(*texts)))
+        return Characters(characters, {"eos": len(characters)} if end else {})
     if name in TRAINED:
         return subwords.train(name, texts[:train], vocabulary_size, end)
-    made = subwords.gpt2() if name == "gpt2" else read(name)
-    if end and "eos" not in made.special:
+    tokenizer = subwords.gpt2() if name == "gpt2" else read(name)
+    if end and "eos" not in tokenizer.special:
         raise ConfigError(
-            f"config.dataset.text.tokenizer={name!r} has no token that ends a document, and the "
-            "data are of several, or documents is not 'stream'. Give a tokenizer that has an eos "
-            "token; tokenizer_config.json beside the file can say which it is."
+            f"config.dataset.text.tokenizer={name!r} has no token that ends a document, but the "
+            "data have several documents, or dataset.text.documents is not 'stream'. Give a "
+            "tokenizer with an eos token; a tokenizer_config.json next to the file can name it."
         )
-    return made
+    return tokenizer
 
 
 def read(path: str | Path) -> Tokenizer:
-    """The tokenizer in a tokenizer.json, of genjax or of Hugging Face, or in a folder that has one.
+    """Reads a tokenizer.json of genjax or Hugging Face, given by its path or its folder.
 
-    Of Hugging Face's, `tokenizer_config.json` beside it says which tokens begin, end and pad a
-    text; without it they are known by their usual names. `generation_config.json` and
-    `config.json` add what it leaves open, and further tokens that end a text. Tokens that were
-    added beyond the `vocab_size` of config.json, which its model does not know, are left out.
+    For Hugging Face's files, `tokenizer_config.json` next to it says which tokens begin, end and
+    pad a text; without it they are found by their usual names. `generation_config.json` and
+    `config.json` add missing roles, and further tokens that end a text. Tokens added beyond the
+    `vocab_size` of config.json are left out, because the model does not know them.
 
-    The post-processor alone decides what stands in front of each text, whatever `add_bos_token` of
-    tokenizer_config.json says: so does transformers 5 where there is a tokenizer.json.
+    Only the post-processor decides which tokens are put before each text; `add_bos_token` in
+    tokenizer_config.json is ignored, as in transformers 5 if there is a tokenizer.json.
 
     Raises:
       ConfigError: no such file, or no tokenizer in it.
     """
     file = _file(path)
-    beside = [file.with_name(name) for name in BESIDE]
+    config_files = [file.with_name(name) for name in BESIDE]
     if (size := file.stat().st_size) > LONGEST:
         raise ConfigError(f"{file} has {size} bytes: expected a tokenizer of at most {LONGEST}.")
-    roles, generation, config = (read_json(one) if one.is_file() else {} for one in beside)
+    roles, generation, config = (
+        read_json(config_file) if config_file.is_file() else {} for config_file in config_files
+    )
     try:
         return from_json(file.read_text("utf-8"), roles, config | generation)
     except ValueError as error:  # ConfigError, and what json and UTF-8 raise
@@ -156,7 +160,7 @@ def read(path: str | Path) -> Tokenizer:
 def from_json(
     text: str, roles: Mapping[str, Any] | None = None, ids: Mapping[str, Any] | None = None
 ) -> Tokenizer:
-    """The inverse of `to_json`; takes Hugging Face's own tokenizer.json as well.
+    """The inverse of `to_json`; also accepts Hugging Face's tokenizer.json.
 
     Args:
       text: the JSON.
@@ -164,7 +168,7 @@ def from_json(
       ids: its config.json or generation_config.json: "bos_token_id", "eos_token_id", ...
 
     Raises:
-      ConfigError: it is no tokenizer.
+      ConfigError: it is not a tokenizer.
     """
     try:
         state = json.loads(text)
@@ -182,12 +186,12 @@ def from_json(
         written = parsed.to_str()
         if subwords.guarded(lambda: parse(written)).to_str() != written:
             raise ConfigError(
-                "a tokenizer that contradicts itself: read, written and read again it is another "
-                "one, as where ids of added tokens leave a gap. Fetch it again."
+                "the tokenizer is inconsistent: it changes when it is written and read again, for "
+                "example because the ids of added tokens leave a gap. Fetch it again."
             )
         if kind == "huggingface":
             return _checked(subwords.HuggingFace(parsed, state["special"]))
-        special = _numbered(_roles(parsed, roles or {}), parsed, ids or {})
+        special = _add_roles_by_id(_roles(parsed, roles or {}), parsed, ids or {})
         return subwords.HuggingFace(parsed, special)
     except ConfigError:
         raise
@@ -199,21 +203,21 @@ def from_json(
 
 
 def _check_ids(state: Mapping[str, Any]) -> None:
-    """Refuses ids so large that the library would fill the memory with what lies between them."""
+    """Raises ConfigError for ids so large that the library would fill the memory with the gaps."""
     vocabulary = state["model"].get("vocab", {})
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
     ids += [token["id"] for token in state.get("added_tokens") or []]
-    most = max(2 * len(ids), subwords.MOST)
-    wrong = [number for number in ids if type(number) is not int or not 0 <= number < most]
+    limit = max(2 * len(ids), subwords.MOST)
+    wrong = [number for number in ids if type(number) is not int or not 0 <= number < limit]
     if wrong:
         raise ConfigError(
             f"a tokenizer of {len(ids)} tokens with the id {shown(wrong[0])}: expected whole "
-            f"numbers below {most}."
+            f"numbers below {limit}."
         )
 
 
 def _known_to_model(state: Mapping[str, Any], vocabulary_size: Any) -> Mapping[str, Any]:
-    """A tokenizer.json without the tokens that were added beyond the vocabulary of its model."""
+    """A tokenizer.json without added tokens beyond the vocabulary size of the model."""
     added = state.get("added_tokens") or []
     if type(vocabulary_size) is not int:
         return state
@@ -221,8 +225,8 @@ def _known_to_model(state: Mapping[str, Any], vocabulary_size: Any) -> Mapping[s
     if not beyond:
         return state
     log.warning(
-        "the tokens %s are left out: they were added to the tokenizer, and the model of its "
-        "config.json knows the %d below them",
+        "the tokens %s are left out: they were added to the tokenizer, but the model in its "
+        "config.json has only %d tokens",
         ", ".join(shown(token["content"]) for token in beyond[:8]),
         vocabulary_size,
     )
@@ -230,15 +234,15 @@ def _known_to_model(state: Mapping[str, Any], vocabulary_size: Any) -> Mapping[s
 
 
 def _checked(tokenizer: Tokenizer) -> Tokenizer:
-    """Raises ConfigError if a special id is of no token, or of one that texts have."""
+    """Raises ConfigError if a special id is not a token, or is a token that texts may contain."""
     spelling = tokenizer.spelling
-    for role, number in tokenizer.special.items():
-        known = type(number) is int and 0 <= number < len(spelling)
-        # Several tokens may end a text, and texts may have those beyond the first, as a newline.
-        if not known or (spelling[number] and not role.startswith("eos_")):
+    for role, token_id in tokenizer.special.items():
+        exists = type(token_id) is int and 0 <= token_id < len(spelling)
+        # Several tokens may end a text; all but the first may occur in texts, such as a newline.
+        if not exists or (spelling[token_id] and not role.startswith("eos_")):
             raise ConfigError(
-                f"not a tokenizer: {role} is the token {number!r}, expected one of the "
-                f"{len(spelling)} tokens from 0 on, and one that stands for no text."
+                f"not a tokenizer: {role} is the token {token_id!r}, expected one of the "
+                f"{len(spelling)} tokens from 0 on, and one that does not stand for text."
             )
     return tokenizer
 
@@ -246,33 +250,33 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
 def _roles(inner: Any, roles: Mapping[str, Any]) -> dict[str, int]:
     """The ids of the tokens that begin, end and pad a text."""
     special = {}
-    for role, usual in _ROLES.items():
-        given = roles.get(f"{role}_token")
-        given = given.get("content") if isinstance(given, dict) else given
-        names = (given,) if given else usual if not roles else ()
+    for role, usual_names in _ROLES.items():
+        configured = roles.get(f"{role}_token")
+        configured = configured.get("content") if isinstance(configured, dict) else configured
+        names = (configured,) if configured else usual_names if not roles else ()
         ids = [i for i in map(inner.token_to_id, names) if i is not None]
         if ids:
             special[role] = ids[0]
     return special
 
 
-def _numbered(special: dict[str, int], inner: Any, ids: Mapping[str, Any]) -> dict[str, int]:
-    """The roles with those that only ids are given for; a text may end in several ways.
+def _add_roles_by_id(special: dict[str, int], inner: Any, ids: Mapping[str, Any]) -> dict[str, int]:
+    """Adds the roles for which only ids are given; several tokens may end a text.
 
-    An end may be any token. What begins or pads a text has to be an added one: what stands in texts
-    is no special token.
+    Any token may end a text. A token that begins or pads a text must be an added one, because a
+    special token must not occur in texts.
     """
     special, added = dict(special), inner.get_added_tokens_decoder()
     known = set(inner.get_vocab(with_added_tokens=True).values())
     for role in _ROLES:
-        given = ids.get(f"{role}_token_id")
-        for number in given if isinstance(given, list) else [given]:
-            if type(number) is not int or number not in (known if role == "eos" else added):
+        role_ids = ids.get(f"{role}_token_id")
+        for token_id in role_ids if isinstance(role_ids, list) else [role_ids]:
+            if type(token_id) is not int or token_id not in (known if role == "eos" else added):
                 continue
             if role not in special:
-                special[role] = number
-            elif role == "eos" and number not in ends(special):
-                special[f"eos_{len(ends(special)) + 1}"] = number
+                special[role] = token_id
+            elif role == "eos" and token_id not in ends(special):
+                special[f"eos_{len(ends(special)) + 1}"] = token_id
     return special
 
 

@@ -1,8 +1,8 @@
-"""What happens to one example: decoding and resizing at load, seeded augmentation after it.
+"""Transforms of one example: decoding and resizing at load, then seeded augmentation.
 
 A transform is `(example, rng) -> example` on dicts of numpy arrays. It draws only from `rng`, which
-the loader seeds with the run's seed and the example's position in the stream, and it never writes
-into its input, which may be a view of cached data.
+the loader seeds with the run's seed and the example's position in the stream. It never writes into
+its input, which may be a view of cached data.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Example = Mapping[str, Any]
 T = TypeVar("T")
 Transform = Callable[[Example, np.random.Generator], Example]
 
-# Pixels of a picture, at most, unless dataset.max_pixels says otherwise: 512 MB in colour.
+# The default of dataset.max_pixels, the most pixels of a picture: 512 MB in colour.
 MAX_PIXELS = 178_956_970
-LARGE = 2**24  # pixels of a resized picture that are more than it is worth to crop them away
-Image.MAX_IMAGE_PIXELS = None  # `read_picture` compares with dataset.max_pixels in its place
+LARGE = 2**24  # above this number of pixels after resizing, only the cropped part is resized
+Image.MAX_IMAGE_PIXELS = None  # `read_picture` checks dataset.max_pixels instead
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _TURNS = {
@@ -39,7 +39,7 @@ _TURNS = {
 }
 _SIDEWAYS = (*_TURNS[5], *_TURNS[6], *_TURNS[7], *_TURNS[8])
 _PNG = b"\x89PNG\r\n\x1a\n"
-# Chunks of a PNG that say something about pixels. The others are texts, times, profiles.
+# Chunks of a PNG that affect its pixels. The others are texts, times, profiles.
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
@@ -47,13 +47,13 @@ _GREY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"
 def read_picture(
     file: str | os.PathLike | bytes, use: Callable[[Image.Image], T], max_pixels: int = MAX_PIXELS
 ) -> T:
-    """What `use` makes of the picture in a file, or in its content.
+    """Returns `use(picture)` for the picture in a file, given by path or as bytes.
 
-    A PNG is refused for its pixels only: if Pillow minds its texts or profiles, they are taken out.
+    If Pillow rejects a PNG because of its texts or profiles, they are removed.
 
     Raises:
-      ValueError: more pixels than `max_pixels`; says which key raises the limit.
-      OSError, SyntaxError and others of Pillow: no picture that can be decoded.
+      ValueError: more pixels than `max_pixels`; the message names the key that sets the limit.
+      OSError, SyntaxError and others from Pillow: the picture cannot be decoded.
     """
     try:
         return _read(io.BytesIO(file) if isinstance(file, bytes) else file, use, max_pixels)
@@ -70,13 +70,13 @@ def _read(file: Any, use: Callable[[Image.Image], T], max_pixels: int) -> T:
             raise ValueError(
                 f"{width} x {height} are {width * height} pixels, more than dataset.max_pixels="
                 f"{max_pixels}, a limit against small files that fill the memory. Raise it if the "
-                "picture is meant to be that large"
+                "picture is really that large"
             )
         return use(picture)
 
 
 def _pixels_of_png(file: str | os.PathLike | bytes) -> bytes | None:
-    """A PNG without what says nothing of its pixels; None if it has no such parts, or is no PNG."""
+    """The PNG with only its pixel chunks; None if it has no other chunks, or is not a PNG."""
     if not isinstance(file, bytes):
         with open(file, "rb") as opened:
             if opened.read(len(_PNG)) != _PNG:
@@ -84,46 +84,48 @@ def _pixels_of_png(file: str | os.PathLike | bytes) -> bytes | None:
             file = _PNG + opened.read()
     if not file.startswith(_PNG):
         return None
-    parts, at = [_PNG], len(_PNG)
-    while at + 12 <= len(file):
-        end = at + 12 + int.from_bytes(file[at : at + 4], "big")
-        if file[at + 4 : at + 8] in _PIXEL_CHUNKS:
-            parts.append(file[at:end])
-        at = end
+    parts, position = [_PNG], len(_PNG)
+    while position + 12 <= len(file):
+        end = position + 12 + int.from_bytes(file[position : position + 4], "big")
+        if file[position + 4 : position + 8] in _PIXEL_CHUNKS:
+            parts.append(file[position:end])
+        position = end
     plain = b"".join(parts)
     return plain if len(plain) < len(file) else None
 
 
 def _turns(image: Image.Image) -> tuple[Image.Transpose, ...]:
-    """What makes a picture upright, by its EXIF tag; nothing if that is no orientation."""
+    """The transposes that make a picture upright, by its EXIF tag; empty without a valid tag."""
     try:
         value = image.getexif().get(_ORIENTATION)
-    except Exception:  # what damaged EXIF makes Pillow raise is not specified; pixels need none
+    except Exception:  # Pillow's errors for damaged EXIF are not specified; pixels need no EXIF
         return ()
     return _TURNS.get(value, ()) if isinstance(value, int) else ()
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) of what `pixels` makes of a picture; needs the file's header only."""
+    """(height, width) of a picture as `pixels` decodes it; reads only the file's header."""
     width, height = image.size
     sideways = any(turn in _SIDEWAYS for turn in _turns(image))
     return (width, height) if sideways else (height, width)
 
 
 def native_channels(image: Image.Image) -> int:
-    """1 for a grey image, 3 for any other; needs the file's header only."""
+    """1 for a grey image, 3 for any other; reads only the file's header."""
     return 1 if image.mode in _GREY_MODES else 3
 
 
 def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) of `config.dataset.image_size`: 32, (32,) or (24, 48); (0, 0) keeps both.
+    """(height, width) from `config.dataset.image_size`, such as 32, (32,) or (24, 48).
+
+    (0, 0) means that the size is kept.
 
     Raises:
-      ConfigError: it is something else.
+      ConfigError: `image_size` is anything else.
     """
     sizes = (image_size,) if isinstance(image_size, int) else tuple(image_size) or (0,)
-    whole = all(isinstance(side, int) and side >= 0 for side in sizes)
-    if len(sizes) > 2 or not whole or (len(sizes) == 2 and (0 in sizes)):
+    valid = all(isinstance(side, int) and side >= 0 for side in sizes)
+    if len(sizes) > 2 or not valid or (len(sizes) == 2 and (0 in sizes)):
         raise ConfigError(
             f"config.dataset.image_size={image_size!r}: expected a side such as 32, a height and a "
             "width such as (24, 48), or () to keep the size."
@@ -134,14 +136,14 @@ def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
 def pixels(
     image: Image.Image, channels: int, size: tuple[int, int] = (0, 0)
 ) -> UInt8[np.ndarray, "H W C"]:
-    """Decodes `image`, upright by its EXIF tag, to `channels` (1 or 3) and a height and width.
+    """Decodes `image`, upright by its EXIF tag, to `channels` (1 or 3) and (height, width).
 
-    Transparency is laid over white, 16-bit grey is scaled to 8, colour becomes grey by ITU-R 601
-    luma. The picture is resized until it covers the size (bicubic with antialiasing), and what
-    stands out is cropped around its centre; with (0, 0) the size stays.
+    Transparency is laid over white, 16-bit grey is scaled to 8 bits, colour becomes grey by ITU-R
+    601 luma. The picture is resized until it covers the size (bicubic with antialiasing) and
+    cropped around its centre; with (0, 0) the size is kept.
 
     Raises:
-      OSError, ValueError, SyntaxError: the file is not an image that can be decoded.
+      OSError, ValueError, SyntaxError: the file cannot be decoded as an image.
     """
     image.load()
     for turn in _turns(image):
@@ -165,7 +167,7 @@ def pixels(
         if covering[0] * covering[1] <= LARGE:
             image = image.resize(covering, Image.Resampling.BICUBIC)
             image = image.crop((left, top, right, bottom))
-        else:  # 1 x 8000 would become 64 x 512000: resize only what stays, equal up to rounding
+        else:  # 1 x 8000 would become 64 x 512000: resize only the crop, equal up to rounding
             across, down = image.width / covering[0], image.height / covering[1]
             part = (left * across, top * down, right * across, bottom * down)
             image = image.resize((width, height), Image.Resampling.BICUBIC, part)
@@ -176,7 +178,7 @@ def pixels(
 def fit(
     image: UInt8[np.ndarray, "H W C"], channels: int, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "h w c"]:
-    """An array's channels and size changed as in `pixels`; 0 keeps either."""
+    """Converts an image array to `channels` and `size` as in `pixels`; 0 keeps either."""
     height, width, native = image.shape
     if channels in (0, native) and size in ((0, 0), (height, width)):
         return image
@@ -185,7 +187,7 @@ def fit(
 
 
 def flip(*names: str) -> Transform:
-    """Mirrors these fields [H, W, C] left to right with probability 1/2, all of them or none."""
+    """Mirrors all fields `names` [H, W, C] left to right, together, with probability 1/2."""
 
     def apply(example: Example, rng: np.random.Generator) -> Example:
         if rng.random() < 0.5:
@@ -196,30 +198,31 @@ def flip(*names: str) -> Transform:
 
 
 def crop(padding: int, *names: str) -> Transform:
-    """Shifts these fields [H, W, C] alike, by up to `padding` pixels a side of the first.
+    """Shifts the fields `names` [H, W, C] together, by up to `padding` pixels in each direction.
 
-    Pads with zeros and crops the old size; a field of another size moves in proportion.
+    Pads with zeros and crops to the old size. `padding` is in pixels of the first field; fields of
+    another size move in proportion.
     """
 
     def apply(example: Example, rng: np.random.Generator) -> Example:
-        moved = rng.integers(0, 2 * padding + 1, size=2)
+        offsets = rng.integers(0, 2 * padding + 1, size=2)
         first = example[names[0]].shape[0]
-        found = dict(example)
+        shifted_example = dict(example)
         for name in names:
             image = example[name]
             height, width, depth = image.shape
             margin = padding * height // first
-            top, left = (int(m) * height // first for m in moved)
+            top, left = (int(m) * height // first for m in offsets)
             padded = np.zeros((height + 2 * margin, width + 2 * margin, depth), image.dtype)
             padded[margin : margin + height, margin : margin + width] = image
-            found[name] = padded[top : top + height, left : left + width]
-        return found
+            shifted_example[name] = padded[top : top + height, left : left + width]
+        return shifted_example
 
     return apply
 
 
 def dequantize(*names: str) -> Transform:
-    """uint8 x -> float32 (x + u) / 256 in [0, 1), u uniform on [0, 1), of these fields.
+    """uint8 x -> float32 (x + u) / 256 in [0, 1), u uniform on [0, 1), for the fields `names`.
 
     Theis et al. 2016, "A note on the evaluation of generative models", section 3.1. u is a
     multiple of 2^-16, so that every sum is exact in float32: the result is below 1 and
@@ -227,17 +230,17 @@ def dequantize(*names: str) -> Transform:
     """
 
     def apply(example: Example, rng: np.random.Generator) -> Example:
-        found = dict(example)
+        dequantized = dict(example)
         for name in names:
             noise: Float32[np.ndarray, "H W C"] = np.float32(2**-16) * rng.integers(
                 0, 2**16, size=example[name].shape, dtype=np.uint16
             ).astype(np.float32)
-            found[name] = (example[name].astype(np.float32) + noise) * np.float32(2**-8)
-        return found
+            dequantized[name] = (example[name].astype(np.float32) + noise) * np.float32(2**-8)
+        return dequantized
 
     return apply
 
 
 def shift(example: Example, rng: np.random.Generator) -> Example:
-    """A window of a stream (`windows.Window`) 0 ... T - 1 tokens later, each as likely."""
+    """Shifts a window of a stream (`windows.Window`) by 0 ... T - 1 tokens, uniformly at random."""
     return example.shifted(int(rng.integers(example.steps)))

@@ -1,8 +1,9 @@
 """Random-access sources of token ids for training and evaluation.
 
 An example has `token` int32 [T + 1], where positions 1 ... T are the targets; `bytes` float32 [],
-the UTF-8 bytes of the targets that count; `loss_mask` bool [T + 1] if some tokens are prompts; and,
-where rows are of whole documents, `segment` int32 [T + 1]: 1, 2, ... by document, 0 for padding.
+the number of UTF-8 bytes of the targets that count in the loss; `loss_mask` bool [T + 1] if some
+tokens are prompts; and, if rows hold whole documents, `segment` int32 [T + 1]: 1, 2, ... by
+document, 0 for padding.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from genjax.data.transforms import Example
 
 
 class Tokens(NamedTuple):
-    """The token ids of the documents of one split, one after the other; may be memory-mapped.
+    """The concatenated token ids of the documents of one split; may be memory-mapped.
 
     Attributes:
       ids: uint16 or uint32 [N].
       ends: int64 [D], where each document ends.
-      loss_mask: uint8 [N], whether a token counts; None if all do.
+      loss_mask: uint8 [N], whether a token counts in the loss; None if all do.
       weights: float32 [V], the bytes that each token stands for.
     """
 
@@ -34,17 +35,17 @@ class Tokens(NamedTuple):
     weights: Float32[np.ndarray, " V"]
 
     def content(self) -> Iterator[bytes | memoryview]:
-        """Bytes that tell them from other tokens."""
+        """Bytes that identify the tokens."""
         for name, array in self._asdict().items():
             if array is not None:
                 yield from sources.array_content(name, array)
 
 
 class Window(Mapping):
-    """An example out of a stream, made when it is looked at, or at a place a little later on."""
+    """An example of a stream, read on access; `shifted` reads it a few tokens later."""
 
     def __init__(self, stream: Stream, start: int):
-        """The example from token `start` on."""
+        """The example that begins at token `start`."""
         self._stream, self._start = stream, start
 
     @functools.cached_property
@@ -69,14 +70,14 @@ class Window(Mapping):
         return self._stream.length
 
     def shifted(self, by: int) -> Example:
-        """The window `by` tokens later, or the last one of the stream if that is earlier."""
+        """The window `by` tokens later, or the stream's last window if that is earlier."""
         return self._stream.at(min(self._start + by, self._stream.last))
 
 
 class Stream:
-    """Windows of T + 1 tokens, one every T: each token after the first is a target once.
+    """Windows of T + 1 tokens, one every T tokens: each token after the first is a target once.
 
-    What is left at the end, less than T tokens, is in no window.
+    The rest at the end, fewer than T tokens, is not used.
     """
 
     def __init__(self, tokens: Tokens, length: int):
@@ -98,31 +99,31 @@ class Stream:
         return self._read(starts + np.arange(self.length + 1))
 
     def content(self) -> Iterator[bytes | memoryview]:
-        """That of the tokens."""
+        """The length, and the content of the tokens."""
         yield f"stream {self.length}\n".encode()
         yield from self._tokens.content()
 
     def at(self, start: int) -> Example:
-        """The window from token `start` on."""
+        """The window that begins at token `start`."""
         return self._read(slice(start, start + self.length + 1))
 
-    def _read(self, where: Any) -> dict[str, np.ndarray]:
-        token = self._tokens.ids[where].astype(np.int32)
+    def _read(self, position: Any) -> dict[str, np.ndarray]:
+        token = self._tokens.ids[position].astype(np.int32)
         loss_mask, weights = self._tokens.loss_mask, self._tokens.weights[token[..., 1:]]
         if loss_mask is None:
             return {"token": token, "bytes": weights.sum(-1)}
-        mask = loss_mask[where].astype(bool)
-        found = (weights * mask[..., 1:]).sum(-1)
-        return {"token": token, "loss_mask": mask, "bytes": found}
+        mask = loss_mask[position].astype(bool)
+        byte_count = (weights * mask[..., 1:]).sum(-1)
+        return {"token": token, "loss_mask": mask, "bytes": byte_count}
 
 
 class Pieces(NamedTuple):
     """Parts of sequences that fit into rows of T + 1.
 
     Attributes:
-      owner: the sequence of each.
-      start: where in it each begins.
-      size: how many elements each has, 2 ... T + 1.
+      owner: the index of the sequence that each piece is from.
+      start: where each piece begins in its sequence.
+      size: the number of elements in each piece, 2 ... T + 1.
     """
 
     owner: np.ndarray
@@ -131,10 +132,10 @@ class Pieces(NamedTuple):
 
 
 def pieces(targets: Int[np.ndarray, " D"], length: int) -> Pieces:
-    """Cuts sequences of 1 + `targets` elements into pieces of up to 1 + `length`.
+    """Cuts sequences of 1 + `targets` elements into pieces of at most 1 + `length` elements.
 
-    A piece begins with the last element of the one before, so that every element but a sequence's
-    first is a target once.
+    A piece begins with the last element of the piece before it, so that every element but a
+    sequence's first is a target once.
     """
     counts = -(-targets // length)
     owner = np.repeat(np.arange(len(targets)), counts)
@@ -144,17 +145,18 @@ def pieces(targets: Int[np.ndarray, " D"], length: int) -> Pieces:
 
 
 def pack(sizes: Int[np.ndarray, " P"], room: int) -> tuple[np.ndarray, np.ndarray]:
-    """Puts pieces into rows of `room` elements, the largest first, each where least is left over.
+    """Packs pieces into rows of `room` elements by best-fit decreasing.
 
-    Best-fit decreasing, as in Ding et al. 2024, "Fewer truncations improve language modeling".
-    Equal sizes keep their order, so the result is always the same.
+    The largest piece comes first, and each goes into the row that it leaves least room in, as in
+    Ding et al. 2024, "Fewer truncations improve language modeling". Pieces of equal size keep their
+    order, so the result is deterministic.
 
     Returns:
-      (the pieces [P] row by row, where in them each row ends [R]).
+      (the pieces [P] row by row, the end [R] of each row among them).
     """
     rows: list[list[int]] = []
-    with_room: list[list[int]] = [[] for _ in range(room + 1)]  # rows by what is left in them
-    levels = np.zeros(room + 1, bool)  # which of these are not empty
+    with_room: list[list[int]] = [[] for _ in range(room + 1)]  # rows by the room left in them
+    levels = np.zeros(room + 1, bool)  # which of these lists are not empty
     for piece in np.argsort(-sizes, kind="stable"):
         size = int(sizes[piece])
         left = size + int(np.argmax(levels[size:])) if levels[size:].any() else -1
@@ -172,22 +174,22 @@ def pack(sizes: Int[np.ndarray, " P"], room: int) -> tuple[np.ndarray, np.ndarra
 
 
 def layout(sizes: Int[np.ndarray, " P"], room: int, packed: bool) -> tuple[np.ndarray, np.ndarray]:
-    """What `pack` returns if `packed`, else one piece a row."""
+    """The result of `pack` if `packed`, else one piece per row."""
     return pack(sizes, room) if packed else (np.arange(len(sizes)), np.arange(1, len(sizes) + 1))
 
 
 class Rows:
-    """Rows of whole documents: each `start` and its tokens, the last of which is its end.
+    """Rows of whole documents: each is `start` and its tokens, which include the end token.
 
-    A document that does not fit is cut into pieces, which do not see each other.
+    A document that does not fit into a row is cut into pieces, which do not see each other.
     """
 
     def __init__(
         self, tokens: Tokens, length: int, start: int, filler: int, packed: bool, begun: bool
     ):
-        """Several documents a row if `packed`, else one; the rest of a row is `filler`.
+        """A row has several documents if `packed`, else one; the rest of a row is `filler`.
 
-        `begun` says that the tokens of each document begin with `start` already.
+        `begun`: the tokens of each document already begin with `start`.
         """
         self._tokens, self._room = tokens, length + 1
         self._start, self._filler = start, filler
@@ -204,17 +206,21 @@ class Rows:
         token = np.full(self._room, self._filler, np.int32)
         segment = np.zeros(self._room, np.int32)
         mask = np.zeros(self._room, bool)
-        begin, at = self._ends[index - 1] if index else 0, 0
+        begin, position = self._ends[index - 1] if index else 0, 0
         for number, piece in enumerate(self._order[begin : self._ends[index]], 1):
-            owner, start, size = (int(column[piece]) for column in self._pieces)
-            first = int(self._first[owner]) + start - 1  # of the tokens; start stands before them
-            inside = slice(at + (start == 0), at + size)
-            found = slice(first + (start == 0), first + size)
-            token[at] = self._start
-            token[inside] = self._tokens.ids[found]
-            mask[inside] = True if self._tokens.loss_mask is None else self._tokens.loss_mask[found]
-            segment[at : at + size] = number
-            at += size
+            document, start, size = (int(column[piece]) for column in self._pieces)
+            first = (
+                int(self._first[document]) + start - 1
+            )  # if start is 0, the start token comes first
+            row_slice = slice(position + (start == 0), position + size)
+            token_slice = slice(first + (start == 0), first + size)
+            token[position] = self._start
+            token[row_slice] = self._tokens.ids[token_slice]
+            mask[row_slice] = (
+                True if self._tokens.loss_mask is None else self._tokens.loss_mask[token_slice]
+            )
+            segment[position : position + size] = number
+            position += size
         example: dict[str, Any] = {"token": token, "segment": segment}
         targets = mask[1:] & targets_of(segment)
         if self._tokens.loss_mask is not None:
@@ -227,11 +233,11 @@ class Rows:
         return sources.stack([self[int(i)] for i in indices])
 
     def content(self) -> Iterator[bytes | memoryview]:
-        """That of the tokens, and how they lie in rows."""
+        """The layout of the rows, and the content of the tokens."""
         yield f"rows {self._room} {self._start} {self._filler} {len(self)}\n".encode()
         yield from self._tokens.content()
 
 
 def targets_of(segment: Int[Array, "*B S"]) -> Bool[Array, "*B T"]:
-    """Whether each position after the first is of the same segment as the one before it."""
+    """Whether each position after the first is in the same segment as the position before it."""
     return (segment[..., 1:] == segment[..., :-1]) & (segment[..., 1:] > 0)

@@ -134,7 +134,7 @@ def test_every_name_has_its_own_digest_and_no_path():
     assert len({corpus.digest for corpus in found.values()}) == len(corpora.NAMES)
     assert {name for name, corpus in found.items() if corpus.single} == {"tiny_shakespeare"}
     for name in ("kjv", "python"):
-        with pytest.raises(ConfigError, match=f"{name} comes by itself"):
+        with pytest.raises(ConfigError, match=f"{name} needs no path"):
             corpora.find(name, "x.txt")
     with pytest.raises(ConfigError, match=r"'tang_poem'.*Nearest: tang_poems"):
         catalogue.spec(dataset(name="tang_poem"))

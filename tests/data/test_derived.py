@@ -77,8 +77,8 @@ def test_the_catalogue_has_them():
         (("small", "smaller", 3), "divides the image's 8 x 8"),
         (("small", "smaller", 1), "a whole number above 1"),
         (("mask", "box", 0.0), "above 0 and at most 1"),
-        (("known", "outside", "mask"), "There is none yet"),
-        (("label", "smaller", 4), "a field 'label' already"),
+        (("known", "outside", "mask"), "There is no mask yet"),
+        (("label", "smaller", 4), "already have a field 'label'"),
     ],
 )
 def test_what_is_refused(entry, message):

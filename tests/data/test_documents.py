@@ -84,13 +84,22 @@ def test_fields_of_json_lines(tmp_path):
         documents.corpus(dataset(tmp_path / "a.txt", prompt_field="q"))
 
 
+def test_a_missing_field_names_its_own_key(tmp_path):
+    put(tmp_path, {"a.jsonl": '{"text": "a"}'})
+    with pytest.raises(ConfigError, match=r"field 'q', but .*dataset\.text\.prompt_field"):
+        documents.corpus(dataset(tmp_path / "a.jsonl", prompt_field="q"))
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
         ("{", r"line 2: not a JSON object \(Expecting"),
-        ('["text"]', r"line 2: not a JSON object .*Expected one JSON object a line"),
-        ('{"txet": "a", "n": 1}', r"line 2: .*'text'; there is none. Its fields are 'txet', 'n'"),
-        ('{"text": 7}', r"line 2: .*its field 'text' is 7"),
+        ('["text"]', r"line 2: not a JSON object .*Expected one JSON object per line"),
+        (
+            '{"txet": "a", "n": 1}',
+            r"line 2: .*'text', but there is no such field. The fields are 'txet', 'n'",
+        ),
+        ('{"text": 7}', r"line 2: .*field 'text', but it is 7"),
         ('{"text": "\\ud800"}', r"line 2: .*half a surrogate pair, U\+D800"),
         ("[" * 100_000, r"line 2: not a JSON object .*nested too deeply"),
         ('{"text": "a", "text": "b"}', r"line 2: .*the key 'text' comes twice"),

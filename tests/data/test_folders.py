@@ -79,6 +79,13 @@ def test_split_folders(tmp_path):
         read(tmp_path)
 
 
+def test_a_split_without_class_folders_beside_one_with_them_is_named(tmp_path):
+    put(tmp_path / "train" / "cat" / "0.png")
+    put(tmp_path / "test" / "0.png")
+    with pytest.raises(ConfigError, match=r"test has no class folders, and .*train has"):
+        read(tmp_path)
+
+
 def test_grey_pictures_stay_grey_and_channels_convert(tmp_path):
     put(tmp_path / "a.png", 50, mode="L")
     put(tmp_path / "b.png", 60, mode="L")

@@ -54,5 +54,5 @@ def test_numbers_that_are_not_finite_are_refused(value, tmp_path):
     made[3, 1] = value
     np.savez(tmp_path / "a.npz", made=made)
     keys = {"fields": (("made", "real"),), "target": "made"}
-    with pytest.raises(ConfigError, match=r"'made'.*1 of its numbers are no finite float32"):
+    with pytest.raises(ConfigError, match=r"'made'.*1 of its numbers are not finite in float32"):
         arrays.load(dataset(name="npz", path=str(tmp_path / "a.npz"), **keys))

@@ -300,7 +300,7 @@ def test_when_every_route_fails_the_error_lists_what_each_said(monkeypatch, tmp_
     for part in (
         f"prepared: nothing in {records.root()}; nothing in {tmp_path / 'tfds'}",
         "the official download: http://127.0.0.1",
-        "is out of reach",
+        "cannot be reached",
         "the Debian package dataset-fashion-mnist: the program apt-get is not installed",
     ):
         assert part in str(caught.value)

@@ -113,7 +113,7 @@ def test_the_official_files_are_downloaded_or_given(music, monkeypatch):
         assert catalogue.load(named).spec.sizes["test"] == 2
     named.name = "jsb_chorales"
     with pytest.raises(
-        ConfigError, match=f"its sha256 is {digest}, that of jsb_chorales is ac0e60"
+        ConfigError, match=f"its sha256 is {digest}, expected that of jsb_chorales, ac0e60"
     ):
         catalogue.load(named)
 

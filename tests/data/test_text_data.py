@@ -342,7 +342,7 @@ def test_bad_text_is_one_clear_error(tmp_path, long_text):
         (dataset(long_text, length=10**6), r"has \d+ tokens; an example takes .* = 1000001"),
         (dataset(long_text, "1_percent", length=40), "the split validation of text has"),
         (dataset(long_text, tokenizer="byte"), "Nearest: bytes"),
-        (dataset(long_text, "5_examples"), "Expected a part of it"),
+        (dataset(long_text, "5_examples"), "Expected a share of it"),
     ):
         with pytest.raises(ConfigError, match=said):
             catalogue.load(wanted)

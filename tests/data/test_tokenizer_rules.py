@@ -202,7 +202,7 @@ def test_a_tokenizer_that_panics_or_explodes_is_one_clear_error(foreign):
     def panic():
         raise type("PanicException", (BaseException,), {})("index out of bounds")
 
-    with pytest.raises(ConfigError, match=r"gives up: index out of bounds"):
+    with pytest.raises(ConfigError, match=r"failed: index out of bounds"):
         subwords.guarded(panic)
     state = json.loads((foreign / "tokenizer.json").read_text())
     replace = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}
