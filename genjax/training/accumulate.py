@@ -16,7 +16,7 @@ Metrics = dict[str, jax.Array]
 
 
 def part(batch: Batch, count: int, index: jax.Array | int) -> dict[str, jax.Array]:
-    """Part `index` of `count`: every count-th example, so that each device keeps its own."""
+    """Returns every `count`-th example from `index`, so that examples stay on their devices."""
     return {
         name: value.reshape(value.shape[0] // count, count, *value.shape[1:])[:, index]
         for name, value in batch.items()
@@ -32,7 +32,7 @@ def gradient(
     step: jax.Array,
     accumulation: int,
 ) -> tuple[Tree, Metrics, dict[str, Tree]]:
-    """The gradient over `accumulation` microbatches, each weighted by its `Aux.weight`.
+    """Returns the gradient over `accumulation` microbatches, each weighted by its `Aux.weight`.
 
     Returns:
       (gradient with respect to the networks that the phase trains, by name; metrics with "loss";
@@ -43,7 +43,9 @@ def gradient(
         value, aux = phase.loss({**params, **trained}, mutable, batch, key, step)
         return value, Aux(aux.metrics, {**mutable, **aux.mutable}, jnp.float32(aux.weight))
 
-    def one(mutable: Tree, index: jax.Array | int) -> tuple[Tree, tuple[Tree, Metrics]]:
+    def microbatch_gradient(
+        mutable: Tree, index: jax.Array | int
+    ) -> tuple[Tree, tuple[Tree, Metrics]]:
         (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(
             {name: params[name] for name in phase.networks},
             mutable,
@@ -59,13 +61,13 @@ def gradient(
 
     def accumulate(carry: Tree, index: jax.Array) -> tuple[Tree, None]:
         mutable, sums = carry
-        mutable, new = one(mutable, index)
+        mutable, new = microbatch_gradient(mutable, index)
         return (mutable, jax.tree.map(jnp.add, sums, new)), None
 
-    mutable, sums = one(dict(mutable), 0)
+    mutable, sums = microbatch_gradient(dict(mutable), 0)
     if accumulation > 1:
         (mutable, sums), _ = jax.lax.scan(accumulate, (mutable, sums), jnp.arange(1, accumulation))
     grads, metrics = sums
     weight = metrics["loss"][1]
-    # A batch in which nothing counts, such as padding alone, has no slope.
+    # If nothing in the batch counts (only padding, say), the gradient is zero.
     return jax.tree.map(lambda g: g / jnp.where(weight > 0, weight, 1), grads), metrics, mutable

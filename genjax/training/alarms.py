@@ -1,4 +1,4 @@
-"""Warnings of a run that goes wrong, as a function of the metrics that it has written."""
+"""Warnings about a run that goes wrong, computed from the metrics that it has written."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from genjax.training.metrics import read_metrics
 
 
 def ringing(alarms: Sequence[Alarm], path: epath.Path) -> list[str]:
-    """What to say of each alarm whose metric has been below its bound long enough.
+    """Returns a message for each alarm whose metric has been below its bound for long enough.
 
-    There is no counter to save: the file has the whole history, also after a resume. A value that
-    is not finite is not below.
+    No counter needs saving: the file has the whole history, also after a resume. A value that is
+    not finite does not count as below.
 
     Args:
-      alarms: of the method.
+      alarms: the method's alarms.
       path: `metrics.jsonl`.
     """
     metrics = read_metrics(path) if alarms else {}

@@ -1,4 +1,4 @@
-"""From a config to everything that a run is made of, before any array exists."""
+"""Builds everything that a run is made of from its config, before any array exists."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from genjax.training.step import StepOutput, make_step
 
 
 class Assembly(NamedTuple):
-    """What a run is made of.
+    """The parts of a run.
 
     Attributes:
       config: the config.
       mesh: the device mesh.
-      spec: what the data look like.
-      method: the family.
+      spec: the description of the data.
+      method: the model family.
       total_steps: steps of the whole run.
       examples_per_step: examples that one step takes from the loader.
-      learning_rates: of each trained network, by step.
+      learning_rates: the schedule of each trained network.
       init: the jitted, sharded function () -> the initial state.
       step: the jitted, donated function (state, batch) -> (state, output).
-      steps: the same for `config.steps_per_dispatch` batches [n, B, ...] and outputs [n], one after
-        the other.
+      steps: the same for n = `config.steps_per_dispatch` batches [n, B, ...] in sequence, with
+        outputs [n].
       state: the state's shapes, dtypes and shardings.
       batch: the batch's shapes, dtypes and shardings.
     """
@@ -66,13 +66,13 @@ def assemble(
 
     Args:
       config: a checked config.
-      spec: of the data; the catalogue's for `config.dataset` if not given.
-      method: the family; `config.method` if not given.
-      devices: to use; all if not given.
+      spec: the description of the data; by default the catalogue's for `config.dataset`.
+      method: the model family; by default the one that `config.method` names.
+      devices: the devices to use; by default all.
 
     Raises:
       ConfigError: the config does not fit the data, the devices or the family.
-      ValueError: a leaf of the state that no sharding rule covers.
+      ValueError: no sharding rule covers a leaf of the state.
     """
     mesh = make_mesh(config, devices)
     spec = catalogue.spec(config.dataset) if spec is None else spec
@@ -91,22 +91,24 @@ def assemble(
         name: jax.ShapeDtypeStruct((examples, *s.shape), s.dtype, sharding=on_batch)
         for name, s in spec.fields.items()
     }
-    traced = jax.jit(_make_init(config, method, optimizers, batch), inline=True)
-    with jax.set_mesh(mesh):  # as it is called: a trace is of one mesh
-        abstract = jax.eval_shape(traced)
-    own = {name: tree for name, tree in abstract.params.items() if name not in method.follows}
-    optim.check_rules(config, own)
-    placed = rules.shardings(abstract.replace(params=own), method.rules, mesh)
-    followers = {name: placed.params[rule.source] for name, rule in method.follows.items()}
-    placed = placed.replace(params={**placed.params, **followers})
+    traced_init = jax.jit(_make_init(config, method, optimizers, batch), inline=True)
+    with jax.set_mesh(mesh):  # as when it is called: a trace belongs to one mesh
+        abstract = jax.eval_shape(traced_init)
+    own_params = {
+        name: tree for name, tree in abstract.params.items() if name not in method.follows
+    }
+    optim.check_rules(config, own_params)
+    shardings = rules.shardings(abstract.replace(params=own_params), method.rules, mesh)
+    followers = {name: shardings.params[rule.source] for name, rule in method.follows.items()}
+    shardings = shardings.replace(params={**shardings.params, **followers})
     step = make_step(config, _spread(method, mesh), optimizers)
 
     def compiled(function, split: PartitionSpec):
         on_batches = NamedSharding(mesh, split)
         return jax.jit(
             function,
-            in_shardings=(placed, {name: on_batches for name in batch}),
-            out_shardings=(placed, NamedSharding(mesh, PartitionSpec())),
+            in_shardings=(shardings, {name: on_batches for name in batch}),
+            out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
             donate_argnums=0,
         )
 
@@ -114,12 +116,12 @@ def assemble(
         return jax.lax.scan(step, state, batches)
 
     def init() -> TrainState:
-        return traced()  # a second time, without a second trace
+        return traced_init()  # jitted again, with shardings, without a second trace
 
     state = jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
         abstract,
-        placed,
+        shardings,
     )
     return Assembly(
         config=config,
@@ -129,7 +131,7 @@ def assemble(
         total_steps=total,
         examples_per_step=examples,
         learning_rates=rates,
-        init=jax.jit(init, out_shardings=placed),
+        init=jax.jit(init, out_shardings=shardings),
         step=compiled(step, BATCH),
         steps=compiled(steps, PartitionSpec(None, *BATCH)),
         state=state,
@@ -138,10 +140,10 @@ def assemble(
 
 
 def total_steps(config: ConfigDict, spec: DataSpec, method: Method) -> int:
-    """Steps of the whole run.
+    """Returns the number of steps of the whole run.
 
     Raises:
-      ConfigError: there are more than the state can count.
+      ConfigError: there are more steps than the state can count.
     """
     size = {"batch_size": config.batch_size * game.slices(method)}
     total = durations.steps(config.duration, **size, examples=spec.sizes.get("train", 0))
@@ -151,17 +153,17 @@ def total_steps(config: ConfigDict, spec: DataSpec, method: Method) -> int:
 
 
 def _spread(method: Method, mesh: Mesh) -> Method:
-    """`method` whose prepared batches lie on the mesh as the loader's do, where they can."""
+    """Returns `method` with prepared batches sharded like the loader's, where sizes allow."""
     if method.prepare is None:
         return method
     parts, on_batch = mesh.shape["data"] * mesh.shape["fsdp"], NamedSharding(mesh, BATCH)
 
-    def prepare(*given) -> Batch:
+    def prepare(*args) -> Batch:
         return {
             name: jax.lax.with_sharding_constraint(value, on_batch)
             if value.ndim and value.shape[0] % parts == 0
             else value
-            for name, value in method.prepare(*given).items()
+            for name, value in method.prepare(*args).items()
         }
 
     return method._replace(prepare=prepare)
@@ -173,28 +175,28 @@ def _shapes(networks: dict[str, Tree]) -> dict[str, tuple[int, ...]]:
 
 
 def read_pretrained(run: Assembly) -> tuple[dict[str, Tree], dict[str, Tree]]:
-    """The parameters and mutable state of networks that `method.pretrained` brings, on the host.
+    """Returns the parameters and mutable state from `method.pretrained`, on the host.
 
-    They are compared with the run's shapes, so that nothing of the run is allocated in vain.
+    They are compared with the run's shapes before anything of the run is allocated.
 
     Raises:
-      ConfigError: they have other arrays, or of other shapes, than the config's networks.
+      ConfigError: their arrays or shapes differ from those of the config's networks.
     """
     if run.method.pretrained is None:
         return {}, {}
     pretrained = run.method.pretrained()
     for old, new in zip((run.state.params, run.state.mutable), pretrained, strict=True):
-        given, expected = _shapes(new), _shapes({name: old[name] for name in new})
-        if given != expected:
+        loaded, expected = _shapes(new), _shapes({name: old[name] for name in new})
+        if loaded != expected:
             lines = "\n".join(
-                f"  {name}: {given.get(name, 'absent')} -> {expected.get(name, 'absent')}"
-                for name in sorted(given | expected)
-                if given.get(name) != expected.get(name)
+                f"  {name}: {loaded.get(name, 'absent')} -> {expected.get(name, 'absent')}"
+                for name in sorted(loaded | expected)
+                if loaded.get(name) != expected.get(name)
             )
             raise ConfigError(
-                "what the run would begin with does not fit the config's networks (given -> "
-                f"expected):\n{lines}\nSet what differs, such as model.length and "
-                "model.vocabulary_size, as it was there."
+                "the pretrained networks do not fit the config's networks (given -> expected):\n"
+                f"{lines}\nSet the keys that differ, such as model.length and "
+                "model.vocabulary_size, to the pretrained model's values."
             )
     return pretrained
 
@@ -202,21 +204,21 @@ def read_pretrained(run: Assembly) -> tuple[dict[str, Tree], dict[str, Tree]]:
 def put_pretrained(
     state: TrainState, params: dict[str, Tree], mutable: dict[str, Tree]
 ) -> TrainState:
-    """`state` with these in the place of its own, sharded as they are; averages begin anew."""
+    """Returns `state` with these networks, sharded as its own were; their averages restart."""
 
-    def place(old: dict[str, Tree], new: dict[str, Tree]) -> dict[str, Tree]:
+    def replaced(old: dict[str, Tree], new: dict[str, Tree]) -> dict[str, Tree]:
         shardings = {name: jax.tree.map(lambda x: x.sharding, old[name]) for name in new}
         return {**old, **jax.device_put(new, shardings)}
 
-    placed = place(state.params, params)
+    new_params = replaced(state.params, params)
     averages = {
         profile: {
-            name: jax.tree.map(jnp.copy, placed[name]) if name in params else average
+            name: jax.tree.map(jnp.copy, new_params[name]) if name in params else average
             for name, average in averaged.items()
         }
         for profile, averaged in state.ema.items()
     }
-    return state.replace(params=placed, mutable=place(state.mutable, mutable), ema=averages)
+    return state.replace(params=new_params, mutable=replaced(state.mutable, mutable), ema=averages)
 
 
 def _make_init(
@@ -225,7 +227,7 @@ def _make_init(
     optimizers: Mapping[str, optax.GradientTransformationExtraArgs],
     batch: Mapping[str, jax.ShapeDtypeStruct],
 ) -> Callable[[], TrainState]:
-    """The function () -> the state before the first step, from `config.seed`."""
+    """Returns the function () -> the state before the first step, from `config.seed`."""
 
     def init() -> TrainState:
         key = seeded_key(config.seed)

@@ -22,7 +22,7 @@ class Averages:
     def __init__(self, max_skipped: int, window: Mapping[str, Any] | None = None):
         """Stops the run after `max_skipped` steps in a row with a skipped update.
 
-        `window` is what an earlier process had summed, see `window()`.
+        `window` has the sums of an earlier process, see `window()`.
         """
         window = window or {}
         self._sums = {name: np.array(sums) for name, sums in window.get("sums", {}).items()}
@@ -30,15 +30,15 @@ class Averages:
         self._max = max_skipped
 
     def window(self) -> dict[str, Any]:
-        """What was summed since the last log line, as plain JSON data.
+        """Returns the sums since the last log line, as plain JSON data.
 
-        Saved with a checkpoint, it lets the averages go on as if the run had never stopped.
+        Saved with a checkpoint, they let a resumed run log the averages of an uninterrupted one.
         """
         sums = {name: sums.tolist() for name, sums in self._sums.items()}
         return {"sums": sums, "skipped": self._skipped, "in_a_row": self._in_a_row}
 
     def add(self, step: int, output: StepOutput) -> None:
-        """Adds the output of one step, or of several up to `step`, fetched from the devices."""
+        """Fetches and adds the output of one step, or of several that end at `step`."""
         output = jax.device_get(output)
         for name, value in output.metrics.items():
             rows = value.reshape(-1, 2).astype(np.float64)
@@ -59,11 +59,11 @@ class Averages:
 
     @staticmethod
     def loss(taken: Mapping[str, float]) -> float:
-        """The loss to show on the progress bar: that of the first phase."""
+        """Returns the loss to show on the progress bar: the first phase's."""
         return next((v for n, v in taken.items() if n.rsplit("/", 1)[-1] == "loss"), math.nan)
 
     def take(self) -> dict[str, float]:
-        """The means since the last call, and the number of skipped updates."""
+        """Returns the means since the last call and the number of skipped updates; resets both."""
         means = {f"train/{k}": float(s[0] / s[1]) for k, s in self._sums.items() if s[1]}
         taken = {**means, "train/skipped": float(self._skipped)}
         self._sums, self._skipped = {}, 0

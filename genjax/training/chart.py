@@ -1,7 +1,7 @@
 """Curves as a small inline SVG: no library, no network, readable in light and dark.
 
-Colours come from the CSS variables of the page; the points carry their numbers in `data-points`
-for the page's few lines of script to show under the pointer.
+Colours come from the CSS variables of the page. `data-points` has the numbers of the points, which
+the page's script shows under the pointer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LEGEND_COLUMNS, LEGEND_LINE = 3, 18
 
 
 def number(value: float | None) -> str:
-    """A number as people read it: 4 significant digits, thousands grouped, "not finite" for None.
+    """Formats a number: 4 significant digits, thousands grouped, "not finite" for None.
 
     Args:
       value: any number.
@@ -47,7 +47,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     Args:
       low: lower end.
       high: upper end, above `low`.
-      count: how many are wished for.
+      count: the number of ticks wanted.
 
     Returns:
       The ticks in ascending order.
@@ -62,7 +62,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten within [low, high], with 2 and 5 between when there are few.
+    """Powers of ten within [low, high], with 2 and 5 times each when there are few.
 
     Args:
       low: lower end, above 0.
@@ -79,7 +79,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def smooth(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    """Moving average over a 25th of the curve, centred but for its end.
+    """Moving average over a 25th of the curve, centred except near the end.
 
     The windows shrink symmetrically towards the start, so that a steep beginning is not
     flattened, and are cut off at the end, so that the last values stay an average.
@@ -88,7 +88,7 @@ def smooth(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
       values: finite numbers.
 
     Returns:
-      As many; noise of N independent values shrinks by about sqrt(N / 25).
+      As many numbers; the noise of N independent values shrinks by about sqrt(N / 25).
     """
     index = np.arange(len(values))
     before = np.minimum(index, len(values) // 50)
@@ -98,7 +98,7 @@ def smooth(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
 
 
 def is_noisy(values: Float[np.ndarray, " N"]) -> bool:
-    """Whether the curve's way up and down is long beside its range, so that smoothing helps."""
+    """Whether the curve's total variation is large for its range, so that smoothing helps."""
     if len(values) < 50:
         return False
     span = np.ptp(np.percentile(values, [2, 98]))
@@ -110,7 +110,7 @@ def thin(values: Float[np.ndarray, " N"], most: int = MAX_POINTS) -> list[int]:
 
     Args:
       values: finite numbers.
-      most: at most about so many are kept.
+      most: the approximate maximum number of points to keep.
 
     Returns:
       Ascending indices: the lowest and the highest of each of `most` / 2 equal stretches.
@@ -124,7 +124,7 @@ def thin(values: Float[np.ndarray, " N"], most: int = MAX_POINTS) -> list[int]:
 
 
 class _Scale:
-    """From a curve's steps and values to pixels."""
+    """Maps a curve's steps and values to pixels."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class _Scale:
     ):
         self.first, self.last = steps
         self.log_steps, self.height = log_steps, height
-        # A few values that dwarf the rest (the first losses) want a logarithmic axis.
+        # A few values that dwarf the rest (the first losses) need a logarithmic axis.
         self.log = bool(values.min() > 0 and values.max() > log_above * np.median(values))
         low, high = float(values.min()), float(values.max())
         if self.log:
@@ -150,14 +150,16 @@ class _Scale:
             self.ticks = nice_ticks(self.low, self.high, 4)
 
     def x(self, step: float) -> float:
-        turn = math.log if self.log_steps else float
-        first, last = turn(self.first), turn(self.last)
-        share = (turn(step) - first) / (last - first) if last > first else 0.5
+        transform = math.log if self.log_steps else float
+        first, last = transform(self.first), transform(self.last)
+        share = (transform(step) - first) / (last - first) if last > first else 0.5
         return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
 
     def y(self, value: float) -> float:
-        turn = math.log10 if self.log else float
-        share = (turn(value) - turn(self.low)) / (turn(self.high) - turn(self.low))
+        transform = math.log10 if self.log else float
+        share = (transform(value) - transform(self.low)) / (
+            transform(self.high) - transform(self.low)
+        )
         return round(self.height - BOTTOM - share * (self.height - TOP - BOTTOM), 1)
 
 
@@ -208,7 +210,7 @@ def line_chart(name: str, curve: Mapping[int, float | None], steps: tuple[int, i
     finite are red marks on the step axis.
 
     Args:
-      name: the metric, for the reader of the screen.
+      name: the metric, for screen readers.
       curve: value by step in ascending order; None where it was not finite.
       steps: first and last step of the axis, common to the charts of a page.
 
@@ -226,20 +228,20 @@ def line_chart(name: str, curve: Mapping[int, float | None], steps: tuple[int, i
         return f'{head}><text class="bad" {middle}>never finite</text></svg>'
     numbers = np.array([values[index] for index in finite], float)
     scale = _Scale(steps, numbers)
-    kept = [finite[index] for index in thin(numbers)]
+    picked = [finite[index] for index in thin(numbers)]
     noisy = is_noisy(numbers)
     parts = [_axes(scale)]
     parts.append(f'<path class="raw{" faint" if noisy else ""}" d="')
-    parts.append(_lines(scale, at, values, set(kept)) + '"/>')
+    parts.append(_lines(scale, at, values, set(picked)) + '"/>')
     if noisy:
         average: list[float | None] = [None] * len(values)
         means = np.exp(smooth(np.log(numbers))) if scale.log else smooth(numbers)
         for index, value in zip(finite, means, strict=True):
             average[index] = float(value)
-        some = set(finite[:: max(1, len(finite) // (MAX_POINTS // 2))]) | {finite[-1]}
-        parts.append(f'<path class="mean" d="{_lines(scale, at, average, some)}"/>')
-    if len(kept) <= MAX_DOTS:
-        for index in kept:
+        picked_means = set(finite[:: max(1, len(finite) // (MAX_POINTS // 2))]) | {finite[-1]}
+        parts.append(f'<path class="mean" d="{_lines(scale, at, average, picked_means)}"/>')
+    if len(picked) <= MAX_DOTS:
+        for index in picked:
             spot = f'cx="{scale.x(at[index])}" cy="{scale.y(values[index])}"'
             parts.append(f'<circle class="dot" {spot} r="3"/>')
     lost = [scale.x(at[index]) for index, value in enumerate(values) if value is None]
@@ -249,7 +251,7 @@ def line_chart(name: str, curve: Mapping[int, float | None], steps: tuple[int, i
     if scale.log:
         parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{TOP + 8}" ')
         parts.append('text-anchor="end">log scale</text>')
-    points = [[scale.x(at[i]), scale.y(values[i]), at[i], number(values[i])] for i in kept]
+    points = [[scale.x(at[i]), scale.y(values[i]), at[i], number(values[i])] for i in picked]
     data = json.dumps(points, separators=(",", ":"))  # numbers only: no quote to escape
     return f"{head} data-points='{data}'>{''.join(parts)}</svg>"
 
@@ -257,25 +259,25 @@ def line_chart(name: str, curve: Mapping[int, float | None], steps: tuple[int, i
 def curves_chart(
     name: str, curves: Mapping[str, Sequence[tuple[float, float | None]]], over: str
 ) -> str:
-    """Draws a quantity for several things, over another quantity, with the names below.
+    """Draws several curves of one quantity over another, with a legend below.
 
     The value axis is logarithmic when the highest value is more than three times the median, the
-    other when it spans more than a factor of three.
+    x axis when it spans more than a factor of three.
 
     Args:
-      name: the quantity, for the reader of the screen.
+      name: the quantity, for screen readers.
       curves: by name, the points (x, value) in ascending order of x; None where it was not finite.
-        One without points keeps its colour to itself.
-      over: what x is.
+        A curve without points is not drawn, but keeps its colour.
+      over: the name of x.
 
     Returns:
       One `<svg>` element.
     """
-    here = [label for label, points in curves.items() if points]
+    labels = [label for label, points in curves.items() if points]
     at = [x for points in curves.values() for x, _ in points]
     numbers = np.array([v for points in curves.values() for _, v in points if v is not None], float)
-    below = CURVES_HEIGHT + 24
-    height = below + LEGEND_LINE * -(-len(here) // LEGEND_COLUMNS)
+    legend_top = CURVES_HEIGHT + 24
+    height = legend_top + LEGEND_LINE * -(-len(labels) // LEGEND_COLUMNS)
     head = (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" '
         f'aria-label="{html.escape(name)} over {html.escape(over)}"'
@@ -302,8 +304,8 @@ def curves_chart(
                 px, py = scale.x(x), scale.y(value)
                 parts.append(f'<circle class="spot {kind}" cx="{px}" cy="{py}" r="3"/>')
                 shown.append([px, py, x, number(value), f"{label}, {number(x)} {over}"])
-        row, column = divmod(here.index(label), LEGEND_COLUMNS)
-        x, y = LEFT + (WIDTH - LEFT) // LEGEND_COLUMNS * column, below + LEGEND_LINE * row
+        row, column = divmod(labels.index(label), LEGEND_COLUMNS)
+        x, y = LEFT + (WIDTH - LEFT) // LEGEND_COLUMNS * column, legend_top + LEGEND_LINE * row
         parts.append(f'<path class="curve {kind}" d="M{x} {y}h18"/>')
         parts.append(f'<text class="tick" x="{x + 24}" y="{y + 4}">{html.escape(label)}</text>')
     if scale.log:

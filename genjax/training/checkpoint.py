@@ -36,39 +36,39 @@ Tree = Any
 logger = logging.getLogger("genjax")
 
 FOLDER = "checkpoints"
-# Beside the state: {"sha256": path -> digest, "window": of the log, "digest": of these two}.
+# Next to the state: {"sha256": path -> digest, "window": of the log, "digest": of these two}.
 NOTES = "notes"
 NOTED = {"sha256", "window"}
 
 
 class Damaged(ConfigError):
-    """A checkpoint cannot be read; the message says which one is whole."""
+    """A checkpoint cannot be read; the message names one that is whole."""
 
 
 class Checkpoints:
-    """The checkpoints of one workdir, in `checkpoints/<step>/`, or what else is kept so.
+    """The checkpoints of one workdir, in `checkpoints/<step>/`, or snapshots in another folder.
 
     A checkpoint appears under its final name only when it is whole, so one cut short by a crash
-    is never picked up; what is left of it is removed at the next start of training. Each is opened
-    again once it is written. With `config.checkpoint.digests` the sha256 of every array that is not
-    spread over processes is written with it, and compared whenever the array is read.
+    is never used; its remains are removed when training next starts. Each checkpoint is opened
+    again after it is written. With `config.checkpoint.digests` the sha256 of every array that is
+    not split over processes is written too, and compared whenever the array is read.
     """
 
     def __init__(
         self, workdir: str | os.PathLike, config: ConfigDict | None = None, name: str = FOLDER
     ):
-        """Opens `workdir/checkpoints`: for writing if a config is given, else only to read.
+        """Opens `workdir/<name>`: for writing if a config is given, else only to read.
 
-        In a folder of another `name` all are kept.
+        In a folder other than `checkpoints`, every checkpoint is kept.
 
         Raises:
-          ConfigError: a path that the checkpoint library would take for a pattern.
-          Damaged: what is known of a checkpoint, which decides whether it is kept, is damaged.
+          ConfigError: the checkpoint library would take the path for a pattern.
+          Damaged: a checkpoint's metadata, which decide whether it is kept, are damaged.
         """
         self.folder = absolute(workdir) / name
         check_path(self.folder.parent)
         self._digests = config is not None and config.checkpoint.digests
-        self._written: int | None = None  # a step that was not opened again so far
+        self._written: int | None = None  # a saved step that was not opened again yet
         if config is None:
             options = ocp.CheckpointManagerOptions(
                 read_only=True, create=False, save_interval_steps=0
@@ -78,7 +78,7 @@ class Checkpoints:
                 preservation_policy=_preservation(config) if name == FOLDER else keep.PreserveAll(),
                 best_fn=_no_best,
                 cleanup_tmp_directories=True,
-                # Two of them may write at once, and processes wait for each other by name.
+                # Two managers may write at once, so each needs barriers of its own name.
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
                     barrier_sync_key_prefix=name
                 ),
@@ -94,11 +94,11 @@ class Checkpoints:
             )
         except Exception:
             for step in sorted(numbered(self.folder)):
-                self._complain(step)
+                self._check_metadata(step)
             raise
 
     def latest(self) -> int | None:
-        """The step of the newest whole checkpoint, None if there is none."""
+        """The step of the newest whole checkpoint; None if there is none."""
         return self._orbax.latest_step()
 
     def steps(self) -> list[int]:
@@ -106,10 +106,10 @@ class Checkpoints:
         return sorted(self._orbax.all_steps())
 
     def find(self, step: int | None = None) -> int:
-        """`step`, or the newest step, if there is a whole checkpoint of it.
+        """Returns `step`, or the newest step if it is None, if there is a whole checkpoint of it.
 
         Raises:
-          ConfigError: there is none.
+          ConfigError: there is no such checkpoint.
         """
         step = self.latest() if step is None else step
         if step is None or step not in self._orbax.all_steps():
@@ -120,10 +120,10 @@ class Checkpoints:
         return step
 
     def best(self, config: ConfigDict) -> int:
-        """The step of the checkpoint whose evaluation is best.
+        """Returns the step of the checkpoint with the best evaluation.
 
         Raises:
-          ConfigError: the config names no metric to be best in, or no checkpoint has it.
+          ConfigError: the config names no metric to rank by, or no checkpoint has it.
         """
         name, mode = best_metric(config)
         if not name:
@@ -132,10 +132,10 @@ class Checkpoints:
                 "early_stop.metric in training, or give a step."
             )
         sign = 1.0 if mode == "min" else -1.0
-        found = {step: self._metrics(step).get(name) for step in self.steps()}
+        metrics = {step: self._metrics(step).get(name) for step in self.steps()}
         values = {
             step: sign * value
-            for step, value in found.items()
+            for step, value in metrics.items()
             if value is not None and math.isfinite(value)
         }
         if not values:
@@ -152,23 +152,23 @@ class Checkpoints:
         metrics: Mapping[str, float],
         window: Mapping[str, Any] | None = None,
     ) -> None:
-        """Begins to save `state`; returns once its arrays are copied off the devices.
+        """Starts to save `state`; returns once its arrays are copied off the devices.
 
         Args:
           state: the state after `step` steps.
           step: the name of the checkpoint; nothing is done if it exists.
-          metrics: the evaluation of this very state, if there was one.
-          window: what the log has gathered since its last line, see `Averages.window`.
+          metrics: the evaluation of this state, if there was one.
+          window: the log's sums since its last line, see `Averages.window`.
 
         Raises:
           OSError: the disk is full, or cannot be written.
-          Damaged: the checkpoint before this one cannot be read again.
+          Damaged: the previous checkpoint cannot be read back.
         """
         if step in self._orbax.all_steps():
             return
         self.wait()
-        _check_room(self.folder, sum(leaf.nbytes for leaf in jax.tree.leaves(as_data(state))))
-        writes = jax.process_index() == 0  # the notes, and the others need not hash what is in them
+        _check_space(self.folder, sum(leaf.nbytes for leaf in jax.tree.leaves(as_data(state))))
+        writes = jax.process_index() == 0  # writes the notes: only it needs their hashes
         sha256s = own_digests(state) if self._digests and writes else {}
         notes = {"sha256": sha256s, "window": dict(window or {})}
         notes["digest"] = _digest_of_notes(notes)
@@ -183,32 +183,32 @@ class Checkpoints:
         self._written = step
 
     def remove_after(self, step: int) -> None:
-        """Removes those of later steps, which the run had made before it went back to `step`."""
+        """Removes the checkpoints of later steps, from before the run went back to `step`."""
         with _disk(self.folder):
-            for later in [found for found in self.steps() if found > step]:
+            for later in [saved for saved in self.steps() if saved > step]:
                 self._orbax.delete(later)
 
     def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
-        """The state at `step` (the newest), with the shapes and shardings of `abstract`.
+        """Returns the state at `step` (or the newest), with the shapes and shardings of `abstract`.
 
         Raises:
           ConfigError: there is no such checkpoint, or it holds other arrays.
-          Damaged: it cannot be read, or holds other numbers than were written.
+          Damaged: it cannot be read, or its numbers are not those that were written.
         """
         step = self.find(step)
         saved = self.shapes(step)
-        wanted = {path: shape for path, shape in _shapes(jax.eval_shape(as_data, abstract))}
+        expected = {path: shape for path, shape in _shapes(jax.eval_shape(as_data, abstract))}
         different = [
-            f"  {path}: saved {saved.get(path, 'absent')}, expected {wanted.get(path, 'absent')}"
-            for path in sorted(saved.keys() | wanted.keys())
-            if saved.get(path) != wanted.get(path)
+            f"  {path}: saved {saved.get(path, 'absent')}, expected {expected.get(path, 'absent')}"
+            for path in sorted(saved.keys() | expected.keys())
+            if saved.get(path) != expected.get(path)
         ]
         if different:
             shown = "\n".join(different[:10])
             raise ConfigError(
                 f"{self.folder / str(step)} is of another model: {len(different)} arrays differ, "
-                f"such as\n{shown}\nGive the config, and the version of "
-                "genjax, that it was trained with, or a new --workdir."
+                f"such as\n{shown}\nUse the config and the version of genjax that it was trained "
+                "with, or give a new --workdir."
             )
         with self._reading(step):
             state = self._orbax.restore(
@@ -218,7 +218,7 @@ class Checkpoints:
             for (path, leaf), like in zip(
                 jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(abstract), strict=True
             ):
-                if leaf.dtype != like.dtype:  # a key whose kind is not known any more
+                if leaf.dtype != like.dtype:  # a PRNG key of a kind that is no longer known
                     raise ValueError(f"{path_name(path)} is {leaf.dtype}, expected {like.dtype}")
         return state
 
@@ -226,13 +226,13 @@ class Checkpoints:
         """Path -> shape of every saved array, read from the metadata alone.
 
         Raises:
-          Damaged: they cannot be read.
+          Damaged: the metadata cannot be read.
         """
         with self._reading(step):
             return dict(_shapes(self._orbax.item_metadata(step).state.tree))
 
     def window(self, step: int) -> dict[str, Any]:
-        """What the log had gathered when the checkpoint was saved; {} of an older one.
+        """Returns the log's sums when the checkpoint was saved; {} for an older checkpoint.
 
         Raises:
           Damaged: it cannot be read.
@@ -241,12 +241,12 @@ class Checkpoints:
             return self._notes(step).get("window", {})
 
     def read(self, step: int, wanted: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Some of the arrays saved at `step`: path -> array.
+        """Reads some of the arrays saved at `step`: path -> array.
 
         Args:
           step: of a whole checkpoint.
-          wanted: saved path -> an array, or a `ShapeDtypeStruct`, of the shape that is saved,
-            which gives type and sharding.
+          wanted: saved path -> an array or `ShapeDtypeStruct` of the saved shape, with the dtype
+            and sharding to read it with.
         """
         shapes = {
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
@@ -271,20 +271,20 @@ class Checkpoints:
         mapping: Sequence[tuple[str, str]],
         follows: Collection[str] = (),
     ) -> tuple[TrainState, list[str]]:
-        """`state` with some of its parameters and mutables taken from the newest checkpoint.
+        """Returns `state` with some parameters and mutables taken from the newest checkpoint.
 
         Args:
           state: a freshly initialised state.
           mapping: `(regex, replacement)` from a path in `state`, such as `params/denoiser/...`,
-            to the saved path; the first regex that matches counts, a path that none matches
-            keeps its initial value.
-          follows: networks that follow others, which are not taken.
+            to the saved path. The first matching regex counts; a path that matches none keeps
+            its initial value.
+          follows: networks that follow others; they are not taken.
 
         Returns:
-          The state, its averages set to its parameters, and the paths that were taken.
+          The state, with its averages set to its parameters, and the paths that were taken.
 
         Raises:
-          ConfigError: a saved path is absent or has another shape, or nothing matches.
+          ConfigError: a saved path is missing or has another shape, or nothing matches.
         """
         step = self.latest()
         if step is None:
@@ -300,7 +300,7 @@ class Checkpoints:
             source = re.sub(rule[0], rule[1], name)
             if saved.get(source) != tuple(leaf.shape):
                 raise ConfigError(
-                    f"checkpoint.init_map: {name} {tuple(leaf.shape)} from {source}, which is "
+                    f"checkpoint.init_map: {name} {tuple(leaf.shape)} maps to {source}, which is "
                     f"{saved.get(source, 'absent')} in {self.folder / str(step)}. Map it to "
                     "another path, or exclude it from the regex."
                 )
@@ -321,7 +321,7 @@ class Checkpoints:
         return state.replace(**target, ema=ema), sorted(sources)
 
     def wait(self) -> None:
-        """Waits until what was begun is on the disk, and opens it again.
+        """Waits until the last save is on disk, and opens that checkpoint again.
 
         Raises:
           OSError: it could not be written.
@@ -334,19 +334,19 @@ class Checkpoints:
             self.shapes(step)
 
     def close(self) -> None:
-        """Waits, and frees the threads."""
+        """Waits for the last save, and ends the threads."""
         with _disk(self.folder):
             self._orbax.close()
 
-    # ---- what may be damaged ---------------------------------------------------------------------
+    # ---- damaged checkpoints ---------------------------------------------------------------------
 
     def _metrics(self, step: int) -> dict[str, Any]:
-        """The evaluation that was saved with a checkpoint; {} if there was none."""
+        """Returns the evaluation that was saved with a checkpoint; {} if there was none."""
         with self._reading(step):
             return _read_json(self.folder / str(step) / "metrics" / "metrics")
 
-    def _complain(self, step: int) -> None:
-        """Raises Damaged if that which is read of every checkpoint cannot be read of this one."""
+    def _check_metadata(self, step: int) -> None:
+        """Raises Damaged if the metadata that orbax reads at the start cannot be read."""
         folder = self.folder / str(step)
         try:
             _read_json(folder / "metrics" / "metrics")
@@ -355,37 +355,37 @@ class Checkpoints:
             raise Damaged(self._advice(step, error, chosen=False)) from error
 
     def _notes(self, step: int) -> dict[str, Any]:
-        """What was written beside the state; {} if nothing was.
+        """Returns the notes written next to the state; {} if there are none.
 
         Raises:
-          ValueError: it is not what was written.
+          ValueError: they are not what was written.
         """
         notes = _read_json(self.folder / str(step) / NOTES / "metadata")
         content = {key: value for key, value in notes.items() if key != "digest"}
         expected = _digest_of_notes(content)
-        # Those of an older checkpoint have no digest: what they say is taken as it stands.
+        # The notes of an older checkpoint have no digest and are not checked.
         if not content.keys() <= NOTED or notes.get("digest", expected) != expected:
             raise ValueError(f"{NOTES}/metadata is not what was written")
         return content
 
     def _types(self, step: int) -> dict[str, Any]:
-        """Path -> type of every saved array."""
+        """Path -> dtype of every saved array."""
         leaves = jax.tree_util.tree_leaves_with_path(
             self._orbax.item_metadata(step).state.tree, is_leaf=lambda x: hasattr(x, "shape")
         )
         return {path_name(path): leaf.dtype for path, leaf in leaves}
 
-    def _compare(self, step: int, found: Tree, types: Mapping[str, Any] | None = None) -> None:
-        """Raises ValueError if arrays are not those that were written, as far as that is known.
+    def _compare(self, step: int, tree: Tree, types: Mapping[str, Any] | None = None) -> None:
+        """Raises ValueError if an array does not have the digest that was written for it.
 
-        An array that was read as another type than that of `types` is not compared.
+        Arrays without a digest, or read with another dtype than in `types`, are not compared.
         """
         saved = self._notes(step).get("sha256", {})
         if not saved:
             return
         flat = {
             path_name(path): leaf
-            for path, leaf in jax.tree_util.tree_leaves_with_path(as_data(found))
+            for path, leaf in jax.tree_util.tree_leaves_with_path(as_data(tree))
         }
         if types is not None:
             flat = {path: leaf for path, leaf in flat.items() if leaf.dtype == types.get(path)}
@@ -399,36 +399,36 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
-        """Turns whatever is said of a checkpoint that cannot be read into one `Damaged`."""
+        """Turns any error from reading a checkpoint into one `Damaged`."""
         try:
             _merge(self.folder / str(step) / "state")
             yield
-        except (ConfigError, jax.errors.JaxRuntimeError):  # of a device, such as its memory
+        except (ConfigError, jax.errors.JaxRuntimeError):  # a device error, such as its memory
             raise
         except Exception as error:
             raise Damaged(self._advice(step, error)) from error
 
     def _advice(self, step: int, error: Exception, chosen: bool = True) -> str:
-        """What to say of a damaged checkpoint; another one can be `chosen`, or none is read."""
+        """Returns the message on a damaged checkpoint; `chosen`: --checkpoint can name another."""
         folder, others = self.folder / str(step), numbered(self.folder) - {step}
         message = f"{folder} cannot be read, it is damaged: {first_line(error)}. "
         if self.folder.name != FOLDER:
-            return f"{message}Remove it: averages are put together from what is left."
-        if jax.process_count() > 1:  # the others may be elsewhere by now
-            there = ", ".join(map(str, sorted(others))) or "none"
-            return f"{message}Move it away to go on from another one (there are: {there})."
+            return f"{message}Remove it: averages can be computed from the others."
+        if jax.process_count() > 1:  # the other processes may be elsewhere by now
+            available = ", ".join(map(str, sorted(others))) or "none"
+            return f"{message}Move it away to continue from another one (there are: {available})."
         whole = next((other for other in sorted(others, reverse=True) if self._is_whole(other)), -1)
         if whole < 0:
             return (
-                f"{message}No other checkpoint is whole: put it back from a copy, or begin anew "
+                f"{message}No other checkpoint is whole: restore it from a copy, or start again "
                 "with another --workdir."
             )
-        said = f"Step {whole}{' before it' if whole < step else ''} is whole"
-        used = f", or give --checkpoint={whole} to use that" if chosen else ""
-        return f"{message}{said}: move {folder} away to go on from there{used}."
+        intact = f"Step {whole}{' before it' if whole < step else ''} is whole"
+        alternative = f", or give --checkpoint={whole} to use it" if chosen else ""
+        return f"{message}{intact}: move {folder} away to continue from it{alternative}."
 
     def _is_whole(self, step: int) -> bool:
-        """Whether all of a checkpoint can be read; its arrays come to the host."""
+        """Whether all of a checkpoint can be read; its arrays are read to the host."""
         folder = self.folder / str(step)
         try:
             _read_json(folder / "metrics" / "metrics")
@@ -441,36 +441,36 @@ class Checkpoints:
 
 
 def check_path(workdir: epath.Path) -> None:
-    """Refuses a folder whose checkpoints could not be written.
+    """Refuses a folder in which checkpoints cannot be written.
 
     Raises:
-      ConfigError: a name with a character that makes it a pattern, or that is not UTF-8.
+      ConfigError: the path has a character that makes it a pattern, or is not UTF-8.
     """
     text = str(absolute(workdir))
-    plain = "Rename that folder (genjax then reads the run in it)"
+    advice = "Rename that folder (genjax can then read the run in it)"
     if glob.has_magic(text):
-        found = "".join(dict.fromkeys(re.findall(r"[][*?]", text)))
+        characters = "".join(dict.fromkeys(re.findall(r"[][*?]", text)))
         raise ConfigError(
-            f"the path {text} contains {' '.join(found)}, which the library that writes "
-            f"checkpoints takes for a pattern. {plain}, or give another --workdir."
+            f"the path {text} contains {' '.join(characters)}, which the library that writes "
+            f"checkpoints takes for a pattern. {advice}, or give another --workdir."
         )
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ConfigError(
             f"the path {text!r} is not UTF-8, which the library that writes checkpoints needs. "
-            f"{plain}, or give another --workdir."
+            f"{advice}, or give another --workdir."
         ) from error
 
 
 def numbered(folder: epath.Path) -> set[int]:
-    """The steps that folders of checkpoints are named after."""
+    """Returns the steps in the names of the folders of checkpoints."""
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
     return {int(name) for name in names if re.fullmatch(r"[0-9]{1,18}", name)}
 
 
 def _on_host(state: epath.Path) -> Tree:
-    """All arrays of a saved state, on the host."""
+    """Reads all arrays of a saved state to the host."""
     reader = ocp.PyTreeCheckpointer()
     tree = reader.metadata(state).item_metadata.tree
     to_host = jax.tree.map(
@@ -482,47 +482,47 @@ def _on_host(state: epath.Path) -> Tree:
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
-    """A JSON object beside a state; {} if the file is not there."""
+    """Reads a JSON object next to a state; {} if the file is missing."""
     return parse_json(path.read_bytes()) if path.exists() else {}
 
 
 def _digest_of_notes(notes: Mapping[str, Any]) -> str:
-    """A sha256 of notes as JSON, whatever the order of their keys."""
-    plain = json.loads(json.dumps(notes))  # as they are read again
+    """Returns the sha256 of notes as JSON, independent of the order of their keys."""
+    plain = json.loads(json.dumps(notes))  # as they are read back
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _merge(state: epath.Path) -> None:
-    """Finishes a checkpoint whose parts were not put together.
+    """Finishes a checkpoint whose parts were not merged.
 
-    Each process writes a part, and the last thing that is written is the list of all. In a folder
-    whose name is a pattern no part was found; in one that has been renamed since they are.
+    Each process writes a part, and the list of all parts is written last. If the folder's name is a
+    pattern, the library finds no parts; after the folder is renamed, they can be merged.
     """
-    parts = jax.process_index() == 0 and state.exists() and not (state / "manifest.ocdbt").exists()
-    if parts and any(path.name.startswith("ocdbt.process_") for path in state.iterdir()):
+    merges = jax.process_index() == 0 and state.exists() and not (state / "manifest.ocdbt").exists()
+    if merges and any(path.name.startswith("ocdbt.process_") for path in state.iterdir()):
         merge = ocp.type_handlers.merge_ocdbt_per_process_files
         context = tensorstore.Context({"cache_pool#ocdbt": {"total_bytes_limit": 10**8}})
         asyncio.run(merge(state, context, use_zarr3=False))
-        logger.info("%s was not put together: it is now", state)
+        logger.info("%s was not merged: merged it now", state)
 
 
 def best_metric(config: ConfigDict) -> tuple[str, str]:
-    """(metric, "min" or "max") that the best checkpoint is kept for; ("", ...) if none is."""
+    """Returns (metric, "min" or "max") for the best checkpoint; ("", ...) if none is kept."""
     if config.checkpoint.best:
         return config.checkpoint.best, config.checkpoint.mode
     return config.early_stop.metric, config.early_stop.mode
 
 
 def _preservation(config: ConfigDict) -> keep.PreservationPolicy:
-    """The newest few, and the one whose evaluation is best; one that is not finite never is."""
+    """Keeps the newest few and the one with the best evaluation; only finite values can be best."""
     policies: list[keep.PreservationPolicy] = [keep.LatestN(config.checkpoint.keep)]
     name, mode = best_metric(config)
     if name:
         worst = math.inf if mode == "min" else -math.inf
 
         def value(metrics: Mapping[str, float]) -> float:
-            found = metrics.get(name, worst)
-            return found if math.isfinite(found) else worst
+            metric = metrics.get(name, worst)
+            return metric if math.isfinite(metric) else worst
 
         policies.append(
             keep.BestN(
@@ -540,8 +540,8 @@ def _no_best(metrics: Mapping[str, float]) -> float:
     return 0.0
 
 
-def _check_room(folder: epath.Path, needed: int) -> None:
-    """Raises OSError if the disk has no room for `needed` bytes, before anything is written."""
+def _check_space(folder: epath.Path, needed: int) -> None:
+    """Raises OSError, before anything is written, if fewer than `needed` bytes are free."""
     if not is_local(folder):
         return
     free = shutil.disk_usage(folder).free
@@ -553,10 +553,10 @@ def _check_room(folder: epath.Path, needed: int) -> None:
 
 @contextlib.contextmanager
 def _disk(folder: epath.Path) -> Iterator[None]:
-    """Turns what is said of a checkpoint that cannot be written into one OSError."""
+    """Turns any error from writing a checkpoint into one OSError."""
     try:
         yield
-    except (ConfigError, jax.errors.JaxRuntimeError):  # of a device, or of another process
+    except (ConfigError, jax.errors.JaxRuntimeError):  # an error of a device or of another process
         raise
     except (ValueError, RuntimeError, OSError, KeyError, AttributeError, TypeError) as error:
         number = getattr(error, "errno", None) or next(

@@ -1,4 +1,4 @@
-"""The codes of a stage as the data of a run: made once, and kept in the cache."""
+"""The codes of a stage as the data of a run: computed once and kept in the cache."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ logger = logging.getLogger("genjax")
 
 
 def check(config: ConfigDict, stage: Stage, dataset: Dataset) -> None:
-    """Refuses data that are not those of a stage, or that are changed as they are read.
+    """Refuses data that are not the stage's, or that are augmented as they are read.
 
-    Data are told apart by what they look like and by `data_digest`.
+    Data are compared by their description and by `data_digest`.
 
     Raises:
-      ConfigError: says what differs.
+      ConfigError: the data differ, or a key augments them.
     """
     lines, now = workdir.changes(stage.spec, dataset.spec), data_digest(dataset)
     if now != stage.digest:
@@ -46,27 +46,27 @@ def check(config: ConfigDict, stage: Stage, dataset: Dataset) -> None:
     if lines:
         raise ConfigError(
             f"the data are not those of config.stages.{stage.name}="
-            f"{config.stages[stage.name]!r} (there -> here):\n"
+            f"{config.stages[stage.name]!r} (stage -> here):\n"
             + "\n".join(lines)
-            + "\nGive a stage of these data, or set config.dataset as it has it."
+            + "\nGive a stage trained on these data, or set config.dataset as the stage has it."
         )
     for key in ("flip", "crop_padding", "dequantize"):
         if config.dataset[key]:
             raise ConfigError(
-                f"config.dataset.{key}={config.dataset[key]}: codes that are kept are of examples "
-                "as they are. Set it to nothing; the stage may have it."
+                f"config.dataset.{key}={config.dataset[key]}: cached codes are of unchanged "
+                "examples. Turn it off here; the stage itself may be trained with it."
             )
 
 
 def code_spec(stage: Stage, spec: DataSpec) -> DataSpec:
-    """What the codes of data that look like `spec` look like: the target is coded.
+    """Returns the description of the codes of data like `spec`: the target becomes `code`.
 
-    Every other field stays; `log_likelihood` is log p(example | code), if the stage knows it.
+    Every other field stays. `log_likelihood`, log p(example | code), is added if the stage has it.
     """
     codec, target = stage.method.codec, spec.target
     batch = {name: jax.ShapeDtypeStruct((1, *f.shape), f.dtype) for name, f in spec.fields.items()}
-    own = network_shapes(stage.method, stage.spec)
-    code = jax.eval_shape(codec.encode, *own, batch)
+    networks = network_shapes(stage.method, stage.spec)
+    code = jax.eval_shape(codec.encode, *networks, batch)
     values = codec.vocabulary_size
     facts = {"vocabulary_size": values} if values else {}
     fields = {"code": Field("code", code.shape[1:], np.dtype(code.dtype), facts)}
@@ -79,62 +79,64 @@ def code_spec(stage: Stage, spec: DataSpec) -> DataSpec:
 def encoded(
     config: ConfigDict, stage: Stage, arrays: Arrays, dataset: Dataset, mesh: Mesh
 ) -> Dataset:
-    """The codes of every split and log p(x | code), kept in the cache, beside all other fields.
+    """Returns the codes of every split, with log p(x | code) and all other fields.
 
-    Data are told apart by `data_digest`, which looks at some of the examples: whoever changes a few
-    of them under the same name has to remove the cache's folder `codes`.
+    Codes are cached by `data_digest`, which reads only some of the examples: if you change a few
+    of them under the same name, remove the cache's folder `codes`.
     """
     spec, codec = code_spec(stage, dataset.spec), stage.method.codec
     everywhere = NamedSharding(mesh, PartitionSpec())
-    made = [name for name in ("code", "log_likelihood") if name in spec.fields]
+    code_fields = [name for name in ("code", "log_likelihood") if name in spec.fields]
 
     def fields(arrays: Arrays, batch: Batch) -> Batch:
-        own = stage.own(arrays.params), stage.own(arrays.mutable)
-        found = {"code": codec.encode(*own, batch)}
+        networks = stage.own(arrays.params), stage.own(arrays.mutable)
+        outputs = {"code": codec.encode(*networks, batch)}
         if codec.log_likelihood:
-            found["log_likelihood"] = codec.log_likelihood(*own, batch, found["code"])
-        return found
+            outputs["log_likelihood"] = codec.log_likelihood(*networks, batch, outputs["code"])
+        return outputs
 
     apply = jax.jit(fields, out_shardings=everywhere)
-    named = Arrays(stage.own(arrays.params), stage.own(arrays.mutable))
-    made_by = hashlib.sha256(digest(digests(named._asdict())).encode())
-    made_by.update(json.dumps(to_json(stage.config), sort_keys=True).encode())
+    stage_arrays = Arrays(stage.own(arrays.params), stage.own(arrays.mutable))
+    codec_digest = hashlib.sha256(digest(digests(stage_arrays._asdict())).encode())
+    codec_digest.update(json.dumps(to_json(stage.config), sort_keys=True).encode())
     splits = {}
     for split, source in dataset.splits.items():
         data = data_digest(dataset, split)[:16]
-        name = f"{dataset.spec.name.replace('/', '_')}-{split}-{data}-{made_by.hexdigest()[:16]}"
-        place = packages.cache_root() / "codes" / name
+        name = (
+            f"{dataset.spec.name.replace('/', '_')}-{split}-{data}-{codec_digest.hexdigest()[:16]}"
+        )
+        folder = packages.cache_root() / "codes" / name
         first = jax.process_index() == 0
         with packages.lock(f"codes-{name}") if first else contextlib.nullcontext():
-            held = _kept(place, made, len(source))
-            if largest(int(held is None)):  # every process takes part
-                logger.info("codes of the %d examples of %s", len(source), split)
-                held = _encode(config, apply, arrays, source, mesh)
+            columns = _kept(folder, code_fields, len(source))
+            if largest(int(columns is None)):  # every process takes part
+                logger.info("computing the codes of the %d examples of %s", len(source), split)
+                columns = _encode(config, apply, arrays, source, mesh)
                 if first:
-                    _write(place, held)
-        others = {name: name for name in spec.fields if name not in made}
-        codes = sources.Columns({name: held[name] for name in made})
+                    _write(folder, columns)
+        others = {name: name for name in spec.fields if name not in code_fields}
+        codes = sources.Columns({name: columns[name] for name in code_fields})
         rest = sources.Chosen(source, others)
         splits[split] = sources.Joined(codes, rest) if others else codes
         if split == "train" and not codec.vocabulary_size:
             code = spec.fields["code"]
-            code = code._replace(facts={**code.facts, **moments(held["code"])})
+            code = code._replace(facts={**code.facts, **moments(columns["code"])})
             spec = spec._replace(fields={**spec.fields, "code": code})
     route = f"codes by {config.stages[stage.name]}; {dataset.route}"
     return Dataset(spec, splits, route, decoded=dataset)
 
 
 def moments(codes: np.ndarray) -> dict[str, tuple[float, ...]]:
-    """Mean and standard deviation of real codes, by their last axis, as facts of their field.
+    """Returns the mean and standard deviation of real codes by channel, as facts of their field.
 
-    A process that is to see zero mean and unit variance scales them with these (Rombach et al.
-    2022, appendix G; here by channel). Codes are read a part at a time.
+    The channel is the last axis. A process that needs zero mean and unit variance scales the codes
+    with these (Rombach et al. 2022, appendix G; here by channel). Codes are read in parts.
     """
     mean, squares, count = np.zeros(codes.shape[-1]), np.zeros(codes.shape[-1]), 0
     for start in range(0, len(codes), 4096):
         part = np.asarray(codes[start : start + 4096], np.float64).reshape(-1, codes.shape[-1])
-        own, gap = part.mean(0), part.mean(0) - mean  # Chan, Golub & LeVeque 1979
-        squares += np.square(part - own).sum(0)
+        part_mean, gap = part.mean(0), part.mean(0) - mean  # Chan, Golub & LeVeque 1979
+        squares += np.square(part - part_mean).sum(0)
         squares += np.square(gap) * (count * len(part) / (count + len(part)))
         count += len(part)
         mean += gap * (len(part) / count)
@@ -155,25 +157,25 @@ def _encode(config: ConfigDict, apply, arrays: Arrays, source: Any, mesh: Mesh) 
     return {name: np.concatenate([r[name] for r in rows])[: len(source)] for name in rows[0]}
 
 
-def _kept(place: Path, fields: Sequence[str], count: int) -> dict[str, np.ndarray] | None:
-    """The arrays of a folder in the cache; None if it is not there, or damaged, as the log says."""
-    if not place.exists():
+def _kept(folder: Path, fields: Sequence[str], count: int) -> dict[str, np.ndarray] | None:
+    """Returns the arrays of a cached folder; None if it is missing, or damaged (logged)."""
+    if not folder.exists():
         return None
-    reason = sums.damage(place)
+    reason = sums.damage(folder)
     if not reason:
-        found = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in fields}
-        if all(len(rows) == count for rows in found.values()):
-            return found
-        reason = f"it has no {count} rows"
-    logger.warning("%s is damaged (%s): the codes are made again", place, reason)
+        columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in fields}
+        if all(len(rows) == count for rows in columns.values()):
+            return columns
+        reason = f"expected {count} rows"
+    logger.warning("%s is damaged (%s): the codes are made again", folder, reason)
     return None
 
 
-def _write(place: Path, fields: dict[str, np.ndarray]) -> None:
-    """Writes a folder of arrays whole or not at all; one that is there was damaged."""
-    with building(place) as partial:
+def _write(folder: Path, fields: dict[str, np.ndarray]) -> None:
+    """Writes a folder of arrays atomically; a folder already there is damaged, and replaced."""
+    with building(folder) as partial:
         for name, rows in fields.items():
             np.save(partial / f"{name}.npy", rows)
         sums.write(partial)
-        shutil.rmtree(place, ignore_errors=True)
-        os.replace(partial, place)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)

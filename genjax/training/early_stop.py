@@ -1,4 +1,4 @@
-"""Early stopping, as a function of the metrics that a run has written."""
+"""Early stopping, decided by the metrics that a run has written."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ logger = logging.getLogger("genjax")
 def exhausted(config: ConfigDict, path: epath.Path) -> bool:
     """Whether `early_stop.metric` has not improved for `early_stop.patience` evaluations.
 
-    There is no counter to save: the file has the whole history, also after a resume. An
-    improvement is a change by more than `early_stop.min_delta`; a value that is not finite is
-    none.
+    No counter needs saving: the file has the whole history, also after a resume. An improvement is
+    a change by more than `early_stop.min_delta`; a value that is not finite is no improvement.
 
     Args:
       config: the whole config.
-      path: `metrics.jsonl`, which the first process reads for all.
+      path: `metrics.jsonl`; only the first process reads it.
     """
     c = config.early_stop
     if not c.metric:

@@ -1,10 +1,10 @@
 """Averages of the parameters over the steps, one for each profile that the config names.
 
-A profile is a name and a function: how much of the parameters after step t comes into the average.
-`config.ema.decay` names exponential averages, by their decays; `config.ema.power` those whose
-weights grow with a power of the step, by their relative standard deviations. Several of the latter,
-at several steps, are what an average of any other length can be put together from after a run
-(Karras et al. 2024, section 3.2): `coefficients` says of how much of each.
+A profile is a name and a function: the weight with which the parameters after step t enter the
+average. `config.ema.decay` lists exponential averages by their decays; `config.ema.power` lists
+averages whose weights grow with a power of the step, by their relative standard deviations. After a
+run, an average of any other length can be computed from several of the latter at several steps
+(Karras et al. 2024, section 3.2): `coefficients` gives the weight of each.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from genjax.config import ConfigError
 Tree = Any
 Profile = Callable[[jax.Array], jax.Array]  # step, from 0 -> the weight of its parameters
 
-LONGEST = 12**-0.5  # relative standard deviation of equal weights, which no power reaches
-NOISE = 1e-12  # singular values below this share of the largest are what float64 has rounded
+LONGEST = 12**-0.5  # relative standard deviation of equal weights; that of every power is smaller
+NOISE = 1e-12  # singular values below this share of the largest are rounding errors of float64
 
 
 def exponential(decay: float, warmup: bool) -> Profile:
-    """1 - d with d = `decay`.
+    """The profile 1 - d with d = `decay`.
 
     With `warmup`, d is min(decay, (1 + step) / (10 + step)), so that the average forgets the
     initial parameters early in a run.
@@ -42,7 +42,7 @@ def exponential(decay: float, warmup: bool) -> Profile:
 
 
 def exponent(deviation: float) -> float:
-    """gamma of the weights t^gamma whose standard deviation is this share of the run.
+    """Returns gamma of the weights t^gamma whose standard deviation is this share of the run.
 
     The root above 0 of sigma^2 (gamma + 2)^2 (gamma + 3) = gamma + 1, for 0 < sigma < 12^(-1/2)
     (Karras et al. 2024, algorithm 2).
@@ -53,15 +53,15 @@ def exponent(deviation: float) -> float:
 def power(deviation: float) -> Profile:
     """1 - beta with beta = (1 - 1/t)^(gamma + 1), t = step + 1 (Karras et al. 2024, section 3.1).
 
-    The average of t steps weighs the parameters of step s by s^gamma, but for what a sum differs
-    from an integral, and has forgotten the initial ones after the first.
+    After t steps the parameters of step s have weight s^gamma, up to the difference between a sum
+    and an integral. The initial parameters are forgotten after the first step.
     """
     factor = 1 + exponent(deviation)
     return lambda step: -jnp.expm1(factor * jnp.log1p(-1.0 / (step + 1.0)))
 
 
 def profiles(config: ConfigDict) -> dict[str, Profile]:
-    """The averages that `config.ema` names, by their name in the state: "0.999", "power_0.05".
+    """The averages that `config.ema` lists, by their name in the state: "0.999", "power_0.05".
 
     Evaluations, samples and second stages use the first.
     """
@@ -76,7 +76,7 @@ def powers(config: ConfigDict) -> dict[str, float]:
 
 
 def init(config: ConfigDict, params: dict[str, Tree], trained: Iterable[str]) -> dict[str, Tree]:
-    """A copy of the averaged networks for each profile, named by it.
+    """Returns a copy of the averaged networks for each profile, by its name.
 
     Args:
       config: the whole config.
@@ -90,8 +90,8 @@ def init(config: ConfigDict, params: dict[str, Tree], trained: Iterable[str]) ->
     names = config.ema.networks or tuple(sorted(trained))
     if unknown := set(names) - set(trained):
         raise ConfigError(
-            f"config.ema.networks={tuple(names)!r}: {sorted(unknown)} is not trained; these are: "
-            f"{sorted(trained)}."
+            f"config.ema.networks={tuple(names)!r}: {sorted(unknown)} is not trained. Trained "
+            f"networks: {sorted(trained)}."
         )
     averaged = {name: params[name] for name in names}
     return {profile: jax.tree.map(jnp.array, averaged) for profile in profiles(config)}
@@ -100,7 +100,7 @@ def init(config: ConfigDict, params: dict[str, Tree], trained: Iterable[str]) ->
 def update(
     config: ConfigDict, ema: dict[str, Tree], params: dict[str, Tree], step: jax.Array
 ) -> dict[str, Tree]:
-    """`ema <- ema + w (params - ema)` after the update of `step` (0-based), w by its profile."""
+    """`ema <- ema + w (params - ema)` after the update of `step` (0-based); w is the profile's."""
 
     def averaged(weight: jax.Array, tree: Tree) -> Tree:
         new = {name: params[name] for name in tree}
@@ -112,12 +112,12 @@ def update(
 def evaluation_params(
     config: ConfigDict, params: dict[str, Tree], ema: dict[str, Tree]
 ) -> dict[str, Tree]:
-    """What evaluations and samples use: the first profile where there is one, else the raw."""
+    """Returns the parameters of evaluations and samples: the first profile's, else the raw."""
     first = next(iter(profiles(config)), None)
     return {**params, **(ema[first] if first else {})}
 
 
-# ---- averages that were not kept -----------------------------------------------------------------
+# ---- averages of other lengths -------------------------------------------------------------------
 
 
 def inner(
@@ -138,30 +138,30 @@ def inner(
 def coefficients(
     deviations: Sequence[float], steps: Sequence[int], deviation: float, step: int
 ) -> tuple[Float[np.ndarray, "n"], float]:
-    """How much of each kept average makes the one of another length, in float64.
+    """Returns the weight of each saved average in an average of another length, in float64.
 
-    The weights of the parameters in the sum are, of all sums of the kept averages, nearest to those
-    asked for by least squares, and then scaled to the sum 1 (Karras et al. 2024, algorithm 3, and
-    its code). Profiles are taken as functions of unit norm, and singular values that are no more
-    than rounding are left out: of five profiles at fifty steps the solution would else be noise.
+    The sum's weights over the steps are the least-squares fit to those of the requested average,
+    scaled to sum to 1 (Karras et al. 2024, algorithm 3, and its code). Profiles are scaled to unit
+    norm, and singular values at the level of rounding are dropped: otherwise the solution for five
+    profiles at fifty steps would be noise.
 
     Args:
-      deviations: relative standard deviation of each kept average.
-      steps: after which each was kept.
-      deviation: of the average asked for: above 0 and below 12^(-1/2).
-      step: after which it is asked for.
+      deviations: relative standard deviation of each saved average.
+      steps: the step of each saved average.
+      deviation: of the requested average: above 0 and below 12^(-1/2).
+      step: of the requested average.
 
     Returns:
-      The coefficients, whose sum is 1, and the norm of what their weights miss, as a share of the
-      norm of those asked for.
+      The coefficients, whose sum is 1, and the norm of the error of their weights, relative to the
+      norm of the requested weights.
     """
     t, gamma = np.array(steps, np.float64), np.array([exponent(d) for d in deviations])
-    wanted = np.array([step], np.float64), np.array([exponent(deviation)])
+    requested = np.array([step], np.float64), np.array([exponent(deviation)])
     products = inner(t[:, None], gamma[:, None], t, gamma)
-    target, square = inner(t, gamma, *wanted), inner(*wanted, *wanted).item()
+    target, square = inner(t, gamma, *requested), inner(*requested, *requested).item()
     norms = np.sqrt(np.diag(products))
     scaled = products / np.outer(norms, norms)
-    found = np.linalg.lstsq(scaled, target / norms, rcond=NOISE)[0] / norms
-    found = found / found.sum()
-    missed = square - 2 * found @ target + found @ products @ found
-    return found, float(np.sqrt(max(missed, 0.0) / square))
+    factors = np.linalg.lstsq(scaled, target / norms, rcond=NOISE)[0] / norms
+    factors = factors / factors.sum()
+    missed = square - 2 * factors @ target + factors @ products @ factors
+    return factors, float(np.sqrt(max(missed, 0.0) / square))

@@ -17,16 +17,16 @@ Tree = Any
 def begin(
     follows: Mapping[str, Follow], params: Mapping[str, Tree], trained: Collection[str]
 ) -> dict[str, Tree]:
-    """`params` with each follower as a copy of its source.
+    """Returns `params` with each follower as a copy of its source.
 
     Args:
       follows: by name of the follower.
-      params: by network; a follower may be among them, of its source's structure.
+      params: by network; a follower may be among them, with its source's structure.
       trained: the networks that phases train.
 
     Raises:
-      ConfigError: a follower that is trained, whose source does not exist or is a follower itself,
-        whose arrays are others than its source's, or whose numbers are out of range.
+      ConfigError: a follower is trained, its source does not exist or is a follower itself, its
+        arrays differ from its source's, or its numbers are out of range.
     """
     sources = sorted(params.keys() - follows.keys())
     for name, rule in follows.items():
@@ -34,7 +34,7 @@ def begin(
         if name in trained:
             raise ConfigError(
                 f"the network {name!r} follows {rule.source!r}, and a phase trains it: expected "
-                "one of both. Take it out of `Phase.trains` or out of `Method.follows`."
+                "only one of the two. Remove it from `Phase.trains` or from `Method.follows`."
             )
         if not callable(rule.decay):
             fits = 0 <= rule.decay < 1
@@ -48,7 +48,7 @@ def begin(
         if shapes[0] != shapes[-1]:
             raise ConfigError(
                 f"the follower {name!r} has other arrays than {rule.source!r}, which it follows: "
-                f"{shapes[0]}, expected {shapes[1]}. Leave it out of `init`: it begins as a copy."
+                f"{shapes[0]}, expected {shapes[1]}. Leave it out of `init`: it starts as a copy."
             )
     copies = {name: jax.tree.map(jnp.copy, params[rule.source]) for name, rule in follows.items()}
     return {**params, **copies}
@@ -57,13 +57,13 @@ def begin(
 def update(
     follows: Mapping[str, Follow], params: Mapping[str, Tree], step: jax.Array
 ) -> dict[str, Tree]:
-    """`params` with the followers as they are after the update of `step` (0-based)."""
+    """Returns `params` with the followers after the update of `step` (0-based)."""
     moved = {}
     for name, rule in follows.items():
         decay = jnp.float32(rule.decay(step) if callable(rule.decay) else rule.decay)
         due = (step + 1) % rule.every == 0
 
-        # Of a decay of 0 the very source, and what agrees with it stays as it is.
+        # With a decay of 0 this is exactly the source; values equal to the source do not change.
         def follow(old: jax.Array, new: jax.Array, decay=decay, due=due) -> jax.Array:
             return jnp.where(due, new + decay * (old - new), old)
 

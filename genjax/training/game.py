@@ -1,4 +1,4 @@
-"""The game that a method's phases make up: what they take, what they are called, what is wrong."""
+"""The game of a method's phases: the batches it takes, the names of its metrics, its checks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from genjax.train_state import TrainState, stream
 
 
 def slices(method: Method) -> int:
-    """How many batches of `batch_size` one step takes from the loader."""
+    """Returns how many batches of `batch_size` one step takes from the loader."""
     return max(phase.repeat for phase in method.phases)
 
 
@@ -20,9 +20,9 @@ def trained(method: Method) -> list[str]:
 
 
 def prefixes(method: Method) -> list[str]:
-    """What each phase's metrics are called: nothing for a lone one, else by what it trains.
+    """Returns the prefix of each phase's metrics: "" for a single phase, else what it trains.
 
-    A phase that trains several networks is called `encoder+decoder/`.
+    A phase that trains several networks has a prefix such as `encoder+decoder/`.
     """
     if len(method.phases) == 1:
         return [""]
@@ -41,19 +41,19 @@ def check(method: Method) -> None:
         other.
     """
     for phase, prefix in zip(method.phases, prefixes(method), strict=True):
-        what, names = f"phase {prefix.rstrip('/') or phase.trains!r}: ", phase.networks
+        label, names = f"phase {prefix.rstrip('/') or phase.trains!r}: ", phase.networks
         once = len(set(names)) == len(names) > 0
-        require(once, f"{what}trains", phase.trains, "one network, or several different ones")
+        require(once, f"{label}trains", phase.trains, "one network, or several different ones")
         for field in ("repeat", "every", "passes"):
             value = getattr(phase, field)
-            require(value >= 1, f"{what}{field}", value, "at least 1")
+            require(value >= 1, f"{label}{field}", value, "at least 1")
         stop = phase.stop
         late = stop is None or stop > phase.start
-        require(late, f"{what}stop", stop, f"a step after its start, {phase.start}, or None")
+        require(late, f"{label}stop", stop, f"a step after its start, {phase.start}, or None")
 
 
 def prepared(method: Method, state: TrainState, batch: Batch, parts: int) -> Batch:
-    """What `method.prepare` makes of the batch at `state.step`; the batch itself without it.
+    """Returns the batch from `method.prepare` at `state.step`; the same batch if there is none.
 
     Args:
       method: the family.
@@ -62,17 +62,17 @@ def prepared(method: Method, state: TrainState, batch: Batch, parts: int) -> Bat
       parts: how many equal parts the phases divide it into.
 
     Raises:
-      ConfigError: an array of another number of examples than a multiple of `parts`.
+      ConfigError: the number of examples of an array is not a multiple of `parts`.
     """
     if method.prepare is None:
         return batch
     key = jax.random.fold_in(stream(state.key, "prepare"), state.step)
-    made = method.prepare(state.params, state.mutable, batch, key, state.step)
-    for name, value in made.items():
+    new_batch = method.prepare(state.params, state.mutable, batch, key, state.step)
+    for name, value in new_batch.items():
         if not value.ndim or value.shape[0] % parts:
             raise ConfigError(
-                f"prepare made {name!r} of shape {tuple(value.shape)}: expected a number of "
-                f"examples, first, that is a multiple of {parts}, the slices of the phases times "
-                "config.accumulation. Make as many, or change batch_size or accumulation."
+                f"prepare returned {name!r} of shape {tuple(value.shape)}: expected the first axis "
+                f"(examples) to be a multiple of {parts}, the slices of the phases times "
+                "config.accumulation. Return that many, or change batch_size or accumulation."
             )
-    return jax.lax.stop_gradient(made)
+    return jax.lax.stop_gradient(new_batch)

@@ -1,4 +1,4 @@
-"""Updates that are skipped where they are not finite."""
+"""Skips updates that are not finite."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def by_choice(apply: Apply, finite: jax.Array, grads: Tree, *old: Tree) -> tuple
 
 
 def by_branch(apply: Apply, finite: jax.Array, grads: Tree, *old: Tree) -> tuple[Tree, Tree]:
-    """The same, computed if it is needed.
+    """The same as `by_choice`, but runs `apply` only if needed.
 
-    On the CPU XLA then updates everything in place, in half the time of a choice; an accelerator
-    would have to wait for the branch to be known.
+    On the CPU, XLA then updates everything in place, in half the time of `by_choice`. An
+    accelerator would have to wait until the branch is known.
     """
     return jax.lax.cond(finite, apply, lambda grads, *old: old, grads, *old)
 
 
 def guarded(apply: Apply, finite: jax.Array, grads: Tree, *old: Tree) -> tuple[Tree, Tree]:
-    """`apply(grads, *old)` where `finite`, else `old`, in the way of the backend."""
+    """`apply(grads, *old)` where `finite`, else `old`, in the way that suits the backend."""
     return jax.lax.platform_dependent(
         finite, grads, *old, cpu=partial(by_branch, apply), default=partial(by_choice, apply)
     )

@@ -17,11 +17,11 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 @contextlib.contextmanager
 def signals() -> Iterator[list[int]]:
-    """A list that signals which end a run append to; a second Ctrl-C interrupts at once.
+    """Yields a list to which signals that end a run are added; a second Ctrl-C stops at once.
 
-    Those are Ctrl-C, SIGTERM, SIGHUP (the terminal is gone) and SIGUSR1 (a scheduler's warning,
-    such as Slurm's --signal=USR1@120). One that was ignored before, as SIGHUP is under nohup, still
-    is.
+    These are Ctrl-C, SIGTERM, SIGHUP (the terminal has closed) and SIGUSR1 (a scheduler's warning,
+    such as Slurm's --signal=USR1@120). A signal that was ignored before, as SIGHUP is under nohup,
+    stays ignored.
     """
     received: list[int] = []
 
@@ -30,8 +30,8 @@ def signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    heard = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
-    old = {number: signal.signal(number, handle) for number in heard}
+    handled = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
+    old = {number: signal.signal(number, handle) for number in handled}
     try:
         yield received
     finally:
@@ -42,7 +42,7 @@ def signals() -> Iterator[list[int]]:
 class Interruptions:
     """Signals, and the minutes between timed checkpoints, agreed on by all processes."""
 
-    POLL = 10  # dispatches between two agreements, if there are several processes
+    POLL = 10  # dispatches between two agreed polls, if there are several processes
 
     def __init__(self, minutes: float, received: Sequence[int]):
         """Starts the clock; `received` is the list that `signals` appends to."""
@@ -50,11 +50,11 @@ class Interruptions:
         self._saved, self._polls = time.monotonic(), 0
 
     def saved(self) -> None:
-        """Starts the clock anew: a checkpoint was just saved."""
+        """Restarts the clock: a checkpoint was just saved."""
         self._saved = time.monotonic()
 
     def poll(self) -> tuple[int, bool]:
-        """(the signal that ends the run, or 0; whether a timed checkpoint is due)."""
+        """Returns (the signal that ends the run, or 0; whether a timed checkpoint is due)."""
         self._polls += 1
         if jax.process_count() > 1 and self._polls % self.POLL:
             return 0, False

@@ -1,4 +1,4 @@
-"""The length that a run began with: what its warm-ups and late starts are shares of."""
+"""The length that a run began with; its warm-ups and late starts are shares of it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from genjax.training.assemble import total_steps
 
 
 def shares(config: ConfigDict) -> dict[str, str]:
-    """The stretches that a config gives as shares of the run, such as a warm-up: key -> text.
+    """The durations that a config gives as shares of the run, such as a warm-up: key -> text.
 
-    Cadences, the keys `*.every`, go with the run's length and are none; percentages in `dataset`
-    are of the data.
+    Cadences (keys `*.every`) are left out: they follow the run's length. Percentages in `dataset`
+    are left out too: they are shares of the data.
     """
     return {
         key: value
@@ -32,7 +32,7 @@ def shares(config: ConfigDict) -> dict[str, str]:
 
 
 def settled(config: ConfigDict, length: int) -> ConfigDict:
-    """`config` with its `shares` in steps, of a run that began with a duration of `length`."""
+    """Returns `config` with its `shares` in steps, for a run that began with `length` steps."""
     return configs.override(
         config,
         {
@@ -43,9 +43,9 @@ def settled(config: ConfigDict, length: int) -> ConfigDict:
 
 
 def began_with(folder: epath.Path, stages: Mapping[str, Stage] | None = None) -> int:
-    """Steps of the run in `folder`, with these stages, when it began; 0 if there is none to go on.
+    """Returns the steps of the run in `folder` when it began; 0 if there is no run to resume.
 
-    A run whose `config.json` does not say so, as older ones, began with its stored duration.
+    If `config.json` does not say, as in older runs, the run began with its stored duration.
     """
     stored = workdir.read_config(folder) if workdir.has_checkpoint(folder) else None
     if stored is None:
@@ -62,16 +62,16 @@ def settle(
     folder: epath.Path,
     stages: Mapping[str, Stage] | None = None,
 ) -> ConfigDict:
-    """`config` with the stretches that it gives as shares of the run in steps.
+    """Returns `config` with the durations that it gives as shares of the run in steps.
 
     They are shares of the length that the run in `folder` began with, or begins with now, so that
-    a longer `duration` moves none of them.
+    a longer `duration` does not move them.
 
     Args:
       config: a checked config.
-      spec: of the data.
-      folder: of the run.
-      stages: of the run.
+      spec: the description of the data.
+      folder: the run's folder.
+      stages: the run's stages.
     """
     if not shares(config):
         return config

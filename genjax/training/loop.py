@@ -41,7 +41,7 @@ logger = logging.getLogger("genjax")
 
 
 def make_writers(run: Assembly, workdir: epath.Path, start: int) -> Writers:
-    """The writers that the config asks for; none on processes other than the first."""
+    """Returns the writers that the config asks for; none on processes other than the first."""
     if jax.process_index():
         return Writers([])
     writers: list[Writer] = [JsonlWriter(workdir / "metrics.jsonl", start)]
@@ -67,9 +67,9 @@ def train(
     Args:
       run: what to train.
       dataset: the splits.
-      workdir: where everything goes; the caller holds its lock.
-      start: gives the state to begin with: restored, or initialised.
-      evaluation: makes what evaluates the run into these writers.
+      workdir: the run's folder; the caller holds its lock.
+      start: returns the state to begin with: restored, or initialised.
+      evaluation: returns the evaluation that writes to these writers.
 
     Returns:
       The process's exit code: 0, or 128 + the signal that ended the run.
@@ -97,7 +97,7 @@ def train(
         evaluate = evaluation(writers)
         if best_metric(run.config)[0] and run.config.evals.split == "test":
             logger.warning(
-                "the best step is chosen on the test split, which flatters it: set "
+                "the best step is chosen on the test split, which biases its test results: set "
                 "evals.split='validation'"
             )
         progress = Progress(run.total_steps, first, run.examples_per_step)
@@ -114,9 +114,9 @@ def train(
             threads=config.dataset.threads,
         )
         stack.callback(batches.close)
-        kept = snapshots.opened(config, workdir, first)
-        if kept is not None:
-            stack.callback(kept.close)
+        snapshot_store = snapshots.opened(config, workdir, first)
+        if snapshot_store is not None:
+            stack.callback(snapshot_store.close)
         trace = StepTrace(_steps_of(run, config.profile), workdir)
         stack.callback(trace.close)
         resumed = checkpoints.latest() == first
@@ -126,13 +126,13 @@ def train(
         received = stack.enter_context(signals())
         stack.enter_context(answered(lambda: _answer(progress.doing)))
         return _steps(
-            *(run, state, first, batches, evaluate, checkpoints, kept, averages),
+            *(run, state, first, batches, evaluate, checkpoints, snapshot_store, averages),
             *(progress, trace, received),
         )
 
 
 def _answer(doing: str) -> str:
-    """What a signal is answered at once."""
+    """Returns the message printed as soon as a signal arrives."""
     when = "this evaluation" if doing == "evaluating" else "this step"
     if doing.startswith("compiling"):
         when = "the compilation and one step"
@@ -140,7 +140,7 @@ def _answer(doing: str) -> str:
 
 
 def _steps_of(run: Assembly, duration: str) -> int:
-    """Steps of a duration of the run; 0 for an empty one."""
+    """Returns the steps of a duration of the run; 0 for an empty one."""
     return durations.steps(
         duration,
         batch_size=run.examples_per_step,
@@ -150,35 +150,35 @@ def _steps_of(run: Assembly, duration: str) -> int:
 
 
 def _cadences(run: Assembly) -> dict[str, int]:
-    """Steps between two log lines, evaluations, checkpoints and snapshots; 0 is never."""
-    found = {name: run.config[name].every for name in ("log", "evals", "checkpoint")}
-    found["snapshots"] = run.config.ema.snapshots
-    return {name: _steps_of(run, duration) for name, duration in found.items()}
+    """Returns the steps between log lines, evaluations, checkpoints, snapshots; 0 is never."""
+    every = {name: run.config[name].every for name in ("log", "evals", "checkpoint")}
+    every["snapshots"] = run.config.ema.snapshots
+    return {name: _steps_of(run, duration) for name, duration in every.items()}
 
 
 class Evaluation(Protocol):
-    """What the loop needs of an evaluation."""
+    """The interface of an evaluation that the loop uses."""
 
     writers: Writers
     workdir: epath.Path
 
     def __call__(self, state: TrainState, step: int) -> dict[str, float]:
-        """Evaluates the state, writes what it finds, and returns the metrics."""
+        """Evaluates the state, and writes and returns the metrics."""
 
     def write_report(self, state: TrainState, finished: bool) -> None:
         """Writes the report."""
 
 
 def dispatches(first: int, total: int, count: int, every: Iterable[int]) -> Iterator[range]:
-    """The steps from `first` + 1 to `total`, grouped into those of one dispatch.
+    """Yields the steps from `first` + 1 to `total`, grouped by dispatch.
 
-    A group is `count` steps that end at a multiple of it, or one: where something is due in
-    between, or the run begins or ends there. Whether a step is alone depends on its number, so a
-    resumed run goes on as the uninterrupted one would have.
+    A group is `count` steps that end at a multiple of `count`. It is a single step where something
+    is due inside such a group, or the run begins or ends inside it. This depends only on the step's
+    number, so a resumed run continues as an uninterrupted one.
 
     Args:
-      first: the last step made.
-      total: the last step to make.
+      first: the last step done.
+      total: the last step to do.
       count: steps in a full group.
       every: the cadences, in steps; 0 is never. A group ends where one is due.
     """
@@ -199,7 +199,7 @@ def _steps(
     batches: Iterator[Any],
     evaluate: Evaluation,
     checkpoints: Checkpoints,
-    kept: Checkpoints | None,
+    snapshot_store: Checkpoints | None,
     averages: Averages,
     progress: Progress,
     trace: StepTrace,
@@ -210,7 +210,7 @@ def _steps(
     pending: StepOutput | None = None
     compiled: set[int] = set()
 
-    @jax.jit  # one program in place of one for each operation
+    @jax.jit  # one program instead of one for each operation
     def rates(step: int) -> dict[str, jax.Array]:
         return {name: schedule(step) for name, schedule in run.learning_rates.items()}
 
@@ -230,48 +230,48 @@ def _steps(
                     state, global_batches([next(batches) for _ in group], run.mesh)
                 )
         if pending is not None:
-            averages.add(group[0] - 1, pending)  # of the last dispatch, while this one runs
+            averages.add(group[0] - 1, pending)  # from the last dispatch, while this one runs
         pending, step = output, group[-1]
         progress.step(step)
         log = due("log", step) or step == total
-        look = due("evals", step) or step == total
-        number, late = interruptions.poll()
-        stop, save = False, due("checkpoint", step) or bool(number) or late
-        if log or look or save:
+        eval_due = due("evals", step) or step == total
+        signal_number, timed = interruptions.poll()
+        stop, save = False, due("checkpoint", step) or bool(signal_number) or timed
+        if log or eval_due or save:
             averages.add(step, pending)
             pending = None
         if log:
-            taken = averages.take()
-            rate = progress.log(step, averages.loss(taken))
-            taken["train/examples_per_second"] = rate
+            means = averages.take()
+            rate = progress.log(step, averages.loss(means))
+            means["train/examples_per_second"] = rate
             for name, learning_rate in rates(step - 1).items():
                 prefix = "" if len(run.learning_rates) == 1 else f"{name}/"
-                taken[f"train/{prefix}learning_rate"] = float(learning_rate)
-            evaluate.writers.scalars(step, taken)
+                means[f"train/{prefix}learning_rate"] = float(learning_rate)
+            evaluate.writers.scalars(step, means)
         with progress.paused():
-            trace.end(step, state, last=look or save)
+            trace.end(step, state, last=eval_due or save)
         if due("snapshots", step):
             with progress.paused():
-                kept.save(snapshots.of(run.config, state), step, {})
-        if look or save:
-            with progress.paused("evaluating" if look else ""):
-                metrics = evaluate(state, step) if look else {}
-                if kept is not None:
-                    kept.wait()  # no checkpoint without the snapshots before it
+                snapshot_store.save(snapshots.of(run.config, state), step, {})
+        if eval_due or save:
+            with progress.paused("evaluating" if eval_due else ""):
+                metrics = evaluate(state, step) if eval_due else {}
+                if snapshot_store is not None:
+                    snapshot_store.wait()  # no checkpoint without the snapshots before it
                 checkpoints.save(state, step, metrics, averages.window())
                 interruptions.saved()
-                if look:
+                if eval_due:
                     stop = exhausted(run.config, evaluate.workdir / "metrics.jsonl")
                     evaluate.write_report(state, finished=stop or step == total)
-            number = number or interruptions.poll()[0]  # it came meanwhile, and all is saved
-        if number or stop:
+            signal_number = signal_number or interruptions.poll()[0]  # it came during the save
+        if signal_number or stop:
             break
     checkpoints.wait()
     barrier("end of training")
-    if number and step < total and not stop:
-        name = signal.Signals(number).name
+    if signal_number and step < total and not stop:
+        name = signal.Signals(signal_number).name
         message = "stopped by signal %d (%s) at step %d; run again to resume"
-        logger.info(message, number, name, step)
-        return 128 + number
+        logger.info(message, signal_number, name, step)
+        return 128 + signal_number
     logger.info("finished at step %d of %d; see %s", step, total, evaluate.workdir)
     return 0

@@ -1,4 +1,4 @@
-"""Whether the devices can hold a run, before any of it is allocated."""
+"""Checks whether the devices can hold a run, before any of it is allocated."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ GIB = 2**30
 def check(run: Assembly, training: bool, available: int | None = None) -> None:
     """Refuses a run whose state, and batches in training, are larger than a device's memory.
 
-    What is computed of them comes on top: a run that passes may still be too large.
+    Gradients and activations come on top: a run that passes may still be too large.
 
     Args:
-      run: what is to be trained or restored.
-      training: whether it is to be trained, on batches that need memory as well.
-      available: bytes of one device; what the device says if not given.
+      run: the run to be trained or restored.
+      training: whether it is to be trained, so that batches need memory too.
+      available: bytes of memory of one device; by default what the device reports.
 
     Raises:
-      ConfigError: they do not fit.
+      ConfigError: the run does not fit.
     """
     available = of_device() if available is None else available
     state = sum(map(_bytes, jax.tree.leaves(run.state)))
-    batches, beside, smaller = 0, "", "config.model"
+    batches, batch_text, keys = 0, "", "config.model"
     if training:
         batches = sum(map(_bytes, jax.tree.leaves(run.batch))) * run.config.steps_per_dispatch
-        beside = f" and a batch of {run.examples_per_step:,} examples {batches / GIB:,.2f} GiB"
-        smaller = "config.model or config.batch_size"
+        batch_text = f" and a batch of {run.examples_per_step:,} examples {batches / GIB:,.2f} GiB"
+        keys = "config.model or config.batch_size"
     if available and state + batches > available:
         raise ConfigError(
             f"the run does not fit into memory: its state (parameters, the optimizer's moments, "
-            f"averages) takes {state / GIB:,.2f} GiB of each device{beside}, of "
-            f"{available / GIB:,.2f} GiB. Make {smaller} smaller, or spread the state over more "
-            "devices by config.mesh.fsdp."
+            f"averages) takes {state / GIB:,.2f} GiB of each device{batch_text}, of "
+            f"{available / GIB:,.2f} GiB. Make {keys} smaller, or shard the state over more "
+            "devices with config.mesh.fsdp."
         )
 
 
 def of_device() -> int:
-    """Bytes of memory for each device here; 0 if that is not known."""
+    """Returns the bytes of memory of each local device; 0 if not known."""
     device = jax.local_devices()[0]
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit", 0)
@@ -52,7 +52,7 @@ def of_device() -> int:
 
 
 def _bytes(leaf: jax.ShapeDtypeStruct) -> int:
-    """Of the part of an array that one device holds."""
+    """Returns the bytes of the part of an array that one device holds."""
     count = 1
     for side in leaf.sharding.shard_shape(leaf.shape):
         count *= side

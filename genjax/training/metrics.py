@@ -3,8 +3,8 @@
 Every writer has the same four methods: `scalars(step, values)`, `images(step, name, picture)`,
 `text(step, name, text)` and `close()`; `Writers` fans out to any number of them (none on every
 process but the first). A metric's name begins with `train/` or `eval/`. Writing is synchronous and
-flushed, so that what was logged before a crash is on disk, and a full disk is an `OSError` here and
-not a silence; in object storage the last seconds before a crash may be missing.
+flushed, so that everything logged before a crash is on disk, and a full disk raises `OSError`. In
+object storage the last seconds before a crash may be missing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ logger = logging.getLogger("genjax")
 
 
 class Writer(Protocol):
-    """What takes the numbers, pictures and texts of a run."""
+    """A destination for the numbers, pictures and texts of a run."""
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Records the scalars `values` (numbers or 0-d arrays, by name) of training step `step`."""
@@ -53,7 +53,7 @@ class Writer(Protocol):
 
 
 def _records(path: epath.Path) -> tuple[list[dict], int]:
-    """The JSON objects of a metrics file, and how many lines were none (torn by a crash)."""
+    """Returns the JSON objects of a metrics file and the number of invalid (torn) lines."""
     records, bad = [], 0
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
         if not line.strip():
@@ -73,7 +73,7 @@ def read_metrics(path: str | os.PathLike) -> dict[str, dict[int, float | None]]:
     """Reads a run's `metrics.jsonl`.
 
     Args:
-      path: the file; one that is missing reads as empty, and torn lines are passed over.
+      path: the file; a missing file reads as empty, and torn lines are skipped.
 
     Returns:
       By metric name, its value by step in ascending order; None where it was not finite. Of two
@@ -88,7 +88,7 @@ def read_metrics(path: str | os.PathLike) -> dict[str, dict[int, float | None]]:
 
 
 def _scalar(name: str, value: Any) -> int | float:
-    """A plain number from a number or 0-d array of any dtype; refuses other metrics by name."""
+    """Converts a number or 0-d array to a plain number; refuses other values and wrong names."""
     if not name.startswith(("train/", "eval/")):
         raise ValueError(f"metric {name!r}: expected a name that begins with 'train/' or 'eval/'")
     array = np.asarray(value)
@@ -113,21 +113,21 @@ class JsonlWriter:
     """
 
     def __init__(self, path: str | os.PathLike, start_step: int):
-        """Opens the file for appending, rid of what the run will write again."""
+        """Removes the lines that the run will write again, and opens the file for appending."""
         path = epath.Path(path)
         records, bad = _records(path)
-        kept = [record for record in records if record["step"] <= start_step]
-        content = "".join(json.dumps(record) + "\n" for record in kept).encode()
+        kept_records = [record for record in records if record["step"] <= start_step]
+        content = "".join(json.dumps(record) + "\n" for record in kept_records).encode()
         if path.exists() and content != path.read_bytes():
             write_atomic(path, content)
             logger.info(
                 "%s: dropped %d lines beyond step %d and %d torn ones",
-                *(path.name, len(records) - len(kept), start_step, bad),
+                *(path.name, len(records) - len(kept_records), start_step, bad),
             )
         self._file = Growing(path)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Appends one line; an evaluation's, which is read again, is in the file at once."""
+        """Appends one line; a line of an evaluation, which is read back, is synced at once."""
         record: dict[str, Any] = {"step": int(step), "time": round(time.time(), 3)}
         for name, value in values.items():
             number = _scalar(name, value)
@@ -137,10 +137,10 @@ class JsonlWriter:
             self._file.sync()
 
     def images(self, step: int, name: str, picture: UInt8[np.ndarray, "H W 3"]) -> None:
-        """Leaves pictures to `samples/` and to the other writers."""
+        """Ignores pictures: `samples/` and the other writers have them."""
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Leaves the text out: it is a file of its own."""
+        """Ignores texts: each is in a file of its own."""
 
     def close(self) -> None:
         """Closes the file."""
@@ -187,7 +187,7 @@ class TensorBoardWriter:
         self._write(Event(step=int(step), summary=Summary(value=[value])))
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Writes one event for TensorBoard's text tab, which shows Markdown: as it stands."""
+        """Writes one event for TensorBoard's text tab, indented to be verbatim in Markdown."""
         shown = "".join(f"    {line}\n" for line in text.splitlines())
         kind = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
         content = TensorProto(dtype="DT_STRING", string_val=[shown.encode()])
@@ -207,7 +207,7 @@ def require_wandb() -> None:
         raise ConfigError(
             "log.wandb=True needs the package wandb, which is not installed: run "
             "GENJAX_EXTRAS=wandb launch/local.sh with the same arguments (or pip install "
-            "wandb), or leave it out with --config.log.wandb=False."
+            "wandb), or turn it off with --config.log.wandb=False."
         ) from error
 
 
@@ -216,11 +216,11 @@ class WandbWriter:
 
     Args:
       project: the project's name (`log.wandb_project`).
-      config: the run's config as nested dicts, shown beside the run.
+      config: the run's config as nested dicts, shown with the run.
       workdir: folder of the run.
 
     Raises:
-      ConfigError: the package wandb is not installed, or it refuses, as it does without a key.
+      ConfigError: the package wandb is not installed, or it refuses, for example without a key.
     """
 
     def __init__(self, project: str, config: Mapping[str, Any], workdir: str | os.PathLike):
@@ -244,7 +244,7 @@ class WandbWriter:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(
                 f"log.wandb=True: Weights & Biases refuses ({reason}). Run `wandb login`, or set "
-                "WANDB_API_KEY, or WANDB_MODE=offline to keep everything here; or leave it out "
+                "WANDB_API_KEY, or WANDB_MODE=offline to log to local files only; or turn it off "
                 "with --config.log.wandb=False."
             ) from error
         write_atomic(marker, name.encode())
@@ -273,7 +273,7 @@ class Writers:
     """Hands everything to each of several writers, in order; `Writers([])` writes nothing."""
 
     def __init__(self, writers: Sequence[Writer]):
-        """Takes the writers, in the order they are called."""
+        """Takes the writers, in the order in which they are called."""
         self._writers = list(writers)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
@@ -292,7 +292,7 @@ class Writers:
             writer.text(step, name, text)
 
     def close(self) -> None:
-        """Closes every writer, the later ones too when an earlier one fails."""
+        """Closes every writer, even if an earlier one fails."""
         with contextlib.ExitStack() as stack:
             for writer in self._writers:
                 stack.callback(writer.close)

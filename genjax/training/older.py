@@ -1,7 +1,7 @@
-"""Runs of before 2026-11-29, read as if they were of today.
+"""Reads runs from before 2026-11-29 as if they were made today.
 
 Until then the data had one modality and no fields, images were judged by `evals.features`, and a
-run had one `first_stage`, whose networks stood unnamed beside its own.
+run had one `first_stage`, whose networks were stored next to its own without a stage name.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from etils import epath
 
 from genjax.train_state import TrainState
 
-STAGE = "autoencoder"  # the name that a first stage gets
+STAGE = "autoencoder"  # the name given to a first stage
 FOLDER = "first_stage"  # in the workdir of the run on its codes
 
-# modality -> (its target, the kinds of the fields that went with it)
+# modality -> (its target, {field: kind})
 _KINDS = {
     "image": ("image", {"image": "image", "label": "label"}),
     "code": ("code", {"code": "code", "log_likelihood": "real", "label": "label"}),
@@ -30,10 +30,10 @@ _KINDS = {
 
 
 def current(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a `config.json` of any age, as it would be written today.
+    """Returns the content of a `config.json` of any age as it would be written today.
 
     Raises:
-      KeyError, TypeError, AttributeError: it is of no age.
+      KeyError, TypeError, AttributeError: it has no known format.
     """
     content = copy.deepcopy(dict(content))
     config, data = content["config"], content["data"]
@@ -47,10 +47,10 @@ def current(content: Mapping[str, Any]) -> dict[str, Any]:
         config["dataset"]["image_size"] = [size] if size else []
     if "judges" not in evals:
         names = ("features", "generated", "reference", "inception_path")
-        own = {name: evals.pop(name) for name in names if name in evals}
+        fidelity = {name: evals.pop(name) for name in names if name in evals}
         evals["judges"] = ["diversity"] if data.get("modality") == "text" else []
-        if own.get("features"):
-            evals["judges"], evals["fidelity"] = ["fidelity"], own
+        if fidelity.get("features"):
+            evals["judges"], evals["fidelity"] = ["fidelity"], fidelity
     return content
 
 
@@ -72,13 +72,13 @@ def _fields(data: Mapping[str, Any], tokenizer: str) -> dict[str, Any]:
 
 
 def stage_folder(folder: epath.Path, own: epath.Path) -> epath.Path:
-    """Where the run in `folder` says how its stage is built: in `own`, or where it used to."""
+    """Returns the folder that describes the stage of the run in `folder`: `own` or an older one."""
     before = folder / FOLDER
     return before if not own.exists() and before.exists() else own
 
 
 def unnamed(saved: Iterable[str], like: TrainState) -> bool:
-    """Whether a checkpoint with these paths has the networks of its stage without its name."""
+    """Whether a checkpoint with these paths has the stage's networks without the stage's name."""
     saved = list(saved)
     return any(
         not any(path.startswith(f"params/{STAGE}/{network}/") for path in saved)
@@ -87,7 +87,7 @@ def unnamed(saved: Iterable[str], like: TrainState) -> bool:
 
 
 def without_name(state: TrainState) -> TrainState:
-    """`state` with the networks of the stage where they used to be."""
+    """Returns `state` with the networks of the stage where older runs have them."""
 
     def moved(networks: Mapping[str, Any]) -> dict[str, Any]:
         return {**{n: tree for n, tree in networks.items() if n != STAGE}, **networks[STAGE]}
@@ -98,9 +98,9 @@ def without_name(state: TrainState) -> TrainState:
 def with_name(state: TrainState, like: TrainState) -> TrainState:
     """The inverse of `without_name`, for a state with the structure of `like`."""
 
-    def moved(networks: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-        own = {n: networks[n] for n in wanted[STAGE]}
-        return {n: own if n == STAGE else networks[n] for n in wanted}
+    def moved(networks: Mapping[str, Any], like_networks: Mapping[str, Any]) -> dict[str, Any]:
+        stage_networks = {n: networks[n] for n in like_networks[STAGE]}
+        return {n: stage_networks if n == STAGE else networks[n] for n in like_networks}
 
     return state.replace(
         params=moved(state.params, like.params), mutable=moved(state.mutable, like.mutable)

@@ -1,8 +1,8 @@
-"""What a trace of the devices (xprof) says: operations, their own times, where they come from.
+"""Reads a trace of the devices (xprof): operations, their own times, where they come from.
 
 A trace is an XSpace, a protocol buffer that xprof, TensorBoard and Perfetto show. It has a line of
-events for each stream of an accelerator, or each thread that runs a CPU's operations, and the
-programs themselves, in which each operation is said to come from a line of Python.
+events for each stream of an accelerator, or each thread that runs a CPU's operations. It also has
+the compiled programs, which give the line of Python that each operation comes from.
 """
 
 from __future__ import annotations
@@ -17,15 +17,19 @@ from typing import Any, NamedTuple
 import jax
 
 SHOWN = 20  # operations in the table
-PLACES = 10  # lines of Python in it
-CONTROL = ("while", "conditional", "call")  # what they do is told by the operations inside
-LIBRARIES = ("/site-packages/", "/dist-packages/", "/genjax/nn/")  # a layer is called from outside
+PLACES = 10  # lines of Python in the table
+CONTROL = ("while", "conditional", "call")  # their work is done by the operations inside
+LIBRARIES = (
+    "/site-packages/",
+    "/dist-packages/",
+    "/genjax/nn/",
+)  # a layer's caller is shown
 
 
 class Event(NamedTuple):
     """One run of an operation: times in nanoseconds.
 
-    `done` is later than `end` where other threads went on with it.
+    `done` is later than `end` if other threads continued the operation.
     """
 
     program: str
@@ -36,7 +40,7 @@ class Event(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """What a program says of one of its operations."""
+    """Where an operation of a program comes from."""
 
     opcode: str
     traced: str  # the path of JAX transformations and primitives that it comes from
@@ -54,11 +58,11 @@ class Operation(NamedTuple):
 
 
 class Profile(NamedTuple):
-    """What a trace says.
+    """The contents of a trace.
 
     Attributes:
       seconds: from the first operation to the end of the last.
-      idle: seconds of these in which nothing ran, on average over the accelerators.
+      idle: seconds of these in which nothing ran, averaged over the accelerators.
       operations: the longest first.
     """
 
@@ -68,7 +72,7 @@ class Profile(NamedTuple):
 
 
 def read(space: bytes) -> Profile:
-    """What a trace says: of the accelerators if there are any, else of the CPU's threads.
+    """Reads a trace: of the accelerators if there are any, else of the CPU's threads.
 
     Args:
       space: a serialised XSpace, as in a file *.xplane.pb.
@@ -76,21 +80,21 @@ def read(space: bytes) -> Profile:
     planes = list(jax.profiler.ProfileData.from_serialized_xspace(space).planes)
     programs = origins(space)
     devices = [plane for plane in planes if plane.name.startswith("/device:")]
-    found = [[_device_events(line) for line in _streams(plane)] for plane in devices]
-    found = [lines for lines in found if any(lines)]
-    if not found:
+    device_events = [[_device_events(line) for line in _streams(plane)] for plane in devices]
+    device_events = [lines for lines in device_events if any(lines)]
+    if not device_events:
         host = [plane for plane in planes if plane.name.startswith("/host:")]
-        found = [_host_events([line for plane in host for line in plane.lines], programs)]
-    return profile(found, programs)
+        device_events = [_host_events([line for plane in host for line in plane.lines], programs)]
+    return profile(device_events, programs)
 
 
 def profile(
     devices: Sequence[Sequence[Sequence[Event]]], programs: Mapping[str, Mapping[str, Origin]]
 ) -> Profile:
-    """The operations of lines of events, of each device.
+    """Sums the operations in the lines of events of each device.
 
     Args:
-      devices: their lines.
+      devices: the lines of events of each device.
       programs: program -> operation -> where it comes from.
     """
     every = [event for lines in devices for line in lines for event in line]
@@ -99,13 +103,13 @@ def profile(
     counts, times = Counter(), Counter()
     for lines in devices:
         for line in lines:
-            for event, own in zip(line, own_times(line), strict=True):
+            for event, own_time in zip(line, own_times(line), strict=True):
                 counts[event.program, event.name] += 1
-                times[event.program, event.name] += own
+                times[event.program, event.name] += own_time
     whole = max(event.done for event in every) - min(event.start for event in every)
     busy = [covered([event for line in lines for event in line]) for lines in devices]
-    known = [origin for own in programs.values() for origin in own.items()]
-    anywhere = dict(known)  # for events that do not tell their program
+    named_origins = [origin for program in programs.values() for origin in program.items()]
+    anywhere = dict(named_origins)  # for events that do not name their program
     operations = [
         Operation(
             *(program, name, counts[program, name], nanoseconds / 1e9),
@@ -117,23 +121,23 @@ def profile(
 
 
 def own_times(line: Sequence[Event]) -> list[float]:
-    """Of each event of a line, in nanoseconds: its time less that of the events inside it.
+    """Returns the nanoseconds of each event of a line, without those of the events inside it.
 
-    What other threads did of it after its end counts as well.
+    The time in which other threads continue an event after its end counts too.
     """
     own = [event.done - event.start for event in line]
-    around: list[int] = []
+    enclosing: list[int] = []
     for i in sorted(range(len(line)), key=lambda i: (line[i].start, -line[i].end)):
-        while around and line[around[-1]].end <= line[i].start:
-            around.pop()
-        if around:
-            own[around[-1]] -= min(line[i].end, line[around[-1]].end) - line[i].start
-        around.append(i)
+        while enclosing and line[enclosing[-1]].end <= line[i].start:
+            enclosing.pop()
+        if enclosing:
+            own[enclosing[-1]] -= min(line[i].end, line[enclosing[-1]].end) - line[i].start
+        enclosing.append(i)
     return own
 
 
 def covered(events: Sequence[Event]) -> float:
-    """Nanoseconds in which at least one of the events goes on."""
+    """Returns the nanoseconds in which at least one of the events runs."""
     total, until = 0.0, -math.inf
     for event in sorted(events, key=lambda event: event.start):
         total += max(0.0, event.done - max(event.start, until))
@@ -142,7 +146,7 @@ def covered(events: Sequence[Event]) -> float:
 
 
 def table(found: Profile, shown: int = SHOWN) -> str:
-    """The profile as text: its whole, the longest operations, and the lines that they come from."""
+    """Formats a profile: its total, the longest operations, the lines that they come from."""
     if not found.operations:
         return "no operation ran"
     total = sum(operation.seconds for operation in found.operations)
@@ -153,34 +157,34 @@ def table(found: Profile, shown: int = SHOWN) -> str:
         f"{'ms':>10} {'share':>6} {'count':>7}  operation, what it computes, where it is called",
     ]
     for operation in found.operations[:shown]:
-        said = [operation.program + ":" * bool(operation.program)] if several else []
-        said += [operation.name, operation.origin.traced, operation.origin.source]
+        columns = [operation.program + ":" * bool(operation.program)] if several else []
+        columns += [operation.name, operation.origin.traced, operation.origin.source]
         lines.append(
             f"{operation.seconds * 1e3:10,.2f} {operation.seconds / total:6.1%} "
-            f"{operation.count:7,}  {'  '.join(filter(None, said))}"
+            f"{operation.count:7,}  {'  '.join(filter(None, columns))}"
         )
-    left = found.operations[shown:]
-    if left:
-        seconds = sum(operation.seconds for operation in left)
-        count = sum(operation.count for operation in left)
+    others = found.operations[shown:]
+    if others:
+        seconds = sum(operation.seconds for operation in others)
+        count = sum(operation.count for operation in others)
         lines.append(
-            f"{seconds * 1e3:10,.2f} {seconds / total:6.1%} {count:7,}  {len(left):,} others"
+            f"{seconds * 1e3:10,.2f} {seconds / total:6.1%} {count:7,}  {len(others):,} others"
         )
-    places: Counter[str] = Counter()
+    line_seconds: Counter[str] = Counter()
     for operation in found.operations:
         backward = "transpose(" in operation.origin.traced
         where = operation.origin.source or "no line of Python"
-        places[where + ", backward" * backward] += operation.seconds
+        line_seconds[where + ", backward" * backward] += operation.seconds
     lines.append(f"{'ms':>10} {'share':>6}  all operations of a line")
     lines += [
         f"{seconds * 1e3:10,.2f} {seconds / total:6.1%}  {where}"
-        for where, seconds in places.most_common(PLACES)
+        for where, seconds in line_seconds.most_common(PLACES)
     ]
     return "\n".join(lines)
 
 
 def _streams(plane: Any) -> list[Any]:
-    """The lines of an accelerator that have its operations: the others group or repeat them."""
+    """Returns the lines of an accelerator with its operations: others group or repeat them."""
     lines = list(plane.lines)
     return [line for line in lines if line.name == "XLA Ops"] or [
         line for line in lines if line.name.startswith("Stream")
@@ -200,27 +204,27 @@ def _device_events(line: Any) -> list[Event]:
 
 
 def _host_events(lines: Sequence[Any], programs: Mapping[str, Any]) -> list[list[Event]]:
-    """The operations of threads; a pool of others may go on with one that has returned.
+    """Returns the operations of threads; a thread pool may continue one that has returned.
 
-    Such an operation is done where the thread that does the last of it begins with the next one.
-    The mark "end: ..." comes too late: it follows on all that this thread does next.
+    Such an operation is done when the thread that does its last part begins the next operation.
+    The mark "end: ..." comes too late: it follows everything that this thread does next.
     """
-    found: list[list[tuple[float, float, Mapping[str, Any]]]] = []
-    starts: list[list[float]] = []  # of each line's operations
-    tasks: list[list[float]] = []  # where each line takes up a task of the pool
+    operations: list[list[tuple[float, float, Mapping[str, Any]]]] = []
+    starts: list[list[float]] = []  # when each line's operations start
+    tasks: list[list[float]] = []  # when each line starts tasks of the pool
     done: dict[Any, tuple[int, float]] = {}  # operation -> line and time of its mark
     for index, line in enumerate(lines):
-        own, taken = [], []
+        line_operations, line_tasks = [], []
         for event in line.events:
             if event.name.startswith("end: "):
                 done[dict(event.stats).get("_c")] = index, event.start_ns
             elif event.name == "ThreadpoolListener::StartRegion":
-                taken.append(event.start_ns)
+                line_tasks.append(event.start_ns)
             elif "hlo_op" in (stats := dict(event.stats)):
-                own.append((event.start_ns, event.duration_ns, stats))
-        found.append(own)
-        starts.append(sorted(start for start, _, _ in own))
-        tasks.append(sorted(taken))
+                line_operations.append((event.start_ns, event.duration_ns, stats))
+        operations.append(line_operations)
+        starts.append(sorted(start for start, _, _ in line_operations))
+        tasks.append(sorted(line_tasks))
 
     def finished(start: float, end: float, stats: Mapping[str, Any]) -> float:
         line, mark = done.get(stats.get("_p"), (0, end))
@@ -231,25 +235,29 @@ def _host_events(lines: Sequence[Any], programs: Mapping[str, Any]) -> list[list
         following = bisect(starts[line], since)
         return max(end, min([mark, *starts[line][following : following + 1]]))
 
-    def made(start: float, duration: float, stats: Mapping[str, Any]) -> Event:
+    def as_event(start: float, duration: float, stats: Mapping[str, Any]) -> Event:
         program, name, end = (
             str(stats.get("hlo_module", "")),
             str(stats["hlo_op"]),
             start + duration,
         )
         origin = programs.get(program, {}).get(name)
-        alone = origin is not None and origin.opcode not in CONTROL
-        return Event(program, name, start, end, finished(start, end, stats) if alone else end)
+        computes = origin is not None and origin.opcode not in CONTROL
+        return Event(program, name, start, end, finished(start, end, stats) if computes else end)
 
-    return [[made(*event) for event in own] for own in found if own]
+    return [
+        [as_event(*event) for event in line_operations]
+        for line_operations in operations
+        if line_operations
+    ]
 
 
 # ---- the programs in a trace ---------------------------------------------------------------------
 
 
 def origins(space: bytes) -> dict[str, dict[str, Origin]]:
-    """Program -> operation -> where it comes from, for the programs that a trace holds."""
-    found: dict[str, dict[str, Origin]] = {}
+    """Returns program -> operation -> where it comes from, for the programs in a trace."""
+    by_program: dict[str, dict[str, Origin]] = {}
     for plane in _fields(space).get(1, []):  # XSpace.planes
         parts = _fields(plane)
         if parts.get(2) != [b"/host:metadata"]:  # XPlane.name
@@ -260,24 +268,26 @@ def origins(space: bytes) -> dict[str, dict[str, Origin]]:
                     for proto in _fields(stat).get(6, []):  # XStat.bytes_value: an HloProto
                         for module in _fields(proto).get(1, []):
                             parsed = _module(module)
-                            found.setdefault(parsed[0], {}).update(parsed[1])
-    return found
+                            by_program.setdefault(parsed[0], {}).update(parsed[1])
+    return by_program
 
 
 def _module(module: bytes) -> tuple[str, dict[str, Origin]]:
-    """An HloModuleProto's name and its operations."""
+    """Returns an HloModuleProto's name and its operations."""
     parts = _fields(module)
     frames = _fields(parts[17][0]) if 17 in parts else {}  # .stack_frame_index
     files, functions = ([text.decode() for text in frames.get(n, [])] for n in (1, 2))
-    locations, stack = ([_fields(one) for one in frames.get(n, [])] for n in (3, 4))
+    locations, stack = ([_fields(entry) for entry in frames.get(n, [])] for n in (3, 4))
 
     def source(frame: int) -> str:
-        """The innermost line that calls a layer: not a library's, nor one of genjax/nn."""
+        """The innermost line outside libraries and genjax/nn, else the innermost line."""
         inner = ""
         while 0 < frame <= len(stack):
-            at = locations[_first(stack[frame - 1], 1) - 1]
-            file, function = (names[_first(at, n) - 1] for names, n in ((files, 1), (functions, 2)))
-            line = f"{_short(file)}:{_first(at, 3)} {function.replace('<locals>.', '')}"
+            location = locations[_first(stack[frame - 1], 1) - 1]
+            file, function = (
+                names[_first(location, n) - 1] for names, n in ((files, 1), (functions, 2))
+            )
+            line = f"{_short(file)}:{_first(location, 3)} {function.replace('<locals>.', '')}"
             if not any(part in file for part in LIBRARIES):
                 return line
             inner = inner or line
@@ -285,20 +295,20 @@ def _module(module: bytes) -> tuple[str, dict[str, Origin]]:
             frame = parent if parent != frame else 0
         return inner
 
-    found = {}
+    by_name = {}
     for computation in parts.get(3, []):
         for instruction in _fields(computation).get(2, []):
-            own = _fields(instruction)
-            metadata = _fields(own[7][0]) if 7 in own else {}
+            fields = _fields(instruction)
+            metadata = _fields(fields[7][0]) if 7 in fields else {}
             path = metadata.get(2, [b""])[0].decode()
             traced = re.sub(r"^jit\([^)]*\)/", "", path)
-            origin = Origin(own[2][0].decode(), traced, source(_first(metadata, 15)))
-            found[own[1][0].decode()] = origin
-    return parts[1][0].decode(), found
+            origin = Origin(fields[2][0].decode(), traced, source(_first(metadata, 15)))
+            by_name[fields[1][0].decode()] = origin
+    return parts[1][0].decode(), by_name
 
 
 def _short(file: str) -> str:
-    """A path from genjax's own folder, or its last two parts."""
+    """Returns a path relative to genjax's folder, or its last two parts."""
     return file.rpartition("/genjax/")[2] if "/genjax/" in file else "/".join(file.split("/")[-2:])
 
 
@@ -307,28 +317,28 @@ def _first(message: Mapping[int, list], number: int) -> int:
 
 
 def _fields(message: bytes) -> dict[int, list]:
-    """Field number -> its values of a protocol buffer: whole numbers and bytes."""
-    found: dict[int, list] = {}
-    at = 0
+    """Parses a protocol buffer: field number -> its values, integers or bytes."""
+    fields: dict[int, list] = {}
+    position = 0
 
     def number() -> int:
-        nonlocal at
+        nonlocal position
         value = shift = 0
         while True:
-            byte = message[at]
-            at += 1
+            byte = message[position]
+            position += 1
             value |= (byte & 127) << shift
             shift += 7
             if byte < 128:
                 return value
 
-    while at < len(message):
+    while position < len(message):
         tag = number()
         if tag & 7 == 0:
             value = number()
         else:
             size = {1: 8, 5: 4}.get(tag & 7) or number()
-            value = message[at : at + size]
-            at += size
-        found.setdefault(tag >> 3, []).append(value)
-    return found
+            value = message[position : position + size]
+            position += size
+        fields.setdefault(tag >> 3, []).append(value)
+    return fields

@@ -3,8 +3,8 @@
 An optimizer is an `optax.GradientTransformationExtraArgs` whose update takes `step=` and returns
 the change to add to the parameters: clipping, the optimizer's direction, decoupled weight decay,
 `-learning_rate(step)` times the parameter's multiplier, then clipping of the parameters themselves
-(Arjovsky et al. 2017, algorithm 1). `config.optimizer` is shared by all
-networks of a game, but for what `config.optimizer.networks.<name>` says of one.
+(Arjovsky et al. 2017, algorithm 1). `config.optimizer` holds for all networks of a game;
+`config.optimizer.networks.<name>` overrides it for one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _momentum(c: ConfigDict) -> optax.GradientTransformation:
 def _muon(c: ConfigDict) -> optax.GradientTransformation:
     """Muon for matrices (a convolution is the matrix [k k in, out]), Adam for everything else.
 
-    optax has Muon as a whole optimizer; a learning rate of -1 leaves its direction.
+    optax has only the whole optimizer; with a learning rate of -1 it returns the direction.
     """
 
     def dimensions(params: Tree) -> Tree:
@@ -68,13 +68,13 @@ LADDER = tuple(3**i for i in range(8))  # passes over the data at each rate (Bur
 
 
 def section(config: ConfigDict, network: str) -> ConfigDict:
-    """`config.optimizer` as it holds for one network."""
-    own = config.optimizer.networks.get(network, {})
-    return ConfigDict({**config.optimizer, **own})
+    """Returns `config.optimizer` as it holds for one network."""
+    overrides = config.optimizer.networks.get(network, {})
+    return ConfigDict({**config.optimizer, **overrides})
 
 
 def _ladder(peak: float, final: float, steps: int) -> optax.Schedule:
-    expected = "above 0: the ladder ends there, and the paper's at 0.1"
+    expected = "above 0: the ladder ends at this share of the peak, in the paper at 0.1"
     require(final > 0, "config.schedule.final", final, expected)
     last = len(LADDER) - 1
     ends = [round(steps * sum(LADDER[: i + 1]) / sum(LADDER)) for i in range(last)]
@@ -87,12 +87,11 @@ def learning_rate(
 ) -> optax.Schedule:
     """The learning rate of one network as a function of the step.
 
-    Linear warm-up, in which update n (counted from 1) has n / `warmup_steps` of the peak, then by
+    First a linear warm-up: update n (counted from 1) has n / `warmup_steps` of the peak. Then, by
     `config.schedule.name`: "constant"; "cosine" (Loshchilov & Hutter 2017, eq. 5) and "linear" to
     `schedule.final` times the peak at `total_steps`; "inverse_sqrt" (Vaswani et al. 2017, eq. 3),
-    peak * sqrt(warmup / n);
-    "ladder" (Burda et al. 2016, section 5), peak * final^(i/7) in the stretch i = 0 ... 7 of the
-    run, each three times as long as the one before.
+    peak * sqrt(warmup / n); "ladder" (Burda et al. 2016, section 5), peak * final^(i/7) in part
+    i = 0 ... 7 of the run, each part three times as long as the one before.
 
     Raises:
       ConfigError: unknown schedule, a warm-up that is not shorter than the run, or a ladder to 0.
@@ -104,8 +103,8 @@ def learning_rate(
     )
     if warmup_steps and warmup_steps >= total_steps:
         raise ConfigError(
-            f"config.schedule.warmup is {warmup_steps} steps, as long as the run of {total_steps}. "
-            "Make it shorter, or the duration longer."
+            f"config.schedule.warmup is {warmup_steps} steps: expected fewer than the run's "
+            f"{total_steps}. Make it shorter, or the duration longer."
         )
     after = total_steps - warmup_steps
     shift = max(warmup_steps, 1)
@@ -127,10 +126,10 @@ def learning_rate(
     )
 
 
-def _by_path(rules: Sequence[tuple[str, Any]], params: Tree, prefix: str, what: str) -> Tree:
+def _by_path(rules: Sequence[tuple[str, Any]], params: Tree, prefix: str, kind: str) -> Tree:
     """The value of the first matching rule for every parameter; paths begin with `prefix`."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: first_match(rules, f"{prefix}/{path_name(path)}", what), params
+        lambda path, _: first_match(rules, f"{prefix}/{path_name(path)}", kind), params
     )
 
 

@@ -1,4 +1,4 @@
-"""The look of pages such as `report.html`: a style sheet and a few lines of script, both inline."""
+"""The look of pages such as `report.html`: a style sheet and a short script, both inline."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ for (const viewer of document.querySelectorAll('.viewer')) {
 
 
 def document(title: str, body: str) -> str:
-    """A whole page, self-contained.
+    """Returns a whole, self-contained page.
 
     Args:
       title: plain text.

@@ -1,4 +1,4 @@
-"""Tracing what the devices do in steps of training, an evaluation or sampling."""
+"""Traces what the devices do during training steps, an evaluation or sampling."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from genjax.training.operations import read, table
 
 logger = logging.getLogger("genjax")
 
-FOLDER = "profile"  # of a run's folder
-WARM = 2  # dispatches of a compiled program that are left out
+FOLDER = "profile"  # in a run's folder
+WARM = 2  # first dispatches of each compiled program, not traced
 
 
 class Trace:
-    """A trace of the first process's devices; on others nothing happens.
+    """A trace of the first process's devices; on other processes nothing happens.
 
     Args:
-      workdir: of the run; the trace goes into its folder `profile`.
+      workdir: the run's folder; the trace is written to `profile` in it.
     """
 
     def __init__(self, workdir: epath.Path):
-        """Prepares; `start` starts it."""
+        """Prepares the trace; `start` starts it."""
         self._target = epath.Path(workdir) / FOLDER
         self._scratch: tempfile.TemporaryDirectory | None = None
 
     def start(self) -> None:
-        """Begins to trace."""
+        """Starts the trace."""
         if jax.process_index():
             return
         options = jax.profiler.ProfileOptions()
@@ -47,7 +47,7 @@ class Trace:
         """Ends the trace, if there is one: writes its files and logs its table.
 
         Args:
-          what: was traced, for the log; "" throws the trace away.
+          what: the name of what was traced, for the log; "" discards the trace.
 
         Raises:
           OSError: the files cannot be written.
@@ -67,12 +67,12 @@ class Trace:
 
 @contextlib.contextmanager
 def traced(wanted: str, workdir: epath.Path, what: str) -> Iterator[None]:
-    """Traces all that happens inside, if `wanted` (`config.profile`) is not empty.
+    """Traces everything that happens inside, if `wanted` (`config.profile`) is not empty.
 
     Args:
-      wanted: whether to; "" is never.
-      workdir: of the run.
-      what: is traced, for the log.
+      wanted: whether to trace; "" is no.
+      workdir: the run's folder.
+      what: the name of what is traced, for the log.
     """
     trace, done = Trace(workdir), ""
     try:
@@ -87,31 +87,31 @@ def traced(wanted: str, workdir: epath.Path, what: str) -> Iterator[None]:
 class StepTrace:
     """A trace of some steps of training, once their program is warm.
 
-    It ends early where an evaluation, a checkpoint or the end of the run comes.
+    It ends early at an evaluation, a checkpoint or the end of the run.
 
     Args:
-      steps: how many; 0 is none.
-      workdir: of the run.
+      steps: the number of steps; 0 is none.
+      workdir: the run's folder.
     """
 
     def __init__(self, steps: int, workdir: epath.Path):
         """Waits until the program is warm."""
         self._steps, self._trace = steps, Trace(workdir)
-        self._seen: Counter[int] = Counter()
+        self._dispatches: Counter[int] = Counter()
         self._first: int | None = None
 
     def begin(self, group: range, state: TrainState) -> None:
-        """Starts the trace if it is due, ahead of the dispatch of the steps of `group`."""
+        """Starts the trace if it is due; call it before the steps of `group` are dispatched."""
         if not self._steps or self._first is not None:
             return
-        self._seen[len(group)] += 1
-        if self._seen[len(group)] > WARM:
+        self._dispatches[len(group)] += 1
+        if self._dispatches[len(group)] > WARM:
             jax.block_until_ready(state)
             self._first = group[0]
             self._trace.start()
 
     def end(self, step: int, state: TrainState, last: bool) -> None:
-        """Ends the trace after `step` if its steps are done, or if it is the `last` in a row."""
+        """Ends the trace after `step` if it has all its steps, or if `last` is true."""
         if not self._steps or self._first is None:
             return
         if step - self._first + 1 >= self._steps or last:
@@ -120,7 +120,7 @@ class StepTrace:
             self._trace.stop(f"steps {self._first} to {step}")
 
     def close(self) -> None:
-        """Ends a trace that an error has left open; warns if there was no step to trace."""
+        """Ends a trace that an error left open; warns if no step was traced."""
         if self._steps and self._first is None:
             logger.warning(
                 "nothing to profile: the run makes fewer than %d dispatches in a row", WARM + 1

@@ -1,4 +1,4 @@
-"""How far a run is, on the terminal and in its log file."""
+"""Shows the progress of a run, on the terminal and in its log file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger("genjax")
 
 
 def _duration(seconds: float) -> str:
-    """A time to come as people say it: `48s`, `12m05s`, `3h20m`, `2d04h`."""
+    """Formats a remaining time: `48s`, `12m05s`, `3h20m`, `2d04h`."""
     if not math.isfinite(seconds):
         return "?"
     seconds = round(seconds)
@@ -32,15 +32,15 @@ def _duration(seconds: float) -> str:
     return f"{seconds // 86400}d{seconds % 86400 // 3600:02d}h"
 
 
-_mark = ""  # of the lines and bars inside `marked`
+_mark = ""  # prefix of the lines and bars inside `marked`
 
 
 @contextlib.contextmanager
 def marked(name: str) -> Iterator[None]:
-    """Lines of the log and bars begin with `name` inside, such as those of a judge's own training.
+    """Puts `name` before log lines and bars inside, such as those of a judge's own training.
 
     Args:
-      name: of the training that is going on within a run.
+      name: the name of the training inside a run.
     """
     global _mark
 
@@ -58,12 +58,12 @@ def marked(name: str) -> Iterator[None]:
 
 
 class Progress:
-    """How far the run is: a bar on a terminal, plain log lines elsewhere and in the log file.
+    """The progress of a run: a bar on a terminal, plain log lines elsewhere and in the log file.
 
     Args:
       total: the step that the run ends at.
       start: the step that it starts or resumes at.
-      batch_size: examples a step, for the rate.
+      batch_size: examples per step, for the rate.
     """
 
     def __init__(self, total: int, start: int, batch_size: int):
@@ -81,7 +81,7 @@ class Progress:
         )
 
     def step(self, step: int) -> None:
-        """Moves the bar to `step`; call it every step, it costs next to nothing."""
+        """Moves the bar to `step`; cheap enough to call after every step."""
         self._step = step
         self._bar.update(step - self._bar.n)
 
@@ -90,7 +90,7 @@ class Progress:
         """Keeps the time spent inside out of the rate.
 
         Args:
-          doing: what is done meanwhile, such as "evaluating", to be said on the bar or in the log.
+          doing: what happens inside, such as "evaluating", for the bar or the log.
         """
         start, before = time.perf_counter(), self.doing
         if doing:
@@ -131,7 +131,7 @@ class Progress:
         return rate
 
     def close(self) -> None:
-        """Leaves the bar as it stands and frees the terminal's line."""
+        """Leaves the bar as it is and frees the terminal's line."""
         self._bar.close()
 
 
@@ -146,7 +146,7 @@ class _Terminal(logging.Handler):
 
 
 class _LogFile(logging.StreamHandler):
-    """Appends to a file; on a full disk it stays quiet, for the metrics writer will raise."""
+    """Appends to a file; silent on a full disk, because the metrics writer will raise."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
@@ -180,10 +180,10 @@ def file_logging(workdir: str | os.PathLike) -> contextlib.AbstractContextManage
 
 @contextlib.contextmanager
 def _handled_by(handler: logging.Handler) -> Iterator[None]:
-    """Level, propagation and handlers are as before on leaving."""
+    """Adds a handler; restores level, propagation and handlers on exit."""
     before = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
-    logger.propagate = False  # absl puts a handler on the root logger: lines would come twice
+    logger.propagate = False  # absl puts a handler on the root logger: lines would appear twice
     logger.addHandler(handler)
     try:
         yield

@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page on which a run can be looked at with no network."""
+"""`report.html`: one self-contained page that shows a run without a network."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from genjax.training.sweep import sections
 
 logger = logging.getLogger("genjax")
 
-MAX_PICTURES = 12  # or texts, of a family
-MAX_BYTES = 8_000_000  # of the same, as files
-SHOWN = (".png", ".txt", ".wav")  # of samples, in order of preference
+MAX_PICTURES = 12  # pictures or texts of a family
+MAX_BYTES = 8_000_000  # total size of their files
+SHOWN = (".png", ".txt", ".wav")  # endings of sample files, in order of preference
 THUMBNAIL = 152  # pixels, twice what is shown
-CRISP_BELOW = 640  # pixels: the shown width, under which a picture is enlarged
+CRISP_BELOW = 640  # pixels: a narrower picture is enlarged without smoothing
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets"),
     "numpy",
@@ -45,16 +45,16 @@ PACKAGES = (
 
 Curve = dict[int, float | None]
 
-# Which end of a metric is the good one, by the words of its name.
-# What a family is judged by, in the order in which it is shown first; by the last part of a name.
+# The main metrics, in the order in which they are shown: patterns of the last part of the name.
 FIRST = (
     *(r"fid|fd_\w+", r"kid(_\w+)?", r"(binary_)?bits_per_dim|bits_per_byte|bits_per_\w+"),
     *(r"perplexity|ppl", r"bleu|chrf|rouge\w*|wer|cer", r"log_likelihood|elbo|nll", r"accuracy"),
     *(r"precision\w*", r"recall\w*", r"density\w*|coverage\w*", r"psnr|ssim|lpips|mse|mae"),
     *(r"(lowest_)?code_perplexity", r"diversity\w*|self_bleu\w*|score\w*|distinct\w*"),
 )
-UNSAID = re.compile(r"_(se|std)$|^seconds$|^examples_per_second$")  # says nothing of quality
+UNSAID = re.compile(r"_(se|std)$|^seconds$|^examples_per_second$")  # says nothing about quality
 TILES = 6
+# Metrics of which lower, or higher, values are better, by the words of their names.
 LOWER = re.compile(
     r"loss|nll|bits|bpd|perplexity|ppl|^fd_|fid|kid|err|mse|mae|rmse|wer|cer|lpips|distance"
 )
@@ -62,22 +62,22 @@ HIGHER = re.compile(
     r"accuracy|acc|psnr|ssim|inception_score|precision|recall|density|coverage|f1|bleu|rouge|auc"
     r"|elbo|likelihood|code_perplexity|code_usage"
 )
-# Of a spread there is no good end, nor of how well one player of a game tells things apart.
+# Neither is better for a spread, nor for the accuracy of one player of a game.
 NEITHER = re.compile(r"_(se|std)$|^(real|fake|pair)_accuracy|^self_bleu")
 
 
 def _commit() -> str | None:
-    """The git commit of genjax's own checkout, if it is one."""
-    here = Path(__file__).resolve()
+    """Returns the git commit of genjax's own checkout; None if it is not a checkout."""
+    this_file = Path(__file__).resolve()
 
     def git(*arguments: str) -> str:
         # `git status` would refresh the index, and leave its lock behind if it is cut short.
-        command = ["git", "--no-optional-locks", "-C", str(here.parent), *arguments]
+        command = ["git", "--no-optional-locks", "-C", str(this_file.parent), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", here.name)  # not some other project around a .venv
+        git("ls-files", "--error-unmatch", this_file.name)  # not some other project around a .venv
         commit = git("rev-parse", "HEAD")
         changed = git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
@@ -89,8 +89,8 @@ def _cpu() -> str:
     """The host processor's name and number of usable cores."""
     name = platform.processor() or platform.machine()
     try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        name = found.group(1) if found else name
+        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        name = match.group(1) if match else name
     except OSError:
         logger.debug("no /proc/cpuinfo here")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -98,9 +98,9 @@ def _cpu() -> str:
 
 
 def environment() -> dict[str, str]:
-    """What the run runs on: versions, devices, host, command and git commit, by name.
+    """Returns what the run runs on: versions, devices, host, command and git commit, by name.
 
-    Starts jax's backend if nothing has yet. Packages that are not installed are left out.
+    Starts jax's backend if it has not started yet. Packages that are not installed are left out.
     """
     kinds = [device.device_kind for device in jax.devices()]
     devices = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
@@ -122,7 +122,7 @@ def environment() -> dict[str, str]:
 
 
 def _breakable(name: str) -> str:
-    """A metric's name, escaped, that may go on in the next line after "/" or "_"."""
+    """Escapes a metric's name and allows line breaks after "/" and "_"."""
     return re.sub(r"([/_])", r"\1<wbr>", html.escape(name))
 
 
@@ -140,7 +140,7 @@ def _extremes(name: str, curve: Curve) -> tuple[int | None, int | None, str]:
 
 
 def _importance(name: str) -> tuple[int, str]:
-    """Sorts metrics by what they say of quality: see `FIRST`."""
+    """The key that sorts metrics by what they say about quality: see `FIRST`."""
     last = name.rsplit("/", 1)[-1].lower()
     places = [i for i, pattern in enumerate(FIRST) if re.fullmatch(pattern, last)]
     return (places[0] if places else len(FIRST) + bool(UNSAID.search(last)), name)
@@ -167,7 +167,7 @@ def _metric_table(metrics: Mapping[str, Curve]) -> str:
     return (
         f'<div class="card scroll"><table><thead><tr><th>metric</th>{heads}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
-        '<p class="soft">★ the best value, where the name tells which end is the good one.</p>'
+        '<p class="soft">★ the best value, if the name says whether lower or higher is better.</p>'
     )
 
 
@@ -202,23 +202,23 @@ def _charts(title: str, metrics: Mapping[str, Curve], steps: tuple[int, int]) ->
 
 
 def _families(folder: epath.Path) -> dict[str, dict[int, epath.Path]]:
-    """Files `<name>_<step>` with one of `SHOWN` endings: by name, by step; "step" is "samples".
+    """Files `<name>_<step>` with an ending of `SHOWN`: by name, by step; "step" is "samples".
 
-    Of several with the same stem it is the first kind; a sound is played below a picture.
+    If several have the same stem, the first ending counts; a sound is played below a picture.
     """
-    found: dict[str, dict[int, epath.Path]] = {}
+    families: dict[str, dict[int, epath.Path]] = {}
     paths = folder.iterdir() if folder.exists() else ()
-    for path in sorted(p for p in paths if p.suffix in SHOWN):  # the endings sort as they stand
+    for path in sorted(p for p in paths if p.suffix in SHOWN):  # SHOWN is in this order too
         match = re.fullmatch(r"([^.].*)_(\d+)", path.stem)
         if match:
             name = "samples" if match[1] == "step" else match[1]
-            found.setdefault(name, {}).setdefault(int(match[2]), path)
-    order = sorted(found, key=lambda name: (name != "samples", name))
-    return {name: dict(sorted(found[name].items())) for name in order}
+            families.setdefault(name, {}).setdefault(int(match[2]), path)
+    order = sorted(families, key=lambda name: (name != "samples", name))
+    return {name: dict(sorted(families[name].items())) for name in order}
 
 
 def _choose(pictures: Mapping[int, epath.Path]) -> list[int]:
-    """Evenly spread steps, with the first and the last: few enough to keep the page small."""
+    """Chooses evenly spread steps, with the first and last: few, to keep the page small."""
     steps, count = list(pictures), min(len(pictures), MAX_PICTURES)
     while True:
         ends = max(count - 1, 1)
@@ -231,7 +231,7 @@ def _choose(pictures: Mapping[int, epath.Path]) -> list[int]:
 
 
 def _sound(path: epath.Path) -> epath.Path | None:
-    """The sound that goes with a file of samples."""
+    """Returns the sound file next to a file of samples, if there is one."""
     sound = path.with_suffix(".wav")
     return sound if sound.exists() else None
 
@@ -241,7 +241,7 @@ def _data_uri(content: bytes, kind: str) -> str:
 
 
 def _figure(path: epath.Path, alt: str) -> tuple[str, str] | None:
-    """A picture, text or sound as HTML, large and on a button; None if it cannot be read."""
+    """Returns a file as HTML, large and for a button; None if it cannot be read."""
     try:
         sound, player = _sound(path), ""
         if sound is not None:
@@ -267,10 +267,10 @@ def _figure(path: epath.Path, alt: str) -> tuple[str, str] | None:
 
 
 def _viewer(name: str, files: Mapping[int, epath.Path]) -> str:
-    """The latest picture or text of a family, large, and a strip to choose earlier ones from."""
+    """Shows the latest picture or text of a family, large, with buttons for earlier ones."""
     alts = {step: f"{html.escape(name)} at step {number(step)}" for step in _choose(files)}
-    made = {step: _figure(files[step], alt) for step, alt in alts.items()}
-    readable = {step: found for step, found in made.items() if found}
+    rendered = {step: _figure(files[step], alt) for step, alt in alts.items()}
+    readable = {step: parts for step, parts in rendered.items() if parts}
     figures, buttons = [], []
     for step, (large, small) in readable.items():
         last = step == max(readable)
@@ -306,9 +306,11 @@ def _header(
 
 
 def _tiles(metrics: Mapping[str, Curve]) -> str:
-    """The latest numbers at a glance: what judges the family, the loss, the rate."""
-    said = [n for n in metrics if n.startswith("eval/") and not UNSAID.search(n.rsplit("/", 1)[-1])]
-    names = sorted(said, key=_importance)[:TILES]
+    """Shows the latest numbers: the family's main metrics, the loss, the rate."""
+    quality = [
+        n for n in metrics if n.startswith("eval/") and not UNSAID.search(n.rsplit("/", 1)[-1])
+    ]
+    names = sorted(quality, key=_importance)[:TILES]
     names += [n for n in ("train/loss",) if n in metrics]
     names += [n for n in metrics if n.startswith("train/") and n.endswith("per_second")][:1]
     tiles = "".join(
@@ -320,22 +322,22 @@ def _tiles(metrics: Mapping[str, Curve]) -> str:
 
 
 def _data(data: Mapping[str, Any]) -> list[str]:
-    """What the data look like: each field and what is known of it, and the splits."""
+    """Describes the data: each field with its facts, and the splits."""
     rows = {}
     for name, field in data.get("fields", {}).items():
         facts = {k: v for k, v in field["facts"].items() if k not in ("tokenizer", "special") and v}
-        known = "".join(
+        fact_text = "".join(
             f"; {key}: {', '.join(map(str, v)) if isinstance(v, list) else v}"
             for key, v in facts.items()
         )
         mark = " (generated)" if name == data["target"] else ""
-        rows[name + mark] = f"{field['kind']} {field['shape']} {field['dtype']}{known}"
+        rows[name + mark] = f"{field['kind']} {field['shape']} {field['dtype']}{fact_text}"
     rows |= {f"{split} examples": count for split, count in data.get("sizes", {}).items()}
     return [f"<details><summary>Data</summary>{_pairs(rows)}</details>"] if rows else []
 
 
 def _stages(folder: epath.Path) -> list[str]:
-    """The stages that were trained under the workdir, with a link to the report of each."""
+    """Lists the stages that were trained under the workdir, with links to their reports."""
     rows = []
     stages = sorted(folder.iterdir()) if folder.exists() else ()
     for report in (stage / "report.html" for stage in stages if (stage / "report.html").exists()):
@@ -343,11 +345,11 @@ def _stages(folder: epath.Path) -> list[str]:
         last = {
             n: c[max(c)] for n, c in metrics.items() if n.startswith("eval/") and "_se" not in n
         }
-        told = ", ".join(f"{n.removeprefix('eval/')} {number(v)}" for n, v in last.items())
+        summary = ", ".join(f"{n.removeprefix('eval/')} {number(v)}" for n, v in last.items())
         name = html.escape(report.parent.name)
         link = f'<a href="stages/{name}/report.html">{name}</a>'
         rows.append(
-            f'<tr><td class="mono">{link}</td><td class="any">{html.escape(told)}</td></tr>'
+            f'<tr><td class="mono">{link}</td><td class="any">{html.escape(summary)}</td></tr>'
         )
     if not rows:
         return []
@@ -363,7 +365,7 @@ def write_report(
     finished: bool = False,
     warnings: Sequence[str] = (),
 ) -> epath.Path:
-    """Writes `workdir/report.html` anew, atomically, from what the run has left in `workdir`.
+    """Writes `workdir/report.html` atomically, from the files of the run in `workdir`.
 
     Reads `config.json` (its keys "config" and "data"), `metrics.jsonl`, the samples
     `samples/<name>_<step>.png`, `.txt` and `.wav`, the sweeps of `sweep.FILES`, and the reports of
@@ -374,7 +376,7 @@ def write_report(
       digest: sha256 of the state, as `inspect` prints it; None if it was not computed.
       environment: facts by name, see `environment()`.
       total: the step that the run ends at, if known.
-      finished: whether the run is over.
+      finished: whether the run has finished.
       warnings: shown at the top.
 
     Returns:
@@ -390,8 +392,8 @@ def write_report(
     metrics = read_metrics(workdir / "metrics.jsonl")
     metrics.pop("time", None)
     names = sorted(metrics, key=lambda name: ("loss" not in name, "grad_norm" not in name, name))
-    judged = sorted(filter(lambda name: name.startswith("eval/"), metrics), key=_importance)
-    evals = {name: metrics[name] for name in judged}
+    eval_names = sorted(filter(lambda name: name.startswith("eval/"), metrics), key=_importance)
+    evals = {name: metrics[name] for name in eval_names}
     train = {name: metrics[name] for name in names if name.startswith("train/")}
     # Standard errors and times are in the table; a curve of one says nothing.
     curves = {n: curve for n, curve in evals.items() if not UNSAID.search(n.rsplit("/", 1)[-1])}

@@ -2,12 +2,12 @@
 
 `config.stages` names them: a run's folder, or a config that is trained first under the workdir. The
 state of the run has each stage's networks as `params["<stage>"]["<network>"]`, so that checkpoints
-are whole; `stages/<stage>/config.json` in its workdir says how to build them again. Stages may have
-stages.
+are complete; `stages/<stage>/config.json` in its workdir says how to build them again. Stages may
+have stages.
 
-With `config.dataset.codes` the codes of a stage are the data: they are made once and kept, and what
-is generated is decoded. A stage that is used otherwise (an embedding, codes of random crops) is
-reached by the method, in `prepare`, its losses and its sampler.
+With `config.dataset.codes` the codes of a stage are the data: they are computed once and cached,
+and samples are decoded. For any other use of a stage (an embedding, codes of random crops), the
+method calls it in `prepare`, its losses and its sampler.
 """
 
 from __future__ import annotations
@@ -43,82 +43,86 @@ FOLDER = "stages"  # in the workdir of the run that has them
 
 
 class Arrays(NamedTuple):
-    """The networks of stages as they are in the state of the run: stage -> network -> arrays."""
+    """The networks of stages as in the run's state: stage -> network -> arrays."""
 
     params: dict[str, dict[str, Tree]]
     mutable: dict[str, dict[str, Tree]]
 
 
 def is_config(given: str) -> bool:
-    """Whether a stage is named by a config, and not by a run's folder."""
+    """Whether a stage is given as a config rather than a run's folder."""
     return given.partition(":")[0].endswith(".py")
 
 
 def place_of(name: str, config: ConfigDict, folder: epath.Path) -> epath.Path:
-    """The folder that says how a stage of the run in `folder` is built.
+    """Returns the folder that says how a stage of the run in `folder` is built.
 
-    Its own under the workdir if the run has begun, or if the stage is trained there; else the run's
-    folder that the config names.
+    This is the stage's folder under the workdir if the run has begun or the stage is trained there;
+    else the run's folder that the config names.
     """
-    given, own = config.stages[name], older.stage_folder(folder, folder / FOLDER / name)
-    return own if is_config(given) or workdir.has_checkpoint(folder) else _run(name, given)
+    source, own_folder = config.stages[name], older.stage_folder(folder, folder / FOLDER / name)
+    return (
+        own_folder
+        if is_config(source) or workdir.has_checkpoint(folder)
+        else _run_folder(name, source)
+    )
 
 
-def _run(name: str, given: str) -> epath.Path:
-    """The folder of a run that a stage is named by."""
-    return files.place(given, f"--config.stages.{name}")
+def _run_folder(name: str, path: str) -> epath.Path:
+    """Returns the run's folder that is given as a stage."""
+    return files.place(path, f"--config.stages.{name}")
 
 
 def find(config: ConfigDict, folder: epath.Path) -> dict[str, Stage]:
-    """The stages of the run in `folder`, or of the one that is to begin there.
+    """Returns the stages of the run in `folder`, or of a run about to begin there.
 
     Raises:
-      ConfigError: there is no run where the config says.
+      ConfigError: a folder that the config names has no run.
     """
     return {name: _find(name, config, folder) for name in config.stages}
 
 
 def _find(name: str, config: ConfigDict, folder: epath.Path) -> Stage:
-    given, place = config.stages[name], place_of(name, config, folder)
+    source, folder_of_stage = config.stages[name], place_of(name, config, folder)
     require(bool(re.fullmatch(r"\w+", name)), "a name in config.stages", name, "a word")
-    if not given:
+    if not source:
         raise ConfigError(
             f"config.stages.{name} is empty: give the workdir of a trained run, or a config that "
             "is trained first, such as configs/vqvae.py."
         )
-    stored = workdir.read_config(place)
+    stored = workdir.read_config(folder_of_stage)
     if stored is None:
         raise ConfigError(
-            f"config.stages.{name}={given!r}: no run there ({place} has no config.json). Train one "
-            "first, and give its --workdir, or name its config."
+            f"config.stages.{name}={source!r}: no run there ({folder_of_stage} has no "
+            "config.json). Train one first and give its --workdir, or give a config."
         )
-    workdir.import_from(workdir.read_source(place))
-    spec = workdir.read_spec(place)
-    method = build(stored, spec, find(stored, place))
-    alone = method.codec is not None and method.apply is None
-    networks = method.codec.networks if alone else tuple(network_shapes(method, spec)[0])
-    return Stage(name, stored, spec, method, networks, workdir.read_digest(place))
+    workdir.import_from(workdir.read_source(folder_of_stage))
+    spec = workdir.read_spec(folder_of_stage)
+    method = build(stored, spec, find(stored, folder_of_stage))
+    codec_only = method.codec is not None and method.apply is None
+    networks = method.codec.networks if codec_only else tuple(network_shapes(method, spec)[0])
+    return Stage(name, stored, spec, method, networks, workdir.read_digest(folder_of_stage))
 
 
 def keep(config: ConfigDict, folder: epath.Path) -> None:
-    """Writes into `folder` how its stages are built, unless a run there has begun."""
+    """Writes descriptions of the stages to `folder`, unless a run there has begun."""
     if workdir.has_checkpoint(folder):
         return
-    for name, given in config.stages.items():
-        if not is_config(given):
-            workdir.copy_description(_run(name, given), folder / FOLDER / name)
+    for name, run_or_config in config.stages.items():
+        if not is_config(run_or_config):
+            workdir.copy_description(_run_folder(name, run_or_config), folder / FOLDER / name)
 
 
 def build(
     config: ConfigDict, spec: DataSpec, stages: Mapping[str, Stage], data: DataSpec | None = None
 ) -> Method:
-    """The method of a config, joined with its stages.
+    """Returns the method of a config, joined with its stages.
 
     Args:
-      config: of the run.
-      spec: of its data: of the codes, if `config.dataset.codes` names a stage.
-      stages: those of the config.
-      data: of the data that the codes are of; the stage's own if not given.
+      config: the run's config.
+      spec: describes its data: the codes, if `config.dataset.codes` names a stage.
+      stages: the config's stages.
+      data: describes the data that were encoded; by default the stage's own.
     """
     method = methods.build(config, spec, stages)
     return join(method, config, stages, data) if stages else method
@@ -135,7 +139,7 @@ def check_codes(config: ConfigDict) -> None:
 
 
 def codes_of(config: ConfigDict, stages: Mapping[str, Stage]) -> Stage | None:
-    """The stage whose codes are the data of the run; None if there is none.
+    """Returns the stage whose codes are the data of the run; None if there is none.
 
     Raises:
       ConfigError: there is no such stage, or it has no codes.
@@ -153,10 +157,10 @@ def codes_of(config: ConfigDict, stages: Mapping[str, Stage]) -> Stage | None:
 
 
 def check_facts(stage: Stage, spec: DataSpec) -> None:
-    """Refuses a stage to which a field of the same name and kind means something else.
+    """Refuses a stage for which a field of the same name and kind means something else.
 
     Raises:
-      ConfigError: its tokenizer, vocabulary or number of classes is another one.
+      ConfigError: its tokenizer, vocabulary or number of classes differs.
     """
     then, now = (workdir.spec_to_json(s)["fields"] for s in (stage.spec, spec))
     for name in then.keys() & now.keys():
@@ -170,50 +174,54 @@ def check_facts(stage: Stage, spec: DataSpec) -> None:
             if old != new:
                 raise ConfigError(
                     f"config.stages.{stage.name}: the {fact} of the field {name!r} is {old} there "
-                    f"and {new} in {spec.name}: it means something else. Give a stage of these "
-                    "data, or set config.dataset as it has it."
+                    f"and {new} in {spec.name}, so the field means something else. Give a stage "
+                    "trained on these data, or set config.dataset as the stage has it."
                 )
 
 
 def read(stages: Mapping[str, Stage], config: ConfigDict, folder: epath.Path, mesh: Mesh) -> Arrays:
-    """The networks of all stages: from the run's own checkpoint if it has one, else from theirs.
+    """Reads the networks of all stages: from the run's checkpoint if it has one, else from theirs.
 
-    What their evaluations use: averaged parameters, where there are some.
+    These are the parameters that their evaluations use: averages, if there are any.
 
     Raises:
-      ConfigError: a stage has no checkpoint; or the run was begun with another one.
+      ConfigError: a stage has no checkpoint, or the run was begun with another stage.
     """
     params, mutable = {}, {}
     for stage in stages.values():
-        found = _own(stage, config, folder, mesh)
-        params |= found.params
-        mutable |= found.mutable
+        arrays = _stage_arrays(stage, config, folder, mesh)
+        params |= arrays.params
+        mutable |= arrays.mutable
     return Arrays(params, mutable)
 
 
-def _own(stage: Stage, config: ConfigDict, folder: epath.Path, mesh: Mesh) -> Arrays:
-    given = config.stages[stage.name]
-    source = place_of(stage.name, config, folder) if is_config(given) else _run(stage.name, given)
+def _stage_arrays(stage: Stage, config: ConfigDict, folder: epath.Path, mesh: Mesh) -> Arrays:
+    run_or_config = config.stages[stage.name]
+    source = (
+        place_of(stage.name, config, folder)
+        if is_config(run_or_config)
+        else _run_folder(stage.name, run_or_config)
+    )
     if not workdir.has_checkpoint(folder):
         _warn_if_unfinished(stage, source)
         return _read(stage, Checkpoints(source), mesh)
-    found = _read(stage, Checkpoints(folder), mesh, inside=True)
+    arrays = _read(stage, Checkpoints(folder), mesh, inside=True)
     stored = workdir.read_config(folder)
     begun = stored.stages.get(stage.name, "") if stored else ""
-    if begun != given:
+    if begun != run_or_config:
         now = _digest(_read(stage, Checkpoints(source), mesh))
-        if now != _digest(found):
+        if now != _digest(arrays):
             raise ConfigError(
-                f"config.stages.{stage.name}={given!r} is another one than that "
-                f"({begun or 'unknown'}) which the run in {folder} was begun with: what it makes "
-                "means something else. Give a new --workdir."
+                f"config.stages.{stage.name}={run_or_config!r} is not the stage that the run in "
+                f"{folder} was begun with ({begun or 'unknown'}): its outputs mean something else. "
+                "Give a new --workdir."
             )
-    return found
+    return arrays
 
 
 def _warn_if_unfinished(stage: Stage, source: epath.Path) -> None:
-    then, examples = stage.config, stage.spec.sizes["train"]
-    total = steps(then.duration, batch_size=then.batch_size, examples=examples)
+    config, examples = stage.config, stage.spec.sizes["train"]
+    total = steps(config.duration, batch_size=config.batch_size, examples=examples)
     step = Checkpoints(source).latest()
     if step is not None and step < total:
         logger.warning(
@@ -227,7 +235,7 @@ def _digest(arrays: Arrays) -> str:
 
 
 def network_shapes(method: Method, spec: DataSpec) -> tuple[dict[str, Tree], dict[str, Tree]]:
-    """The shapes of a method's networks, of those that follow others too."""
+    """Returns the shapes of a method's networks, including those that follow others."""
     batch = {name: jnp.zeros((1, *f.shape), f.dtype) for name, f in spec.fields.items()}
 
     def init() -> tuple[dict[str, Tree], dict[str, Tree]]:
@@ -238,16 +246,16 @@ def network_shapes(method: Method, spec: DataSpec) -> tuple[dict[str, Tree], dic
 
 
 def _abstract(stage: Stage) -> Arrays:
-    """The shapes of the networks that are needed, as they are in the run's state."""
-    made = network_shapes(stage.method, stage.spec)
+    """Returns the shapes of the networks that are needed, as in the run's state."""
+    shapes = network_shapes(stage.method, stage.spec)
     return Arrays(
-        *({stage.name: {n: tree[n] for n in stage.networks if n in tree}} for tree in made)
+        *({stage.name: {n: tree[n] for n in stage.networks if n in tree}} for tree in shapes)
     )
 
 
 @contextlib.contextmanager
-def _whole(stage: Stage) -> Iterator[None]:
-    """Says of a checkpoint that cannot be read which stage it is of."""
+def _naming_stage(stage: Stage) -> Iterator[None]:
+    """Adds the stage's name to the error of a damaged checkpoint."""
     try:
         yield
     except Damaged as error:
@@ -255,56 +263,56 @@ def _whole(stage: Stage) -> Iterator[None]:
 
 
 def _read(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, inside: bool = False) -> Arrays:
-    """The networks of a stage out of its own checkpoint, or of one that it is `inside` of."""
+    """Reads a stage's networks from its own checkpoint, or from one that it is `inside`."""
     step = checkpoints.latest()
     if step is None:
         raise ConfigError(
             f"config.stages.{stage.name}: {checkpoints.folder} has no checkpoint. Train the run to "
             "its end first."
         )
-    place = checkpoints.folder / str(step)
-    with _whole(stage):
+    checkpoint = checkpoints.folder / str(step)
+    with _naming_stage(stage):
         saved = checkpoints.shapes(step)
     everywhere = NamedSharding(mesh, PartitionSpec())
     profile = "" if inside else next(iter(ema.profiles(stage.config)), "")
     abstract = _abstract(stage)._asdict()
-    paths, wanted = {}, {}
+    paths, requested = {}, {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
         name = path_name(path)
         kind, _, rest = name.partition("/")
-        own = rest.removeprefix(f"{stage.name}/")
-        source = name if inside and name in saved else f"{kind}/{own}"
-        average = f"ema/{profile}/{own}" if profile else ""
+        network_path = rest.removeprefix(f"{stage.name}/")
+        source = name if inside and name in saved else f"{kind}/{network_path}"
+        average = f"ema/{profile}/{network_path}" if profile else ""
         source = average if kind == "params" and average in saved else source
         if saved.get(source) != leaf.shape:
             raise ConfigError(
-                f"config.stages.{stage.name}: {place} does not fit the config beside it: {source} "
-                f"is {saved.get(source, 'absent')}, expected {leaf.shape}. Give the workdir of an "
-                "unchanged run, made by this version of genjax."
+                f"config.stages.{stage.name}: {checkpoint} does not fit the config next to it: "
+                f"{source} is {saved.get(source, 'absent')}, expected {leaf.shape}. Give the "
+                "workdir of an unchanged run, made by this version of genjax."
             )
         paths[name] = source
-        wanted[source] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
-    with _whole(stage):
-        found = checkpoints.read(step, wanted)
+        requested[source] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
+    with _naming_stage(stage):
+        arrays = checkpoints.read(step, requested)
     return Arrays(
-        **jax.tree_util.tree_map_with_path(lambda path, _: found[paths[path_name(path)]], abstract)
+        **jax.tree_util.tree_map_with_path(lambda path, _: arrays[paths[path_name(path)]], abstract)
     )
 
 
 def _rules(stage: Stage) -> list[tuple[str, Tactic]]:
-    """The sharding rules of a stage's leaves, as they are called in the state of the run.
+    """Returns the sharding rules of a stage's leaves under their names in the run's state.
 
-    Each leaf is matched under its own name, since a rule may begin with `^`, as those of the
-    stage's own stages do.
+    Each leaf is matched under its name in the stage, because a rule may begin with `^`, as the
+    rules of the stage's own stages do.
     """
-    own = (*STATE_RULES, *stage.method.rules)
-    numbered = [(pattern, number) for number, (pattern, _) in enumerate(own)]
+    stage_rules = (*STATE_RULES, *stage.method.rules)
+    numbered = [(pattern, number) for number, (pattern, _) in enumerate(stage_rules)]
     leaves: dict[int, list[str]] = {}
     for path, _ in jax.tree_util.tree_leaves_with_path(_abstract(stage)._asdict()):
         name = path_name(path)
         number = first_match(numbered, name.replace(f"/{stage.name}/", "/", 1), "sharding")
         leaves.setdefault(number, []).append(re.escape(name))
-    return [(f"^({'|'.join(names)})$", own[number][1]) for number, names in leaves.items()]
+    return [(f"^({'|'.join(names)})$", stage_rules[number][1]) for number, names in leaves.items()]
 
 
 def join(
@@ -313,16 +321,16 @@ def join(
     stages: Mapping[str, Stage],
     data: DataSpec | None = None,
 ) -> Method:
-    """`method` beside the frozen networks of its stages, under their names.
+    """Returns `method` with the frozen networks of its stages, under the stages' names.
 
-    If the data are a stage's codes, samples are decoded, and where log p(x | code) and the codes'
-    `nll` are known, evaluations have the ELBO in nats and `bits_per_dim` of both together. The
-    stages' networks are zero at first: `pretrained`, or a checkpoint, brings the trained ones.
+    If the data are a stage's codes, samples are decoded. If log p(x | code) and the codes' `nll`
+    are known too, evaluations have the ELBO in nats and `bits_per_dim` of both together. The
+    stages' networks are zero at first: `pretrained` or a checkpoint gives the trained ones.
 
     Raises:
-      ConfigError: a network of the method is called like a stage.
+      ConfigError: a network of the method has the name of a stage.
     """
-    coded = codes_of(config, stages)
+    code_stage = codes_of(config, stages)
     shapes = [_abstract(stage) for stage in stages.values()]
 
     def init(key: jax.Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:
@@ -331,28 +339,28 @@ def join(
             if taken := params.keys() & frozen.params.keys():
                 raise ConfigError(
                     f"config.stages: {sorted(taken)} is the name of a network of the method too: "
-                    "give the stage another one."
+                    "give the stage another name."
                 )
             params, mutable = {**frozen.params, **params}, {**frozen.mutable, **mutable}
         return params, mutable
 
     rules = [rule for stage in stages.values() for rule in _rules(stage)]
     joined = method._replace(init=init, rules=(*rules, *method.rules))
-    if coded is None:
+    if code_stage is None:
         return joined
-    field = (data or coded.spec).generated
+    field = (data or code_stage.spec).generated
 
     def sample(params: Tree, mutable: Tree, key: jax.Array, num: int, condition, **options):
         codes = method.sample(params, mutable, key, num, condition, **options)
-        return coded.decode(params, mutable, codes)
+        return code_stage.decode(params, mutable, codes)
 
     def evaluate(params: Tree, mutable: Tree, batch: Batch, key: jax.Array) -> dict:
-        found = method.evaluate(params, mutable, batch, key)
-        if "log_likelihood" in batch and "nll" in found:
-            elbo = batch["log_likelihood"] - found["nll"]
+        metrics = method.evaluate(params, mutable, batch, key)
+        if "log_likelihood" in batch and "nll" in metrics:
+            elbo = batch["log_likelihood"] - metrics["nll"]
             bits = -elbo / (math.log(2) * math.prod(field.shape))
-            found |= {"elbo": elbo, "bits_per_dim": bits}
-        return found
+            metrics |= {"elbo": elbo, "bits_per_dim": bits}
+        return metrics
 
     sample.__signature__ = inspect.signature(method.sample)
     return joined._replace(sample=sample, evaluate=evaluate, output=field)

@@ -1,8 +1,9 @@
 """The one generic training step: it plays any game of phases.
 
-The batch is prepared; then for each phase in order, `passes` times over its slices: the gradient of
-its loss over each of them, accumulated over microbatches by weight, then the optimizers; then the
-followers and the averages. An update whose loss or gradient is not finite is skipped, and counted.
+The batch is prepared. Then each phase, in order, makes `passes` passes over its slices. For each
+slice it computes the gradient of its loss, accumulated over microbatches by weight, and applies the
+optimizers. Then the followers and the averages are updated. An update whose loss or gradient is not
+finite is skipped and counted.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Tree = Any
 
 
 class StepOutput(NamedTuple):
-    """What a step leaves beside the state: its metrics, and how many updates it skipped."""
+    """What a step returns besides the state: its metrics, and how many updates it skipped."""
 
     metrics: Metrics
     skipped: jax.Array
@@ -37,7 +38,7 @@ def make_step(
     method: Method,
     optimizers: Mapping[str, optax.GradientTransformationExtraArgs],
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepOutput]]:
-    """The pure function (state, batch) -> (next state, StepOutput), to be jitted and donated.
+    """Returns the pure function (state, batch) -> (next state, StepOutput), to jit and donate.
 
     The batch has `slices(method) * config.batch_size` examples.
     """
@@ -50,8 +51,8 @@ def make_step(
         )
         norms, weight = {n: optax.tree.norm(grads[n]) for n in names}, metrics["loss"][1]
         for name, norm in norms.items():
-            called = "grad_norm" if len(names) == 1 else f"grad_norm_{name}"
-            metrics[called] = jnp.stack([norm * weight, weight])
+            metric_name = "grad_norm" if len(names) == 1 else f"grad_norm_{name}"
+            metrics[metric_name] = jnp.stack([norm * weight, weight])
         finite = jnp.isfinite(metrics["loss"][0] + sum(norms.values()))
         old = ({n: tree[n] for n in names} for tree in (state.params, state.opt_state))
 
@@ -78,17 +79,17 @@ def make_step(
         key = jax.random.fold_in(stream(state.key, "train"), state.step)
         key = jax.random.fold_in(key, index)
 
-        def once(state: TrainState, number: jax.Array | int) -> tuple[TrainState, StepOutput]:
+        def one_pass(state: TrainState, number: jax.Array | int) -> tuple[TrainState, StepOutput]:
             outputs = []
             for r in range(phase.repeat):
-                own = jax.random.fold_in(key, number * phase.repeat + r)
-                state, output = update(phase, state, part(batch, repeats, r), own)
+                slice_key = jax.random.fold_in(key, number * phase.repeat + r)
+                state, output = update(phase, state, part(batch, repeats, r), slice_key)
                 outputs.append(output)
             return state, jax.tree.map(lambda *leaves: sum(leaves), *outputs)
 
         if phase.passes == 1:
-            return once(state, 0)
-        state, outputs = jax.lax.scan(once, state, jnp.arange(phase.passes))
+            return one_pass(state, 0)
+        state, outputs = jax.lax.scan(one_pass, state, jnp.arange(phase.passes))
         return state, jax.tree.map(lambda leaf: leaf.sum(0), outputs)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepOutput]:

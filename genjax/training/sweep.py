@@ -1,4 +1,4 @@
-"""What was measured of samples over some option of drawing: a table, charts, and files of both."""
+"""Measurements of samples over a sampling option: a table, charts, and files of both."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from genjax.training.page import STYLE, document
 
 logger = logging.getLogger("genjax")
 
-FILES = ("solvers.json", "guidance.json")  # in the folder of a run: what its report shows
-HEAD = 30  # pixels over a chart that is a file of its own
+FILES = ("solvers.json", "guidance.json")  # in a run's folder, shown in its report
+HEAD = 30  # pixels for the title over a chart in its own file
 Row = Mapping[str, Any]
 
 
 class Sweep(NamedTuple):
-    """Rows of measurements, and how they are shown.
+    """Rows of measurements, and how to show them.
 
     Attributes:
       title: of the section.
       note: what was measured, in plain sentences.
       curve: the columns that name a curve.
-      over: the column that the charts go over, and what it is called.
+      over: the column on the charts' x axis, and its name there.
       charts: column -> title of its chart.
-      columns: of the printed table and that of the page.
+      columns: the columns of the printed table and of the page's table.
       rows: column -> value; a number that is not finite is None.
     """
 
@@ -46,7 +46,7 @@ class Sweep(NamedTuple):
 
 
 def finite(row: Row) -> dict[str, Any]:
-    """The row as JSON can have it: numbers that are not finite are None."""
+    """Returns the row for JSON: numbers that are not finite become None."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()
@@ -54,7 +54,7 @@ def finite(row: Row) -> dict[str, Any]:
 
 
 def line(columns: Sequence[str], row: Row | None = None) -> str:
-    """A line of the printed table; without a row its head."""
+    """Returns a line of the printed table: a row, or the header if there is no row."""
     cells = []
     for name in columns:
         value = name if row is None else row.get(name)
@@ -68,21 +68,21 @@ def line(columns: Sequence[str], row: Row | None = None) -> str:
 def charts(sweep: Sweep) -> dict[str, str]:
     """Column -> its chart, as an `<svg>` element; a curve has one colour in all of them."""
     key, over = sweep.over
-    named = [" ".join(str(row[c]) for c in sweep.curve) for row in sweep.rows]
-    found = {}
+    labels = [" ".join(str(row[c]) for c in sweep.curve) for row in sweep.rows]
+    svgs = {}
     for metric, title in sweep.charts.items():
-        curves = {label: [] for label in named}
-        for label, row in zip(named, sweep.rows, strict=True):
+        curves = {label: [] for label in labels}
+        for label, row in zip(labels, sweep.rows, strict=True):
             if metric in row:
                 curves[label].append((row[key], row[metric]))
         if any(curves.values()):
             ordered = {n: sorted(points, key=lambda p: p[0]) for n, points in curves.items()}
-            found[metric] = curves_chart(title, ordered, over)
-    return found
+            svgs[metric] = curves_chart(title, ordered, over)
+    return svgs
 
 
 def section(sweep: Sweep) -> str:
-    """The charts and the table, as HTML."""
+    """Returns the charts and the table as HTML."""
     drawn = charts(sweep)
     cards = "".join(
         f'<div class="card plot"><header><h3>{html.escape(sweep.charts[metric])}</h3></header>'
@@ -109,30 +109,30 @@ def _cell(name: str, row: Row) -> str:
 
 
 def sections(folder: epath.Path) -> list[str]:
-    """Those of the sweeps that a run's folder has; one that is damaged is left out, as is said."""
-    found = []
+    """Returns the sections of a folder's sweeps; a damaged one is left out with a warning."""
+    shown = []
     for name in FILES:
         if (path := folder / name).exists():
             try:
-                found.append(section(Sweep(**parse_json(path.read_bytes()))))
+                shown.append(section(Sweep(**parse_json(path.read_bytes()))))
             except (ValueError, TypeError, AttributeError, KeyError) as error:
                 logger.warning("left out of the report: %s (%s)", path, error)
-    return found
+    return shown
 
 
 def measure(
     sweep: Sweep, folder: epath.Path, name: str, rows: Sequence[Callable[[], Row]], tell: bool
 ) -> Sweep:
-    """Measures row by row and prints each; the folder then has the table and the charts as files.
+    """Measures and prints row by row, and writes the table and the charts to files.
 
-    They are `<name>.jsonl`, a line a row, which grows with the rows; `<name>.json`, the whole;
-    and `<name>_<column>.svg`.
+    They are `<name>.jsonl`, one row per line, written again after every row; `<name>.json`, the
+    whole sweep; and `<name>_<column>.svg`.
 
     Args:
-      sweep: without rows.
-      folder: made if missing.
-      name: of the files.
-      rows: each measures one row.
+      sweep: the sweep without rows.
+      folder: where the files go; made if missing.
+      name: the name of the files.
+      rows: functions that measure one row each.
       tell: whether this process prints and writes.
     """
     if tell:
@@ -153,7 +153,7 @@ def measure(
 
 
 def alone(svg: str, title: str) -> str:
-    """A chart as a file of its own, with its title and the page's colours."""
+    """Returns a chart as an SVG file, with its title and the page's colours."""
     start, end = svg.split(">", 1)
     width, height = map(int, re.search(r'viewBox="0 0 (\d+) (\d+)"', start).groups())
     start = start.replace(f'"0 0 {width} {height}"', f'"0 -{HEAD} {width} {height + HEAD}"')
@@ -165,5 +165,5 @@ def alone(svg: str, title: str) -> str:
 
 
 def page(sweep: Sweep) -> str:
-    """The section as a page of its own."""
+    """Returns the section as a page of its own."""
     return document(sweep.title, section(sweep))

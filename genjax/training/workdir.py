@@ -35,24 +35,24 @@ from genjax.training import older
 
 logger = logging.getLogger("genjax")
 
-# What a start writes before the first step.
+# Files that a start writes before the first step.
 START = r"lock|log\.txt|config\.json|tokenizer.*\.json|metrics\.jsonl|tensorboard|checkpoints|ema"
 
 
 @contextlib.contextmanager
 def locked(workdir: epath.Path) -> Iterator[Callable[[], None]]:
-    """Makes `workdir` if need be, and holds its lock, which names this process.
+    """Makes `workdir` if needed, and holds its lock, which names this process.
 
-    Of several processes of one run the first takes it for all. What killed processes have left
-    half written is removed. So is the folder if it is new and the start is refused by a ConfigError
-    before anything was begun in it.
+    If a run has several processes, the first takes the lock for all. Files that killed processes
+    left half written are removed. So is the folder if it is new and a ConfigError is raised before
+    the run begins.
 
     Yields:
-      What is called once the run begins: from then on all that is there is kept, such as the log of
-      a run that fails at its first step.
+      A function to call when the run begins: from then on everything in the folder is kept, such
+      as the log of a run that fails at its first step.
 
     Raises:
-      ConfigError: another process holds it; the message names its pid.
+      ConfigError: another process holds the lock; the message names its pid.
     """
     new, begun = jax.process_index() == 0 and _make(workdir), threading.Event()
     try:
@@ -68,7 +68,7 @@ def locked(workdir: epath.Path) -> Iterator[Callable[[], None]]:
                 yield begun.set
             except ConfigError:
                 if new and not begun.is_set():
-                    with contextlib.suppress(OSError):  # what is wrong with the start is raised
+                    with contextlib.suppress(OSError):  # the ConfigError is raised instead
                         _forget(workdir)
                 raise
     finally:
@@ -78,14 +78,14 @@ def locked(workdir: epath.Path) -> Iterator[Callable[[], None]]:
 
 
 def _make(workdir: epath.Path) -> bool:
-    """Makes a folder; whether there was none, on a disk of this machine."""
-    there = workdir.exists()
+    """Makes a folder if needed; returns whether it is new and on a local disk."""
+    existed = workdir.exists()
     workdir.mkdir(parents=True, exist_ok=True)
-    return not there and is_local(workdir)
+    return not existed and is_local(workdir)
 
 
 def _forget(workdir: epath.Path) -> None:
-    """Removes what a start has left that has come to no step, if that is all there is."""
+    """Empties the folder of a start that made no step, if nothing else is in it."""
     paths = list(Path(workdir).iterdir())
     begun = [path for path in paths if not re.fullmatch(START, path.name)]
     metrics = Path(workdir) / "metrics.jsonl"
@@ -97,19 +97,19 @@ def _forget(workdir: epath.Path) -> None:
 
 @contextlib.contextmanager
 def lock(workdir: epath.Path) -> Iterator[str]:
-    """Takes the file `workdir/lock` without waiting: gives "", or who holds it if another does.
+    """Takes the lock `workdir/lock` without waiting: yields "", or the holder if it is taken.
 
-    The system frees it if the process dies. In object storage it is an object that is there as long
-    as it is held, and stays if the process is killed. Only the first process of a run asks for it;
-    the others are always told "".
+    The system frees the lock if the process dies. In object storage it is an object that exists
+    while the lock is held, and stays if the process is killed. Only the first process of a run
+    takes it; the others always get "".
     """
-    own = f"pid {os.getpid()} on {socket.gethostname()}"
+    owner = f"pid {os.getpid()} on {socket.gethostname()}"
     if jax.process_index():
         yield ""
         return
     if not is_local(workdir):
         now = time.strftime("%Y-%m-%d %H:%M:%S%z")
-        with _object_lock(workdir / "lock", f"{own} since {now}") as holder:
+        with _object_lock(workdir / "lock", f"{owner} since {now}") as holder:
             yield holder
         return
     file, holder = _take(Path(workdir) / "lock")
@@ -118,15 +118,15 @@ def lock(workdir: epath.Path) -> Iterator[str]:
             yield holder
             return
         file.truncate(0)
-        file.write(f"{own}\n".encode())
+        file.write(f"{owner}\n".encode())
         try:
             yield ""
         finally:
-            file.truncate(0)  # so that the next one to fail does not read who held it before
+            file.truncate(0)  # so that nobody reads the name of a past holder
 
 
 def _take(path: Path) -> tuple[BinaryIO, str]:
-    """The file of a lock, which is made if need be, and "" if it is taken, or who holds it."""
+    """Opens and locks a file; returns it with "", or with the holder if it is already locked."""
     while True:
         file = open(path, "a+b", buffering=0)  # noqa: SIM115
         try:
@@ -138,11 +138,11 @@ def _take(path: Path) -> tuple[BinaryIO, str]:
             raise
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file, ""
-        file.close()  # it was removed by a start that failed at this moment
+        file.close()  # a start that just failed has removed it
 
 
 def _holder(file: BinaryIO) -> str:
-    """Who holds a lock; it may have been taken this moment, and have no name in it yet."""
+    """Returns the holder of a lock; if it was just taken, waits for the name in it."""
     for _ in range(20):
         file.seek(0)
         text = file.read(200).decode(errors="replace").strip()
@@ -153,17 +153,16 @@ def _holder(file: BinaryIO) -> str:
 
 
 @contextlib.contextmanager
-def _object_lock(path: epath.Path, own: str) -> Iterator[str]:
-    if not create_exclusively(path, own.encode()):
+def _object_lock(path: epath.Path, owner: str) -> Iterator[str]:
+    if not create_exclusively(path, owner.encode()):
         text = path.read_bytes()[:200].decode(errors="replace") if path.exists() else ""
         yield text.strip() or "unknown"
         return
     try:
         yield ""
     finally:
-        if (
-            path.exists() and path.read_bytes() == own.encode()
-        ):  # and not one that came after its removal
+        # If somebody deleted the lock, it may be another process's by now.
+        if path.exists() and path.read_bytes() == owner.encode():
             path.unlink()
 
 
@@ -171,18 +170,18 @@ def _object_lock(path: epath.Path, own: str) -> Iterator[str]:
 
 
 def tokenizers_of(spec: DataSpec) -> dict[str, str]:
-    """Field -> the JSON of its tokenizer, of the texts among the fields."""
+    """Field -> the JSON of its tokenizer, for the fields that are texts."""
     facts = {name: field.facts.get("tokenizer") for name, field in spec.fields.items()}
-    return {name: own.to_json() for name, own in facts.items() if own is not None}
+    return {name: tokenizer.to_json() for name, tokenizer in facts.items() if tokenizer is not None}
 
 
 def tokenizer_file(spec: DataSpec, field: str) -> str:
-    """The file in a workdir that has the tokenizer of a field."""
+    """Returns the name of the file in a workdir with the tokenizer of a field."""
     return "tokenizer.json" if field == spec.target else f"tokenizer_{field}.json"
 
 
 def spec_to_json(spec: DataSpec) -> dict[str, Any]:
-    """A spec as plain data; a tokenizer is named by its file and its sha256."""
+    """Returns a spec as plain data; a tokenizer is given by its file and its sha256."""
     texts, fields = tokenizers_of(spec), {}
     for name, field in spec.fields.items():
         facts = {key: value for key, value in field.facts.items() if key != "tokenizer"}
@@ -199,7 +198,7 @@ def spec_from_json(content: Mapping[str, Any], workdir: epath.Path) -> DataSpec:
     """The inverse of `spec_to_json`; tokenizers are read from `workdir`.
 
     Raises:
-      ConfigError: one is missing or damaged, or it is another one.
+      ConfigError: a tokenizer is missing or damaged, or is another one.
     """
     fields = {}
     for name, stored in content["fields"].items():
@@ -214,28 +213,28 @@ def spec_from_json(content: Mapping[str, Any], workdir: epath.Path) -> DataSpec:
 def _read_tokenizer(workdir: epath.Path, file: str, sha256: str) -> tokenizers.Tokenizer:
     path = workdir / file
     if not path.is_file():
-        raise ConfigError(f"{path} is missing: put the run's tokenizer back from a copy.")
+        raise ConfigError(f"{path} is missing: restore the run's tokenizer from a copy.")
     text = path.read_text(encoding="utf-8")
     if hashlib.sha256(text.encode()).hexdigest() != sha256:
         raise ConfigError(
             f"{path} is not the tokenizer that the run was trained with: its tokens mean something "
-            "else. Put the run's own back from a copy."
+            "else. Restore the run's own from a copy."
         )
     return tokenizers.from_json(text)
 
 
 def with_own_tokenizer(dataset: ConfigDict, workdir: epath.Path) -> ConfigDict:
-    """`config.dataset` with the run's copy of its tokenizer where the file it names has gone."""
-    name, own = dataset.text.tokenizer, workdir / "tokenizer.json"
-    if name in ("", *tokenizers.NAMES) or Path(name).exists() or not own.exists():
+    """Returns `config.dataset` with the run's tokenizer if the file that it names is missing."""
+    name, own_copy = dataset.text.tokenizer, workdir / "tokenizer.json"
+    if name in ("", *tokenizers.NAMES) or Path(name).exists() or not own_copy.exists():
         return dataset
     dataset = dataset.copy_and_resolve_references()
-    if not is_local(own):
+    if not is_local(own_copy):
         raise ConfigError(
-            f"config.dataset.text.tokenizer={name!r} is not there. Copy {own} to a local file, and "
-            "name that."
+            f"config.dataset.text.tokenizer={name!r} does not exist. Copy {own_copy} to a local "
+            "file, and give that."
         )
-    dataset.text.tokenizer = str(own)
+    dataset.text.tokenizer = str(own_copy)
     return dataset
 
 
@@ -253,13 +252,13 @@ def read_config(workdir: epath.Path) -> ConfigDict | None:
 
 
 def with_own_precision(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
-    """`config` with the precision that its run began with, if it says "auto"."""
+    """Returns `config` with the precision that its run began with, if it says "auto"."""
     stored = read_config(workdir) if config.precision == "auto" else None
     return config if stored is None else with_precision(config, stored.precision)
 
 
 def read_spec(workdir: epath.Path) -> DataSpec | None:
-    """What the data of the run in `workdir` look like; None if there is no run."""
+    """Returns the description of the data of the run in `workdir`; None if there is no run."""
     stored = _read(workdir)
     return None if stored is None else stored[1]
 
@@ -275,18 +274,18 @@ def read_source(workdir: epath.Path) -> Path | None:
 
 
 def import_from(folder: Path | None) -> None:
-    """Lets modules be imported that lie in a folder, such as a config's; None does nothing."""
+    """Lets modules in a folder, such as a config's, be imported; None does nothing."""
     if folder is not None and str(folder) not in sys.path:
         sys.path.append(str(folder))
 
 
 def read_digest(workdir: epath.Path) -> str:
-    """The digest of the data that the run in `workdir` was trained on; "" if it was not kept."""
+    """Returns the digest of the data of the run in `workdir`; "" if it was not stored."""
     return parse_json((workdir / "config.json").read_bytes()).get("digest", "")
 
 
 def read_length(workdir: epath.Path) -> int:
-    """Steps of the run in `workdir` when it began; 0 if its `config.json` does not say."""
+    """Returns the steps of the run in `workdir` when it began; 0 if `config.json` has none."""
     return parse_json((workdir / "config.json").read_bytes()).get("length", 0)
 
 
@@ -296,21 +295,21 @@ def _read(workdir: epath.Path) -> tuple[ConfigDict, DataSpec] | None:
         return None
     try:
         content = older.current(parse_json(path.read_bytes()))
-        config, lacking = configs.filled(configs.from_json(content["config"]))
+        config, missing_keys = configs.filled(configs.from_json(content["config"]))
         spec = spec_from_json(content["data"], workdir)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{path} is damaged or of another version ({error}). Put it back from a copy, or "
+            f"{path} is damaged or of another version ({error}). Restore it from a copy, or "
             "delete it and give --config."
         ) from error
-    if lacking:
-        _tell_filled(str(path), ", ".join(lacking))
+    if missing_keys:
+        _log_filled(str(path), ", ".join(missing_keys))
     return config, spec
 
 
 @functools.cache  # a command reads the file more than once
-def _tell_filled(path: str, keys: str) -> None:
-    logger.info("%s is older than the keys %s: they have their defaults", path, keys)
+def _log_filled(path: str, keys: str) -> None:
+    logger.info("%s is older than the keys %s: they get their defaults", path, keys)
 
 
 def write_config(
@@ -323,12 +322,12 @@ def write_config(
     source: Path | None = None,
     content: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes `config.json`: the config, what the data look like, the command and the time.
+    """Writes `config.json`: the config, the description of the data, the command and the time.
 
-    Beside it come the tokenizers of texts. `length` is the number of steps that the run began with;
-    `digest` is of the data, for runs that are to be a stage of others; `source` is the folder of
-    the config, where modules of one's own may lie; `content` has a digest of each split, which is
-    compared when the run is resumed.
+    The tokenizers of texts are written next to it. `length` is the number of steps that the run
+    began with; `digest` is of the data, for runs that become a stage of others; `source` is the
+    folder of the config, which may have the user's own modules; `content` has a digest of each
+    split, which is compared when the run is resumed.
     """
     for name, text in tokenizers_of(spec).items():
         write_atomic(workdir / tokenizer_file(spec, name), text.encode())
@@ -346,7 +345,7 @@ def write_config(
 
 
 def copy_description(source: epath.Path, target: epath.Path) -> None:
-    """Copies what says how the run in `source` is built: its config, tokenizers, stages.
+    """Copies the description of the run in `source`: its config, tokenizers and stages.
 
     Raises:
       ConfigError: there is no run in `source`.
@@ -362,16 +361,16 @@ def copy_description(source: epath.Path, target: epath.Path) -> None:
 
 
 def has_checkpoint(workdir: epath.Path) -> bool:
-    """Whether there is anything in `workdir` to go on with."""
+    """Whether `workdir` has a checkpoint to resume from."""
     folder = workdir / "checkpoints"
     return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 def changes(stored: DataSpec, spec: DataSpec) -> list[str]:
-    """A line for each thing that data had and now have not, or have otherwise.
+    """Returns a line for each property of the data that is now missing or different.
 
-    What they have gained since, such as the names of classes, is no change, nor are the moments of
-    codes, whose last digits depend on the device that made them.
+    New properties, such as the names of classes, are no change, nor are the moments of codes, whose
+    last digits depend on the device that computed them.
     """
     then, now = configs.flatten(spec_to_json(stored)), configs.flatten(spec_to_json(spec))
     return [
@@ -387,10 +386,10 @@ def check_same_data(
     allow_change: bool,
     content: Callable[[], Mapping[str, str]] | None = None,
 ) -> None:
-    """Compares what the data look like with what they were when the run was started.
+    """Compares the description of the data with that from the start of the run.
 
-    `content` gives the digest of each split, which is compared too. A run that is older than these
-    digests is compared by its looks alone.
+    `content` returns the digest of each split, which is compared too. For a run that is older than
+    these digests, only the description is compared.
 
     Raises:
       ConfigError: they differ, the run has a checkpoint, and `allow_change` is false.
@@ -411,7 +410,7 @@ def check_same_data(
     raise ConfigError(
         f"the data are not what they were when the run in {workdir} was started (then -> now):\n"
         + "\n".join(lines)
-        + "\nPut them back, give another --workdir, or --allow_config_change to go on."
+        + "\nRestore them, give another --workdir, or give --allow_config_change to continue."
     )
 
 
@@ -423,12 +422,12 @@ def check_same_config(
 ) -> None:
     """Compares `config` with the stored one, if the run has a checkpoint.
 
-    A key that one of them lacks counts as its default; `complete` gives the stored one the settings
-    of its judges.
+    A key that one of them lacks counts as its default; `complete` adds the settings of its judges
+    to the stored one.
 
     Raises:
       ConfigError: they differ in more than run length, devices and cadence, and `allow_change` is
-        false; lists the keys.
+        false. The message lists the keys.
     """
     stored = read_config(workdir)
     if stored is None or allow_change or not has_checkpoint(workdir):
@@ -438,5 +437,5 @@ def check_same_config(
         lines = "\n".join(f"  config.{line}" for line in changed)
         raise ConfigError(
             f"{workdir} holds a run with another config (stored -> given):\n{lines}\n"
-            "Give another --workdir for a new run, or --allow_config_change to go on with this one."
+            "Give another --workdir for a new run, or --allow_config_change to continue this one."
         )

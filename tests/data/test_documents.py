@@ -87,7 +87,7 @@ def test_fields_of_json_lines(tmp_path):
 def test_a_missing_field_names_its_own_key(tmp_path):
     put(tmp_path, {"a.jsonl": '{"text": "a"}'})
     with pytest.raises(ConfigError, match=r"field 'q', but .*dataset\.text\.prompt_field"):
-        documents.corpus(dataset(tmp_path / "a.jsonl", prompt_field="q"))
+        documents.corpus(dataset(tmp_path / "a.jsonl", prompt_field="q")).read()
 
 
 @pytest.mark.parametrize(

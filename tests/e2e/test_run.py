@@ -185,10 +185,10 @@ def test_early_stopping_ends_a_run_and_keeps_its_best(cli, tmp_path):
     assert f"step {best} of 12" in out
     judged = ("--mode=eval", "--checkpoint=best", "--config.evals.split=test")
     _, err = cli.run(f"--workdir={tmp_path / 'run'}", *judged)
-    assert "flatters" not in err  # the best was chosen on the validation split
+    assert "biases its test results" not in err  # the best was chosen on the validation split
     chosen = ("--config.evals.split=test", "--config.checkpoint.best=eval/bits_per_dim")
     _, err = cli.train(tmp_path / "test", *chosen, "--config.duration=3_steps")
-    assert "flatters" in err
+    assert "biases its test results" in err
 
 
 def test_a_diverging_run_stops_with_one_clear_error(cli, tmp_path):

@@ -134,8 +134,13 @@ def test_what_a_user_asks_for(given, expected):
         ("power_0.9", [5], {}, ["Give one of these names"]),
         ("best", [5], {}, ["--guide_ema=best", "Give one of these names"]),
         ("nan", [5], {}, ["Give one of these names"]),
-        ("0.08", [], {}, ["none up to this checkpoint", "config.ema.snapshots='5_percent'"]),
-        ("0.08", [5], {"power": (0.05,)}, ["config.ema.power=(0.08,)", "two others"]),
+        (
+            "0.08",
+            [],
+            {},
+            ["no snapshots up to this checkpoint", "config.ema.snapshots='5_percent'"],
+        ),
+        ("0.08", [5], {"power": (0.05,)}, ["config.ema.power=(0.08,)", "two values"]),
     ],
 )
 def test_what_was_not_kept_is_refused_with_what_is_there(given, steps, values, said):

@@ -301,7 +301,7 @@ def test_what_is_refused(vq, prior, tmp_path, capsys):
     message = attempt(
         {"stages.autoencoder": other, "duration": "12_steps"}, prior, "--allow_config_change"
     )
-    assert "what it makes means something else" in message
+    assert "its outputs mean something else" in message
     torn = tmp_path / "torn"
     shutil.copytree(other, torn)
     for file in (torn / "checkpoints" / "8" / "state").rglob("*"):
@@ -313,7 +313,7 @@ def test_what_is_refused(vq, prior, tmp_path, capsys):
     assert "No other checkpoint is whole" in message
     text = (other / "config.json").read_text()
     (other / "config.json").write_text(text.replace('"codes": 16', '"codes": 8'))
-    assert "does not fit the config beside it" in attempt({"stages.autoencoder": other})
+    assert "does not fit the config next to it" in attempt({"stages.autoencoder": other})
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "config.json").write_text((vq / "config.json").read_text())
