@@ -1,1 +1,1 @@
-"""Layers as nnx modules, and the seam that turns a module into pure functions."""
+"""Layers as nnx modules, and the adapter that turns a module into pure functions."""

@@ -1,4 +1,4 @@
-"""Losses of two-player games on the discriminator's logits, and penalties on its slope."""
+"""GAN losses on the discriminator's logits, and penalties on its gradient."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Logits = Float[Array, "N"]
 
 
 class Loss(NamedTuple):
-    """What both players descend, as functions of the logits (real, fake) [N].
+    """The losses of both players, as functions of the logits (real, fake) [N].
 
-    `threshold` is the logit between real and fake; None where logits mean something only beside
-    each other.
+    `threshold` is the logit that separates real from fake; None if only differences of logits have
+    a meaning.
     """
 
     discriminator: Callable[[Logits, Logits], Float[Array, ""]]
@@ -65,7 +65,7 @@ def interpolate(
 ) -> Float[Array, "B *shape"]:
     """A uniform point between each real and fake example (Gulrajani et al. 2017, algorithm 1).
 
-    The members of a pack share their alpha, since the pack is the discriminator's one input.
+    The members of a pack share their alpha, because a pack is one input of the discriminator.
     """
     alpha = jax.random.uniform(key, (real.shape[0] // packing,))
     alpha = jnp.repeat(alpha, packing).reshape(-1, *(1,) * (real.ndim - 1))

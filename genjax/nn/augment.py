@@ -1,7 +1,7 @@
-"""Differentiable augmentation of what a discriminator sees: DiffAugment and ADA.
+"""Differentiable augmentation of a discriminator's images: DiffAugment and ADA.
 
-Every example draws its own transforms. All of them are differentiable in the image to any order
-and made of fixed shapes, so they live inside the loss.
+Each example gets its own random transforms. All of them are differentiable in the image to any
+order and have fixed shapes, so they can be part of the loss.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ADA = ("blit", "geometry", "color")
 
 
 def _keys(key: Array):
-    """An endless stream of keys."""
+    """An infinite stream of keys."""
     count = 0
     while True:
         yield jax.random.fold_in(key, count)
@@ -34,8 +34,8 @@ def diffaugment(
     """DiffAugment (Zhao et al. 2020, section 4 and the authors' ranges), in the policy's order.
 
     "color" changes brightness (+ U(-0.5, 0.5)), saturation (x U(0, 2)) and contrast
-    (x U(0.5, 1.5)); "translation" moves by up to 1/8 of the size, zeros coming in; "cutout" puts
-    zeros into a square of half the size whose centre is anywhere.
+    (x U(0.5, 1.5)); "translation" moves by up to 1/8 of the size and fills with zeros; "cutout"
+    sets a square of half the size with a random centre to zero.
 
     Args:
       x: images in [-1, 1].
@@ -73,7 +73,7 @@ def _contrast(x: Array, centre: Array, factor: Float[Array, "B"]) -> Float[Array
 def translate(
     x: Float[Array, "B H W C"], dy: Int[Array, "B"], dx: Int[Array, "B"]
 ) -> Float[Array, "B H W C"]:
-    """Moves each image down by `dy` and right by `dx` pixels; zeros come in.
+    """Moves each image down by `dy` and right by `dx` pixels, filling with zeros.
 
     A product with shifted identities: unlike a gather it has a fast transpose everywhere.
     """
@@ -90,7 +90,7 @@ def translate(
 def cutout(
     x: Float[Array, "B H W C"], top: Int[Array, "B"], left: Int[Array, "B"], height: int, width: int
 ) -> Float[Array, "B H W C"]:
-    """Puts zeros into the rectangle that starts at (top, left), which may reach over the edge."""
+    """Sets the rectangle that starts at (top, left) to zero; it may extend over the edge."""
 
     def inside(size: int, start: Int[Array, "B"], length: int) -> Array:
         i = jnp.arange(size)[None] - start[:, None]
@@ -110,20 +110,20 @@ def ada(
 
     "blit" flips, turns by multiples of 90 degrees and moves by whole pixels; "geometry" scales,
     rotates, scales anisotropically, rotates and moves by fractions; "color" changes brightness,
-    contrast, luma's sign, hue and saturation, the last two having no effect on grey images.
+    contrast, luma's sign, hue and saturation; the last two have no effect on grey images.
 
-    Simpler than the paper: all of geometry is one bilinear resampling, where the paper resamples
-    at twice the resolution between two wavelet low-pass filters; the border is reflected as often
-    as needed instead of once.
+    Simpler than the paper: all geometry is one bilinear resampling, whereas the paper resamples at
+    twice the resolution between two wavelet low-pass filters; the border is reflected as often as
+    needed instead of once.
 
     Args:
       x: square images in [-1, 1], grey or RGB.
-      p: probability, which may be traced. 0 gives `x` back exactly.
+      p: probability, which may be traced. 0 returns `x` exactly.
       key: for the draws.
-      policy: some of `ADA`; "blit" and "geometry" come before "color" whatever the order.
+      policy: some of `ADA`; "blit" and "geometry" always come before "color".
 
     Raises:
-      ValueError: images that are not square, or colours of other than 1 or 3 channels.
+      ValueError: images that are not square, or do not have 1 or 3 channels.
     """
     if unknown := set(policy) - set(ADA):
         raise ValueError(f"augmentations {sorted(unknown)}: expected some of {ADA}")
@@ -149,24 +149,24 @@ def _matrix(rows: list[list]) -> Float[Array, "B 3 3"]:
 
 
 def scale_matrix(sx: Float[Array, "B"], sy: Float[Array, "B"]) -> Float[Array, "B 3 3"]:
-    """Where `warp` looks to enlarge by `sx` and `sy`; -1 flips."""
+    """The matrix with which `warp` enlarges by `sx` and `sy`; -1 flips."""
     return _matrix([[1 / sx, 0, 0], [0, 1 / sy, 0]])
 
 
 def turn_matrix(cos: Float[Array, "B"], sin: Float[Array, "B"]) -> Float[Array, "B 3 3"]:
-    """Where `warp` looks to turn the image anticlockwise by the angle of this cosine and sine."""
+    """The matrix with which `warp` turns the image anticlockwise by this cosine and sine."""
     return _matrix([[cos, -sin, 0], [sin, cos, 0]])
 
 
 def shift_matrix(dx: Float[Array, "B"], dy: Float[Array, "B"]) -> Float[Array, "B 3 3"]:
-    """Where `warp` looks to move the image right by `dx` and down by `dy` pixels."""
+    """The matrix with which `warp` moves the image right by `dx` and down by `dy` pixels."""
     return _matrix([[1, 0, -dx], [0, 1, -dy]])
 
 
 def draw_geometry(
     key: Array, p: Float[Array, ""] | float, B: int, size: int, policy: tuple[str, ...] = ADA
 ) -> Float[Array, "B 3 3"]:
-    """Draws where `warp` is to look, for "blit" and "geometry" (appendix B, figure 20)."""
+    """Draws the matrices of `warp` for "blit" and "geometry" (appendix B, figure 20)."""
     keys = _keys(key)
     matrices = []
     if "blit" in policy:
@@ -181,13 +181,13 @@ def draw_geometry(
             shift_matrix(move[:, 0], move[:, 1]),
         ]
     if "geometry" in policy:
-        once = 1.0 - jnp.sqrt(1.0 - jnp.clip(p, 0.0, 1.0))  # so that either rotation has p
+        p_once = 1.0 - jnp.sqrt(1.0 - jnp.clip(p, 0.0, 1.0))  # either rotation: p
         scales, angles = [], []
         for _ in range(2):
             s = jnp.exp2(0.2 * jax.random.normal(next(keys), (B,)))
             scales.append(_gate(next(keys), p, s, 1.0))
             theta = jax.random.uniform(next(keys), (B,), minval=-math.pi, maxval=math.pi)
-            angles.append(_gate(next(keys), once, theta, 0.0))
+            angles.append(_gate(next(keys), p_once, theta, 0.0))
         move = _gate(next(keys), p, 0.125 * size * jax.random.normal(next(keys), (B, 2)), 0.0)
         matrices += [
             scale_matrix(scales[0], scales[0]),
@@ -203,10 +203,10 @@ def draw_geometry(
 
 
 def warp(x: Float[Array, "B H W C"], matrix: Float[Array, "B 3 3"]) -> Float[Array, "B H W C"]:
-    """Samples each image bilinearly where `matrix` sends the output's pixels.
+    """Samples each image bilinearly at the points to which `matrix` maps the output's pixels.
 
-    Coordinates are (x, y) in pixels from the centre. Outside, the image goes on mirrored at the
-    centres of its border pixels.
+    Coordinates are (x, y) in pixels from the centre. Outside, the image is mirrored at the centres
+    of its border pixels.
     """
     B, H, W, C = x.shape
     across, down = jnp.meshgrid(jnp.arange(W) - (W - 1) / 2, jnp.arange(H) - (H - 1) / 2)
@@ -234,7 +234,7 @@ def warp(x: Float[Array, "B H W C"], matrix: Float[Array, "B 3 3"]) -> Float[Arr
 def _color(x: Float[Array, "B H W C"], p: Array | float, key: Array) -> Float[Array, "B H W C"]:
     """Brightness, contrast, luma flip, hue and saturation (appendix B, figure 20).
 
-    Luma's axis is (1, 1, 1), so the part of a colour along it is the mean of its channels.
+    Luma's axis is (1, 1, 1), so a colour's component along it is the mean of its channels.
     """
     keys = _keys(key)
     B, C = x.shape[0], x.shape[-1]
@@ -256,14 +256,14 @@ def _color(x: Float[Array, "B H W C"], p: Array | float, key: Array) -> Float[Ar
 
 
 def rotate_hue(x: Float[Array, "B H W 3"], angle: Float[Array, "B"]) -> Float[Array, "B H W 3"]:
-    """Turns colours by `angle` around the axis of greys, anticlockwise as seen from white."""
+    """Rotates colours by `angle` around the grey axis, anticlockwise as seen from white."""
     chroma = x - x.mean(-1, keepdims=True)
     across = (jnp.roll(chroma, 1, -1) - jnp.roll(chroma, -1, -1)) / math.sqrt(3.0)
     return x + _column(jnp.cos(angle) - 1.0) * chroma + _column(jnp.sin(angle)) * across
 
 
 def ada_init() -> dict[str, Float[Array, ""]]:
-    """The controller before training: p = 0 and nothing seen."""
+    """The controller's state before training: p = 0 and no images counted."""
     return {name: jnp.float32(0.0) for name in ("p", "signs", "count")}
 
 
@@ -275,14 +275,14 @@ def ada_update(
     images: int = 500_000,
     interval: int = 256,
 ) -> dict[str, Float[Array, ""]]:
-    """Adjusts p by how well the discriminator tells real images (Karras et al. 2020, section 3.2).
+    """Adjusts p to the discriminator's certainty on real images (Karras et al. 2020, section 3.2).
 
-    r_t is the mean sign of the logits of real images (eq. 1). Whenever `interval` of them have
-    been seen, p goes up if r_t > `target` and down if below, by the number seen over `images`: p
-    takes `images` real images from 0 to 1. The paper's interval is 4 minibatches.
+    r_t is the mean sign of the logits of real images (eq. 1). After every `interval` images, p
+    rises if r_t > `target` and falls if below, by their number divided by `images`: p needs
+    `images` real images to go from 0 to 1. The paper's interval is 4 minibatches.
 
     Args:
-      state: `ada_init()`, or what the last call returned.
+      state: `ada_init()`, or the state returned by the last call.
       logits: of the discriminator on real, augmented images.
       target: of r_t.
       images: real images in which p can go from 0 to 1.

@@ -1,20 +1,20 @@
 """Convolution and its transposes, as bilinear primitives, to any order of derivative.
 
-A convolution is linear in its image and in its kernel. With its two transposes it makes a closed
-family: the derivatives of any member are members again.
+A convolution is linear in its image and in its kernel. With its two transposes it forms a closed
+family: the derivatives of a member are members.
 
   convolution(x, w)       y[i] = sum_t x[s i + d t - low] w[t]    stride s, dilation d, padding low
   image_gradient(g, w)    its transpose in x: the gradient of the image; a transposed convolution
   kernel_gradient(x, g)   its transpose in w: the gradient of the kernel
 
-Left to itself JAX differentiates a transposed convolution, and the gradient of a strided one,
-into convolutions dilated on both sides. XLA has no fast form of those on the CPU: the two gradients
-of a transposed convolution of 64 to 128 channels take 18 to 27 times as long as here
-(benchmarks/convolution.py). A gradient penalty needs them even of a critic without transposed
-convolutions. As members they have names, and `genjax.nn.cpu.convolution` a form for each.
+JAX's own derivatives of a transposed convolution, and of the gradient of a strided one, are
+convolutions dilated on both sides. XLA has no fast form of these on the CPU: the two gradients of a
+transposed convolution of 64 to 128 channels take 18 to 27 times as long as here
+(benchmarks/convolution.py). A gradient penalty needs them even if the critic has no transposed
+convolutions. Here each is a member with a form of its own in `genjax.nn.cpu.convolution`.
 
-Arrays have channels last and any number of axes of space. `convolve`, `spread` and `correlate` are
-the members with equal strides and zeros around the image so that it keeps its size at stride 1.
+Arrays have channels last and any number of spatial axes. `convolve`, `spread` and `correlate` are
+the members with equal strides and zero padding that keeps the image's size at stride 1.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def convolution(
 
     Raises:
       TypeError: the kernel has a narrower dtype than x.
-      ValueError: their channels or numbers of axes do not fit.
+      ValueError: the channels or numbers of axes do not match.
     """
     return convolution_p.bind(x, kernel, window=window, precision=precision_of(precision))
 
@@ -62,7 +62,7 @@ def image_gradient(
 
     Raises:
       TypeError: the kernel has a narrower dtype than g.
-      ValueError: the convolution of such an image has not g's shape.
+      ValueError: the convolution of such an image does not have g's shape.
     """
     return image_gradient_p.bind(
         g, kernel, window=window, size=tuple(size), precision=precision_of(precision)
@@ -81,7 +81,7 @@ def kernel_gradient(
 
     Raises:
       TypeError: x and g have different dtypes.
-      ValueError: the convolution with such a kernel has not g's shape.
+      ValueError: the convolution with such a kernel does not have g's shape.
     """
     return kernel_gradient_p.bind(
         x,
@@ -96,7 +96,7 @@ def kernel_gradient(
 def convolve(
     x: Float[Array, "B H W C"], kernel: Float[Array, "k k C F"], stride: int
 ) -> Float[Array, "B h w F"]:
-    """Convolution with zeros around the image so that h = ceil(H / stride), in x's dtype."""
+    """Convolution with zero padding so that h = ceil(H / stride), in x's dtype."""
     return convolution(x, kernel, window_of(x.shape[1:3], kernel.shape[:2], (stride, stride)))
 
 
@@ -115,14 +115,16 @@ def correlate(
     return kernel_gradient(x, g, window, (taps, taps))
 
 
-def _check(what: str, window: Window, x: Shape, kernel: Shape, g: Shape) -> None:
-    """Whether x and the kernel have a convolution, and it has the shape g."""
+def _check(operation: str, window: Window, x: Shape, kernel: Shape, g: Shape) -> None:
+    """Raises ValueError unless x and the kernel have a convolution of shape g."""
     channels = x[-1] == kernel[-2] * window.groups and kernel[-1] % window.groups == 0
     axes = len(x) == len(kernel) == len(window.strides) + 2
     if not (
         axes and channels and (x[0], *result_size(x[1:-1], kernel[:-2], window), kernel[-1]) == g
     ):
-        raise ValueError(f"{what}: image {x}, kernel {kernel} and result {g} do not fit {window}")
+        raise ValueError(
+            f"{operation}: image {x}, kernel {kernel} and result {g} do not fit {window}"
+        )
 
 
 def _convolution_result(x: Any, w: Any, *, window: Window, **_) -> tuple[Shape, Any]:
@@ -176,47 +178,47 @@ def _kernel_gradient(
 
 
 def _batched(bind: Callable, first: tuple[int, int], second: tuple[int, int], both: tuple) -> Any:
-    """The rule of `vmap` of a member.
+    """The `vmap` rule of a member.
 
     Args:
       bind: the member.
-      first: (axis of the first array into which its batch is folded, axis of the result out of
-        which it is unfolded) where the second array has none.
-      second: the same of the second array.
-      both: (axis of the first, axis of the second, axis of the result): of channels, as the batch
-        is then one of groups.
+      first: (axis of the first array into which its batch is folded, axis of the result from which
+        it is unfolded) if only the first array has a batch.
+      second: the same if only the second array has a batch.
+      both: (axis of the first, axis of the second, axis of the result) if both have a batch: axes
+        of channels, because the batch becomes groups.
     """
 
     def rule(arrays: tuple, axes: tuple, *, window: Window, **parameters) -> tuple[Array, int]:
-        number = next(
+        batch = next(
             a.shape[axis] for a, axis in zip(arrays, axes, strict=True) if axis is not None
         )
         arrays = [
             a if axis is None else jnp.moveaxis(a, axis, 0)
             for a, axis in zip(arrays, axes, strict=True)
         ]
-        alone = first if axes[1] is None else second if axes[0] is None else None
-        if alone is not None and (alone[0] == 0 or window.groups == 1):
+        folding = first if axes[1] is None else second if axes[0] is None else None
+        if folding is not None and (folding[0] == 0 or window.groups == 1):
             index = 0 if axes[1] is None else 1
-            arrays[index] = _folded(arrays[index], alone[0])
-            out = alone[1]
+            arrays[index] = _folded(arrays[index], folding[0])
+            out = folding[1]
         else:
             arrays = [
-                jnp.broadcast_to(a, (number, *a.shape)) if axis is None else a
+                jnp.broadcast_to(a, (batch, *a.shape)) if axis is None else a
                 for a, axis in zip(arrays, axes, strict=True)
             ]
             arrays = [_folded(a, axis) for a, axis in zip(arrays, both, strict=False)]
-            window, out = window._replace(groups=window.groups * number), both[2]
-        found = bind(*arrays, window=window, **parameters)
-        axis = out % found.ndim
-        shape = found.shape
-        return found.reshape(*shape[:axis], number, -1, *shape[axis + 1 :]), axis
+            window, out = window._replace(groups=window.groups * batch), both[2]
+        result = bind(*arrays, window=window, **parameters)
+        axis = out % result.ndim
+        shape = result.shape
+        return result.reshape(*shape[:axis], batch, -1, *shape[axis + 1 :]), axis
 
     return rule
 
 
 def _folded(a: Array, axis: int) -> Array:
-    """The first axis of a in front of what is `axis` of its rest, and both as one."""
+    """Merges the first axis of a into axis `axis` of the remaining axes."""
     axis %= a.ndim - 1
     a = jnp.moveaxis(a, 0, axis)
     return a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2 :])

@@ -1,4 +1,4 @@
-"""Convolutions of any kernel, stride, padding and grouping, for networks with weights from afar."""
+"""Convolutions of any kernel, stride, padding and grouping, for networks with published weights."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from genjax.nn.window import window_of
 class ExactConv(nnx.Module):
     """2D convolution over [B, H, W, C], computed in float32 to its full precision on any device.
 
-    A metric on features must not depend on where it is computed, and accelerators multiply float32
-    in fewer bits unless told otherwise.
+    A metric on features must not depend on the device, but by default accelerators multiply float32
+    with fewer bits.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class ExactConv(nnx.Module):
           features_out: channels of the output.
           kernel_size: (h, w).
           stride: of both axes.
-          padding: "SAME", TensorFlow's, which pads the end more than the start, or "VALID".
-          groups: parts of the channels that do not see each other.
+          padding: "VALID", or "SAME" as in TensorFlow, which pads the end more than the start.
+          groups: number of channel groups, which are convolved separately.
           init: of the kernel.
           rngs: for the initial parameters.
         """
@@ -55,8 +55,8 @@ class ExactConv(nnx.Module):
         """Applies the layer."""
         kernel = self.kernel[...]
         strides = (self.stride, self.stride)
-        over = window_of(x.shape[1:3], kernel.shape[:2], strides, self.padding, self.groups)
-        return convolution(x, kernel, over, lax.Precision.HIGHEST) + self.bias[...]
+        window = window_of(x.shape[1:3], kernel.shape[:2], strides, self.padding, self.groups)
+        return convolution(x, kernel, window, lax.Precision.HIGHEST) + self.bias[...]
 
 
 def exact_product(x: Float[Array, "B D"], kernel: Float[Array, "D F"]) -> Float[Array, "B F"]:
@@ -67,9 +67,9 @@ def exact_product(x: Float[Array, "B D"], kernel: Float[Array, "D F"]) -> Float[
 def fold_batch_norm(
     kernel: Float[np.ndarray, "F C h w"], norm: Mapping[str, np.ndarray], eps: float
 ) -> dict[str, Float[np.ndarray, "..."]]:
-    """The parameters of an `ExactConv` that is a convolution and the batch norm after it.
+    """The parameters of an `ExactConv` equal to a convolution and the batch norm after it.
 
-    With fixed statistics batch norm (Ioffe & Szegedy 2015, algorithm 2) is an affine map of each
+    With fixed statistics, batch norm (Ioffe & Szegedy 2015, algorithm 2) is an affine map of each
     channel: kernel' = kernel * s and bias' = bias - mean * s with s = weight / sqrt(var + eps).
 
     Args:
@@ -77,8 +77,8 @@ def fold_batch_norm(
       norm: `weight`, `bias`, `running_mean` and `running_var`, [F] each.
       eps: of the batch norm.
     """
-    wide = {name: np.asarray(value, np.float64) for name, value in norm.items()}
-    scale = wide["weight"] / np.sqrt(wide["running_var"] + eps)
+    norm64 = {name: np.asarray(value, np.float64) for name, value in norm.items()}
+    scale = norm64["weight"] / np.sqrt(norm64["running_var"] + eps)
     folded = np.asarray(kernel, np.float64).transpose(2, 3, 1, 0) * scale
-    bias = wide["bias"] - wide["running_mean"] * scale
+    bias = norm64["bias"] - norm64["running_mean"] * scale
     return {"kernel": folded.astype(np.float32), "bias": bias.astype(np.float32)}

@@ -1,4 +1,4 @@
-"""The seam to Flax: a module builder becomes two pure functions over plain nested dicts."""
+"""The adapter to Flax: turns a module builder into two pure functions over nested dicts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Functional(NamedTuple):
 
     Attributes:
       init: key -> (params, mutable), nested dicts of arrays.
-      apply: (params, mutable, *args, key=None, train=False, **named) -> (out, mutable). `key` feeds
-        dropout and the like; `train` chooses between training and inference behaviour.
+      apply: (params, mutable, *args, key=None, train=False, **named) -> (out, mutable). `key` is
+        for dropout and other draws; `train` selects training or inference behaviour.
     """
 
     init: Callable[[jax.Array], tuple[Tree, Tree]]
@@ -27,13 +27,13 @@ class Functional(NamedTuple):
 
 @dataclass(frozen=True)
 class Bound:
-    """A function with its first arguments, equal to any other with the same.
+    """A function with its first arguments; two with the same function and arguments are equal.
 
-    As a static argument of `jax.jit` it is compiled for once, where a closure or a
-    `functools.partial`, made anew, would be another one each time.
+    As a static argument of `jax.jit` equal ones share a compilation, whereas each new closure or
+    `functools.partial` would be compiled again.
 
     Attributes:
-      function: what is called; of a module, not of another function.
+      function: the function to call; defined in a module, not within another function.
       first: its first arguments, hashable.
     """
 
@@ -41,12 +41,12 @@ class Bound:
     first: tuple[Any, ...]
 
     def __call__(self, *args: Any, **named: Any) -> Any:
-        """The function of all its arguments."""
+        """Calls the function with its first arguments and these."""
         return self.function(*self.first, *args, **named)
 
 
 def output_shape(network: Functional, *inputs: jax.ShapeDtypeStruct) -> tuple[int, ...]:
-    """The shape of what a network with one array as its output makes of inputs."""
+    """The output shape of a network with a single output array for these inputs."""
     net = jax.eval_shape(network.init, jax.random.key(0))
     return jax.eval_shape(lambda net, *x: network.apply(*net, *x)[0], net, *inputs).shape
 
@@ -55,8 +55,7 @@ def functional(build: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
     """Turns `build(rngs) -> module` into a `Functional`.
 
     The module's `__call__` takes `(*args, key, train, **named)`. Its `nnx.Param` variables become
-    `params`; every other variable becomes `mutable`, and comes back from `apply` as the call
-    left it.
+    `params`; every other variable becomes `mutable`, and `apply` returns its value after the call.
     """
     abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     graph, abstract_params, abstract_mutable = nnx.split(abstract, nnx.Param, ...)

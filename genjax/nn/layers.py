@@ -1,7 +1,7 @@
 """Layers: linear, maxout, convolution, normalisation, embedding, dropout.
 
 Parameters are float32. `dtype` is the compute type: operands are rounded to it, and products are
-accumulated in float32. Gradients of kernels, statistics of norms and softmax are float32 always.
+accumulated in float32. Gradients of kernels, statistics of norms and softmax are always float32.
 """
 
 from __future__ import annotations
@@ -46,23 +46,23 @@ def contract(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float
 
 
 def plus(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x + y in x's dtype; y may be repeated along axes of x.
+    """x + y in x's dtype; y may be broadcast along axes of x.
 
-    It is computed in float32, and so is the gradient of y, a sum over those axes: of ones in
-    bfloat16 it would come no further than 256, as it does in JAX's own on the CPU.
+    It is computed in float32, and so is the gradient of y, a sum over those axes. A sum of ones in
+    bfloat16, as in JAX's own gradient on the CPU, stops at 256.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return (x.astype(wide) + y.astype(wide)).astype(x.dtype)
 
 
 def times(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x y in x's dtype, element by element; otherwise as `plus`, for both of them."""
+    """x y in x's dtype, element by element; both gradients are computed as in `plus`."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return (x.astype(wide) * y.astype(wide)).astype(x.dtype)
 
 
 def activated(f: Activation, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """f(x), computed in float32 and rounded to x's dtype once."""
+    """f(x), computed in float32 and rounded once, to x's dtype."""
     return f(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
 
 
@@ -87,7 +87,7 @@ class Linear(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "... D"], train: bool = False) -> Float[Array, "... F"]:
-        """Applies the layer; `train` matters to spectral normalisation alone."""
+        """Applies the layer; `train` is for spectral normalisation."""
         kernel = _normalised(self.kernel[...], self.spectral, train)
         y = product(x.astype(self.dtype), kernel)
         return y if self.bias is None else plus(y, self.bias[...])
@@ -98,7 +98,7 @@ def _normalised(kernel: Array, spectral: SpectralNorm | None, train: bool) -> Ar
 
 
 class Maxout(nnx.Module):
-    """The largest of `pieces` linear functions, each feature (Goodfellow et al. 2013, eq. 2)."""
+    """The largest of `pieces` linear functions per feature (Goodfellow et al. 2013, eq. 2)."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class Maxout(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """2D convolution over [B, H, W, C], zero padding that keeps H and W at stride 1."""
+    """2D convolution over [B, H, W, C], with zero padding that keeps H and W at stride 1."""
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class GroupNorm(nnx.Module):
     """Group normalisation over [B, ..., C] (Wu & He 2018), float32 statistics."""
 
     def __init__(self, features: int, *, groups: int = 32, eps: float = 1e-6):
-        """Makes `scale` and `bias` [C]; `groups` is lowered to a divisor with >= 4 channels."""
+        """Makes `scale` and `bias` [C]; `groups` is lowered to a divisor of C, C / 4 at most."""
         self.groups = math.gcd(min(groups, max(features // 4, 1)), features)
         self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
@@ -205,10 +205,10 @@ class GroupNorm(nnx.Module):
     def __call__(
         self, x: Float[Array, "B *space C"], activation: Activation | None = None
     ) -> Float[Array, "B *space C"]:
-        """Normalises each group of channels of each example, and activates what comes out.
+        """Normalises each group of channels of each example, then applies `activation`.
 
-        Sums go over the pixels of each channel first, then over the channels of a group: so they
-        are sums of vectors. All is float32 between x and the result.
+        Sums go over the pixels of each channel first, then over the channels of a group, so that
+        they are sums of vectors. Everything between x and the result is float32.
         """
         y = x.astype(jnp.float32).reshape(len(x), -1, x.shape[-1])
         y = y - self._group_mean(y)
@@ -218,13 +218,13 @@ class GroupNorm(nnx.Module):
         return y.reshape(x.shape).astype(x.dtype)
 
     def _group_mean(self, y: Float[Array, "B N C"]) -> Float[Array, "B 1 C"]:
-        """The mean over the pixels and the channels of a group, at each of its channels."""
+        """The mean over the pixels and channels of a group, repeated for each of its channels."""
         mean = y.mean(1).reshape(len(y), self.groups, -1).mean(2)
         return jnp.repeat(mean, y.shape[-1] // self.groups, axis=1)[:, None]
 
 
 def standardised(x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
-    """Each vector less its mean, over its standard deviation, float32.
+    """Each vector minus its mean, divided by its standard deviation, float32.
 
     `eps` is added to the variance.
     """
@@ -293,12 +293,12 @@ def dropout(
     """Zeroes elements with probability `rate` in training and rescales the rest.
 
     Raises:
-      ValueError: in training with rate > 0 and no key.
+      ValueError: no key in training with rate > 0.
     """
     if not train or rate == 0.0:
         return x
     if key is None:
-        raise ValueError(f"dropout of rate {rate} in training needs a key, none was given")
+        raise ValueError(f"dropout of rate {rate} in training needs a key, but none was given")
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
 

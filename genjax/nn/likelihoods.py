@@ -1,4 +1,4 @@
-"""Log-densities of latent-variable models, in nats, of each element."""
+"""Log-densities for latent-variable models, in nats per element."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float
 
 LOG_2PI = math.log(2 * math.pi)
-REACH = 10.0  # pixels are in [-1, 1]; a centre of theirs counts as within +-REACH
+REACH = 10.0  # centres of pixel distributions are clipped to +-REACH; pixels are in [-1, 1]
 
 
 def bounded(log_scale: Float[Array, "*N"], limit: float) -> Float[Array, "*N"]:
-    """The log of a scale between -limit and limit, whatever a network says."""
+    """Bounds the log of a scale, as a network predicts it, to -limit ... limit smoothly."""
     return limit * jnp.tanh(log_scale / limit)
 
 
@@ -23,8 +23,8 @@ def bounded(log_scale: Float[Array, "*N"], limit: float) -> Float[Array, "*N"]:
 def softplus(x: Float[Array, "*N"]) -> Float[Array, "*N"]:
     """log(1 + exp(x)), whose derivative is sigmoid(x): 0 at -inf, infinite at inf.
 
-    `jax.nn.softplus` takes two and a half times as long on the CPU: it is made of a general
-    logaddexp, and its gradient of another exponential.
+    `jax.nn.softplus` takes two and a half times as long on the CPU: it uses a general logaddexp,
+    and its gradient another exponential.
     """
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
@@ -36,7 +36,7 @@ def _softplus_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
 
 
 def bernoulli(x: Float[Array, "*N"], logit: Float[Array, "*N"]) -> Float[Array, "*N"]:
-    """log p(x) of x in {0, 1}, and nothing between, with p(1) = sigmoid(logit)."""
+    """log p(x) of x in {0, 1} with p(1) = sigmoid(logit); not valid for x between 0 and 1."""
     return -softplus((1 - 2 * x) * logit)
 
 
@@ -55,8 +55,8 @@ def discretised_logistic(
 
     The bins are 2 / 255 wide; the first and the last reach to infinity (Kingma et al. 2016,
     appendix C.1; Salimans et al. 2017, eq. 2). With a = (x + 1/255 - mean) / s and b the same at
-    the lower edge, sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), which keeps
-    its precision in both tails. The mean counts as within +-REACH.
+    the lower edge, sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), which is
+    precise in both tails. The mean is clipped to +-REACH.
     """
     half, scale, mean = 1 / 255, jnp.exp(-log_scale), jnp.clip(mean, -REACH, REACH)
     upper, lower = (x + half - mean) * scale, (x - half - mean) * scale
@@ -79,7 +79,7 @@ def _laplace_tail(t: Float[Array, "*N"]) -> Float[Array, "*N"]:
     return jnp.where(t > 0, outside, jnp.log1p(-0.5 * jnp.exp(jnp.minimum(t, 0.0))))
 
 
-# log P(X > t) of symmetric distributions of scale one.
+# log P(X > t) for symmetric distributions of scale one.
 TAILS: dict[str, Callable[[Array], Array]] = {
     "laplace": _laplace_tail,
     "gaussian": lambda t: log_ndtr(-t),
@@ -94,15 +94,15 @@ def discretised(
 ) -> Float[Array, "*N"]:
     """log of a distribution's mass on the bin of an 8-bit value scaled to [-1, 1].
 
-    The bins are those of `discretised_logistic`: 2 / 255 wide, the first and the last reach to
-    infinity. As the distributions are symmetric, a bin counts as one above the mean, where the
-    difference of the tails at its edges keeps its precision: to about 1e-5 at scales below one,
-    which pixels have; to 1e-3 at exp(6), by rounding.
+    The bins are those of `discretised_logistic`: 2 / 255 wide; the first and the last reach to
+    infinity. As the distributions are symmetric, every bin is mirrored to above the mean, where the
+    difference of the tails at its edges is precise: to about 1e-5 at scales below one, which pixels
+    have, and to 1e-3 at exp(6), because of rounding.
 
     Args:
       likelihood: a name in `TAILS`.
       x: the values.
-      mean: the distribution's centre, which counts as within +-REACH.
+      mean: the distribution's centre, clipped to +-REACH.
       log_scale: log of the Laplace distribution's b, or of the Gaussian's sigma.
     """
     tail, half, scale = TAILS[likelihood], 1 / 255, jnp.exp(-log_scale)

@@ -1,13 +1,13 @@
-"""Layers that preserve magnitudes: what has unit magnitude comes out with it, in expectation.
+"""Layers that preserve magnitudes: inputs of unit magnitude give outputs of it, in expectation.
 
 The magnitude of a vector is its root mean square. The equations are those of Karras et al. 2024,
 "Analyzing and Improving the Training Dynamics of Diffusion Models". Statistics and sums are
 float32, whatever the type of the activations.
 
-A layer uses its weights normalised, so their length has no effect on what it computes, and the
-gradient is orthogonal to them: each update makes them longer, and the next one smaller in effect.
-`normalise` undoes that. It belongs behind the optimizer's update, which a forward pass as a pure
-function cannot make.
+A layer normalises its weights before use, so their length has no effect on its output, and the
+gradient is orthogonal to them: each update makes them longer, and the effect of the next one
+smaller. `normalise` undoes that. Call it after the optimizer's update; a forward pass, as a pure
+function, cannot change its weights.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from genjax.parallel.rules import path_name
 
 Tree = Any
 
-# The name of every weight that is used normalised. Its last axis is of the outputs.
+# The name of every weight that is normalised before use. Its last axis is the outputs.
 KERNEL = "mp_kernel"
 # Added to a magnitude that is divided by.
 EPS = 1e-4
@@ -36,12 +36,12 @@ _SILU = 0.596
 
 
 def normalise(params: Tree) -> Tree:
-    """Gives every magnitude-preserving weight of `params` unit magnitude, and leaves the rest.
+    """Scales every magnitude-preserving weight of `params` to unit magnitude; keeps other leaves.
 
     This is forced weight normalisation (eq. 66, algorithm 1). A training step applies it to the new
-    parameters, behind `optax.apply_updates` and before their average is taken; it changes what a
-    layer computes by about `EPS` of it. The learning rate has to decay, as nothing else makes
-    updates smaller, and weight decay has no use.
+    parameters after `optax.apply_updates` and before they are averaged; it changes the output of a
+    layer by a relative `EPS` or so. The learning rate has to decay, because nothing else makes
+    updates smaller; weight decay has no use.
 
     Args:
       params: nested dicts of arrays; the weights are the leaves named `KERNEL`.
@@ -61,23 +61,23 @@ def _unit(x: Float[Array, "..."], axes: tuple[int, ...]) -> Float[Array, "..."]:
     """x / (EPS + its root mean square over `axes`), float32; its derivative at zero is finite."""
     x = _wide(x)
     square = jnp.square(x).mean(axes, keepdims=True)
-    some = square > 0
-    root = jnp.where(some, jnp.sqrt(jnp.where(some, square, 1.0)), 0.0)
+    nonzero = square > 0
+    root = jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, square, 1.0)), 0.0)
     return x / (EPS + root)
 
 
 def unit_kernel(kernel: Float[Array, "*N F"]) -> Float[Array, "*N F"]:
-    """The kernel with unit magnitude of the weights of each output (eq. 47 without its scale)."""
+    """The kernel with each output's weights of unit magnitude (eq. 47 without its scale)."""
     return _unit(kernel, tuple(range(kernel.ndim - 1)))
 
 
 def pixel_norm(x: Float[Array, "... C"]) -> Float[Array, "... C"]:
-    """Unit magnitude of each vector along the last axis (eq. 30), in x's dtype."""
+    """Scales each vector along the last axis to unit magnitude (eq. 30), in x's dtype."""
     return _unit(x, (-1,)).astype(x.dtype)
 
 
 def mp_silu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """SiLU over its root mean square of standard normal x (eq. 81), in x's dtype."""
+    """SiLU divided by its root mean square for standard normal x (eq. 81), in x's dtype."""
     return activated(lambda y: nnx.silu(y) / _SILU, x)
 
 
@@ -88,9 +88,9 @@ def mp_sum(a: Float[Array, "..."], b: Float[Array, "..."], t: float) -> Float[Ar
 
 
 def mp_cat(a: Float[Array, "... A"], b: Float[Array, "... B"], t: float) -> Float[Array, "... A+B"]:
-    """Both along the last axis, their shares of the squares as (1 - t)^2 to t^2 (eq. 103).
+    """Concatenates along the last axis, with sums of squares as (1 - t)^2 to t^2 (eq. 103).
 
-    Without the scale a wide input would count for more than a narrow one. In a's dtype.
+    Without the scales a wide input would count more than a narrow one. In a's dtype.
     """
     A, B = a.shape[-1], b.shape[-1]
     scale = math.sqrt(A + B) / math.hypot(1 - t, t)
@@ -109,7 +109,7 @@ def _initial(shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Param:
 
 
 def _scaled(kernel: Float[Array, "*N F"], gain: Float[Array, ""] | float) -> Float[Array, "*N F"]:
-    """The kernel as it is used: each output's weights of length `gain` (eq. 47)."""
+    """The kernel with each output's weights of length `gain`, as layers use it (eq. 47)."""
     return unit_kernel(kernel) * (gain / math.sqrt(math.prod(kernel.shape[:-1])))
 
 
@@ -159,9 +159,9 @@ class MPConv(nnx.Module):
 
 
 class MPEmbed(nnx.Module):
-    """The product of an `MPLinear` with sqrt(N) times a one-hot vector, which has unit magnitude.
+    """`MPLinear` applied to sqrt(N) times a one-hot vector, which has unit magnitude.
 
-    That is a row of the normalised weights.
+    The result is a row of the normalised weights.
     """
 
     def __init__(self, entries: int, features: int, *, rngs: nnx.Rngs):
@@ -179,7 +179,7 @@ class MPFourier(nnx.Module):
     """sqrt(2) cos(2 pi (f x + phi)) of fixed random f ~ N(0, 1) and phi ~ U(0, 1) (eq. 75)."""
 
     def __init__(self, features: int, *, rngs: nnx.Rngs):
-        """Draws `frequencies` and `phases` [D], which are no parameters."""
+        """Draws `frequencies` and `phases` [D], which are not trained."""
         self.frequencies = nnx.Variable(jax.random.normal(rngs.params(), (features,)))
         self.phases = nnx.Variable(jax.random.uniform(rngs.params(), (features,)))
 

@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 class BatchNorm(nnx.Module):
     """Batch normalisation over [..., C] (Ioffe & Szegedy 2015, algorithms 1 and 2).
 
-    In training the statistics are those of the batch, over every axis but the last, float32; on a
-    mesh they are those of the global batch. The running averages are as PyTorch keeps them: the
-    running variance averages the unbiased one (n - 1), the normalisation divides by the biased one.
+    In training, statistics are taken over every axis of the batch but the last, in float32; on a
+    mesh, over the global batch. The running averages follow PyTorch: the running variance
+    averages unbiased variances (n - 1), while the normalisation uses the biased one.
     """
 
     def __init__(self, features: int, *, momentum: float = 0.9, eps: float = 1e-5):
@@ -29,7 +29,7 @@ class BatchNorm(nnx.Module):
         self.momentum, self.eps = momentum, eps
 
     def __call__(self, x: Float[Array, "B *space C"], train: bool) -> Float[Array, "B *space C"]:
-        """Normalises by the batch and moves the averages in training, else by the averages."""
+        """Normalises by the batch and updates the averages in training, else by the averages."""
         y = x.astype(jnp.float32)
         if train:
             axes = tuple(range(x.ndim - 1))
@@ -48,8 +48,8 @@ class BatchNorm(nnx.Module):
 class SpectralNorm(nnx.Module):
     """Divides a kernel by its largest singular value (Miyato et al. 2018, algorithm 1).
 
-    The kernel [..., F] counts as the matrix W [N, F]. The value is estimated by power iteration as
-    sigma = v^T W u; `u` [F] is kept between calls, and u and v are constants to the gradient.
+    The kernel [..., F] is used as the matrix W [N, F]. Power iteration estimates the value as
+    sigma = v^T W u; `u` [F] is kept between calls, and u and v are constants for the gradient.
     """
 
     def __init__(self, features_out: int, *, rngs: nnx.Rngs):

@@ -1,4 +1,4 @@
-"""8-bit images as networks see them, and back."""
+"""Conversions between 8-bit images and inputs of networks."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def to_float(image: UInt8[Array, "B H W C"]) -> Float[Array, "B H W C"]:
 
 
 def to_uint8(x: Float[Array, "B H W C"]) -> UInt8[Array, "B H W C"]:
-    """Inverts `to_float`: rounds to the nearest of the 256 levels, clipping what lies outside."""
+    """Inverts `to_float`: rounds to the nearest of the 256 levels, and clips values outside."""
     return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 
 def binarised(key: Array, image: UInt8[Array, "B *shape"]) -> Float[Array, "B *shape"]:
-    """Each pixel drawn as 1, else 0, with its brightness image / 255 for probability.
+    """Draws each pixel as 1 with probability image / 255, else 0.
 
-    Black stays 0 and white 1; between them the probability is right to 2^-16, because two pixels
-    share the halves of one 32-bit number: that takes a third of `jax.random.bernoulli`'s time.
+    Black stays 0 and white 1; between them the probability is accurate to 2^-16, because two pixels
+    share the halves of one 32-bit number. That takes a third of `jax.random.bernoulli`'s time.
     """
     flat = image.reshape(len(image), math.prod(image.shape[1:])).astype(jnp.uint32) << 16
     half = -(-flat.shape[1] // 2)
@@ -37,10 +37,10 @@ def binarised(key: Array, image: UInt8[Array, "B *shape"]) -> Float[Array, "B *s
 def nearness(
     made: Float[Array, "B H W C"], x: Float[Array, "B H W C"]
 ) -> dict[str, Float[Array, "B"]]:
-    """How near images in [-1, 1] come to `x`, when they are rounded to 8 bits.
+    """The errors of images in [-1, 1], rounded to 8 bits, against `x`.
 
-    `mse` is their mean squared error in [-1, 1], `psnr` the peak signal-to-noise ratio in dB, at
-    most 106.
+    `mse` is the mean squared error on the scale [-1, 1], `psnr` the peak signal-to-noise ratio in
+    dB, at most 106.
     """
     mse = jnp.square(to_float(to_uint8(made)) - x).mean(tuple(range(1, x.ndim)))
     return {"mse": mse, "psnr": 10 * jnp.log10(4 / jnp.maximum(mse, 1e-10))}

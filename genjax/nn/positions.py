@@ -1,4 +1,4 @@
-"""Where a vector stands, in a row or a grid: rotary positions, and sinusoidal ones."""
+"""Positions of vectors in a row or a grid: rotary and sinusoidal."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ class Rotation(NamedTuple):
 
 
 def frequencies(size: int, base: float = 10_000.0, scaling: tuple = ()) -> Float[np.ndarray, "h"]:
-    """Radians a position of each of the h = size / 2 pairs of a head (Su et al. 2021, eq. 15).
+    """Radians per position for each of the h = size / 2 pairs of a head (Su et al. 2021, eq. 15).
 
     Args:
       size: of a head, H; even.
-      base: the first pair turns by 1 radian a position, the last by nearly 1 / base.
+      base: the first pair turns by 1 radian per position, the last by nearly 1 / base.
       scaling: () for none. `("linear", factor)` divides all of them (Chen et al. 2023, eq. 4).
         `("llama3", factor, low, high, original)` divides those that turn fewer than `low` times
-        within `original` positions, keeps those that turn more than `high` times, and goes over
-        from the one to the other in between (Llama Team 2024, arXiv:2407.21783).
+        within `original` positions, keeps those that turn more than `high` times, and interpolates
+        in between (Llama Team 2024, arXiv:2407.21783).
 
     Raises:
-      ConfigError: an odd size, or a scaling that is none of these.
+      ConfigError: an odd size, or another scaling.
     """
-    require(size % 2 == 0, "head_size", size, "an even number, as rotary positions turn pairs")
+    require(size % 2 == 0, "head_size", size, "an even number: rotary positions turn pairs")
     require(0 < base < math.inf, "rope_base", base, "a number above 0")
-    plain = base ** (-np.arange(0, size, 2) / size)
-    numbers = all(isinstance(n, int | float) and 0 < n < math.inf for n in scaling[1:])
+    unscaled = base ** (-np.arange(0, size, 2) / size)
+    valid = all(isinstance(n, int | float) and 0 < n < math.inf for n in scaling[1:])
     match tuple(scaling):
         case ():
-            return plain
-        case ("linear", factor) if numbers:
-            return plain / factor
-        case ("llama3", factor, low, high, original) if numbers and high > low:
-            turns = original * plain / (2 * math.pi)
-            kept = np.clip((turns - low) / (high - low), 0, 1)
-            return plain * (kept + (1 - kept) / factor)
+            return unscaled
+        case ("linear", factor) if valid:
+            return unscaled / factor
+        case ("llama3", factor, low, high, original) if valid and high > low:
+            turns = original * unscaled / (2 * math.pi)
+            share = np.clip((turns - low) / (high - low), 0, 1)
+            return unscaled * (share + (1 - share) / factor)
     raise ConfigError(
         f"rope_scaling={scaling!r}: expected (), ('linear', factor) or "
-        "('llama3', factor, low, high, original) with high > low, and all numbers above 0."
+        "('llama3', factor, low, high, original) with high > low and all numbers above 0."
     )
 
 
@@ -61,7 +61,7 @@ def rotation(place: Int[Array, "B T"], frequencies: Float[np.ndarray, "h"]) -> R
 def rotate(x: Float[Array, "B T N H"], by: Rotation) -> Float[Array, "B T N H"]:
     """Turns element i of each head with element i + H / 2 (Su et al. 2021, eq. 34), in x's dtype.
 
-    The pairs are those of Llama's published weights; the paper has neighbours for pairs.
+    The pairs are those of Llama's published weights; the paper pairs neighbouring elements.
     """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = (first * by.cos - second * by.sin, second * by.cos + first * by.sin)
@@ -71,29 +71,29 @@ def rotate(x: Float[Array, "B T N H"], by: Rotation) -> Float[Array, "B T N H"]:
 def rotation_of_grid(height: int, width: int, size: int) -> Rotation:
     """The rotation of the vectors of a grid, row by row: [1, height * width, 1, size / 2].
 
-    Half of the pairs of a head turn by the row, half by the column (Heo et al. 2024, "axial"), each
-    as those of a head of half the size turn in a row. So the product of a query and a key depends
-    on how many rows and columns lie between them, and not on where they are.
+    Half of a head's pairs turn by the row, half by the column (Heo et al. 2024, "axial"), each with
+    the frequencies of a head of half the size. So the product of a query and a key depends only on
+    the difference of their rows and columns.
 
     Raises:
-      ConfigError: a size that is no multiple of 4.
+      ConfigError: a size that is not a multiple of 4.
     """
-    require(size % 4 == 0, "head_size", size, "a multiple of 4, as half its pairs turn by the row")
+    require(size % 4 == 0, "head_size", size, "a multiple of 4: half its pairs turn by the row")
     rows, columns = np.indices((height, width)).reshape(2, 1, -1)
     by = [rotation(jnp.asarray(place), frequencies(size // 2)) for place in (rows, columns)]
     return Rotation(*(jnp.concatenate(parts, axis=-1) for parts in zip(*by, strict=True)))
 
 
 def sinusoidal_of_grid(height: int, width: int, features: int) -> Float[Array, "H W D"]:
-    """Sinusoidal positions of the vectors of a grid, as those of MAE and DiT are ordered.
+    """Sinusoidal positions of the vectors of a grid, in the order of MAE and DiT.
 
-    The first half of the features is of the column, the second of the row, and each half has its
-    sines before its cosines (He et al. 2022; Peebles & Xie 2023).
+    The first half of the features encodes the column, the second the row; each half has its sines
+    before its cosines (He et al. 2022; Peebles & Xie 2023).
 
     Raises:
-      ConfigError: features that are no multiple of 4.
+      ConfigError: features that are not a multiple of 4.
     """
-    require(features % 4 == 0, "width", features, "a multiple of 4, sines and cosines of two axes")
+    require(features % 4 == 0, "width", features, "a multiple of 4: sines and cosines of two axes")
     by = frequencies(features // 2)
 
     def along(length: int) -> Float[Array, "L h"]:

@@ -1,4 +1,4 @@
-"""Which type a device computes in."""
+"""The number type that devices compute in."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from genjax.parallel.distributed import largest
 
 
 def native() -> str:
-    """The type of products that pays on the devices here, of all processes.
+    """The type in which products are fast on the devices of all processes.
 
-    "bfloat16" on TPUs, on GPUs from NVIDIA's Ampere on and AMD's, and on CPUs with AMX; on those
-    with AVX512-BF16 where oneDNN is in use; else "float32". Processes agree: one that has to do
-    without bfloat16 decides for all.
+    "bfloat16" on TPUs, on NVIDIA's GPUs since Ampere, on AMD's GPUs, on CPUs with AMX, and on CPUs
+    with AVX512-BF16 if oneDNN is in use; else "float32". All processes return the same: "float32"
+    if it is the type of any of them.
     """
-    found = _native(jax.devices()[0])
-    if jax.process_count() > 1 and largest(int(found == "float32")):
+    precision = _native(jax.devices()[0])
+    if jax.process_count() > 1 and largest(int(precision == "float32")):
         return "float32"
-    return found
+    return precision
 
 
 def _native(device: jax.Device) -> str:
@@ -32,7 +32,7 @@ def _native(device: jax.Device) -> str:
 
 
 def settled(config: ConfigDict) -> ConfigDict:
-    """`config`, its precision that of the devices here if it is "auto"."""
+    """`config`, with the precision of the devices here if it is "auto"."""
     return config if config.precision != "auto" else with_precision(config, native())
 
 
@@ -47,4 +47,4 @@ def _number(capability: object) -> float:
     try:
         return float(str(capability))
     except ValueError:
-        return 8.0  # of another maker
+        return 8.0  # not an NVIDIA GPU

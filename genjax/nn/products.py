@@ -28,15 +28,15 @@ def contraction(
     wider dtype is rounded to x's; its gradient is not.
 
     Args:
-      spec: a letter an index, two operands and a result, without spaces; every index of an operand
-        must be one of the other or of the result.
+      spec: one letter per index, two operands and a result, without spaces; every index of an
+        operand must be in the other operand or in the result.
       x: the first operand.
       y: the second.
-      precision: of the product, as `lax.dot_general` has it.
+      precision: of the product, as in `lax.dot_general`.
 
     Raises:
       TypeError: y has a narrower dtype than x.
-      ValueError: they do not have the indices of `spec`, or of different sizes.
+      ValueError: the operands' axes do not match `spec`, or an index has different sizes.
     """
     return contraction_p.bind(x, y, spec=spec, precision=precision_of(precision))
 
@@ -65,20 +65,20 @@ def _standard(x: Array, y: Array, *, spec: str, precision: lax.PrecisionLike) ->
 
 def _in_first(g: Array, x: Any, y: Array, *, spec: str, precision: Any) -> Array:
     a, b, out = _terms(spec)
-    found = contraction(f"{out},{b}->{a}", g.astype(x.aval.dtype), y, precision=precision)
-    return found.astype(x.aval.dtype)
+    cotangent = contraction(f"{out},{b}->{a}", g.astype(x.aval.dtype), y, precision=precision)
+    return cotangent.astype(x.aval.dtype)
 
 
 def _in_second(g: Array, x: Array, y: Any, *, spec: str, precision: Any) -> Array:
     a, b, out = _terms(spec)
-    found = contraction(f"{out},{a}->{b}", g.astype(x.dtype), x, precision=precision)
-    return found.astype(y.aval.dtype)
+    cotangent = contraction(f"{out},{a}->{b}", g.astype(x.dtype), x, precision=precision)
+    return cotangent.astype(y.aval.dtype)
 
 
 def _batched(
     arrays: tuple[Array, Array], axes: tuple[int | None, int | None], *, spec: str, **parameters
 ) -> tuple[Array, int]:
-    """The batch is one more index."""
+    """The `vmap` rule: the batch is one more index."""
     a, b, out = _terms(spec)
     new = next(letter for letter in string.ascii_letters if letter not in spec)
     a, b = (

@@ -1,6 +1,6 @@
 """Quantisation of vectors: codebooks (VQ-VAE) and rounding (FSQ), with gradients through both.
 
-A codebook that follows the encoder by averages is the dict {"codes" [K, D], "counts" [K], "sums"
+A codebook that is updated by moving averages is a dict {"codes" [K, D], "counts" [K], "sums"
 [K, D]}, part of a network's mutable state; the arithmetic is float32.
 """
 
@@ -19,7 +19,7 @@ Codebook = dict[str, Array]
 
 
 def nearest(x: Float[Array, "N D"], codes: Float[Array, "K D"]) -> Int[Array, "N"]:
-    """The code with the least Euclidean distance to each vector; the first of equals."""
+    """The index of the code nearest to each vector (Euclidean); the first of equals."""
     inner = jnp.matmul(x, codes.T, precision=lax.Precision.HIGHEST)
     return jnp.argmin(jnp.square(codes).sum(-1) - 2 * inner, axis=-1).astype(jnp.int32)
 
@@ -32,12 +32,12 @@ def straight_through(x: Float[Array, "*N"], quantised: Float[Array, "*N"]) -> Fl
 def rotation(
     x: Float[Array, "*N D"], quantised: Float[Array, "*N D"], eps: float = 1e-6
 ) -> Float[Array, "*N D"]:
-    """`quantised`, as x turned and stretched: the gradient turns back (Fifty et al. 2024, 4.2).
+    """`quantised`, as a rotated and scaled x; gradients rotate back (Fifty et al. 2024, 4.2).
 
-    A vector shorter than `eps` has no direction to turn: there it is `straight_through`.
+    A vector shorter than `eps` has no direction; for it this is `straight_through`.
 
-    With unit vectors a of x and b of the code and r of a + b, it is |code| / |x| (I - 2 r r^T +
-    2 b a^T) x, where all but the last x is constant.
+    With unit vectors a of x, b of the code and r of a + b, the result is |code| / |x| (I - 2 r r^T
+    + 2 b a^T) x, where all but the last x are constants.
     """
     fixed, code = lax.stop_gradient(x), lax.stop_gradient(quantised)
     size, length = (jnp.linalg.norm(v, axis=-1, keepdims=True) for v in (fixed, code))
@@ -52,7 +52,7 @@ def rotation(
 
 
 def codebook(codes: Float[Array, "K D"], counts: Float[Array, "K"] | None = None) -> Codebook:
-    """A codebook that begins at `codes` with these average counts; without them with one each."""
+    """A codebook that begins at `codes` with these average counts; by default with one each."""
     counts = jnp.ones(len(codes)) if counts is None else counts
     return {"codes": codes, "counts": counts, "sums": counts[:, None] * codes}
 
@@ -66,24 +66,24 @@ def ema_update(
 ) -> Codebook:
     """Moves the codes towards the means of their vectors (van den Oord et al. 2017, appendix A.1).
 
-    Counts and sums are exponential averages, and each code is its sum over its count. Counts
-    are smoothed by `eps` a code so that none is zero (Laplace).
+    Counts and sums are exponential averages, and each code is its sum divided by its count. Counts
+    are smoothed by `eps` per code so that none is zero (Laplace).
     """
     count = len(book["codes"])
     chosen = jax.nn.one_hot(index, count, dtype=jnp.float32)
-    found = jnp.matmul(chosen.T, x, precision=lax.Precision.HIGHEST)
+    batch_sums = jnp.matmul(chosen.T, x, precision=lax.Precision.HIGHEST)
     counts = decay * book["counts"] + (1 - decay) * chosen.sum(0)
-    sums = decay * book["sums"] + (1 - decay) * found
+    sums = decay * book["sums"] + (1 - decay) * batch_sums
     total = counts.sum()
     smooth = (counts + eps) / (total + count * eps) * total
     return {"codes": sums / smooth[:, None], "counts": counts, "sums": sums}
 
 
 def restart(book: Codebook, x: Float[Array, "N D"], key: Array, threshold: float) -> Codebook:
-    """Puts codes whose average count is below `threshold` onto vectors drawn from `x`.
+    """Replaces codes whose average count is below `threshold` by vectors drawn from `x`.
 
-    They begin with that count (Dhariwal et al. 2020, Jukebox, section 3.1; as vectors are drawn
-    with replacement, two codes may meet, and part again).
+    Their count becomes `threshold` (Dhariwal et al. 2020, Jukebox, section 3.1). Vectors are drawn
+    with replacement, so two codes may be equal at first.
     """
     dead = book["counts"] < threshold
     drawn = x[jax.random.randint(key, (len(dead),), 0, len(x))]
@@ -97,16 +97,16 @@ def restart(book: Codebook, x: Float[Array, "N D"], key: Array, threshold: float
 def kmeans(
     x: Float[Array, "N D"], key: Array, count: int, iterations: int = 10
 ) -> Float[Array, "K D"]:
-    """`count` centres after some of Lloyd's iterations from vectors drawn from `x`.
+    """`count` centres after Lloyd's `iterations`, starting at vectors drawn from `x`.
 
-    A centre without vectors stays where it is.
+    A centre without vectors keeps its place.
     """
     start = x[jax.random.choice(key, len(x), (count,), replace=len(x) < count)]
 
     def move(centres: Array, _: None) -> tuple[Array, None]:
-        chosen = jax.nn.one_hot(nearest(x, centres), count, dtype=jnp.float32)
-        sizes = chosen.sum(0)[:, None]
-        sums = jnp.matmul(chosen.T, x, precision=lax.Precision.HIGHEST)
+        one_hot_index = jax.nn.one_hot(nearest(x, centres), count, dtype=jnp.float32)
+        sizes = one_hot_index.sum(0)[:, None]
+        sums = jnp.matmul(one_hot_index.T, x, precision=lax.Precision.HIGHEST)
         return jnp.where(sizes > 0, sums / jnp.maximum(sizes, 1), centres), None
 
     return lax.scan(move, start, None, length=iterations)[0]
@@ -118,14 +118,14 @@ def histogram(index: Int[Array, "*N"], count: int) -> Float[Array, "K"]:
 
 
 def perplexity(shares: Float[Array, "K"]) -> Float[Array, ""]:
-    """exp of the entropy of the codes' shares: how many are in use, if all were used alike."""
+    """exp of the entropy of the codes' shares: the number of codes in use if used equally."""
     return jnp.exp(-jnp.sum(jnp.where(shares > 0, shares * jnp.log(shares), 0.0)))
 
 
 def fsq(z: Float[Array, "*N D"], levels: Sequence[int], eps: float = 1e-3) -> Float[Array, "*N D"]:
     """Finite scalar quantisation: rounds dimension d to one of `levels[d]` values in [-1, 1].
 
-    tanh bounds each dimension so that rounding gives just so many integers; the gradient passes
+    tanh bounds each dimension so that rounding gives `levels[d]` integers; the gradient passes
     straight through the rounding (Mentzer et al. 2024, section 3.1 and appendix A.1).
     """
     sizes = _sizes(levels)
@@ -136,7 +136,7 @@ def fsq(z: Float[Array, "*N D"], levels: Sequence[int], eps: float = 1e-3) -> Fl
 
 
 def fsq_index(code: Float[Array, "*N D"], levels: Sequence[int]) -> Int[Array, "*N"]:
-    """The number of a code of `fsq`: its dimensions are the digits, the first the lowest."""
+    """The index of a code of `fsq`: its dimensions are the digits, the lowest first."""
     sizes = _sizes(levels)
     digits = jnp.round((code + 1) * (sizes // 2)).astype(jnp.int32)
     return (digits * _places(sizes)).sum(-1)

@@ -1,4 +1,4 @@
-"""How a kernel goes over an image."""
+"""The window of a convolution: strides, padding, dilation and groups."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Shape = tuple[int, ...]
 
 
 class Window(NamedTuple):
-    """How a kernel goes over an image.
+    """How a kernel moves over an image.
 
     Attributes:
-      strides: along each axis of space.
-      padding: zeros before and after the image along each of them; fewer than 0 cut it off.
-      dilation: from one tap of the kernel to the next.
-      groups: parts of the channels that do not see each other, in order.
+      strides: along each spatial axis.
+      padding: zeros before and after the image along each spatial axis; negative numbers crop it.
+      dilation: distance between neighbouring taps of the kernel along each spatial axis.
+      groups: number of channel groups, in order, which are convolved separately.
     """
 
     strides: Shape
@@ -28,22 +28,22 @@ class Window(NamedTuple):
 def window_of(
     size: Shape, taps: Shape, strides: Shape, padding: str = "SAME", groups: int = 1
 ) -> Window:
-    """A window without gaps.
+    """A window without dilation.
 
     Args:
-      size: of the image's axes of space.
-      taps: the same of the kernel.
-      strides: the same.
+      size: of the image's spatial axes.
+      taps: of the kernel's spatial axes.
+      strides: along each spatial axis.
       padding: "SAME" for a result of ceil(size / stride), with no more zeros at the start than at
         the end, or "VALID" for none.
-      groups: of the channels.
+      groups: number of channel groups.
     """
     sides = lax.padtype_to_pads(size, taps, strides, padding)
     return Window(tuple(strides), tuple(map(tuple, sides)), (1,) * len(strides), groups)
 
 
 def result_size(size: Shape, taps: Shape, window: Window) -> Shape:
-    """The axes of space of a convolution's result."""
+    """The spatial size of a convolution's result."""
     return tuple(
         (n + low + high - d * (k - 1) - 1) // s + 1
         for n, k, s, (low, high), d in zip(
@@ -53,7 +53,7 @@ def result_size(size: Shape, taps: Shape, window: Window) -> Shape:
 
 
 def channels_last(rank: int) -> lax.ConvDimensionNumbers:
-    """Images [B, *space, C] and kernels [*k, C, F] of so many axes."""
+    """Dimension numbers of images [B, *space, C] and kernels [*k, C, F] with `rank` axes."""
     space = range(1, rank - 1)
     image, kernel = (0, rank - 1, *space), (rank - 1, rank - 2, *range(rank - 2))
     return lax.ConvDimensionNumbers(image, kernel, image)

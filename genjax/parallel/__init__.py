@@ -1,1 +1,1 @@
-"""Devices and processes: the mesh, the rules that place arrays on it, start-up."""
+"""Devices and processes: the mesh, rules that place arrays on it, and start-up."""

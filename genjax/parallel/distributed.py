@@ -1,4 +1,4 @@
-"""Start-up of one process or many, from the environment, and agreement between them."""
+"""Start-up of one or several processes from the environment, and agreement between them."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ logger = logging.getLogger("genjax")
 
 NAMES = ("GENJAX_COORDINATOR", "GENJAX_PROCESS_COUNT", "GENJAX_PROCESS_INDEX")
 PATIENCE = 300  # seconds that processes wait for each other at the start
-SHOWN = 10  # differences, or processes, that an error names
-RETRIES = 1.0  # seconds between two looks for the coordinator
+SHOWN = 10  # the most differences, or processes, that an error names
+RETRIES = 1.0  # seconds between two attempts to reach the coordinator
 
 
 def initialize() -> None:
     """Joins the processes of this run, if the environment says that there are several.
 
     `GENJAX_COORDINATOR` (host:port), `GENJAX_PROCESS_COUNT` and `GENJAX_PROCESS_INDEX` describe
-    any cluster; with `GENJAX_DISTRIBUTED=auto` JAX finds out by itself (Slurm, TPU pods, GKE,
+    any cluster; with `GENJAX_DISTRIBUTED=auto` JAX detects the cluster (Slurm, TPU pods, GKE,
     Open MPI). On CPUs the collectives are gloo's.
 
     Raises:
-      ConfigError: only some of the variables are set, or one is no such value; there is no cluster;
-        the coordinator cannot be reached.
+      ConfigError: only some of the variables are set, or one is invalid; there is no cluster; the
+        coordinator cannot be reached.
     """
     values = [os.environ.get(name) for name in NAMES]
     given = os.environ.get("GENJAX_DISTRIBUTED", "")
@@ -54,13 +54,13 @@ def initialize() -> None:
         raise ConfigError(f"several processes need all of {', '.join(NAMES)}; missing: {missing}.")
     coordinator, count, index = values
     address = re.fullmatch(r"(.+):([0-9]{1,5})", coordinator)
-    ok = address is not None and 0 < int(address[2]) < 2**16
-    require(ok, NAMES[0], coordinator, "HOST:PORT of the first process")
+    valid = address is not None and 0 < int(address[2]) < 2**16
+    require(valid, NAMES[0], coordinator, "HOST:PORT of the first process")
     require(
         bool(re.fullmatch(r"[0-9]{1,6}", count)) and int(count) > 0, NAMES[1], count, "1 or more"
     )
-    ok = bool(re.fullmatch(r"[0-9]{1,6}", index)) and int(index) < int(count)
-    require(ok, NAMES[2], index, f"0 to {int(count) - 1}, as {NAMES[1]} is {count}")
+    valid = bool(re.fullmatch(r"[0-9]{1,6}", index)) and int(index) < int(count)
+    require(valid, NAMES[2], index, f"0 to {int(count) - 1}, as {NAMES[1]} is {count}")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if int(index):
         _wait_for(address[1].strip("[]"), int(address[2]), index, count)
@@ -73,8 +73,8 @@ def initialize() -> None:
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"process {index} of {count} could not join the others at {coordinator}: "
-            f"{first_line(error)}. Start all of them, each with its own {NAMES[2]}, and "
-            "give a port that is free."
+            f"{first_line(error)}. Start all processes, each with its own {NAMES[2]}, and use a "
+            "free port."
         ) from error
 
 
@@ -90,46 +90,46 @@ def _join_cluster() -> None:
 
 
 def _wait_for(host: str, port: int, index: str, count: str) -> None:
-    """Returns once the coordinator answers; says that it waits.
+    """Waits until the coordinator answers, and logs that it waits.
 
     Raises:
-      ConfigError: it has not answered for `PATIENCE` seconds.
+      ConfigError: the coordinator has not answered within `PATIENCE` seconds.
     """
-    start, told, reason = time.monotonic(), False, ""
+    start, logged, reason = time.monotonic(), False, ""
     while time.monotonic() - start < PATIENCE:
         try:
             socket.create_connection((host, port), timeout=RETRIES).close()
             return
         except OSError as error:
             reason = str(error)
-        if not told:
+        if not logged:
             message = "process %s of %s: waiting for process 0 at %s:%d (for %d s at most)"
             logger.info(message, index, count, host, port, PATIENCE)
-            told = True
+            logged = True
         time.sleep(RETRIES)
     raise ConfigError(
         f"process {index} of {count}: no process 0 at {host}:{port} after {PATIENCE} s ({reason}). "
-        f"Start it, or mend {NAMES[0]}."
+        f"Start it, or correct {NAMES[0]}."
     )
 
 
 _watcher: subprocess.Popen | None = None
 
 
-def _leave_word() -> None:
-    """Starts a shell that says what has happened if this process is ended without a word.
+def _start_watcher() -> None:
+    """Starts a shell that prints an error if this process ends without printing one.
 
-    JAX aborts a process, from a thread of its own, as soon as process 0 is gone; and the system
-    kills one that takes too much memory. Neither can be caught: the shell waits for the end of a
-    pipe.
+    JAX aborts a process, from a thread of its own, as soon as process 0 has ended, and the system
+    kills a process that takes too much memory. Neither can be caught, so a shell waits until the
+    pipe from this process closes.
     """
     global _watcher
     index, count = jax.process_index(), jax.process_count()
-    at = f" ({os.environ[NAMES[0]]})" if os.environ.get(NAMES[0]) else ""
+    address = f" ({os.environ[NAMES[0]]})" if os.environ.get(NAMES[0]) else ""
     message = (
-        f"error: process {index} of {count} was ended: it was killed, or process 0{at} is gone. "
-        "Its own output says why. Start all of them again: run the same command to resume from the "
-        "last checkpoint."
+        f"error: process {index} of {count} ended: it was killed, or process 0{address} has "
+        "ended; see the output of process 0. Start all processes again: run the same command to "
+        "resume from the last checkpoint."
     )
     script = 'read -r word || printf "%s\\n" "$0" >&2'
     _watcher = subprocess.Popen(["/bin/sh", "-c", script, message], stdin=subprocess.PIPE)
@@ -137,38 +137,38 @@ def _leave_word() -> None:
 
 
 def leave() -> None:
-    """Ends what waits for the end of this process: it has said all that there is to say."""
+    """Ends the shell that waits for this process to end, so that it prints no error."""
     global _watcher
     if _watcher is not None:
-        with contextlib.suppress(BrokenPipeError):  # a signal to the group has ended it
+        with contextlib.suppress(BrokenPipeError):  # a signal to the group has ended the shell
             _watcher.communicate(b"done\n")
         _watcher = None
 
 
 def start() -> None:
-    """Starts JAX's backend, and what speaks for this process if others take it with them.
+    """Starts JAX's backend and, with several processes, the shell that reports a sudden end.
 
     Raises:
-      ConfigError: there are no devices of the kind that is asked for.
+      ConfigError: there are no devices of the requested kind.
     """
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        asked = jax.config.jax_platforms
+        platforms = jax.config.jax_platforms
         reason = (str(error).strip() or "none were found").splitlines()[0]
         raise ConfigError(
-            f"JAX finds no devices to run on (JAX_PLATFORMS={asked or ''}): {reason}. "
-            + ("Unset it, or install" if asked else "Install")
-            + " what such devices need, such as GENJAX_EXTRAS=cuda launch/local.sh."
+            f"JAX finds no devices to run on (JAX_PLATFORMS={platforms or ''}): {reason}. "
+            + ("Unset it, or install" if platforms else "Install")
+            + " the packages for them, for example with GENJAX_EXTRAS=cuda launch/local.sh."
         ) from error
     if several():
-        _leave_word()
+        _start_watcher()
 
 
 def is_of_a_peer(error: jax.errors.JaxRuntimeError) -> bool:
-    """Whether a program has failed because another process did not take part in it."""
-    said = r"gloo|nccl|connection (reset|closed|refused)|heartbeat|socket closed|unhealthy"
-    return bool(re.search(said, str(error), re.IGNORECASE))
+    """Whether a program has failed because another process failed or did not take part."""
+    pattern = r"gloo|nccl|connection (reset|closed|refused)|heartbeat|socket closed|unhealthy"
+    return bool(re.search(pattern, str(error), re.IGNORECASE))
 
 
 def several() -> bool:
@@ -177,21 +177,21 @@ def several() -> bool:
 
 
 def accelerated() -> bool:
-    """Whether JAX can run on more than CPUs here, as far as is known before its backend starts."""
+    """Whether JAX may have accelerators here, as far as is known before its backend starts."""
     chosen = (jax.config.jax_platforms or "").split(",")[0]
     plugins = importlib.metadata.entry_points(group="jax_plugins")
     return chosen != "cpu" and bool(plugins or importlib.util.find_spec("libtpu"))
 
 
 def largest(value: int) -> int:
-    """The largest of the processes' values: the same answer everywhere."""
+    """The largest of the processes' values, returned on every process."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.process_allgather(np.array(value)).max())
 
 
 def texts(own: str) -> list[str]:
-    """What each process has given, in their order."""
+    """The text of each process, in order of their indices."""
     if jax.process_count() == 1:
         return [own]
     content = np.frombuffer(own.encode(), np.uint8)
@@ -203,29 +203,29 @@ def texts(own: str) -> list[str]:
 
 
 def agree(values: Mapping[str, str]) -> None:
-    """Compares values by name over the processes of a run.
+    """Checks that named values are the same on all processes of a run.
 
     Raises:
-      ConfigError: on every process, if they differ; names what differs, and where.
+      ConfigError: on every process, if values differ; names them and the processes.
     """
-    known = [json.loads(text) for text in texts(json.dumps(dict(values)))]
-    names = dict.fromkeys(name for one in known for name in one)
-    different = [name for name in names if len({one.get(name) for one in known}) > 1]
+    by_process = [json.loads(text) for text in texts(json.dumps(dict(values)))]
+    names = dict.fromkeys(name for mapping in by_process for name in mapping)
+    different = [name for name in names if len({each.get(name) for each in by_process}) > 1]
     if not different:
         return
     lines = []
     for name in different[:SHOWN]:
         by_value: dict[str, list[int]] = {}
-        for index, one in enumerate(known):
-            by_value.setdefault(one.get(name, "absent"), []).append(index)
-        said = ", ".join(f"{value} on {_named(which)}" for value, which in by_value.items())
-        lines.append(f"  {name}: {said}")
+        for index, mapping in enumerate(by_process):
+            by_value.setdefault(mapping.get(name, "absent"), []).append(index)
+        parts = ", ".join(f"{value} on {_named(indices)}" for value, indices in by_value.items())
+        lines.append(f"  {name}: {parts}")
     more = f"\n  and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
     raise ConfigError(
         "the processes of this run disagree:\n"
         + "\n".join(lines)
         + more
-        + "\nStart all of them with the same command, data and versions."
+        + "\nStart all processes with the same command, data and versions."
     )
 
 
@@ -235,6 +235,6 @@ def _named(indices: list[int]) -> str:
 
 
 def barrier(name: str) -> None:
-    """Waits until every process has come here."""
+    """Waits until every process has reached this call."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

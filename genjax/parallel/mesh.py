@@ -18,16 +18,17 @@ BATCH = PartitionSpec(("data", "fsdp"))
 
 
 def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh of `config.mesh`; one axis may be -1, which takes what the others leave.
+    """The mesh of `config.mesh`; one axis may be -1, which takes all remaining devices.
 
     Raises:
-      ConfigError: the axes do not multiply to the number of devices, or the batch does not divide.
+      ConfigError: the axes do not multiply to the number of devices, or a batch size is not
+        divisible by data x fsdp.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.mesh[axis] for axis in AXES]
-    given = f"config.mesh={dict(zip(AXES, sizes, strict=True))}"
+    setting = f"config.mesh={dict(zip(AXES, sizes, strict=True))}"
     if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
-        raise ConfigError(f"{given}: every axis must be at least 1, and at most one may be -1.")
+        raise ConfigError(f"{setting}: every axis must be at least 1, and at most one may be -1.")
     known = int(np.prod([s for s in sizes if s != -1]))
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
@@ -38,7 +39,7 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
             divisors = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
             advice = f"Set {rest} to a divisor: {', '.join(map(str, divisors))}."
         raise ConfigError(
-            f"{given} does not fit {len(devices)} devices: the axes must multiply to "
+            f"{setting} does not fit {len(devices)} devices: the axes must multiply to "
             f"{len(devices)}. {advice}"
         )
     split = sizes[0] * sizes[1]
@@ -56,11 +57,11 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
 
 
 def fitted(config: ConfigDict, count: int) -> ConfigDict:
-    """`config` with its mesh made to fit `count` devices, if it does not.
+    """`config` with its mesh changed to fit `count` devices, if it does not fit them.
 
-    `tensor` and `fsdp` become divisors of what they were and of the devices that are left; the axis
-    that was -1, or else `data`, takes the rest. One that `make_mesh` refuses for another reason
-    stays as it is.
+    `tensor` and `fsdp` become divisors of their old sizes and of the remaining devices; the axis
+    that was -1, or else `data`, takes the rest. A mesh that `make_mesh` refuses for another reason
+    is not changed.
     """
     sizes = {axis: config.mesh[axis] for axis in AXES}
     free = [axis for axis, size in sizes.items() if size == -1] or ["data"]
@@ -72,20 +73,20 @@ def fitted(config: ConfigDict, count: int) -> ConfigDict:
     for axis in reversed(AXES):
         sizes[axis] = -1 if axis in free else math.gcd(sizes[axis], rest)
         rest //= abs(sizes[axis])
-    found = config.copy_and_resolve_references()
-    found.mesh.update(sizes)
-    return found
+    changed = config.copy_and_resolve_references()
+    changed.mesh.update(sizes)
+    return changed
 
 
 def fitting(size: int, examples: int, mesh: Mesh) -> int:
-    """A batch of `size`, or one of all `examples` that fills the devices if there are fewer."""
+    """The batch size: `size`, or if there are fewer `examples`, their number rounded up to fit."""
     split = mesh.shape["data"] * mesh.shape["fsdp"]
     return min(size, -(-max(examples, 1) // split) * split)
 
 
 @functools.cache
 def batch_part(mesh: Mesh) -> tuple[int, int]:
-    """(i, n): of the n parts that a batch is read in, this process reads part i.
+    """(i, n): this process reads part i of the n parts of a batch.
 
     Processes whose devices hold the same rows, because the `tensor` axis spans them, read the
     same part.

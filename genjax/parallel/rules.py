@@ -1,9 +1,9 @@
 """Rules that place every leaf of a train state on the mesh.
 
 A rule is `(regex, tactic)`; the regex is searched in the leaf's path, such as
-`opt_state/generator/0/mu/conv/kernel`, and the first match wins. A tactic is a `PartitionSpec`, or
-a function of (shape, mesh) that returns one. As moments and averages have their parameter's path
-as a suffix, one rule places all of them alike.
+`opt_state/generator/0/mu/conv/kernel`, and the first match is used. A tactic is a `PartitionSpec`,
+or a function of (shape, mesh) that returns one. The paths of moments and averages end in their
+parameter's path, so one rule places all of them in the same way.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ Tactic = PartitionSpec | Callable[[tuple[int, ...], Mesh], PartitionSpec]
 Rules = Sequence[tuple[str, Tactic]]
 Tree = Any
 
-# Leaves smaller than this stay whole: gathering them costs more than keeping them.
+# Leaves with fewer elements are not sharded: gathering them costs more than keeping copies.
 MIN_SHARDED_SIZE = 2**12
 
-# What every state has beside its parameters: the step, the key, an optimizer's own scalars.
+# Leaves of every state besides parameters: the step, the key, an optimizer's own scalars.
 STATE_RULES: Rules = ((r"^step$|^key$|(^|/)(count|ns_coeffs)$", PartitionSpec()),)
 
 
 def replicate(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The whole leaf on every device."""
+    """Replicates the leaf on every device."""
     del shape, mesh
     return PartitionSpec()
 
 
 def _shard_largest(spec: list[str | None], shape: tuple[int, ...], mesh: Mesh) -> None:
-    """Puts the fsdp axis on the largest free dimension that it divides, if there is one."""
+    """Puts the fsdp axis on the largest free dimension that it divides, if the leaf is large."""
     size = mesh.shape["fsdp"]
     free = [i for i, n in enumerate(shape) if spec[i] is None and n % size == 0]
     if size > 1 and free and np.prod(shape) >= MIN_SHARDED_SIZE:
@@ -42,14 +42,14 @@ def _shard_largest(spec: list[str | None], shape: tuple[int, ...], mesh: Mesh) -
 
 
 def fsdp(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The largest divisible dimension over the `fsdp` axis (ZeRO, Rajbhandari et al. 2020)."""
+    """Shards the largest divisible dimension over `fsdp` (ZeRO, Rajbhandari et al. 2020)."""
     spec: list[str | None] = [None] * len(shape)
     _shard_largest(spec, shape, mesh)
     return PartitionSpec(*spec)
 
 
 def tensor(axis: int) -> Tactic:
-    """Dimension `axis` over `tensor` (Shoeybi et al. 2019), and another one over `fsdp`."""
+    """Shards dimension `axis` over `tensor` (Shoeybi et al. 2019), and another over `fsdp`."""
 
     def tactic(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
         spec: list[str | None] = [None] * len(shape)
@@ -67,7 +67,7 @@ def path_name(path: Sequence[Any]) -> str:
 
 
 def first_match(rules: Sequence[tuple[str, Any]], path: str, what: str) -> Any:
-    """The value of the first rule whose regex is found in `path`.
+    """The value of the first rule whose regex matches in `path`; `what` names the kind of rules.
 
     Raises:
       ValueError: no rule matches; names the path and the regexes.
@@ -83,7 +83,7 @@ def shardings(tree: Tree, rules: Rules, mesh: Mesh) -> Tree:
     """The sharding of every leaf of `tree` (arrays or ShapeDtypeStructs).
 
     Raises:
-      ValueError: a leaf that no rule matches, or a spec that does not divide the leaf.
+      ValueError: no rule matches a leaf, or a spec does not divide a leaf.
     """
     rules = (*STATE_RULES, *rules)
 

@@ -1,1 +1,1 @@
-"""Samplers as pure functions: diffusion solvers over a denoiser."""
+"""Samplers as pure functions: diffusion solvers, and decoding of tokens."""

@@ -1,7 +1,7 @@
-"""Beam search, with the scores, the ends and the early stops of transformers' GenerationMixin.
+"""Beam search with the scores, endings and early stopping of transformers' GenerationMixin.
 
-What may not be chosen scores -inf here, where it scores about -1e9 there. It is the same as long as
-there are K ways to go on; where there are fewer, no way is taken twice.
+A token that must not be chosen scores -inf here, and about -1e9 there. Results are the same if a
+step has at least K candidates; if it has fewer, no candidate is taken twice here.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ MOST_BEAMS = 1024
 
 
 class Rule(NamedTuple):
-    """How texts are scored and when to stop, as arrays: other rules are the same program.
+    """How texts are scored and when to stop, as arrays: another rule needs no recompilation.
 
     Attributes:
-      divisor: of the score of a text, by the number of its new tokens - 1.
-      hoped: of the score that is hoped for of a beam, by the number of its new tokens - 1.
+      divisor: divides the score of a text; index: its number of new tokens - 1.
+      hoped: divides the score of a beam to give the best that it may still reach; same index.
       enough: whether to stop when K texts have ended.
     """
 
@@ -39,18 +39,18 @@ class Rule(NamedTuple):
 
 
 class State(NamedTuple):
-    """The beams that go on, in no order, and the texts that have ended, best first; K of each.
+    """The running beams, in no order, and the ended texts, best first; K of each.
 
     Attributes:
-      running: prompt and new tokens of the beams, -1 where nothing is.
+      running: prompt and new tokens of the beams, -1 elsewhere.
       score: log-probabilities of their new tokens.
-      parent: the row of the cache, of all B K, that each beam goes on from.
+      parent: the row of the cache, of all B K, that each beam continues from.
       ended: as `running`, of ended texts.
-      ended_score: their scores; -inf where there is none.
-      full: which of the places of `ended` are taken.
+      ended_score: their scores; -inf where `ended` has no text.
+      full: which places of `ended` have a text.
       better: whether a beam may still become better than an ended text.
-      stuck: whether nothing can go on.
-      length: columns that have come.
+      stuck: whether no beam can continue.
+      length: number of columns that are filled.
     """
 
     running: Int[Array, "B K S"]
@@ -76,26 +76,28 @@ def beam_search(
     eos: int | Sequence[int] = (),
     processors: Sequence[Processor] = (),
 ) -> tuple[Int[Array, "B K S"], Float[Array, "B K"]]:
-    """The K most probable continuations that a search of K beams finds; S = P + max_new_tokens.
+    """The K most probable continuations found with K beams; S = P + max_new_tokens.
 
     A text's score is the sum of the log-probabilities of its new tokens, divided by their number
-    to the power of `length_penalty` (a form of Wu et al. 2016, eq. 14). It ends with one of `eos`,
-    kept, or at S. Compiled and padded as `decode.generate`; the window does not slide.
+    to the power of `length_penalty` (a form of Wu et al. 2016, eq. 14). A text ends with a token of
+    `eos`, which is kept, or at S. Compilation and padding are as in `decode.generate`; the window
+    does not slide.
 
     Args:
       apply: the network; see `decode`.
       prompt: tokens, with -1 on the left where a prompt is shorter.
       beams: K.
-      max_new_tokens: to add to each prompt, at most.
+      max_new_tokens: the most tokens to add to each prompt.
       context: the most positions that the network takes.
       length_penalty: above 0 favours long texts, as log-probabilities are negative.
-      early_stopping: True stops when K texts have ended. False stops when no beam would be better
-        than the worst of them if it ended now; "never", if it ended at its best length.
+      early_stopping: True stops when K texts have ended. False stops when no beam would beat the
+        worst of them if it ended now; "never", if it ended at its best length.
       eos: tokens that end a text.
-      processors: of the log-probabilities, in order (`logits.chain`).
+      processors: applied to the log-probabilities, in order (`logits.chain`).
 
     Returns:
-      (tokens, scores), best first; tokens are -1 where nothing is. A score of -inf is of no text.
+      (tokens, scores), best first; tokens are -1 in padding and after the end. A score of -inf
+      means that there is no text.
 
     Raises:
       ConfigError: as `decode.generate`; prompt and new tokens do not fit into `context`; an
@@ -113,7 +115,7 @@ def beam_search(
         "max_new_tokens",
         max_new_tokens,
         f"at most {context + 1 - plan.prompt}: the prompt has {plan.prompt} tokens, the model takes"
-        f" {context} positions, and beam search does not slide them",
+        f" {context} positions, and beam search has no sliding window",
     )
     divisor = np.arange(1, max_new_tokens + 1, dtype=np.float64) ** length_penalty
     longest = early_stopping == "never" and length_penalty > 0
@@ -131,12 +133,12 @@ def _beam_search(
     tokens = jnp.pad(prompt, ((0, 0), (0, plan.total - plan.prompt)), constant_values=-1)
     logits, cache = prefill(apply, plan, tokens, plan.prompt, plan.prompt)
     copies = jnp.repeat(jnp.arange(B), K)
-    same = jnp.repeat(tokens[:, None], K, 1)
+    repeated = jnp.repeat(tokens[:, None], K, 1)
     state = State(
-        running=same,
-        score=jnp.zeros((B, K)).at[:, 1:].set(-jnp.inf),  # at first the beams are the same
+        running=repeated,
+        score=jnp.zeros((B, K)).at[:, 1:].set(-jnp.inf),  # at first all beams are equal
         parent=jnp.arange(B * K),
-        ended=same,
+        ended=repeated,
         ended_score=jnp.full((B, K), -jnp.inf),
         full=jnp.zeros((B, K), bool),
         better=jnp.ones(B, bool),
@@ -152,32 +154,32 @@ def _beam_search(
         logits, cache = advance(apply, running, state.length, cache)
         return _extend(plan, rule, logits, state), cache
 
-    def goes_on(carry: tuple[State, Tree]) -> Bool[Array, ""]:
+    def continues(carry: tuple[State, Tree]) -> Bool[Array, ""]:
         state, _ = carry
         return state.better.any() & ~state.stuck & ~(rule.enough & state.full.all())
 
     cache = jax.tree.map(lambda x: x[:, copies] if jnp.ndim(x) > 1 else x, cache)
-    state, _ = jax.lax.while_loop(goes_on, step, (state, cache))
+    state, _ = jax.lax.while_loop(continues, step, (state, cache))
     return state.ended, state.ended_score
 
 
 def _moved(cache: Tree, source: Int[Array, "N"]) -> Tree:
     """The cache with row `source[i]` in row i; rows are on axis 1 of all but scalars.
 
-    What is in its place already is not touched: moving all of it would take as long as a step. A
-    row that is read must be in its place.
+    Rows that stay are not touched: moving all rows would take as long as a step. Every row that is
+    read must itself stay.
     """
     moves = source != jnp.arange(len(source))
     rows = jnp.argsort(~moves)
 
     def move(i: Array, cache: Tree) -> Tree:
-        to = rows[i]
+        target = rows[i]
 
-        def one(x: Array) -> Array:
-            row = jax.lax.dynamic_slice_in_dim(x, source[to], 1, 1)
-            return jax.lax.dynamic_update_slice_in_dim(x, row, to, 1)
+        def move_row(x: Array) -> Array:
+            row = jax.lax.dynamic_slice_in_dim(x, source[target], 1, 1)
+            return jax.lax.dynamic_update_slice_in_dim(x, row, target, 1)
 
-        return jax.tree.map(lambda x: one(x) if jnp.ndim(x) > 1 else x, cache)
+        return jax.tree.map(lambda x: move_row(x) if jnp.ndim(x) > 1 else x, cache)
 
     return jax.lax.fori_loop(0, moves.sum(), move, cache)
 
@@ -185,7 +187,7 @@ def _moved(cache: Tree, source: Int[Array, "N"]) -> Tree:
 def _places(parent: Int[Array, "B K"]) -> Int[Array, "B K"]:
     """Which of the new beams goes to each of the K places.
 
-    The first child of a beam takes its place, and other children those of beams without any.
+    The first child of a beam takes its parent's place; others take those of childless beams.
     """
     same = parent[:, :, None] == parent[:, None, :]
     first = ~jnp.tril(same, -1).any(2)
@@ -196,37 +198,37 @@ def _places(parent: Int[Array, "B K"]) -> Int[Array, "B K"]:
 
 
 def _take(x: Array, index: Int[Array, "B N"]) -> Array:
-    """Entries of axis 1."""
+    """Takes the entries `index` along axis 1."""
     return jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), 1)
 
 
 def _extend(plan: Plan, rule: Rule, logits: Float[Array, "N V"], state: State) -> State:
-    """Adds a token to each beam: of all K V ways the best go on, and some end.
+    """Adds a token to each beam: of all K V candidates the best continue, and some end.
 
-    (1 + number of ends) K ways are looked at, so that K are left to go on if many of them end.
+    (1 + number of `eos`) K candidates are taken, so that K can continue even if many end.
     """
     B, K, S = state.running.shape
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     for process in plan.processors:
         log_p = process(log_p, state.running.reshape(B * K, S))
-    values = log_p.shape[-1]
-    total = (log_p.reshape(B, K, values) + state.score[..., None]).reshape(B, K * values)
-    ways = min(max(2, 1 + len(plan.eos)) * K, K * values)
-    score, index = jax.lax.top_k(total, ways)
-    parent, token = index // values, index % values
+    vocabulary = log_p.shape[-1]
+    total = (log_p.reshape(B, K, vocabulary) + state.score[..., None]).reshape(B, K * vocabulary)
+    candidates = min(max(2, 1 + len(plan.eos)) * K, K * vocabulary)
+    score, index = jax.lax.top_k(total, candidates)
+    parent, token = index // vocabulary, index % vocabulary
     tokens = _take(state.running, parent)
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[..., None], state.length, 2)
     last = state.length + 1 == plan.total
     ends = jnp.isin(token, jnp.array(plan.eos, jnp.int32)) | last
 
-    score_on = jnp.where(ends, -jnp.inf, score)
-    best = jax.lax.top_k(score_on, K)[1]
+    running_score = jnp.where(ends, -jnp.inf, score)
+    best = jax.lax.top_k(running_score, K)[1]
     best = _take(best, _places(_take(parent, best)))
     parent = _take(parent, best) + K * jnp.arange(B)[:, None]
-    added = state.length - plan.prompt  # and one more
+    added = state.length - plan.prompt  # new tokens before this one
     state = _end(rule, tokens, score / rule.divisor[added], ends, state)._replace(
         running=_take(tokens, best),
-        score=_take(score_on, best),
+        score=_take(running_score, best),
         parent=parent.reshape(-1),
         stuck=ends.all(),
         length=state.length + 1,
@@ -243,7 +245,7 @@ def _end(
     ends: Bool[Array, "B W"],
     state: State,
 ) -> State:
-    """Takes those among the K best ways that end into the ended texts, and keeps the best K."""
+    """Adds the candidates that end, if among the K best, to `ended`, and keeps the best K."""
     K = state.full.shape[1]
     counted = ends & (jnp.arange(ends.shape[1]) < K) & state.better[:, None]
     counted &= ~(rule.enough & state.full.all(1, keepdims=True))

@@ -2,8 +2,8 @@
 
 In discrete time (Ho et al. 2020) -log p(x_0) <= L_T + sum_t L_t + L_0, with L_T the prior's term,
 L_0 the decoder's and each L_t the KL between two Gaussians over x_{t-1}. In continuous time (Kingma
-et al. 2021) the sum is an integral over lambda that knows the path by its ends alone. Everything is
-in nats per dimension.
+et al. 2021) the sum is an integral over lambda that depends on the path only through its ends.
+Values are in nats per dimension.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FIXED = ("fixed_small", "fixed_large")
 
 
 def per_example(x: Float[Array, "B ..."]) -> Float[Array, "B"]:
-    """Mean over everything but the batch."""
+    """Mean over all axes but the batch."""
     return x.reshape(x.shape[0], -1).mean(axis=1)
 
 
@@ -40,11 +40,11 @@ class Steps(NamedTuple):
     """The steps of a process in discrete time, one for each timestep, in float64.
 
     Attributes:
-      alpha: of x_t.
-      sigma: of x_t.
+      alpha: factor of x_0 in x_t.
+      sigma: factor of the noise in x_t.
       small: variance of q(x_{t-1} | x_t, x_0), beta tilde of Ho et al. 2020, eq. 7; 0 at index 0.
       large: variance that the step adds, beta.
-      x0: the coefficient of x_0 in the mean of the same.
+      x0: the coefficient of x_0 in the mean of q(x_{t-1} | x_t, x_0).
     """
 
     alpha: Float[np.ndarray, "T"]
@@ -55,7 +55,7 @@ class Steps(NamedTuple):
 
 
 def steps_of(path: Path) -> Steps:
-    """The steps of a path in discrete time, free of cancellation at both ends."""
+    """The steps of a path in discrete time, computed without cancellation at either end."""
     lam = path.lam(np.arange(path.steps, dtype=np.float64))
     log_alpha = -0.5 * np.logaddexp(0.0, -2 * lam)
     alpha, sigma = scales("preserving", lam)
@@ -79,7 +79,7 @@ def model_variance(steps: Steps, kind: str) -> Float[np.ndarray, "T"]:
     authors' code.
 
     Raises:
-      ConfigError: there is no such kind.
+      ConfigError: an unknown kind.
     """
     one_of("variance", kind, FIXED)
     table = steps.small if kind == "fixed_small" else steps.large
@@ -115,13 +115,13 @@ def decoder_nll(
     """
     half = 1.0 / (LEVELS - 1)
     upper, lower = (x0 + half - mean) / deviation, (x0 - half - mean) / deviation
-    # The mass between two points is the same mirrored: take both in the lower tail, where the
-    # logarithm of the distribution function keeps its precision.
+    # Mirroring keeps the mass between two points: move both to the lower tail, where the logarithm
+    # of the distribution function keeps its precision.
     flip = x0 < mean
     upper, lower = jnp.where(flip, upper, -lower), jnp.where(flip, lower, -upper)
-    top = jax.scipy.special.log_ndtr(upper)
-    gap = jnp.maximum(top - jax.scipy.special.log_ndtr(lower), 1e-7)
-    inside = top + jnp.log(-jnp.expm1(-gap))
+    log_upper = jax.scipy.special.log_ndtr(upper)
+    gap = jnp.maximum(log_upper - jax.scipy.special.log_ndtr(lower), 1e-7)
+    inside = log_upper + jnp.log(-jnp.expm1(-gap))
     first = jax.scipy.special.log_ndtr((x0 + half - mean) / deviation)
     last = jax.scipy.special.log_ndtr(-(x0 - half - mean) / deviation)
     edge = 1.0 - half
@@ -153,7 +153,7 @@ def learned_term(
     fraction: Float[Array, "B ..."],
     index: Int[Array, "B"],
 ) -> Float[Array, "B"]:
-    """The same with log variance = log small + fraction (log large - log small).
+    """`term` with the learned log variance log small + fraction (log large - log small).
 
     Nichol & Dhariwal 2021, eq. 15. At index 0 the small variance is that of index 1.
     """
@@ -174,7 +174,7 @@ def learned_term(
 def prior_term(path: Path, x0: Float[Array, "B ..."]) -> Float[Array, "B"]:
     """L_T: KL(q(x_T | x_0) || p(x_T)) in nats per dimension (Ho et al. 2020, eq. 5).
 
-    p(x_T) is standard normal, and on an exploding path normal with the deviation sigma_T.
+    p(x_T) is standard normal; on an exploding path its standard deviation is sigma_T.
     """
     at = levels(path, path.last)
     alpha, sigma = float(at.alpha), float(at.sigma)
@@ -186,7 +186,7 @@ def prior_term(path: Path, x0: Float[Array, "B ..."]) -> Float[Array, "B"]:
 def in_bits(
     prior: Float[Array, "B"], middle: Float[Array, "B"], decoder: Float[Array, "B"]
 ) -> dict[str, Float[Array, "B"]]:
-    """`bits_per_dim`, the sum of the bound's three parts in nats, and its two ends, in bits."""
+    """Converts nats to bits: `bits_per_dim`, the sum of all parts, and its decoder and prior."""
     total = prior + middle + decoder
     nats = {"": total, "_decoder": decoder, "_prior": prior}
     return {f"bits_per_dim{name}": value / np.log(2) for name, value in nats.items()}
@@ -195,7 +195,7 @@ def in_bits(
 def decoder_term(path: Path, x0: Float[Array, "B ..."], x: Float[Array, "B ..."]) -> Any:
     """-log p(x_0 | x) at the path's first level, over the 256 values (Kingma et al. 2021, app. D).
 
-    p is in proportion to q(x | x_0).
+    p(x_0 | x) is proportional to q(x | x_0).
     """
     at = levels(path, path.first)
     values = jnp.arange(LEVELS) / 127.5 - 1.0
@@ -214,7 +214,7 @@ def decoder_term(path: Path, x0: Float[Array, "B ..."], x: Float[Array, "B ..."]
 def integrand(
     path: Path, at: Levels, x0: Float[Array, "B ..."], x0_hat: Float[Array, "B ..."]
 ) -> Float[Array, "B"]:
-    """What, at lambda uniform between the path's ends, has the integral of the bound as its mean.
+    """Has the bound's integral as its mean over lambda uniform between the path's ends.
 
     Kingma et al. 2021, eq. 17 and 18: the integral of e^(2 lambda) |x_0 - x_0_hat|^2 over lambda.
     """
@@ -226,8 +226,9 @@ def integrand(
 def proposal_probabilities(steps: Steps, variance: str) -> Float[np.ndarray, "T"]:
     """Probabilities with which to draw the timesteps of the bound; 0 at index 0.
 
-    Nine tenths go by what each term would be for Gaussian data of standard deviation 0.2, whose
-    best x0_hat errs by 1 / (25 + SNR); a tenth is uniform, which bounds the importance weights.
+    Nine tenths are proportional to the terms for Gaussian data of standard deviation 0.2, where the
+    best x0_hat has squared error 1 / (25 + SNR). One tenth is uniform, which bounds the importance
+    weights.
     """
     slope, constant = kl_tables(steps, variance)
     guess = slope / (25.0 + snr(steps)) + constant

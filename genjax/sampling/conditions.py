@@ -1,6 +1,6 @@
-"""What samples are drawn for: conditions given by a user, in a file, or by held-out examples.
+"""Conditions of samples: from command-line flags, from a file, or from held-out examples.
 
-`Method.conditions` says which there are. A row is one value of each: name -> array.
+`Method.conditions` lists those of a method. A row has one value of each: name -> array.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from genjax.modalities.text import read_file
 Condition = Mapping[str, Array]
 Rows = list[dict[str, np.ndarray]]
 
-_SPELLED = ("text", "label", "code", "real")  # kinds whose values are no names of files
+_INLINE_KINDS = ("text", "label", "code", "real")  # values of other kinds are names of files
 
 # ---- for methods ---------------------------------------------------------------------------------
 
@@ -36,29 +36,29 @@ _SPELLED = ("text", "label", "code", "real")  # kinds whose values are no names 
 def labels(
     spec: DataSpec, known: bool, num: int, condition: Condition, key: Array, setting: str = ""
 ) -> Int[Array, "B"] | None:
-    """The labels of `num` samples: those given, or each class in turn; None for a model without.
+    """The labels of `num` samples: those given, or each class in turn; None if not `known`.
 
-    Where the turns begin is drawn from `key`: over many batches all classes come equally often,
-    also where there are more of them than samples in a batch.
+    The first class is drawn from `key`: over many batches all classes come equally often, even if
+    there are more classes than samples in a batch.
 
     Raises:
-      ConfigError: labels for a model that knows none; `setting` would have taught it. Not one label
-        for each sample.
+      ConfigError: labels for a model trained without them, that is without `setting`; or not one
+        label for each sample.
     """
     if not known:
         if condition:
             raise ConfigError(
-                f"{', '.join(condition)}: the model knows no such condition: give none"
+                f"{', '.join(condition)}: the model has no such condition: leave it out"
                 + (f", or train with {setting}." if setting else ".")
             )
         return None
     if NAME not in condition:
         classes = num_classes(spec)
         return (jax.random.randint(key, (), 0, classes) + jnp.arange(num)) % classes
-    given = jnp.asarray(condition[NAME], jnp.int32)
-    if given.shape != (num,):
-        raise ConfigError(f"label: expected {num} labels, got an array of {given.shape}.")
-    return given
+    label = jnp.asarray(condition[NAME], jnp.int32)
+    if label.shape != (num,):
+        raise ConfigError(f"label: expected {num} labels, got an array of {label.shape}.")
+    return label
 
 
 def complete(
@@ -69,26 +69,25 @@ def complete(
     key: Array,
     setting: str = "",
 ) -> dict[str, Array]:
-    """Every condition of `num` samples: those given, and `labels` if none are.
+    """Every condition of `num` samples: those given, and `labels` if no labels are given.
 
     Args:
       spec: of the data.
       fields: the conditions that the model knows.
       num: how many samples.
-      condition: what is given.
-      key: of the labels.
-      setting: that would teach a model conditions.
+      condition: the given conditions.
+      key: draws the labels.
+      setting: the setting with which a model learns conditions, for error messages.
 
     Raises:
-      ConfigError: a condition that the model does not know, one that is missing or has not a row
-        for each sample.
+      ConfigError: a condition is unknown to the model, missing, or does not have one row for each
+        sample.
     """
     if not fields:
         labels(spec, False, num, condition, key, setting)
     if unknown := [name for name in condition if name not in fields]:
         raise ConfigError(
-            f"{', '.join(unknown)}: the model knows no such condition. It knows "
-            f"{', '.join(fields)}."
+            f"{', '.join(unknown)}: the model has no such condition. It has {', '.join(fields)}."
         )
     values = {}
     for name, field in fields.items():
@@ -105,15 +104,15 @@ def complete(
 
 
 def required(condition: Condition, name: str) -> Array:
-    """The condition `name`, which the method cannot do without.
+    """The condition `name`, without which the method cannot sample.
 
     Raises:
       ConfigError: it is not given.
     """
     if name not in condition:
         raise ConfigError(
-            f"--{name} is missing: the method draws nothing without it. Give it, or --conditions="
-            "FILE, or --conditions=test for those of held-out examples."
+            f"--{name} is missing: the method cannot sample without it. Give it, or --conditions="
+            "FILE, or --conditions=test to take it from held-out examples."
         )
     return condition[name]
 
@@ -122,15 +121,15 @@ def required(condition: Condition, name: str) -> Array:
 
 
 def parse(known: Mapping[str, Field], given: Mapping[str, Sequence[str]]) -> Rows:
-    """The rows that flags name: of each condition one value for all, or as many as there are rows.
+    """The rows that flags give: each condition has one value for all rows, or one for each row.
 
     Args:
       known: the conditions of the method.
-      given: flag -> each of its values. `NAME_file` is a file with the text of condition NAME. A
-        condition of one number takes a Python tuple for several.
+      given: flag -> its values. The value of `NAME_file` is a file with the text of condition NAME.
+        If a condition is a single number, a Python tuple gives several values.
 
     Raises:
-      ConfigError: a value that is none of its condition, or several of different number.
+      ConfigError: a value that its condition does not allow, or different numbers of values.
     """
     columns: dict[str, list[np.ndarray]] = {}
     for flag, texts in given.items():
@@ -144,7 +143,7 @@ def parse(known: Mapping[str, Field], given: Mapping[str, Sequence[str]]) -> Row
                 read_file(f"--{flag}", file).removesuffix("\n").removesuffix("\r") for file in files
             ]
         columns[name] = [
-            _value(flag, text, field) for one in texts for text in _several(one, field)
+            _value(flag, part, field) for text in texts for part in _several(text, field)
         ]
     return _in_turn(columns)
 
@@ -190,7 +189,8 @@ def _in_turn(columns: Mapping[str, Sequence[np.ndarray]]) -> Rows:
         if len(values) not in (1, count):
             numbers = ", ".join(f"{len(v)} of {n}" for n, v in columns.items())
             raise ConfigError(
-                f"--{name}: {numbers}. Expected one for all samples, or as many of each condition."
+                f"--{name}: {numbers}. Expected one value for all samples, or the same number for "
+                "every condition."
             )
     return [
         {name: values[i % len(values)] for name, values in columns.items()} for i in range(count)
@@ -198,7 +198,7 @@ def _in_turn(columns: Mapping[str, Sequence[np.ndarray]]) -> Rows:
 
 
 def flags_of(known: Mapping[str, Field]) -> list[str]:
-    """The flags that conditions have."""
+    """The flags of conditions."""
     return [flag for name, f in known.items() for flag in (name, f"{name}_file")[: 1 + _is_text(f)]]
 
 
@@ -207,7 +207,7 @@ def _is_text(field: Field) -> bool:
 
 
 def _several(text: str, field: Field) -> list[str]:
-    """The values in a Python tuple or list, for a condition of one number; else the text itself."""
+    """The values of a Python tuple or list if the condition is one number; else the text itself."""
     if tuple(field.shape) == () and text[:1] in ("(", "["):
         try:
             return [str(value) for value in literal(text)]
@@ -217,7 +217,7 @@ def _several(text: str, field: Field) -> list[str]:
 
 
 def _value(flag: str, text: str, field: Field) -> np.ndarray:
-    if field.kind not in _SPELLED:
+    if field.kind not in _INLINE_KINDS:
         text = at_home(text, f"--{flag}")
     try:
         return modalities.find(field).parse(text, field)
@@ -226,12 +226,12 @@ def _value(flag: str, text: str, field: Field) -> np.ndarray:
 
 
 def read(known: Mapping[str, Field], file: str) -> Rows:
-    """The rows of a file: .csv or .jsonl with a column a condition, or .npz with an array of each.
+    """The rows of a file: .csv or .jsonl with one column per condition, or .npz with one array.
 
-    Names of files in it are relative to it.
+    File names in it are relative to its folder.
 
     Raises:
-      ConfigError: no such file, another kind of one, a column that is no condition, or none.
+      ConfigError: the file is missing, of another type or empty, or a column is not a condition.
     """
     path = Path(file)
     flag = f"--conditions={file}"
@@ -245,28 +245,28 @@ def read(known: Mapping[str, Field], file: str) -> Rows:
             return [dict(zip(columns, row, strict=True)) for row in _zip(flag, checked)]
         text = read_file("--conditions", file)
         if path.suffix == ".csv":
-            found = list(csv.DictReader(io.StringIO(text, newline="")))
+            records = list(csv.DictReader(io.StringIO(text, newline="")))
         else:
-            found = json_lines.all_rows(text)
+            records = json_lines.all_rows(text)
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{flag} cannot be read: {error}.") from error
     rows = []
-    for number, row in enumerate(found, 1):
-        if None in row:  # where the csv module puts what is left over
+    for number, row in enumerate(records, 1):
+        if None in row:  # the csv module's key for values beyond the last column
             raise ConfigError(f"{flag}, row {number}: more values than columns.")
         _check_names(f"{flag}, row {number}", known, row)
         values = {}
         for name, value in row.items():
             where, field = f"conditions, row {number}, {name}", known[name]
             if value is None:
-                raise ConfigError(f"--{where}: expected a text or a number, found nothing.")
-            text = str(value) if field.kind in _SPELLED else _beside(path, str(value))
+                raise ConfigError(f"--{where}: expected a text or a number, but there is no value.")
+            text = str(value) if field.kind in _INLINE_KINDS else _beside(path, str(value))
             values[name] = _value(where, text, field)
         rows.append(values)
     if not rows:
-        raise ConfigError(f"{flag} has no row.")
+        raise ConfigError(f"{flag} has no rows.")
     return rows
 
 
@@ -281,47 +281,49 @@ def _column(flag: str, name: str, values: np.ndarray, field: Field) -> np.ndarra
     """The array of a condition, in the field's dtype.
 
     Raises:
-      ConfigError: another shape or kind of number, or no class or token of the field.
+      ConfigError: a wrong shape or dtype, or a class or token that the field does not have.
     """
     inner = values.shape[1:]
-    alike = len(inner) == len(field.shape) and values.ndim
-    alike = alike and all(want in (None, got) for got, want in zip(inner, field.shape, strict=True))
-    if not alike or not np.can_cast(values.dtype, field.dtype, "same_kind"):
+    shape_fits = len(inner) == len(field.shape) and values.ndim
+    shape_fits = shape_fits and all(
+        want in (None, got) for got, want in zip(inner, field.shape, strict=True)
+    )
+    if not shape_fits or not np.can_cast(values.dtype, field.dtype, "same_kind"):
         axes = ", ".join(["N", *("any" if side is None else str(side) for side in field.shape)])
         raise ConfigError(
             f"{flag}: {name} has shape {list(values.shape)} and dtype {values.dtype}; expected "
             f"{np.dtype(field.dtype)} of shape [{axes}]."
         )
-    most = field.facts.get("num_classes") or field.facts.get("vocabulary_size")
-    least = -1 if None in field.shape else 0  # -1 fills up shorter texts
-    if most and not ((values >= least) & (values < most)).all():
-        what = "classes" if "num_classes" in field.facts else "tokens"
-        raise ConfigError(f"{flag}: {name}: expected {what} from 0 to {most - 1}.")
+    vocabulary = field.facts.get("num_classes") or field.facts.get("vocabulary_size")
+    least = -1 if None in field.shape else 0  # -1 pads shorter texts
+    if vocabulary and not ((values >= least) & (values < vocabulary)).all():
+        noun = "classes" if "num_classes" in field.facts else "tokens"
+        raise ConfigError(f"{flag}: {name}: expected {noun} from 0 to {vocabulary - 1}.")
     return values.astype(field.dtype)
 
 
 def _zip(flag: str, columns: Mapping[str, np.ndarray]) -> list[tuple[Any, ...]]:
     if not columns:
-        raise ConfigError(f"{flag} has no array.")
+        raise ConfigError(f"{flag} has no arrays.")
     if len({len(column) for column in columns.values()}) != 1:
         sizes = ", ".join(f"{name} {len(column)}" for name, column in columns.items())
-        raise ConfigError(f"{flag}: arrays of different length ({sizes}).")
+        raise ConfigError(f"{flag}: arrays of different lengths ({sizes}).")
     if not len(next(iter(columns.values()))):
-        raise ConfigError(f"{flag} has no row.")
+        raise ConfigError(f"{flag} has no rows.")
     return list(zip(*columns.values(), strict=True))
 
 
 def _beside(path: Path, text: str) -> str:
-    """`text`, or the file that it names in the folder of `path`."""
-    beside = path.parent / text
-    return str(beside) if "\n" not in text and len(text) < 256 and beside.is_file() else text
+    """The file named `text` in the folder of `path` if there is one; else `text`."""
+    neighbour = path.parent / text
+    return str(neighbour) if "\n" not in text and len(text) < 256 and neighbour.is_file() else text
 
 
 def _check_names(where: str, known: Mapping[str, Field], given: Mapping[str, Any]) -> None:
     for name in given:
         if name not in known:
             raise ConfigError(
-                f"{where}: {name!r} is no condition of this run. "
+                f"{where}: {name!r} is not a condition of this run. "
                 + (f"Nearest: {nearest(name, known)}." if known else "It has none.")
             )
 
@@ -330,16 +332,16 @@ def _check_names(where: str, known: Mapping[str, Field], given: Mapping[str, Any
 
 
 def in_data(known: Mapping[str, Field], spec: DataSpec) -> dict[str, str]:
-    """Condition -> the field of the data that has it, of those that have one."""
+    """Condition -> its field of the data, for conditions that have one."""
     fields = {name: field.facts.get("field", name) for name, field in known.items()}
     return {name: field for name, field in fields.items() if field in spec.fields}
 
 
 def held_out(source: Any, num: int, transform: Transform | None = None) -> dict[str, np.ndarray]:
-    """`num` examples of a split as one batch, spread over all of it, the same every time.
+    """`num` examples of a split as one batch, spread over all of the split, the same every time.
 
-    If there are fewer, they are taken in turn. `transform` is that of evaluations; an example's
-    draws are always the same.
+    If the split is smaller, its examples are repeated in turn. `transform` is the one for
+    evaluations; its random draws for an example are always the same.
 
     Raises:
       ConfigError: the split is empty.

@@ -1,7 +1,7 @@
-"""What consistency models and mean flows are trained on, and how they are sampled in few steps.
+"""Noise levels, targets and few-step sampling of consistency models and mean flows.
 
-In y = x / alpha and s = sigma / alpha, y = x_0 + s epsilon on every path, and its ODE is
-dy/ds = epsilon. A consistency function takes any point of a trajectory to its point at the least
+With y = x / alpha and s = sigma / alpha, y = x_0 + s epsilon on every path, and its ODE is
+dy/ds = epsilon. A consistency function maps any point of a trajectory to its point at the least
 noise, s_min (Song et al. 2023, definition 1). All levels here are values of s.
 """
 
@@ -28,13 +28,13 @@ _CELLS = 4096
 
 
 def ends(path: Path) -> tuple[float, float]:
-    """The least and the most of s on a path; of one that ends in pure noise, 164."""
+    """The least and the largest s of a path; the largest is at most e^CLIP = 164."""
     first, last = float(path.lam(path.first)), max(float(path.lam(path.last)), -CLIP)
     return math.exp(-first), math.exp(-last)
 
 
 def levels_of(path: Path, s: Float[Array, "B"]) -> Levels:
-    """The levels at s, in float32; what the network is told is interpolated in log s."""
+    """The levels at s, in float32; the network's time input is interpolated in log s."""
     least, most = ends(path)
     table = np.linspace(-math.log(most), -math.log(least), _CELLS + 1)
     lam = -jnp.log(s)
@@ -46,7 +46,7 @@ def levels_of(path: Path, s: Float[Array, "B"]) -> Levels:
 
 
 def intervals(curriculum: str, step: Any, length: int, fewest: int, most: int) -> Int[Array, ""]:
-    """N(k) - 1: into how many steps the noise levels are cut at training step k.
+    """N(k) - 1: the number of steps that the noise levels are divided into at training step k.
 
     "doubling" goes from s_0 = `fewest` to s_1 = `most` in equal stretches of K = `length` steps
     (Song & Dhariwal 2024, table 1); "square_root" grows with the root of k (Song et al. 2023,
@@ -64,7 +64,7 @@ def intervals(curriculum: str, step: Any, length: int, fewest: int, most: int) -
 
 
 def karras(share: Any, least: float, most: float) -> Any:
-    """s at a share, from 0 to 1, of the way up (Karras et al. 2022, eq. 5)."""
+    """s at a share, from 0 to 1, of the way from `least` to `most` (Karras et al. 2022, eq. 5)."""
     low, high = least ** (1 / RHO), most ** (1 / RHO)
     return (low + share * (high - low)) ** RHO
 
@@ -82,9 +82,9 @@ def lognormal(
 def steps_of(
     s: Float[Array, "B"], count: Array, least: float, most: float
 ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
-    """The steps of a grid of `count` steps that levels lie in: (their upper, their lower end).
+    """The (upper, lower) ends of the steps that levels lie in, on a grid of `count` steps.
 
-    Of levels drawn from a lognormal distribution a step comes as often as its mass is, which is the
+    If the levels are drawn from a lognormal distribution, each step is drawn with its mass: the
     discretised distribution of Song & Dhariwal 2024, table 1.
     """
     share = (s ** (1 / RHO) - least ** (1 / RHO)) / (most ** (1 / RHO) - least ** (1 / RHO))
@@ -93,10 +93,10 @@ def steps_of(
 
 
 def nearer(s: Float[Array, "B"], count: Array, least: float) -> Float[Array, "B"]:
-    """r of the pair with s: r / s = 1 - n(s) / N, n(s) = 1 + 8 sigmoid(-s), where it is above 0.
+    """r of the pair with s: r / s = max(0, 1 - n(s) / N), n(s) = 1 + 8 sigmoid(-s).
 
-    The mapping of Geng et al. 2024 (ECT), its q^a being N, with s and r counted from the least
-    noise, where their own function stays what it is.
+    The mapping of Geng et al. 2024 (ECT) with N for their q^a. In the ratio, s and r are counted
+    from the least noise; n(s) takes s itself, as theirs does.
     """
     n = 1.0 + SHARPNESS * jax.nn.sigmoid(-BEND * s)
     return least + (s - least) * jnp.maximum(1.0 - n / count, 0.0)
@@ -113,10 +113,10 @@ def pseudo_huber(difference: Float[Array, "B ..."], factor: float) -> Float[Arra
 
 
 def told_times(t: Float[Array, "B"], r: Float[Array, "B"]) -> Float[Array, "B 2"]:
-    """What the network of a mean flow is told: t and t - r, in hundredths.
+    """The time input of a mean flow's network: 100 t and 100 (t - r).
 
-    Its derivative is part of the target: of the thousandths that diffusion models are told, the
-    fastest of the sinusoids make it large.
+    Its derivative is part of the target. With the factor 1000 of diffusion models, the fastest
+    sinusoids would make the derivative large.
     """
     return HUNDREDTHS * jnp.stack([t, t - r], axis=-1)
 
@@ -128,24 +128,24 @@ def identity(
     t: Float[Array, "B"],
     v: Float[Array, "B ..."],
 ) -> tuple[Float[Array, "B ..."], Float[Array, "B ..."], Any]:
-    """The average velocity between r and t, and what the mean-flow identity makes of it.
+    """The average velocity between r and t, and its target by the mean-flow identity.
 
-    u = v - (t - r) du/dt, with the total derivative along the flow, by a forward-mode product with
-    the tangent (v, 0, 1) (Geng et al. 2025, eq. 6 to 10).
+    u = v - (t - r) du/dt. The total derivative along the flow is a forward-mode product with the
+    tangent (v, 0, 1) (Geng et al. 2025, eq. 6 to 10).
 
     Args:
-      velocity: (z, r, t) -> (u, more).
+      velocity: (z, r, t) -> (u, auxiliary output).
       z: points at t.
       r: the earlier times.
       t: the later times.
       v: the instantaneous velocity at z.
 
     Returns:
-      u, the target of u, and what else `velocity` returns.
+      u, the target of u, and the auxiliary output of `velocity`.
     """
     tangents = (v, jnp.zeros_like(r), jnp.ones_like(t))
-    u, slope, more = jax.jvp(velocity, (z, r, t), tangents, has_aux=True)
-    return u, jax.lax.stop_gradient(v - like(t - r, z) * slope), more
+    u, slope, auxiliary = jax.jvp(velocity, (z, r, t), tangents, has_aux=True)
+    return u, jax.lax.stop_gradient(v - like(t - r, z) * slope), auxiliary
 
 
 # ---- sampling ------------------------------------------------------------------------------------
@@ -154,12 +154,12 @@ def identity(
 def multistep(path: Path, s: Float[np.ndarray, "N"], least: float) -> Table:
     """Multistep consistency sampling (Song et al. 2023, algorithm 1), for `solve`.
 
-    Each call takes x_t to a sample, which is x0 of its pair; all but the last put noise on it
-    again: y = sample + sqrt(s^2 - s_min^2) z. Epsilon is not used.
+    Each call maps x_t to a sample, which is x0 of its pair. After all calls but the last, noise is
+    added again: y = sample + sqrt(s^2 - s_min^2) z. Epsilon is not used.
 
     Args:
       path: of the model.
-      s: falling levels of the calls.
+      s: the decreasing levels of the calls.
       least: s_min.
     """
     s = np.asarray(s, np.float64)

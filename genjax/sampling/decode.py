@@ -1,9 +1,9 @@
-"""Autoregressive decoding: the prompt all at once, then one token after the other.
+"""Autoregressive decoding: the whole prompt at once, then one token after the other.
 
 It runs any network of the form `apply(x [B, T], *, segment=None, cache=None, capacity=0) ->
-(logits [B, T, V], cache)` (networks/sequence.py), with its parameters bound by
-`jax.tree_util.Partial(apply, params)`: so bound they are arguments of the compiled program,
-while those that a closure holds are constants within it.
+(logits [B, T, V], cache)` (networks/sequence.py). Bind the parameters with
+`jax.tree_util.Partial(apply, params)`: then they are arguments of the compiled program, whereas
+parameters in a closure are constants in it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Plan(NamedTuple):
       context: the most positions that the network takes.
       padded: whether the prompt may be padded.
       eos: tokens that end a text.
-      processors: of the logits.
+      processors: applied to the logits.
     """
 
     prompt: int
@@ -47,7 +47,7 @@ class Plan(NamedTuple):
 
     @property
     def capacity(self) -> int:
-        """Positions of the cache; the last token is never fed."""
+        """Positions of the cache; the last token is never an input."""
         return min(self.total - 1, self.context)
 
     @property
@@ -57,14 +57,14 @@ class Plan(NamedTuple):
 
 
 class State(NamedTuple):
-    """How far decoding is.
+    """The state of decoding.
 
     Attributes:
-      tokens: prompt and new tokens, -1 where nothing is.
-      done: whose text has ended.
-      stop: of the automaton that stops each text.
-      length: columns of `tokens` that have come, the same in all rows.
-      cache: the network's, with all of its window but the newest token.
+      tokens: prompt and new tokens, -1 elsewhere.
+      done: whether each text has ended.
+      stop: state of the stop automaton for each text.
+      length: columns of `tokens` that are filled, the same in all rows.
+      cache: of the network, with all of its window but the newest token.
     """
 
     tokens: Int[Array, "B S"]
@@ -87,31 +87,31 @@ def generate(
 ) -> Int[Array, "B S"]:
     """Continues each prompt; S = P + max_new_tokens.
 
-    Tokens are drawn as the processed logits have them, or, without a key, the most probable one is
-    taken. A text ends with the first of `eos`, or with the token that completes a text to stop at,
-    both of which are kept, and where no token may come. Past `context` positions, padding counted,
-    the window slides: the newest context // 2 tokens are all that the network still knows, and it
-    goes on from them until it is full again.
+    Tokens are drawn from the processed logits; without a key, the most probable one is taken. A
+    text ends with the first token of `eos`, or with the token that completes a stop text, both of
+    which are kept; it also ends where no token is allowed. After `context` positions, padding
+    included, the window slides: the network keeps only the newest context // 2 tokens and
+    continues from them until the window is full again.
 
-    It is compiled here, once for its shapes, options and `apply`, and stops when all texts have
-    ended. Within another jitted function the values of the prompt cannot be checked.
+    The loop is compiled once for its shapes, options and `apply`, and stops when all texts have
+    ended. If another jitted function calls this, the values of the prompt cannot be checked.
 
     Args:
-      apply: the network; see above.
+      apply: the network; see the module's docstring.
       prompt: tokens, with -1 on the left where a prompt is shorter.
-      key: draws, the n-th new token with the key folded with n; None is greedy.
-      max_new_tokens: to add to each prompt, at most.
+      key: the n-th new token is drawn with the key folded with n; None is greedy.
+      max_new_tokens: the most tokens to add to each prompt.
       context: the most positions that the network takes.
       eos: tokens that end a text.
-      stop: what ends a text beside them (`stopping.automaton`); the prompt is no part of it.
-      processors: of the logits, in order (`logits.chain`).
+      stop: texts that also end a text (`stopping.automaton`); they are not searched in the prompt.
+      processors: applied to the logits, in order (`logits.chain`).
 
     Returns:
-      The prompts and what follows, -1 where nothing does.
+      The prompts and their continuations; -1 in padding and after the end.
 
     Raises:
-      ConfigError: a prompt that is empty, longer than `context`, padded elsewhere than on the left,
-        or with a token outside the vocabulary; nothing to add.
+      ConfigError: a prompt is empty, longer than `context`, padded elsewhere than on the left, or
+        has a token outside the vocabulary; `max_new_tokens` is out of range.
     """
     apply, plan = make_plan(apply, prompt, max_new_tokens, context, eos, processors)
     return _generate(apply, plan, key, stop, jnp.asarray(prompt, jnp.int32))
@@ -129,21 +129,21 @@ def stream(
     stop: Stop | None = None,
     processors: Sequence[Processor] = (),
 ) -> Iterator[str]:
-    """Yields what `generate` adds to one prompt, as text, as it comes.
+    """Yields the text that `generate` adds to one prompt, piece by piece as it is drawn.
 
-    Text is held back while it ends in U+FFFD, which is what half a character decodes to. The token
+    Text is held back while it ends in U+FFFD, to which an incomplete character decodes. The token
     of `eos` is left out.
 
     Args:
-      apply: as for `generate`, like all that is not named here.
+      apply: the network, as for `generate`.
       prompt: tokens.
-      key: draws.
-      decode: tokens -> text; need not know what is half a character.
-      max_new_tokens: at most.
+      key: draws the tokens; None is greedy.
+      decode: tokens -> text; may decode incomplete characters to U+FFFD.
+      max_new_tokens: the most tokens to add.
       context: the most positions that the network takes.
       eos: tokens that end the text.
-      stop: what ends it beside them.
-      processors: of the logits.
+      stop: texts that also end it.
+      processors: applied to the logits.
 
     Raises:
       ConfigError: as `generate`.
@@ -151,14 +151,14 @@ def stream(
     prompt = np.asarray(prompt, np.int32)[None]
     apply, plan = make_plan(apply, prompt, max_new_tokens, context, eos, processors)
     text = _Text(decode, prompt[0].tolist())
-    state, room = _begin(plan, jnp.asarray(prompt)), 0
+    state, free = _begin(plan, jnp.asarray(prompt)), 0
     for column in range(plan.prompt, plan.total):
-        if room:
-            state, room = _jitted_step(apply, plan, key, stop, state), room - 1
+        if free:
+            state, free = _jitted_step(apply, plan, key, stop, state), free - 1
         else:
             width = plan.prompt if column == plan.prompt else plan.kept
             state = _jitted_fill(apply, plan, key, stop, state._replace(cache=None), width)
-            room = plan.capacity - width
+            free = plan.capacity - width
         token = int(state.tokens[0, column])
         if token < 0 or token in plan.eos:
             break
@@ -169,23 +169,24 @@ def stream(
 
 
 class _Text:
-    """The text of tokens that come one by one: what each adds to the text of those before it."""
+    """Decodes tokens that come one by one to the pieces of text that they add."""
 
     def __init__(self, decode: Callable[[Sequence[int]], str], tokens: list[int]):
         self.decode, self.tokens = decode, tokens
-        # A tokenizer may treat the start of a text specially, so the new is decoded after the old.
-        self.start, self.told = 0, len(tokens)
+        # A tokenizer may treat the start of a text specially, so new tokens are decoded with some
+        # old ones before them.
+        self.start, self.yielded = 0, len(tokens)
 
     def rest(self) -> Iterator[str]:
-        """All that is not told yet."""
-        old = self.decode(self.tokens[self.start : self.told])
+        """Yields all text that has not been yielded yet."""
+        old = self.decode(self.tokens[self.start : self.yielded])
         new = self.decode(self.tokens[self.start :])[len(old) :]
         if new:
-            self.start, self.told = self.told, len(self.tokens)
+            self.start, self.yielded = self.yielded, len(self.tokens)
             yield new
 
     def add(self, token: int) -> Iterator[str]:
-        """Takes a token, and tells the text so far unless it ends within a character."""
+        """Takes a token, and yields the text so far unless it ends within a character."""
         self.tokens.append(token)
         if not self.decode(self.tokens[self.start :]).endswith("\ufffd"):
             yield from self.rest()
@@ -202,18 +203,20 @@ def make_plan(
     """`apply` as an argument of a jitted function, and the plan; for the arguments see `generate`.
 
     Raises:
-      ConfigError: they do not fit each other.
+      ConfigError: as `generate`.
     """
     if not isinstance(apply, Partial):
         apply = Partial(apply)
     rows, length = np.shape(prompt)
-    whole = whole_number(max_new_tokens) and 0 < max_new_tokens <= MOST_NEW_TOKENS
-    require(whole, "max_new_tokens", max_new_tokens, f"a whole number from 1 to {MOST_NEW_TOKENS}")
+    in_range = whole_number(max_new_tokens) and 0 < max_new_tokens <= MOST_NEW_TOKENS
+    require(
+        in_range, "max_new_tokens", max_new_tokens, f"a whole number from 1 to {MOST_NEW_TOKENS}"
+    )
     require(rows > 0 and length > 0, "prompt", np.shape(prompt), "at least one row, and one token")
     if length > context:
         raise ConfigError(
             f"The prompt has {length} tokens, but the model takes {context} positions: shorten the "
-            "prompt, or keep its end only."
+            "prompt, or keep only its end."
         )
     padded = True
     if not isinstance(prompt, jax.core.Tracer):
@@ -224,13 +227,13 @@ def make_plan(
     return apply, Plan(length, total, context, padded, eos, tuple(processors))
 
 
-def _check_tokens(prompt: Int[np.ndarray, "B P"], values: int) -> bool:
-    """Whether there is padding; raises ConfigError at anything but left padding and tokens."""
-    outside = prompt[(prompt < -1) | (prompt >= values)]
+def _check_tokens(prompt: Int[np.ndarray, "B P"], vocabulary: int) -> bool:
+    """Whether there is padding; raises ConfigError unless rows are left padding, then tokens."""
+    outside = prompt[(prompt < -1) | (prompt >= vocabulary)]
     if outside.size:
         raise ConfigError(
             f"The prompt has the token {outside[0]}, but the model knows the tokens 0 to "
-            f"{values - 1}: use the tokenizer that it was trained with."
+            f"{vocabulary - 1}: use the tokenizer that it was trained with."
         )
     padding = prompt < 0
     if padding[:, -1].any() or (padding[:, 1:] & ~padding[:, :-1]).any():
@@ -253,7 +256,7 @@ def _generate(
     step = partial(_step, apply, plan, key, stop)
 
     def window(state: State, width: int) -> State:
-        """Goes on from the newest `width` tokens until the cache is full."""
+        """Continues from the newest `width` tokens until the cache is full."""
         full = state.length + 1 + plan.capacity - width
         state = _fill(apply, plan, key, stop, state, width)
         end = jnp.minimum(full, plan.total)
@@ -273,14 +276,14 @@ def _generate(
 def _begin(plan: Plan, prompt: Int[Array, "B P"]) -> State:
     tokens = jnp.pad(prompt, ((0, 0), (0, plan.total - plan.prompt)), constant_values=-1)
     rows = len(tokens)
-    nothing = jnp.zeros(rows, jnp.int32)
-    return State(tokens, jnp.zeros(rows, bool), nothing, jnp.int32(plan.prompt), None)
+    stop = jnp.zeros(rows, jnp.int32)
+    return State(tokens, jnp.zeros(rows, bool), stop, jnp.int32(plan.prompt), None)
 
 
 def prefill(
     apply: Apply, plan: Plan, tokens: Int[Array, "B S"], length: Int[Array, ""] | int, width: int
 ) -> tuple[Float[Array, "B V"], Tree]:
-    """The logits of column `length`, and a cache of the `width` columns before it."""
+    """The logits for column `length`, and a cache of the `width` columns before it."""
     window = jax.lax.dynamic_slice_in_dim(tokens, length - width, width, 1)
     segment = (window >= 0).astype(jnp.int32) if plan.padded else None
     logits, cache = apply(jnp.maximum(window, 0), segment=segment, capacity=plan.capacity)
@@ -290,7 +293,7 @@ def prefill(
 def advance(
     apply: Apply, tokens: Int[Array, "B S"], length: Int[Array, ""], cache: Tree
 ) -> tuple[Float[Array, "B V"], Tree]:
-    """The logits of column `length`, and the cache with the newest token in it."""
+    """The logits for column `length`, and the cache with the newest token added."""
     token = jax.lax.dynamic_slice_in_dim(tokens, length - 1, 1, 1)
     logits, cache = apply(jnp.maximum(token, 0), cache=cache)
     return logits[:, -1], cache
@@ -325,7 +328,7 @@ def _choose(
     if plan.eos:
         done |= jnp.isin(token, jnp.array(plan.eos))
     if stop is not None:
-        search = jnp.asarray(stop)[search, token]  # of a text that has ended, of no matter
+        search = jnp.asarray(stop)[search, token]  # has no effect on a text that has ended
         done |= search == len(stop) - 1
     return State(tokens, done, search, length + 1, cache)
 

@@ -23,15 +23,15 @@ MOST_SAMPLES = 2**20  # of one command
 
 
 def parse_options(method: Method, given: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The options of drawing that the command line gives, as Python values.
+    """The sampling options given on the command line, as Python values.
 
-    Options that are functions cannot be given there. `method.options` says how some are read.
+    Options that are functions cannot be given there. `method.options` has parsers for some options.
 
     Raises:
       ConfigError: an option that the method does not have, or one that is given twice.
     """
-    found = options_of(method).items()
-    known = [name for name, p in found if "Callable" not in str(p.annotation)]
+    parameters = options_of(method).items()
+    known = [name for name, p in parameters if "Callable" not in str(p.annotation)]
     options = {}
     for name, texts in given.items():
         if name not in known:
@@ -54,10 +54,10 @@ def parse_options(method: Method, given: Mapping[str, Sequence[str]]) -> dict[st
 
 
 def planned(method: Method, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tree]]:
-    """The keywords of `method.sample`: those that are compiled in, and trees of arrays.
+    """The keywords of `method.sample`: the static ones, and the trees of arrays, which are traced.
 
     Raises:
-      ConfigError: an option has a value that the method cannot follow.
+      ConfigError: the method does not support the value of an option.
     """
     keywords = method.plan(**options) if method.plan else options
     arrays = {}
@@ -79,23 +79,24 @@ def make_draw(
 ) -> Callable[..., np.ndarray]:
     """The function (params, mutable, key) -> `num` samples, on the host of every process.
 
-    It is compiled at its first call. It also takes other `arrays`, those of another plan of the
-    same shapes (see `planned`), and other values of the same conditions, without compiling again.
-    Batches of `BATCH` are drawn
-    with the key folded with their index, so that the first samples depend neither on how many
-    follow nor on the devices. As many batches as devices share a batch are drawn at once, one on
-    each; fewer one after the other, each spread over the devices if they divide it.
+    It is compiled at its first call. It also takes the `arrays` of another plan of the same shapes
+    (see `planned`) and other values of the same conditions, without another compilation. Each batch
+    of `BATCH` is drawn with the key folded with its index, so that the first samples depend neither
+    on how many follow nor on the devices.
+    If there are at least as many batches as devices along data x fsdp, or several whose size those
+    devices do not divide, one batch per device is drawn at once. Else batches are drawn one after
+    the other, each spread over the devices if they divide its size.
 
     Args:
-      method: what to draw from.
+      method: the method to sample from.
       mesh: the devices.
       num: how many samples.
       condition: rows of each condition that is given, taken in turn.
       options: of the method: those of its `plan`, or keywords of its `sample`.
 
     Raises:
-      ConfigError: an option has a value that the method cannot follow; of a method without a plan
-        at the first call.
+      ConfigError: the method does not support the value of an option; a method without a plan
+        raises it at the first call.
     """
     (fixed, traced), split = planned(method, options or {}), mesh.shape["data"] * mesh.shape["fsdp"]
     size = min(num, BATCH)
@@ -118,17 +119,17 @@ def make_draw(
         condition: Tree,
         arrays: Mapping[str, Tree],
     ):
-        def one(key: jax.Array, condition: Mapping[str, jax.Array]) -> jax.Array:
+        def sample(key: jax.Array, condition: Mapping[str, jax.Array]) -> jax.Array:
             return method.sample(params, mutable, key, size, condition, **fixed, **arrays)
 
         def place(tree: Tree) -> Tree:
             return jax.lax.with_sharding_constraint(tree, sharding) if spread else tree
 
         if at_once == 1:
-            own = jax.random.fold_in(key, index[0])
-            return place(one(own, place({n: c[0] for n, c in condition.items()})))[None]
+            batch_key = jax.random.fold_in(key, index[0])
+            return place(sample(batch_key, place({n: c[0] for n, c in condition.items()})))[None]
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-        return place(jax.vmap(one)(place(keys), place(condition)))
+        return place(jax.vmap(sample)(place(keys), place(condition)))
 
     jitted = jax.jit(batch, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
@@ -144,10 +145,10 @@ def make_draw(
         with jax.set_mesh(mesh), following("sampling", num) as advance:
             drawn, count = [], at_once * size
             for i in range(rounds):
-                given = {name: values[i] for name, values in rows.items()}
+                conditions = {name: values[i] for name, values in rows.items()}
                 index = np.arange(i * at_once, (i + 1) * at_once)
-                made = np.asarray(jitted(params, mutable, key, index, given, arrays))
-                drawn.append(made.reshape(-1, *made.shape[2:]))
+                samples = np.asarray(jitted(params, mutable, key, index, conditions, arrays))
+                drawn.append(samples.reshape(-1, *samples.shape[2:]))
                 advance(min(count, num - i * count))
         return np.concatenate(drawn)[:num]
 
@@ -190,10 +191,10 @@ def draw_rows(
 ) -> np.ndarray:
     """`num` samples for rows of conditions in turn, which may be of different shapes.
 
-    Padding would mean something to a method: rows of one shape are drawn together, each as if
-    alone, and a program is compiled for each shape, the largest first, so that one that is too long
-    is told of ahead of all work. Those of the largest are drawn with `key`, those of the n-th shape
-    after it with the key folded with n.
+    Rows are not padded, because padding could change samples. Rows of one shape are drawn together,
+    and each shape has its own compiled program. The largest shape comes first, so that a row that
+    is too long is reported before other work. Its rows are drawn with `key`, those of the n-th
+    shape after it with the key folded with n.
 
     Args:
       sampler: of the method.
@@ -202,20 +203,20 @@ def draw_rows(
       options: keywords of `method.sample`.
       params: of the method.
       mutable: of the method.
-      key: draws.
+      key: for the random draws.
 
     Returns:
-      The samples; where they differ in their first axis, filled up with -1.
+      The samples; if their first axes differ, shorter ones are padded with -1.
     """
-    given = [rows[i % len(rows)] for i in range(num)]
-    shapes = [tuple(sorted((name, np.shape(v)) for name, v in row.items())) for row in given]
+    repeated = [rows[i % len(rows)] for i in range(num)]
+    shapes = [tuple(sorted((name, np.shape(v)) for name, v in row.items())) for row in repeated]
     samples: dict[int, np.ndarray] = {}
     for n, shape in enumerate(sorted(set(shapes), reverse=True)):
-        alike = [i for i in range(num) if shapes[i] == shape]
-        condition = {name: np.stack([given[i][name] for i in alike]) for name, _ in shape}
-        draw = sampler.make(len(alike), condition, options)
+        indices = [i for i in range(num) if shapes[i] == shape]
+        condition = {name: np.stack([repeated[i][name] for i in indices]) for name, _ in shape}
+        draw = sampler.make(len(indices), condition, options)
         drawn = draw(params, mutable, jax.random.fold_in(key, n) if n else key)
-        samples |= dict(zip(alike, drawn, strict=True))
+        samples |= dict(zip(indices, drawn, strict=True))
     if len({sample.shape for sample in samples.values()}) == 1:
         return np.stack([samples[i] for i in range(num)])
     width = max(map(len, samples.values()))

@@ -1,7 +1,7 @@
-"""Where a sampler calls the network: noise levels from the path's last to its first, in float64.
+"""Grids of noise levels at which a sampler calls the network, the noisiest first, in float64.
 
-A grid is `Levels` with N + 1 rows: the levels of N steps, and the one that the last step ends at,
-which is the data (alpha 1, sigma 0) or the path's first level.
+A grid is `Levels` with N + 1 rows: the levels at which N steps begin, and the level at which the
+last step ends: the data (alpha 1, sigma 0) or the path's first level.
 """
 
 from __future__ import annotations
@@ -28,36 +28,37 @@ def times(
 ) -> Float[np.ndarray, "N"]:
     """The times of a sampler's steps, the noisiest first.
 
-    "uniform" is even in t, with the last step to the path's first time; "linspace" has its last
-    step begin there. In discrete time "trailing", "leading" and "linspace" are ways to take whole
-    timesteps (Lin et al. 2024, table 2, and for "linspace" DPM-Solver's authors), and "uniform" is
-    "trailing". "lambda" is even in lambda (Lu et al. 2022), "karras" in (sigma / alpha)^(1 / rho)
-    (Karras et al. 2022, eq. 5); both go from the path's last level to its first.
+    "uniform" is evenly spaced in t, and its last step ends at the path's first time; the last step
+    of "linspace" begins there. In discrete time "trailing", "leading" and "linspace" choose whole
+    timesteps (Lin et al. 2024, table 2; "linspace": DPM-Solver's authors), and "uniform" is
+    "trailing". "lambda" is evenly spaced in lambda (Lu et al. 2022), "karras" in
+    (sigma / alpha)^(1 / rho) (Karras et al. 2022, eq. 5); both go from the path's last level to its
+    first.
 
     Args:
       path: from data to noise.
       steps: N.
       spacing: of NAMES.
       rho: of "karras".
-      shift: factor of sigma / alpha, more of the steps at much noise if above 1 (Esser et al. 2024,
-        eq. 23); of grids in continuous time.
-      given: N times by hand in place of all that, such as a table of Sabour et al. (2024).
+      shift: factor of sigma / alpha for grids in continuous time; above 1, more steps are at high
+        noise (Esser et al. 2024, eq. 23).
+      given: N times to use instead, such as a table of Sabour et al. (2024).
 
     Raises:
-      ConfigError: more steps than timesteps, none, or no such spacing; times that do not fall, or
-        lie outside the path.
+      ConfigError: steps below 1 or above the number of timesteps; an unknown spacing; given times
+        that do not decrease, or lie outside the path.
     """
     if not isinstance(given, tuple | list) or not all(map(is_number, given)):
         raise ConfigError(f'times={given!r}: expected numbers, such as "(900, 600, 300)".')
     if given:
-        by_hand = np.asarray(given, np.float64)
-        inside = np.all((by_hand >= path.first) & (by_hand <= path.last))
-        if by_hand.ndim != 1 or not inside or np.any(np.diff(by_hand) >= 0):
+        given_times = np.asarray(given, np.float64)
+        inside = np.all((given_times >= path.first) & (given_times <= path.last))
+        if given_times.ndim != 1 or not inside or np.any(np.diff(given_times) >= 0):
             raise ConfigError(
-                f"times={tuple(given)}: expected falling times from {path.last:g} to "
-                f"{path.first:g}, those of the path."
+                f"times={tuple(given)}: expected decreasing times of the path, from "
+                f"{path.last:g} to {path.first:g}."
             )
-        return by_hand
+        return given_times
     one_of("spacing", spacing, NAMES)
     require(1 <= steps <= MOST_STEPS, "steps", steps, f"1 to {MOST_STEPS}")
     require(shift > 0, "shift", shift, "more than 0")
@@ -70,8 +71,8 @@ def times(
     if spacing in ("trailing", "leading") or (T and spacing in ("uniform", "linspace")):
         if not T:
             raise ConfigError(
-                f"spacing={spacing!r} takes whole timesteps, of which a path in continuous time "
-                "has none. Use uniform, linspace, lambda or karras."
+                f"spacing={spacing!r} takes whole timesteps, but a path in continuous time has "
+                "none. Use uniform, linspace, lambda or karras."
             )
         require(shift == 1, "shift", shift, f"1 with spacing={spacing!r}, or lambda or karras")
         if spacing == "leading":
@@ -80,47 +81,47 @@ def times(
             return np.linspace(0, T - 1, N + 1).round()[:0:-1]
         return np.round(np.arange(N, 0, -1) * T / N) - 1
     if spacing in ("uniform", "linspace"):
-        found = np.linspace(path.last, path.first, N + (spacing == "uniform"))[:N]
-        return found if shift == 1 else _moved(path, found, shift)
+        grid_times = np.linspace(path.last, path.first, N + (spacing == "uniform"))[:N]
+        return grid_times if shift == 1 else _moved(path, grid_times, shift)
     high, low = float(path.lam(path.last)), float(path.lam(path.first))
-    if not np.isfinite(high):  # pure noise, and steps from where the data begin to show
+    if not np.isfinite(high):  # pure noise: begin at the first level with some data
         high = max(-CLIP, float(path.lam(path.last - 1)) if T else -np.inf)
     if spacing == "lambda":
         lam = np.linspace(high, low, N)
     else:
         ends = np.exp(-np.asarray([high, low]) / rho)
         lam = -rho * np.log(np.linspace(*ends, N))
-    found = np.clip(path.time(lam), path.first, path.last)
-    found[-1] = path.first
-    found[0] = path.last
-    return found if shift == 1 else _moved(path, found, shift)
+    grid_times = np.clip(path.time(lam), path.first, path.last)
+    grid_times[-1] = path.first
+    grid_times[0] = path.last
+    return grid_times if shift == 1 else _moved(path, grid_times, shift)
 
 
 def _moved(path: Path, t: Float[np.ndarray, "N"], shift: float) -> Float[np.ndarray, "N"]:
-    """The times with sigma / (alpha + sigma), the time of a flow, moved as Esser et al. 2024 do.
+    """Shifts times by their flow time sigma / (alpha + sigma), as Esser et al. 2024 do.
 
-    The noisiest stays where it is, and no two come to lie together.
+    The noisiest time stays, and no two times become equal.
     """
     noisiest = path.last - 1 if path.steps and np.isneginf(path.lam(path.last)) else path.last
     top, share = (1 / (1 + np.exp(path.lam(at))) for at in (noisiest, t))
     u = np.minimum(share / top, 1)
     moved = top * shift * u / (1 + (shift - 1) * u)
     with np.errstate(divide="ignore"):
-        found = path.time(np.log1p(-moved) - np.log(moved))
-    found[0] = t[0]
-    return np.clip(found, path.first, path.last)
+        shifted = path.time(np.log1p(-moved) - np.log(moved))
+    shifted[0] = t[0]
+    return np.clip(shifted, path.first, path.last)
 
 
 def grid(path: Path, t: Float[np.ndarray, "N"], end: str = "data") -> Levels:
-    """The levels at falling times, and of what the last step ends at.
+    """The levels at decreasing times, and the level at which the last step ends.
 
     Args:
       path: from data to noise.
-      t: falling times, of which one may be the path's first: it is left out if the end is that.
-      end: "data" or "first", the path's first level, as DDIM's authors had it.
+      t: decreasing times. In continuous time, a last one that equals `end` is left out.
+      end: "data" or "first", the path's first level, as in the code of DDIM's authors.
 
     Raises:
-      ConfigError: no such end, or two times of the same noise.
+      ConfigError: an unknown end, or two times of the same noise.
     """
     one_of("end", end, ENDS)
     t = np.asarray(t, np.float64)
@@ -130,15 +131,15 @@ def grid(path: Path, t: Float[np.ndarray, "N"], end: str = "data") -> Levels:
     last = Levels(path.told(np.asarray(path.first)), np.float64(1), np.float64(0))
     if end == "first":
         last = levels(path, path.first)
-    whole = Levels(*(np.append(a, b) for a, b in zip(at, last, strict=True)))
+    all_levels = Levels(*(np.append(a, b) for a, b in zip(at, last, strict=True)))
     with np.errstate(divide="ignore"):
-        ratio = whole.sigma / whole.alpha
-    falls = np.diff(ratio) < 0
+        ratio = all_levels.sigma / all_levels.alpha
+    decreases = np.diff(ratio) < 0
     if end == "first" and path.steps:
-        falls = falls[:-1]  # the last step of a grid that begins at 0 stays where it is
-    if not falls.all():
+        decreases = decreases[:-1]  # the last step may begin and end at timestep 0
+    if not decreases.all():
         raise ConfigError(
-            f"the sampler's times {tuple(np.round(t, 6))} have the same noise twice: take fewer "
-            "steps, or another spacing."
+            f"the sampler's times {tuple(np.round(t, 6))} have the same noise twice: use fewer "
+            "steps or another spacing."
         )
-    return whole
+    return all_levels

@@ -1,8 +1,8 @@
 """Denoisers that wrap denoisers: guidance, and x_0 kept within the data's range.
 
-A denoiser is (x, level, memory) -> (Prediction, memory). `Both` gives two predictions of one point:
-the good one, such as that of a network that is told the label, and the one to keep away from: that
-of the network told nothing (Ho & Salimans 2022), or of a worse network told the same (Karras et al.
+A denoiser is (x, level, memory) -> (Prediction, memory). `Both` gives two predictions for one
+point: a good one, such as that of a network with the label, and a bad one to move away from: that
+of the network without the label (Ho & Salimans 2022), or of a worse network with it (Karras et al.
 2024b). All strengths may be traced.
 """
 
@@ -26,17 +26,17 @@ KINDS = ("linear", "projected", "cfg++")
 
 
 class Guidance(NamedTuple):
-    """How two predictions become one; numbers, which may be traced.
+    """How two predictions are combined; numbers, which may be traced.
 
     Attributes:
-      scale: w; 1 is the good prediction. Of "cfg++" lambda, from 0 to 1.
-      low: s = sigma / alpha from which guidance is used (Kynkäänniemi et al. 2024); 1 below.
-      high: s up to which.
-      rescale: phi, how much of the standard deviation of each guided x_0 is set back to that of the
-        good one (Lin et al. 2024, eq. 15 and 16).
-      parallel: eta of "projected": how much of the difference along the good x_0 is left.
-      radius: r of "projected": the longest difference.
-      momentum: beta of "projected": of the running sum of differences, usually below 0.
+      scale: w; 1 gives the good prediction. For "cfg++" it is lambda, from 0 to 1.
+      low: least s = sigma / alpha with guidance (Kynkäänniemi et al. 2024); outside, scale is 1.
+      high: largest s with guidance.
+      rescale: phi, from 0 to 1: how far the standard deviation of each guided x_0 is set back to
+        that of the good one (Lin et al. 2024, eq. 15 and 16).
+      parallel: eta of "projected": factor of the difference's part along the good x_0.
+      radius: r of "projected": the largest norm of the difference.
+      momentum: beta of "projected": factor of the running sum of differences, usually below 0.
     """
 
     scale: Any = 1.0
@@ -49,10 +49,10 @@ class Guidance(NamedTuple):
 
 
 def check(kind: str, g: Guidance) -> None:
-    """Refuses what cannot be followed.
+    """Checks the options of guidance.
 
     Raises:
-      ConfigError: says which option, and what it may be.
+      ConfigError: an option is out of range, or has no effect with this kind.
     """
     one_of("guidance_kind", kind, KINDS)
     require(0 <= g.low < g.high, "guidance_interval", (g.low, g.high), "0 <= low < high")
@@ -61,28 +61,28 @@ def check(kind: str, g: Guidance) -> None:
     require(-1 < g.momentum < 1, "guidance_momentum", g.momentum, "between -1 and 1")
     if kind != "projected":
         for name in ("parallel", "radius", "momentum"):
-            value, none = getattr(g, name), Guidance._field_defaults[name]
-            expected = f"{none:g}, or guidance_kind='projected'"
-            require(value == none, f"guidance_{name}", value, expected)
+            value, default = getattr(g, name), Guidance._field_defaults[name]
+            expected = f"{default:g}, or guidance_kind='projected'"
+            require(value == default, f"guidance_{name}", value, expected)
     if kind == "cfg++":
         require(0 <= g.scale <= 1, "guidance", g.scale, "between 0 and 1 with cfg++")
         require(g.rescale == 0, "guidance_rescale", g.rescale, "0 with guidance_kind='cfg++'")
 
 
 def _rows(x: Float[Array, "B ..."], f: Callable) -> Float[Array, "B ..."]:
-    """f over each example, shaped to broadcast."""
+    """Reduces each example by f, shaped to broadcast."""
     return f(x, axis=tuple(range(1, x.ndim)), keepdims=True)
 
 
 def guided(both: Both, g: Guidance, kind: str = "linear") -> Denoise:
-    """The denoiser that goes beyond the good prediction, away from the other.
+    """The denoiser that extrapolates from the bad prediction through the good one.
 
-    "linear": x_0 = bad + w (good - bad) (Ho & Salimans 2022, eq. 6). "projected": the same with a
-    difference that is remembered, shortened and turned away from x_0 (Sadat et al. 2025, "APG",
-    algorithm 1). "cfg++": x_0 is guided and the noise is that of the bad prediction (Chung et al.
-    2025, algorithm 1): a pair that does not explain x_t, on purpose.
+    "linear": x_0 = bad + w (good - bad) (Ho & Salimans 2022, eq. 6). "projected": the same, but the
+    difference has momentum, a limited norm, and less of its part along x_0 (Sadat et al. 2025,
+    "APG", algorithm 1). "cfg++": x_0 is guided and the noise is that of the bad prediction (Chung
+    et al. 2025, algorithm 1); this pair does not reproduce x_t, on purpose.
 
-    Its memory, of "projected", begins as zeros like x.
+    The memory of "projected" must start as zeros like x.
     """
 
     def denoise(x: Array, at: Levels, memory: Any) -> tuple[Prediction, Any]:
@@ -115,28 +115,28 @@ def guided(both: Both, g: Guidance, kind: str = "linear") -> Denoise:
 def classifier_guided(
     denoise: Denoise, log_probability: Callable[[Array, Levels], Float[Array, "B"]], scale: Any
 ) -> Denoise:
-    """Adds the slope of a classifier to the score (Dhariwal & Nichol 2021, algorithm 2).
+    """Adds the gradient of a classifier to the score (Dhariwal & Nichol 2021, algorithm 2).
 
     Args:
-      denoise: of the data without labels.
+      denoise: the unconditional denoiser.
       log_probability: (x_t, level) -> log p(label | x_t) of each example.
-      scale: of the slope.
+      scale: of the gradient.
     """
 
     def wrapped(x: Array, at: Levels, memory: Any) -> tuple[Prediction, Any]:
         pair, memory = denoise(x, at, memory)
-        slope = jax.grad(lambda x: log_probability(x, at).sum())(x)
-        by = scale * jnp.square(at.sigma) / jnp.where(at.alpha > 0, at.alpha, jnp.inf)
-        x0 = pair.x0 + like(by, x) * slope  # in pure noise there is no slope
-        return Prediction(x0, pair.epsilon - scale * at.sigma * slope, pair.fraction), memory
+        gradient = jax.grad(lambda x: log_probability(x, at).sum())(x)
+        factor = scale * jnp.square(at.sigma) / jnp.where(at.alpha > 0, at.alpha, jnp.inf)
+        x0 = pair.x0 + like(factor, x) * gradient  # in pure noise the gradient is not used
+        return Prediction(x0, pair.epsilon - scale * at.sigma * gradient, pair.fraction), memory
 
     return wrapped
 
 
 def clipped(denoise: Denoise) -> Denoise:
-    """Keeps x_0 in [-1, 1] and works epsilon out again, so that the pair explains x_t.
+    """Clips x_0 to [-1, 1] and recomputes epsilon so that the pair reproduces x_t.
 
-    This is what guided diffusion does, and diffusers with `use_clipped_model_output=True`.
+    Guided diffusion does so, and diffusers with `use_clipped_model_output=True`.
     """
 
     def wrapped(x: Array, at: Levels, memory: Any) -> tuple[Prediction, Any]:
@@ -147,16 +147,16 @@ def clipped(denoise: Denoise) -> Denoise:
 
 
 def thresholded(denoise: Denoise, percentile: float = 99.5) -> Denoise:
-    """Dynamic thresholding: x_0 within the percentile of its own size, at least 1, over that.
+    """Dynamic thresholding (Saharia et al. 2022, Imagen, section 2.3).
 
-    Saharia et al. 2022 (Imagen), section 2.3.
+    Clips each x_0 to the percentile of its absolute values, at least 1, and divides by that.
     """
 
     def wrapped(x: Array, at: Levels, memory: Any) -> tuple[Prediction, Any]:
         pair, memory = denoise(x, at, memory)
         flat = jnp.abs(pair.x0).reshape(len(x), -1)
-        most = like(jnp.maximum(jnp.percentile(flat, percentile, axis=1), 1.0), x)
-        x0 = jnp.clip(pair.x0, -most, most) / most
+        limit = like(jnp.maximum(jnp.percentile(flat, percentile, axis=1), 1.0), x)
+        x0 = jnp.clip(pair.x0, -limit, limit) / limit
         return of_x0(at, x0, x)._replace(fraction=pair.fraction), memory
 
     return wrapped

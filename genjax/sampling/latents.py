@@ -1,7 +1,7 @@
-"""Pictures of a code: what is reconstructed, what lies between, along and around codes.
+"""Pictures of latent codes: reconstructions, interpolations, traversals and maps.
 
 `decode` is (z [N, Z], like [N]) -> uint8 images [N, H, W, C]; `like` is the row of the batch whose
-label, if there are any, goes with each z. Every picture is uint8 [rows, columns, H, W, C].
+label, if there are labels, is used for each z. Every picture is uint8 [rows, columns, H, W, C].
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 Decode = Callable[[Float[Array, "N Z"], Int[Array, "N"]], UInt8[Array, "N H W C"]]
 Pictures = UInt8[Array, "R K H W C"]
 
-# Ten colours that are told apart on black.
+# Ten colours that are easy to tell apart on black.
 COLOURS = np.array(
     [
         (78, 121, 167), (242, 142, 43), (225, 87, 89), (118, 183, 178), (89, 161, 79),
@@ -30,7 +30,7 @@ COLOURS = np.array(
 
 MARGIN, LEFT = 8, 26  # pixels around a map, above and to the left
 LINE, LETTER = 14, 7  # of a legend, in pixels
-MOST_NAMES = 18  # of it
+MOST_NAMES = 18  # in a legend
 
 
 def most_active(code: Float[Array, "B Z"], count: int) -> Int[Array, "K"]:
@@ -41,12 +41,12 @@ def most_active(code: Float[Array, "B Z"], count: int) -> Int[Array, "K"]:
 def reconstructions(
     images: UInt8[Array, "B H W C"], made: UInt8[Array, "B H W C"], columns: int = 8, rows: int = 4
 ) -> Pictures:
-    """Rows of images, each above a row of what was made of them."""
+    """Rows of images, each above a row of their reconstructions."""
     rows = max(min(rows, len(images) // columns), 1)
     columns = min(columns, len(images))
-    both = jnp.stack([images, made])[:, : rows * columns]
-    both = both.reshape(2, rows, columns, *images.shape[1:])
-    return jnp.swapaxes(both, 0, 1).reshape(2 * rows, columns, *images.shape[1:])
+    stacked = jnp.stack([images, made])[:, : rows * columns]
+    stacked = stacked.reshape(2, rows, columns, *images.shape[1:])
+    return jnp.swapaxes(stacked, 0, 1).reshape(2 * rows, columns, *images.shape[1:])
 
 
 def _rows(decode: Decode, z: Float[Array, "R K Z"], like: Int[Array, "R"]) -> Pictures:
@@ -57,7 +57,7 @@ def _rows(decode: Decode, z: Float[Array, "R K Z"], like: Int[Array, "R"]) -> Pi
 def interpolations(
     code: Float[Array, "B Z"], decode: Decode, columns: int = 8, rows: int = 6
 ) -> Pictures:
-    """Straight ways between the codes of two neighbours in the batch, in equal steps."""
+    """Straight lines between the codes of two neighbours in the batch, in equal steps."""
     rows = min(rows, len(code) // 2)
     start, end = code[: 2 * rows : 2, None], code[1 : 2 * rows : 2, None]
     at = jnp.linspace(0.0, 1.0, columns)[:, None]
@@ -71,7 +71,7 @@ def traversals(
     rows: int = 10,
     reach: float = 3.0,
 ) -> Pictures:
-    """The first code with one dimension a row moved from -reach to reach, the most varied first."""
+    """The first code; each row moves one dimension from -reach to reach, the most varied first."""
     moved = most_active(code, rows)
     at = jnp.linspace(-reach, reach, columns)
     z = jnp.broadcast_to(code[0], (len(moved), columns, code.shape[1]))
@@ -80,7 +80,7 @@ def traversals(
 
 
 def manifold(decode: Decode, steps: int = 16) -> Pictures:
-    """A code of two dimensions at the prior's quantiles (Kingma & Welling 2014, figure 4)."""
+    """Two-dimensional codes at the prior's quantiles (Kingma & Welling 2014, figure 4)."""
     at = norm.ppf((jnp.arange(steps) + 0.5) / steps)
     z = jnp.stack(jnp.meshgrid(at, -at), axis=-1)
     return _rows(decode, z, jnp.zeros(steps, jnp.int32))
@@ -94,9 +94,9 @@ def scatter(
     reach: float = 4.0,
     dot: int = 1,
 ) -> Pictures:
-    """A map of the two most varied dimensions from -reach to reach, coloured by the label.
+    """A map of the two most varied dimensions from -reach to reach, coloured by label.
 
-    Axes and a legend of the classes are drawn beside it.
+    Axes and a legend of the classes are drawn around it.
 
     Args:
       code: means of q(z | x).
@@ -125,7 +125,7 @@ def scatter(
 
 
 def _frame(size: int, reach: float, names: Sequence[str]) -> UInt8[np.ndarray, "H W 3"]:
-    """What stands around a map: ticks at both ends and 0, and the classes with their colours."""
+    """The frame of a map: ticks at both ends and 0, and the classes with their colours."""
     shown = [name.encode("ascii", "replace").decode()[:16] for name in names[:MOST_NAMES]]
     if len(names) > MOST_NAMES:
         shown.append(f"+ {len(names) - MOST_NAMES} more")
@@ -149,9 +149,10 @@ def _frame(size: int, reach: float, names: Sequence[str]) -> UInt8[np.ndarray, "
 
 
 def bars(shares: Float[Array, "Q K"], height: int = 64, width: int = 256) -> Pictures:
-    """The shares of codes as bars, the largest first, one picture a codebook, one below another.
+    """The shares of codes as bars, the largest first, one picture per codebook, stacked.
 
-    The tallest bar has the full height; with more codes than pixels a bar is the largest of its.
+    The tallest bar has the full height. If there are more codes than pixels, a bar shows the
+    largest of its codes.
     """
     Q, K = shares.shape
     per = -(-K // width)

@@ -1,6 +1,6 @@
 """The likelihood of data under a diffusion or flow model, by its probability-flow ODE.
 
-In y = x / alpha and s = sigma / alpha the ODE of every path is dy/ds = epsilon(y, s) (Song et al.
+With y = x / alpha and s = sigma / alpha the ODE of every path is dy/ds = epsilon(y, s) (Song et al.
 2021b, eq. 13; Karras et al. 2022, eq. 4), and log p(y_min) = log p(y_max) + integral of
 div epsilon ds (Chen et al. 2018, eq. 8). It is solved over u = log s.
 """
@@ -19,9 +19,9 @@ from jaxtyping import Array, Float
 from genjax.checks import require
 from genjax.sampling.paths import Levels, Path, levels_at
 
-PURE = -8.0  # lambda at which a path that ends in pure noise has come to it: e^-16 of its variance
+PURE = -8.0  # lambda that counts as pure noise: the data are e^-16 of the variance
 
-# epsilon of (x, level): that of a denoiser, without its memory.
+# (x, level) -> epsilon, as a denoiser predicts it, without memory.
 Epsilon = Callable[[Float[Array, "B ..."], Levels], Float[Array, "B ..."]]
 
 
@@ -30,8 +30,8 @@ class Likelihood(NamedTuple):
 
     Attributes:
       log_p: of x at the path's first noise level.
-      error: of the solver, by which log_p was corrected: less than this is left.
-      standard_error: of the divergence's estimate; 0 where it is exact.
+      error: estimated error of the solver, already corrected in log_p; the remaining one is less.
+      standard_error: of the divergence's estimate; 0 if it is exact, NaN with one probe.
       latent: x at the path's last level.
     """
 
@@ -46,9 +46,9 @@ def divergence(
     y: Float[Array, "B ..."],
     probes: Float[Array, "K B ..."] | None,
 ) -> tuple[Float[Array, "B ..."], Float[Array, "K B"]]:
-    """f(y), and its divergence: exact, K = 1, or by each of K probes (Grathwohl et al. 2019).
+    """f(y) and its divergence: exact, K = 1, or by each of K probes (Grathwohl et al. 2019).
 
-    Examples must not depend on each other in f.
+    f must treat examples independently.
     """
     if probes is not None:
 
@@ -56,8 +56,8 @@ def divergence(
             value, slope = jax.jvp(f, (y,), (probe,))
             return value, (probe * slope).reshape(len(y), -1).sum(1)
 
-        values, found = jax.lax.map(along, probes)
-        return values[0], found
+        values, estimates = jax.lax.map(along, probes)
+        return values[0], estimates
     size = math.prod(y.shape[1:])
 
     def diagonal(total: Array, index: Array) -> tuple[Array, None]:
@@ -78,23 +78,23 @@ def log_likelihood(
     probes: int = 0,
     key: Array | None = None,
 ) -> Likelihood:
-    """log p(x) by Heun's method with `steps` and half as many, extrapolated from both (Richardson).
+    """log p(x) by Heun's method: Richardson extrapolation from `steps` and half as many.
 
     Args:
       epsilon: of the model, (x_t, level) -> epsilon.
       path: of the model.
       x: examples, taken to be at the path's first level.
-      steps: even; each is two calls.
-      probes: random directions for the divergence, each of +-1; 0 takes every axis, which is exact
-        and costs as many calls as x has numbers.
+      steps: an even number; each step takes two calls.
+      probes: random directions of +-1 for the divergence. 0 takes every axis, which is exact and
+        costs as many calls as x has elements.
       key: draws the probes.
 
     Returns:
-      See `Likelihood`. Of 8-bit data, x must have been dequantised, and its log p is that of
-      the dequantised density (Theis et al. 2016, section 3.1).
+      See `Likelihood`. 8-bit data must be dequantised first; log p is then that of the dequantised
+      density (Theis et al. 2016, section 3.1).
 
     Raises:
-      ConfigError: steps that cannot be halved.
+      ConfigError: `steps` is odd or below 2.
     """
     require(steps >= 2 and steps % 2 == 0, "steps", steps, "an even number, at least 2")
     first, last = (float(path.lam(t)) for t in (path.first, path.last))
@@ -137,11 +137,11 @@ def log_likelihood(
         return prior + traces.mean(0) - size * math.log(float(levels_at(path, first).alpha))
 
     (y, traces), (coarse, coarse_traces) = integral(steps), integral(steps // 2)
-    found = density(y, traces)
-    # Of second order: the coarse one has four times the error.
-    error = (found - density(coarse, coarse_traces)) / 3
-    spread = traces.std(0, ddof=1) / math.sqrt(probes) if probes > 1 else jnp.zeros(len(x))
+    log_p = density(y, traces)
+    # Heun's method is of second order: half the steps have four times the error.
+    error = (log_p - density(coarse, coarse_traces)) / 3
+    standard_error = traces.std(0, ddof=1) / math.sqrt(probes) if probes > 1 else jnp.zeros(len(x))
     if probes == 1:
-        spread = jnp.full(len(x), jnp.nan)  # of one probe nobody knows
+        standard_error = jnp.full(len(x), jnp.nan)  # unknown with one probe
     latent = jnp.float32(top.alpha) * y
-    return Likelihood(found + error, error, spread, latent)
+    return Likelihood(log_p + error, error, standard_error, latent)

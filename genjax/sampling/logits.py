@@ -1,13 +1,13 @@
-"""What is done to the logits of the next token before one is chosen.
+"""Processors of the logits of the next token, applied before a token is chosen.
 
 A processor is a pure function `(logits [B, V], history [B, S]) -> logits [B, V]`. The history is
-the prompt, padded on the left, and what followed it; columns to come are -1, and so is padding.
-Its rows are equally far: the newest token of each stands in the last column that is not -1
-everywhere. A processor made for beam search sees log-probabilities instead of logits.
+the prompt, padded on the left, and the new tokens; padding and columns not yet filled are -1. All
+rows have the same length: their newest tokens are in the last column that is not all -1. In beam
+search a processor gets log-probabilities instead of logits.
 
-Each function here but `chain` makes one processor, and `chain` those of a set of options in the
-order of transformers' GenerationMixin. A processor that is off is not in the chain at all. Those of
-the same options are equal, so that what is compiled with them is not compiled again.
+Each function here but `chain` makes one processor; `chain` makes those of a set of options in the
+order of transformers' GenerationMixin. It leaves out processors that are off. Processors with the
+same options are equal, so that programs compiled with them are not compiled again.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from genjax.config import require
 from genjax.nn.functional import Bound
 
 MOST_NEW_TOKENS = 2**24
-LEAST, MOST = 1e-6, 1e6  # of numbers that logits are multiplied with, or divided by
+LEAST, MOST = 1e-6, 1e6  # limits of numbers that logits are multiplied with, or divided by
 
 Processor = Callable[[Float[Array, "B V"], Int[Array, "B S"]], Float[Array, "B V"]]
 
 
 class Options(NamedTuple):
-    """What to make a chain of; the defaults leave the logits as they are.
+    """The options of a chain; the defaults leave the logits unchanged.
 
     Attributes:
-      temperature: divides the logits; 0 stands for the most probable token, and then top_k, top_p
-        and min_p, which would not change it, are left out.
+      temperature: divides the logits; 0 means the most probable token, and then top_k, top_p and
+        min_p, which would not change it, are left out.
       top_k: keep this many of the most probable tokens; 0 keeps all.
       top_p: keep the most probable tokens that together have this probability; 1 keeps all.
       min_p: keep the tokens at least this share as probable as the most probable one.
-      repetition_penalty: above 1, tokens that occurred become less probable.
-      no_repeat_ngram: no n-gram of this length occurs twice; 0 allows it.
+      repetition_penalty: above 1, tokens of the history become less probable.
+      no_repeat_ngram: no n-gram of this length occurs twice; 0 allows repeats.
       allowed: the only tokens to choose from; empty for all.
-      banned: sequences of tokens that must not come.
-      min_new_tokens: so many tokens before the end may come.
+      banned: sequences of tokens that must not occur.
+      min_new_tokens: the number of new tokens before a text may end.
     """
 
     temperature: float = 1.0
@@ -63,7 +63,7 @@ def chain(options: Options, *, eos: Sequence[int] = (), prompt: int = 0) -> tupl
     """The processors that `options` ask for, in order.
 
     Args:
-      options: see there.
+      options: see `Options`.
       eos: tokens that end a text, for `min_new_tokens`.
       prompt: columns of the prompt P, for `min_new_tokens`.
 
@@ -71,35 +71,35 @@ def chain(options: Options, *, eos: Sequence[int] = (), prompt: int = 0) -> tupl
       ConfigError: an option is out of range.
     """
     o = options
-    made = []
+    processors = []
     if o.repetition_penalty != 1:
-        made.append(repetition_penalty(o.repetition_penalty))
+        processors.append(repetition_penalty(o.repetition_penalty))
     if o.no_repeat_ngram != 0:
-        made.append(no_repeat_ngram(o.no_repeat_ngram))
+        processors.append(no_repeat_ngram(o.no_repeat_ngram))
     if o.banned:
-        made.append(banned(o.banned))
+        processors.append(banned(o.banned))
     if o.min_new_tokens != 0:
         later = minimum_new_tokens(o.min_new_tokens, eos, prompt)
-        made += [later] if eos else []
+        processors += [later] if eos else []
     if o.allowed:
-        made.append(allowed(o.allowed))
-    drawn = []
+        processors.append(allowed(o.allowed))
+    warpers = []
     if o.temperature not in (0, 1):
-        drawn.append(temperature(o.temperature))
+        warpers.append(temperature(o.temperature))
     if o.top_k != 0:
-        drawn.append(top_k(o.top_k))
+        warpers.append(top_k(o.top_k))
     if o.top_p != 1:
-        drawn.append(top_p(o.top_p))
+        warpers.append(top_p(o.top_p))
     if o.min_p != 0:
-        drawn.append(min_p(o.min_p))
-    return tuple(made if o.temperature == 0 else made + drawn)
+        warpers.append(min_p(o.min_p))
+    return tuple(processors if o.temperature == 0 else processors + warpers)
 
 
 def temperature(value: float) -> Processor:
     """Divides by `value`: below 1 sharpens the distribution, above 1 flattens it.
 
     Raises:
-      ConfigError: no number from `LEAST` to `MOST`.
+      ConfigError: not a number from `LEAST` to `MOST`.
     """
     require_temperature("temperature", value)
     return Bound(_temperature, (float(value),))
@@ -110,7 +110,7 @@ def _temperature(value: float, logits: Array, history: Array) -> Array:
 
 
 def top_k(count: int) -> Processor:
-    """Keeps the `count` most probable tokens, and ties of the last (Fan et al. 2018).
+    """Keeps the `count` most probable tokens, and ties with the last (Fan et al. 2018).
 
     Raises:
       ConfigError: not a whole number above 0.
@@ -125,13 +125,13 @@ def _top_k(count: int, logits: Array, history: Array) -> Array:
 
 
 def top_p(mass: float) -> Processor:
-    """Keeps the fewest tokens with `mass` of the probability (Holtzman et al. 2020, eq. 2).
+    """Keeps the fewest tokens whose probabilities sum to `mass` (Holtzman et al. 2020, eq. 2).
 
-    Nothing is sorted: the least probability that is kept is found bit by bit, from the highest on,
-    as the bits of floats above 0 are in the floats' own order.
+    Without sorting: the least probability to keep is found bit by bit, from the highest bit down,
+    because the bits of positive floats have the same order as the floats.
 
     Raises:
-      ConfigError: no number from `LEAST` to 1.
+      ConfigError: not a number from `LEAST` to 1.
     """
     _require_number("top_p", mass, LEAST, 1)
     return Bound(_top_p, (float(mass),))
@@ -142,19 +142,19 @@ def _top_p(mass: float, logits: Array, history: Array) -> Array:
     bits = jax.lax.bitcast_convert_type(probability, jnp.int32)
 
     def settle(i: Array, least: Int[Array, "B 1"]) -> Int[Array, "B 1"]:
-        higher = least | (1 << (29 - i))  # those of 1.0 need 30 bits
-        kept = jnp.where(bits >= higher, probability, 0).sum(-1, keepdims=True)
-        return jnp.where(kept >= mass, higher, least)
+        higher = least | (1 << (29 - i))  # 1.0 needs 30 bits
+        kept_mass = jnp.where(bits >= higher, probability, 0).sum(-1, keepdims=True)
+        return jnp.where(kept_mass >= mass, higher, least)
 
     least = jax.lax.fori_loop(0, 30, settle, jnp.zeros((len(logits), 1), jnp.int32))
     return jnp.where(bits < least, -jnp.inf, logits)
 
 
 def min_p(share: float) -> Processor:
-    """Keeps tokens of at least `share` of the highest probability (Nguyen et al. 2024).
+    """Keeps tokens with at least `share` of the highest probability (Nguyen et al. 2024).
 
     Raises:
-      ConfigError: no number from `LEAST` to 1.
+      ConfigError: not a number from `LEAST` to 1.
     """
     _require_number("min_p", share, LEAST, 1)
     return Bound(_min_p, (float(share),))
@@ -166,12 +166,12 @@ def _min_p(share: float, logits: Array, history: Array) -> Array:
 
 
 def repetition_penalty(penalty: float) -> Processor:
-    """Divides what is above 0 by `penalty`, and multiplies the rest, of each token of the history.
+    """Divides positive logits of tokens in the history by `penalty`, and multiplies negative ones.
 
-    Keskar et al. 2019, section 4.1, with the sign minded.
+    Keskar et al. 2019, section 4.1, extended to negative logits.
 
     Raises:
-      ConfigError: no number from `LEAST` to `MOST`.
+      ConfigError: not a number from `LEAST` to `MOST`.
     """
     _require_number("repetition_penalty", penalty, LEAST, MOST)
     return Bound(_repetition_penalty, (float(penalty),))
@@ -183,7 +183,7 @@ def _repetition_penalty(penalty: float, logits: Array, history: Array) -> Array:
 
 
 def no_repeat_ngram(size: int) -> Processor:
-    """Takes away each token that would complete an n-gram of `size` that the history has already.
+    """Removes each token that would complete an n-gram of `size` that the history already has.
 
     Paulus et al. 2018, section 2.5.
 
@@ -198,24 +198,24 @@ def _no_repeat_ngram(size: int, logits: Array, history: Array) -> Array:
     starts = history.shape[1] - size + 1
     if starts < 1:
         return logits
-    begun = newest(history, columns(history), size - 1)
+    prefix = newest(history, columns(history), size - 1)
     repeated = jnp.ones((len(history), starts), bool)
     for i in range(size - 1):
-        repeated &= history[:, i : i + starts] == begun[:, i : i + 1]
+        repeated &= history[:, i : i + starts] == prefix[:, i : i + 1]
     completed = jnp.where(repeated, history[:, size - 1 :], -1)
     return jnp.where(_mark(completed, logits), -jnp.inf, logits)
 
 
 def allowed(tokens: Sequence[int]) -> Processor:
-    """Takes away all but these tokens.
+    """Removes all tokens but these.
 
     Raises:
-      ConfigError: no token, what is no whole number, or, at the first call, one outside the
-        vocabulary.
+      ConfigError: no tokens, a token that is not a whole number, or, at the first call, one outside
+        the vocabulary.
     """
-    kept = ids("allowed", tokens)
-    require(kept, "allowed", tokens, "at least one token")
-    return Bound(_allowed, (kept,))
+    allowed_ids = ids("allowed", tokens)
+    require(allowed_ids, "allowed", tokens, "at least one token")
+    return Bound(_allowed, (allowed_ids,))
 
 
 def _allowed(tokens: tuple[int, ...], logits: Array, history: Array) -> Array:
@@ -223,10 +223,10 @@ def _allowed(tokens: tuple[int, ...], logits: Array, history: Array) -> Array:
 
 
 def banned(sequences: Sequence[Sequence[int]]) -> Processor:
-    """Takes away each token that would complete one of these sequences.
+    """Removes each token that would complete one of these sequences.
 
     Raises:
-      ConfigError: an empty sequence, what is no whole number, or, at the first call, a token
+      ConfigError: an empty sequence, a token that is not a whole number, or, at the first call, one
         outside the vocabulary.
     """
     require(isinstance(sequences, Iterable), "banned", sequences, "sequences of tokens")
@@ -239,21 +239,23 @@ def _banned(sequences: tuple[tuple[int, ...], ...], logits: Array, history: Arra
     for sequence in sequences:
         last = _vocabulary_mask("banned", sequence[-1:], logits)
         _vocabulary_mask("banned", sequence[:-1], logits)
-        begun = newest(history, columns(history), len(sequence) - 1)
-        begun = (begun == jnp.asarray(sequence[:-1], jnp.int32)).all(-1, keepdims=True)
-        logits = jnp.where(begun & last, -jnp.inf, logits)
+        prefix_matches = newest(history, columns(history), len(sequence) - 1)
+        prefix_matches = (prefix_matches == jnp.asarray(sequence[:-1], jnp.int32)).all(
+            -1, keepdims=True
+        )
+        logits = jnp.where(prefix_matches & last, -jnp.inf, logits)
     return logits
 
 
 def minimum_new_tokens(count: int, eos: Sequence[int], prompt: int) -> Processor:
-    """Takes away the tokens `eos` until `count` tokens follow a prompt of `prompt` columns.
+    """Removes the tokens `eos` until `count` tokens follow a prompt of `prompt` columns.
 
     Raises:
-      ConfigError: a number below 0 or beyond `MOST_NEW_TOKENS`, or, at the first call, a token
+      ConfigError: a count below 0 or above `MOST_NEW_TOKENS`, or, at the first call, a token
         outside the vocabulary.
     """
-    whole = whole_number(count) and 0 <= count <= MOST_NEW_TOKENS
-    require(whole, "min_new_tokens", count, f"a whole number from 0 to {MOST_NEW_TOKENS}")
+    in_range = whole_number(count) and 0 <= count <= MOST_NEW_TOKENS
+    require(in_range, "min_new_tokens", count, f"a whole number from 0 to {MOST_NEW_TOKENS}")
     return Bound(_minimum_new_tokens, (int(count), ids("eos", eos), prompt))
 
 
@@ -265,59 +267,59 @@ def _minimum_new_tokens(
 
 
 def columns(history: Int[Array, "B S"]) -> Int[Array, ""]:
-    """Columns of the history that have come: up to the last that is not -1 in every row."""
-    held = (history >= 0).any(0)
-    return jnp.max(jnp.where(held, jnp.arange(1, len(held) + 1), 0))
+    """The number of filled columns: up to the last that is not -1 in every row."""
+    filled = (history >= 0).any(0)
+    return jnp.max(jnp.where(filled, jnp.arange(1, len(filled) + 1), 0))
 
 
 def newest(
     history: Int[Array, "B S"], length: Int[Array, ""] | int, count: int
 ) -> Int[Array, "B N"]:
-    """The `count` columns of the history that end at column `length`, -1 where there are none."""
+    """The last `count` of the first `length` columns of the history, -1 where there are fewer."""
     padded = jnp.pad(history, ((0, 0), (count, 0)), constant_values=-1)
     return jax.lax.dynamic_slice_in_dim(padded, length, count, 1)
 
 
 def ids(name: str, tokens: Sequence[int]) -> tuple[int, ...]:
-    """Tokens as Python's integers, which compare and hash, whatever kind of integers they are.
+    """Tokens as Python's integers, which can be compared and hashed, from integers of any type.
 
     Raises:
-      ConfigError: one is no whole number of 32 bits.
+      ConfigError: a token is not a whole number of 32 bits.
     """
     try:
-        found = tuple(map(operator.index, tokens))
+        integers = tuple(map(operator.index, tokens))
     except TypeError:
-        found = (math.inf,)
-    fit = all(abs(token) < 2**31 for token in found)
-    require(fit, name, tokens, "a sequence of tokens, which are whole numbers of 32 bits")
-    return found
+        integers = (math.inf,)
+    fit = all(abs(token) < 2**31 for token in integers)
+    require(fit, name, tokens, "a sequence of tokens, each a whole number of 32 bits")
+    return integers
 
 
 def require_temperature(name: str, value: object) -> None:
-    """Raises ConfigError unless it is a number that logits can be divided by."""
+    """Raises ConfigError unless logits can be divided by `value`."""
     _require_number(name, value, LEAST, MOST)
 
 
 def _require_number(name: str, value: object, least: float, most: float) -> None:
-    """Real numbers of any kind, far enough from the ends of float32 that products are none."""
+    """Raises ConfigError unless `value` is a real number, of any type, in these limits."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     require(real and least <= value <= most, name, value, f"a number from {least:g} to {most:g}")
 
 
 def whole_number(value: object) -> bool:
-    """Whether it is an integer, of any kind, and no truth."""
+    """Whether `value` is an integer of any type, and not a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _mark(tokens: Int[Array, "B N"], logits: Float[Array, "B V"]) -> Bool[Array, "B V"]:
-    """Which tokens of the vocabulary occur in each row; -1 is none."""
+    """Which tokens of the vocabulary occur in each row; -1 is not a token."""
     rows = jnp.arange(len(tokens))[:, None]
     column = jnp.where(tokens < 0, logits.shape[-1], tokens)
     return jnp.zeros(logits.shape, bool).at[rows, column].set(True, mode="drop")
 
 
 def _vocabulary_mask(name: str, tokens: Sequence[int], logits: Array) -> Bool[np.ndarray, "V"]:
-    """Which tokens of the vocabulary these are, the same for all rows."""
+    """A mask over the vocabulary that is true for these tokens, the same for all rows."""
     values = logits.shape[-1]
     ids = np.asarray(tokens, np.int64)
     fit = bool(((ids >= 0) & (ids < values)).all())

@@ -1,9 +1,9 @@
-"""A mixture of Gaussians, of which everything a diffusion model learns is known exactly.
+"""A mixture of Gaussians, for which everything that a diffusion model learns is known exactly.
 
-x_0 is of component k with probability w_k, and then N(mu_k, s^2 I). At a level x_t is of the
+x_0 comes from component k, N(mu_k, s^2 I), with probability w_k. At a level, x_t comes from the
 mixture with centres alpha mu_k and variance V = alpha^2 s^2 + sigma^2, so that density, score, x_0
 and epsilon are closed forms on every path. Each component has a label; components may share one.
-NumPy arrays are worked with in float64, JAX's in float32.
+NumPy arrays are computed in float64, JAX's in float32.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ class Mixture(NamedTuple):
 
     @property
     def num_labels(self) -> int:
-        """How many labels there are; a label from this number on stands for the whole mixture."""
+        """The number of labels; a label of this number or above means the whole mixture."""
         return int(self.labels.max()) + 1
 
 
 def ring(
     count: int = 8, radius: float = math.sqrt(0.5), deviation: float = 0.05, groups: int = 0
 ) -> Mixture:
-    """`count` equal Gaussians on a circle; by default an axis has a deviation of 0.5.
+    """`count` equal Gaussians on a circle; by default the data's deviation is 0.5 along each axis.
 
     Args:
       count: K.
       radius: of the circle.
       deviation: s.
-      groups: number of labels, dealt out in turn around the circle; 0 gives each its own.
+      groups: number of labels, assigned in turn around the circle; 0 gives each component its own.
 
     Raises:
       ConfigError: fewer than one component, deviation of 0, more groups than components.
@@ -70,7 +70,7 @@ def ring(
 def _terms(
     m: Mixture, x: Float[Array, "B D"], at: Levels, label: Int[Array, "B"] | None
 ) -> tuple[Any, Any, Any, Any]:
-    """(log of w_k N(x; alpha mu_k, V) but for its constant, [B K]; V, alpha and sigma over x)."""
+    """(log of w_k N(x; alpha mu_k, V) up to a constant, [B K]; V, alpha, sigma broadcast to x)."""
     xp = jnp if isinstance(x, jax.Array) else np
     alpha, sigma = like(at.alpha, x), like(at.sigma, x)
     variance = alpha**2 * m.deviation**2 + sigma**2
@@ -78,18 +78,18 @@ def _terms(
     away = x[:, None, :] - xp.reshape(alpha, (-1, 1, 1)) * centres
     terms = -0.5 * (away**2).sum(-1) / variance + xp.asarray(np.log(m.weights), x.dtype)
     if label is not None:
-        own = m.labels == xp.asarray(label)[:, None]
-        whole = xp.asarray(label)[:, None] >= m.num_labels
+        same_label = m.labels == xp.asarray(label)[:, None]
+        unlabelled = xp.asarray(label)[:, None] >= m.num_labels
         shares = np.bincount(m.labels, m.weights, m.num_labels)[m.labels]  # w_k given its label
-        scale = xp.where(whole, 0.0, xp.asarray(np.log(shares), x.dtype))
-        terms = xp.where(own | whole, terms - scale, -xp.inf)
+        scale = xp.where(unlabelled, 0.0, xp.asarray(np.log(shares), x.dtype))
+        terms = xp.where(same_label | unlabelled, terms - scale, -xp.inf)
     return terms, variance, alpha, sigma
 
 
 def log_density(
     m: Mixture, x: Float[Array, "B D"], at: Levels = DATA, label: Int[Array, "B"] | None = None
 ) -> Float[Array, "B"]:
-    """log p(x_t), or log p(x_t | label), at a level: that of all examples, or one for each."""
+    """log p(x_t), or log p(x_t | label); `at` is one level for all examples, or one for each."""
     xp = jnp if isinstance(x, jax.Array) else np
     terms, variance, *_ = _terms(m, x, at, label)
     top = terms.max(1, keepdims=True)
@@ -110,7 +110,7 @@ def posterior(
 def predict(
     m: Mixture, x: Float[Array, "B D"], at: Levels, label: Int[Array, "B"] | None = None
 ) -> Prediction:
-    """E[x_0 | x_t] and E[epsilon | x_t], or given the label too: what a perfect denoiser says."""
+    """E[x_0 | x_t] and E[epsilon | x_t], or given the label too, as a perfect denoiser predicts."""
     xp = jnp if isinstance(x, jax.Array) else np
     _, variance, alpha, sigma = _terms(m, x, at, None)
     centre = posterior(m, x, at, label) @ xp.asarray(m.centres, x.dtype)
@@ -130,7 +130,7 @@ def score(
 def log_label(
     m: Mixture, x: Float[Array, "B D"], at: Levels, label: Int[Array, "B"]
 ) -> Float[Array, "B"]:
-    """log p(label | x_t): what a perfect classifier of noisy data says."""
+    """log p(label | x_t), as a perfect classifier of noisy data predicts."""
     xp = jnp if isinstance(x, jax.Array) else np
     prior = np.log(np.bincount(m.labels, m.weights, m.num_labels))
     joint = log_density(m, x, at, label) + xp.asarray(prior, x.dtype)[label]
@@ -140,10 +140,10 @@ def log_label(
 def draw(
     m: Mixture, key: Array, num: int, label: Int[Array, "B"] | None = None
 ) -> Float[Array, "B D"]:
-    """`num` draws of x_0, or one of each label."""
+    """`num` draws of x_0, or one for each label."""
     key_component, key_noise = jax.random.split(key)
     zeros = jnp.zeros((num, m.centres.shape[1]))
-    share = jnp.log(posterior(m, zeros, Levels(0.0, 0.0, 1.0), label))  # nothing is left of x_0
+    share = jnp.log(posterior(m, zeros, Levels(0.0, 0.0, 1.0), label))  # pure noise: the prior
     component = jax.random.categorical(key_component, share)
     noise = jax.random.normal(key_noise, zeros.shape)
     return jnp.asarray(m.centres, jnp.float32)[component] + m.deviation * noise

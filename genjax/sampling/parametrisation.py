@@ -1,6 +1,6 @@
-"""What a network's output says of x_t, and how it is asked.
+"""Parametrisations of a network's output, and its input.
 
-Each parametrisation turns into one consistent pair (x_0, epsilon) with x_t = alpha x_0 + sigma
+Each parametrisation converts to a consistent pair (x_0, epsilon) with x_t = alpha x_0 + sigma
 epsilon, and back:
 
   epsilon    the noise (Ho et al. 2020)
@@ -25,7 +25,7 @@ KINDS = ("epsilon", "x0", "v", "velocity", "edm")
 
 
 class Prediction(NamedTuple):
-    """What a denoiser says of x_t: x_t = alpha x0 + sigma epsilon.
+    """A denoiser's prediction at x_t = alpha x0 + sigma epsilon.
 
     Attributes:
       x0: the data.
@@ -43,10 +43,10 @@ class Preconditioning(NamedTuple):
     """EDM's factors at a noise level, for any scaling of the path.
 
     Attributes:
-      skip: c_skip, of x_t in x_0.
-      out: c_out, of the network's output in x_0.
-      into: c_in, of x_t in the network's input.
-      weight: of the squared error of x_0, which makes that of the output equal at all levels.
+      skip: c_skip, the factor of x_t in x_0.
+      out: c_out, the factor of the network's output in x_0.
+      into: c_in, the factor of x_t in the network's input.
+      weight: of the squared error of x_0; gives the output's error the same weight at all levels.
     """
 
     skip: Any
@@ -67,17 +67,17 @@ def preconditioning(at: Levels, sigma_data: float) -> Preconditioning:
 
 
 def check(kind: str, path: Path) -> None:
-    """Refuses a parametrisation that says nothing of x_0 somewhere on a path.
+    """Refuses a parametrisation that does not determine x_0 everywhere on a path.
 
     Raises:
-      ConfigError: there is no such kind; epsilon, where nothing is left of the data.
+      ConfigError: an unknown kind, or epsilon on a path that ends in pure noise.
     """
     one_of("diffusion.prediction", kind, KINDS)
     ends_in_noise = float(levels(path, path.last).alpha) == 0
     if kind == "epsilon" and ends_in_noise:
         raise ConfigError(
             "diffusion.prediction='epsilon': the path ends in pure noise, where x_t is epsilon: "
-            "the network would say nothing of the data there, and (x - sigma epsilon) / alpha is "
+            "the output says nothing about the data there, and (x - sigma epsilon) / alpha is "
             "0 / 0. Use v, velocity, x0 or edm."
         )
 
@@ -85,7 +85,7 @@ def check(kind: str, path: Path) -> None:
 def network_input(
     kind: str, path: Path, at: Levels, x: Float[Array, "B ..."], sigma_data: float
 ) -> Float[Array, "B ..."]:
-    """x_t as the network sees it: of unit variance with "edm" and on an exploding path."""
+    """x_t as the network's input: scaled to unit variance with "edm" and on an exploding path."""
     if kind != "edm" and path.scaling != "exploding":
         return x
     return like(preconditioning(at, sigma_data).into, x) * x
@@ -98,7 +98,7 @@ def target(
     noise: Float[Array, "B ..."],
     sigma_data: float = 0.5,
 ) -> Float[Array, "B ..."]:
-    """What a network of this kind should output."""
+    """The regression target of a network of this kind."""
     alpha, sigma = like(at.alpha, x0), like(at.sigma, x0)
     if kind == "epsilon":
         return noise
@@ -108,7 +108,7 @@ def target(
         return alpha * noise - sigma * x0
     if kind == "velocity":
         return noise - x0
-    # (x_0 - c_skip x) / c_out, without the cancellation: sigma / c_out = sqrt(total) / sigma_data.
+    # (x_0 - c_skip x) / c_out, without cancellation: sigma / c_out = sqrt(total) / sigma_data.
     total = jnp.square(alpha * sigma_data) + jnp.square(sigma)
     scaled = sigma * x0 - alpha * sigma_data**2 * noise
     return scaled * jax.lax.rsqrt(jnp.asarray(total, jnp.float32)) / sigma_data
@@ -140,5 +140,5 @@ def interpret(
 
 
 def of_x0(at: Levels, x0: Float[Array, "B ..."], x: Float[Array, "B ..."]) -> Prediction:
-    """The pair of an x_0, however it was come by."""
+    """The pair with this x_0, for example a clipped one."""
     return interpret("x0", at, x0, x)

@@ -1,14 +1,14 @@
 """Paths between data and noise: x_t = alpha_t x_0 + sigma_t epsilon, epsilon standard normal.
 
-A path is a function of time, lambda_t = log(alpha_t / sigma_t), and a scaling, which gives alpha
-and sigma of lambda:
+A path is a function of time, lambda_t = log(alpha_t / sigma_t), and a scaling, which determines
+alpha and sigma from lambda:
 
   preserving   alpha^2 + sigma^2 = 1   (Ho et al. 2020; Song et al. 2021b, "VP")
   linear       alpha + sigma = 1       (Liu et al. 2023, rectified flow)
   exploding    alpha = 1               (Karras et al. 2022; Song et al. 2021b, "VE")
 
-Lambda falls as t grows. Its functions take numbers and numpy arrays in float64, and JAX's arrays in
-float32.
+Lambda falls as t grows. The functions compute numbers and NumPy arrays in float64, and JAX's arrays
+in float32.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Path(NamedTuple):
       scaling: of SCALINGS.
       lam: t -> lambda.
       time: lambda -> t, in float64.
-      told: t -> the number that a network is told: 1000 times the paper's own.
-      first: t of the least noise that a network is trained with.
-      last: t of the most noise.
+      told: t -> the network's time input: 1000 times the paper's.
+      first: t with the least noise in training.
+      last: t with the most noise.
       steps: T of a process in discrete time, whose times are 0 ... T-1; 0 in continuous time.
     """
 
@@ -53,10 +53,10 @@ class Path(NamedTuple):
 
 
 class Levels(NamedTuple):
-    """Noise levels, as scalars or arrays: how much of x_0 is left, how much noise there is.
+    """Noise levels, as scalars or arrays.
 
     Attributes:
-      told: the time as the network is told it.
+      told: the network's time input.
       alpha: the factor of x_0.
       sigma: the factor of epsilon.
     """
@@ -71,7 +71,7 @@ def _module(x: Any) -> Any:
 
 
 def scales(scaling: str, lam: Any) -> tuple[Any, Any]:
-    """(alpha, sigma) of lambda = log(alpha / sigma), without cancellation at either end."""
+    """(alpha, sigma) from lambda = log(alpha / sigma), without cancellation at either end."""
     xp = _module(lam)
     if scaling == "preserving":
         return xp.exp(-0.5 * xp.logaddexp(0.0, -2 * lam)), xp.exp(-0.5 * xp.logaddexp(0.0, 2 * lam))
@@ -81,26 +81,26 @@ def scales(scaling: str, lam: Any) -> tuple[Any, Any]:
 
 
 def levels(path: Path, t: Any) -> Levels:
-    """What x_t is made of at each time."""
+    """The levels at each time t."""
     t = t if isinstance(t, jax.Array) else np.asarray(t, np.float64)
     return Levels(path.told(t), *scales(path.scaling, path.lam(t)))
 
 
 def levels_at(path: Path, lam: Any) -> Levels:
-    """The same at each lambda, in float64."""
+    """The levels at each lambda, in float64."""
     lam = np.asarray(lam, np.float64)
     return Levels(path.told(path.time(lam)), *scales(path.scaling, lam))
 
 
 def like(value: Any, x: Float[Array, "B ..."]) -> Any:
-    """A scalar, or one number an example [B], shaped to broadcast over x."""
+    """A scalar, or one number per example [B], shaped to broadcast over x."""
     return value.reshape(value.shape + (1,) * (x.ndim - 1)) if jnp.ndim(value) else value
 
 
 def noised(
     at: Levels, x0: Float[Array, "B ..."], noise: Float[Array, "B ..."]
 ) -> Float[Array, "B ..."]:
-    """x_t of x_0 and noise (Ho et al. 2020, eq. 4)."""
+    """x_t from x_0 and noise (Ho et al. 2020, eq. 4)."""
     return like(at.alpha, x0) * x0 + like(at.sigma, x0) * noise
 
 
@@ -141,8 +141,8 @@ BETAS = {"linear": linear_betas, "cosine": cosine_betas, "sigmoid": sigmoid_beta
 def discrete(betas: Float[np.ndarray, "T"], zero_terminal_snr: bool = False) -> Path:
     """The process in which step t adds noise of variance `betas[t]`; lambda is linear in between.
 
-    With `zero_terminal_snr`, sqrt(alpha-bar) is shifted and scaled to end at 0 and to begin as
-    before (Lin et al. 2024, algorithm 1).
+    With `zero_terminal_snr`, sqrt(alpha-bar) is shifted and scaled so that it ends at 0 and its
+    first value is unchanged (Lin et al. 2024, algorithm 1).
 
     Raises:
       ConfigError: a beta is not strictly between 0 and 1.
@@ -170,8 +170,8 @@ def discrete(betas: Float[np.ndarray, "T"], zero_terminal_snr: bool = False) -> 
         return inside if finite.all() else xp.where(t >= index[-1], -xp.inf, inside)
 
     def time(value: Any) -> Any:
-        found = np.interp(-np.asarray(value), -table[finite], index[finite])
-        return np.where(np.isneginf(value), index[-1], found)
+        inside = np.interp(-np.asarray(value), -table[finite], index[finite])
+        return np.where(np.isneginf(value), index[-1], inside)
 
     return Path("preserving", lam, time, lambda t: t, 0.0, float(len(table) - 1), len(table))
 
@@ -198,7 +198,7 @@ def linear(beta_min: float = 0.1, beta_max: float = 20.0, first: float = 1e-3) -
 def cosine(clip: float = CLIP, most: float = 7.5) -> Path:
     """alpha_t = cos(pi t / 2), sigma_t = sin(pi t / 2), between lambda = `most` and -`clip`.
 
-    Without an end, lambda goes to minus infinity at t = 1, and a sampler's first step with it.
+    Without `clip`, lambda at t = 1 is minus infinity, and a sampler's first step infinitely long.
     """
 
     def lam(t: Any) -> Any:
@@ -224,9 +224,9 @@ def _sigmoid_gamma(t: Any, start: float, end: float, tau: float) -> Any:
 def sigmoid(
     start: float = -3.0, end: float = 3.0, tau: float = 1.0, clip: float = CLIP, most: float = 7.5
 ) -> Path:
-    """alpha_t^2 by a piece of a sigmoid (Jabri et al. 2023, appendix B), lambda clipped.
+    """alpha_t^2 is a segment of a sigmoid (Jabri et al. 2023, appendix B); lambda is clipped.
 
-    The difference of two sigmoids is a sinh over two cosh, which loses no digits at the ends.
+    The difference of two sigmoids is computed as sinh over two cosh, without cancellation.
     """
     low, high = (1 / (1 + math.exp(-u / tau)) for u in (start, end))
     width = 0.5 * (end - start) / tau
@@ -261,7 +261,7 @@ def flow(first: float = 1e-3) -> Path:
 
 
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Path:
-    """sigma_t = t, alpha_t = 1; a network is told log(t) / 4 (Karras et al. 2022, table 1)."""
+    """sigma_t = t, alpha_t = 1, time input 1000 log(t) / 4 (Karras et al. 2022, table 1)."""
 
     def lam(t: Any) -> Any:
         return -_module(t).log(t)
@@ -282,22 +282,23 @@ def _thousand(t: Any) -> Any:
 def shifted(path: Path, factor: float) -> Path:
     """The path whose sigma / alpha is `factor` times as large at every time.
 
-    For images `factor` times as wide: neighbouring pixels average the noise out (Hoogeboom et al.
-    2023, eq. 3). Of a flow it is t -> s t / (1 + (s - 1) t) (Esser et al. 2024, eq. 23).
+    For images `factor` times as wide, in which averages over neighbouring pixels have less noise
+    (Hoogeboom et al. 2023, eq. 3). For a flow it is t -> s t / (1 + (s - 1) t) (Esser et al. 2024,
+    eq. 23).
     """
     if factor == 1:
         return path
-    move = math.log(factor)
+    offset = math.log(factor)
     return path._replace(
-        lam=lambda t: path.lam(t) - move,
-        time=lambda lam: path.time(np.asarray(lam, np.float64) + move),
+        lam=lambda t: path.lam(t) - offset,
+        time=lambda lam: path.time(np.asarray(lam, np.float64) + offset),
     )
 
 
 def make(
     name: str, num_timesteps: int = 0, zero_terminal_snr: bool = False, shift: float = 1.0
 ) -> Path:
-    """The path that a config names.
+    """The path with the name and options of a config.
 
     Args:
       name: of NAMES.
@@ -307,7 +308,7 @@ def make(
       shift: see `shifted`.
 
     Raises:
-      ConfigError: there is no such path, or not in discrete time.
+      ConfigError: an unknown name, or one without a form in discrete time; an option out of range.
     """
     one_of("diffusion.path", name, NAMES)
     require(shift > 0, "diffusion.shift", shift, "more than 0")
@@ -317,8 +318,8 @@ def make(
         return shifted(discrete(BETAS[name](num_timesteps), zero_terminal_snr), shift)
     if zero_terminal_snr:
         raise ConfigError(
-            "diffusion.zero_terminal_snr=True: a path in continuous time has no steps whose "
-            'last could be moved. Set diffusion.num_timesteps, or path="flow", which ends in noise.'
+            "diffusion.zero_terminal_snr=True: a path in continuous time has no last step to move. "
+            'Set diffusion.num_timesteps, or path="flow", which ends in pure noise.'
         )
-    made = {"linear": linear, "cosine": cosine, "sigmoid": sigmoid, "flow": flow, "edm": edm}
-    return shifted(made[name](), shift)
+    makers = {"linear": linear, "cosine": cosine, "sigmoid": sigmoid, "flow": flow, "edm": edm}
+    return shifted(makers[name](), shift)

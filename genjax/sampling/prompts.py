@@ -1,4 +1,4 @@
-"""Texts on the command line: what stops a text, what is banned, where a text has gaps."""
+"""Texts on the command line: stop texts, banned and allowed texts, and texts with gaps."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ GAP = re.compile(r"\[MASK(?: (\d{1,9}))?\]")
 
 
 class Gaps:
-    """A tokenizer for texts with gaps: [MASK] is a token to be drawn, [MASK 9] are nine of them."""
+    """A tokenizer for texts with gaps: [MASK] is one token to draw, [MASK 9] is nine of them."""
 
     def __init__(self, tokenizer: Tokenizer):
-        """`tokenizer` is that of the text between the gaps."""
+        """`tokenizer` encodes the text between the gaps."""
         self.tokenizer = tokenizer
 
     def encode(self, text: str) -> Int32[np.ndarray, " n"]:
-        """The tokens of a text, and -1 for each that is to be drawn.
+        """The tokens of a text, with -1 for each token to draw.
 
         Raises:
           ConfigError: a character that the tokenizer does not know, or more than 2^20 tokens in
@@ -35,35 +35,35 @@ class Gaps:
         """
         parts, at = [], 0
         for gap in GAP.finditer(text):
-            wide = int(gap[1] or 1)
-            require(1 <= wide <= 2**20, "a gap", gap[0], "[MASK 1] to [MASK 1048576]")
-            parts += [self.tokenizer.encode(text[at : gap.start()]), np.full(wide, -1, np.int32)]
+            width = int(gap[1] or 1)
+            require(1 <= width <= 2**20, "a gap", gap[0], "[MASK 1] to [MASK 1048576]")
+            parts += [self.tokenizer.encode(text[at : gap.start()]), np.full(width, -1, np.int32)]
             at = gap.end()
         return np.concatenate([*parts, self.tokenizer.encode(text[at:])]).astype(np.int32)
 
 
 def readers(tokenizer: Tokenizer) -> dict[str, Callable[[str], Any]]:
-    """How `stop`, `banned` and `allowed` of `methods.lm` are read: `Method.options`.
+    """Parsers of the options `stop`, `banned` and `allowed` of `methods.lm`, for `Method.options`.
 
-    Each is one text, or a Python tuple of texts, or one in quotes. A stop is found in whatever
-    tokens it is written. Bans are of the tokens that the tokenizer makes of a text, as it stands
-    and after a space. The end of a text is always allowed.
+    Each option is a text, a text in quotes, or a Python tuple of texts. A stop text is found
+    however it is split into tokens. A ban covers the tokens of a text at the start, after a space
+    and within a line. The end of a text is always allowed.
     """
-    return {name: partial(_read, name, tokenizer) for name in _MADE}
+    return {name: partial(_read, name, tokenizer) for name in _READERS}
 
 
-def _read(name: str, tokenizer: Tokenizer, given: str) -> Any:
-    """The option `name` of a text.
+def _read(name: str, tokenizer: Tokenizer, value: str) -> Any:
+    """The value of option `name`.
 
     Raises:
-      ConfigError: an empty text, or one that the tokenizer cannot write.
+      ConfigError: an empty text, or one that the tokenizer cannot encode.
     """
-    texts = _texts(given)
-    require(all(texts), f"--{name}", given, "at least one character")
-    made = [_MADE[name](text, tokenizer) for text in texts]
-    for text, forms in zip(texts, made, strict=True):
+    texts = _texts(value)
+    require(all(texts), f"--{name}", value, "at least one character")
+    forms_by_text = [_READERS[name](text, tokenizer) for text in texts]
+    for text, forms in zip(texts, forms_by_text, strict=True):
         require(forms, f"--{name}", text, "text that the tokenizer knows")
-    forms = list(dict.fromkeys(itertools.chain.from_iterable(made)))
+    forms = list(dict.fromkeys(itertools.chain.from_iterable(forms_by_text)))
     if name == "stop":
         return automaton(forms, tokenizer.spelling)
     if name == "banned":
@@ -72,9 +72,9 @@ def _read(name: str, tokenizer: Tokenizer, given: str) -> Any:
 
 
 def _stops(text: str, tokenizer: Tokenizer) -> list[bytes]:
-    """What the tokens of a text that holds `text` may spell there, of what they can spell at all.
+    """The spellings of `text` that tokens can produce.
 
-    A tokenizer of words spells a space ahead of each, punctuation marks too.
+    A tokenizer of words spells a space before each word and each punctuation mark.
     """
     forms = [utf8(text)]
     for tokens in _tokens(text, tokenizer):
@@ -85,12 +85,12 @@ def _stops(text: str, tokenizer: Tokenizer) -> list[bytes]:
 
 
 def _letters(text: str) -> str:
-    """A text without white space and cases, which some tokenizers do not keep."""
+    """A text without white space, in lower case: some tokenizers keep neither."""
     return "".join(text.split()).casefold()
 
 
 def _tokens(text: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
-    """The tokens of a text as it stands, if the tokenizer knows it."""
+    """The tokens of a text, in a list; empty if the tokenizer cannot encode it."""
     try:
         tokens = tuple(tokenizer.encode(text).tolist())
     except ConfigError:
@@ -100,13 +100,13 @@ def _tokens(text: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
 
 def _bans(text: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
     """The tokens of a text at the start of a text, after a space, and within a line."""
-    (before,) = _tokens("\n", tokenizer) or [()]
-    within = _tokens(f"\n{text}", tokenizer) if before else []
-    cut = [tokens[len(before) :] for tokens in within if tokens[: len(before)] == before]
+    (newline,) = _tokens("\n", tokenizer) or [()]
+    within = _tokens(f"\n{text}", tokenizer) if newline else []
+    cut = [tokens[len(newline) :] for tokens in within if tokens[: len(newline)] == newline]
     return [*_tokens(text, tokenizer), *_tokens(f" {text}", tokenizer), *filter(None, cut)]
 
 
-_MADE = {"stop": _stops, "banned": _bans, "allowed": _tokens}
+_READERS = {"stop": _stops, "banned": _bans, "allowed": _tokens}
 
 
 def _texts(text: str) -> list[str]:

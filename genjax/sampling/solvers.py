@@ -1,8 +1,8 @@
 """Samplers of diffusion and flow models: functions from a grid of noise levels to a `Table`.
 
-In the comments s = sigma / alpha and lambda = -log s; a prime is the level that a step ends at. For
-a constant pair the step from x to alpha' x_0 + sigma' epsilon is exact on every path: that is DDIM,
-and Euler's method in t on a straight path and in s on an exploding one.
+In the comments s = sigma / alpha and lambda = -log s; a prime marks the level at which a step ends.
+For a constant pair the step from x to alpha' x_0 + sigma' epsilon is exact on every path. This step
+is DDIM; it equals Euler's method in t on a straight path and in s on an exploding one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from genjax.sampling.paths import Levels, Path, levels, levels_at
 from genjax.sampling.table import ANCHOR, NOISE, POINT, SECOND, Rows, Table
 
 VARIANCES = ("fixed_small", "fixed_large", "learned")
-MOST_FALL = 50  # of sigma / alpha, in the first step of PNDM
+MOST_FALL = 50  # the largest factor by which PNDM's first step may lower sigma / alpha
 
 
 def _row(grid: Levels, i: int) -> Levels:
@@ -43,7 +43,7 @@ def _middle(path: Path, lam: float) -> Levels:
 
 
 def _small_variance(at: Levels, to: Levels) -> float:
-    """Variance of q(x' | x, x_0) (Ho et al. 2020, eq. 7), sigma'^2 (1 - s'^2 / s^2) everywhere."""
+    """Variance of q(x' | x, x_0) (Ho et al. 2020, eq. 7): sigma'^2 (1 - s'^2 / s^2) on any path."""
     if not (to.alpha and to.sigma):
         return 0.0
     return max(to.sigma**2 * (1 - (to.sigma * at.alpha / (to.alpha * at.sigma)) ** 2), 0.0)
@@ -60,8 +60,8 @@ def _large_variance(at: Levels, to: Levels) -> float:
 def ddim(path: Path, grid: Levels, *, eta: float = 0.0) -> Table:
     """DDIM (Song et al. 2021, eq. 12 and 16).
 
-    eta 0 is deterministic and of first order, Euler's method in disguise; 1 is the ancestral
-    sampler with the small variance (Ho et al. 2020, algorithm 2), Euler-ancestral of k-diffusion.
+    eta 0 is deterministic and of first order, equivalent to Euler's method; 1 is the ancestral
+    sampler with the small variance (Ho et al. 2020, algorithm 2), k-diffusion's Euler-ancestral.
 
     Raises:
       ConfigError: eta is outside 0 ... 1.
@@ -78,18 +78,18 @@ def ddim(path: Path, grid: Levels, *, eta: float = 0.0) -> Table:
 
 
 def inverse(path: Path, grid: Levels) -> Table:
-    """DDIM from data to noise (Song et al. 2021, section 4.3): a grid's steps from its end upward.
+    """DDIM from data to noise (Song et al. 2021, section 4.3): the steps of a grid in reverse.
 
-    The noise that it finds for data, DDIM takes back to them, to within an error that falls with
-    the number of steps. It starts at the grid's last level: give `solve` the data as `start`.
+    DDIM maps the resulting noise back to the data, with an error that falls with the number of
+    steps. It starts at the grid's last level: give `solve` the data as `start`.
 
     Raises:
-      ConfigError: the grid ends at data without noise, where a network is not called.
+      ConfigError: the grid ends at data without noise, where a network cannot be called.
     """
     if not grid.sigma[-1]:
         raise ConfigError(
-            "the grid ends at data without noise, of which no network was told: a way from data "
-            "to noise needs a grid with end='first', the path's first level."
+            "the grid ends at data without noise, a level that no network is trained at: going "
+            "from data to noise needs a grid with end='first', the path's first level."
         )
     return ddim(path, Levels(*(a[::-1] for a in grid)))
 
@@ -97,10 +97,10 @@ def inverse(path: Path, grid: Levels) -> Table:
 def ddpm(path: Path, grid: Levels, *, variance: str = "fixed_small") -> Table:
     """DDPM's sampler (Ho et al. 2020, algorithm 2) with its choices of variance (section 3.2).
 
-    "learned" takes the network's fraction between both (Nichol & Dhariwal 2021, eq. 15).
+    "learned" interpolates between both by the network's fraction (Nichol & Dhariwal 2021, eq. 15).
 
     Raises:
-      ConfigError: there is no such variance.
+      ConfigError: an unknown variance.
     """
     one_of("variance", variance, VARIANCES)
     rows = Rows(path, grid, 0)
@@ -122,13 +122,13 @@ def dpm_multistep(
 ) -> Table:
     """DPM-Solver++ 2M and 3M (Lu et al. 2022b, algorithm 2 and appendix D.2), and their SDE forms.
 
-    eta 1 solves the reverse SDE (appendix C), 0 the ODE. The first steps are of lower order, and so
-    are the last: that to the data always, those before it with `lower_order_final` if there are
-    fewer than 15 steps. 3M takes half of the second derivative's term, as its authors' program and
-    all others do: it is of second order, with a smaller error than 2M.
+    eta 1 solves the reverse SDE (appendix C), 0 the ODE. The first steps are of lower order. So is
+    the step to the data, and, with `lower_order_final` and fewer than 15 steps, those before it. 3M
+    uses half of the second derivative's term, as its authors' code and all others do: it is of
+    second order, with a smaller error than 2M.
 
     Raises:
-      ConfigError: an order that is none of 1, 2 and 3; eta is outside 0 ... 1.
+      ConfigError: an order other than 1, 2 or 3; eta is outside 0 ... 1.
     """
     require(order in (1, 2, 3), "order", order, "1, 2 or 3")
     require(0 <= eta <= 1, "eta", eta, "between 0 (ODE) and 1 (SDE)")
@@ -137,7 +137,8 @@ def dpm_multistep(
     for i in range(count):
         at, to = _row(grid, i), _row(grid, i + 1)
         m = [rows.x0(k) for k in range(order)]
-        # From pure noise, which has no slope, to the data, or nowhere: a grid from 0 to the first.
+        # A first-order step: from pure noise, where there is no slope, to the data, or between
+        # equal levels, as on a grid that begins at timestep 0 and ends at the first level.
         if not (at.alpha and to.sigma) or lam[i] == lam[i + 1]:
             rows.add(at, to.alpha * m[0] + to.sigma * rows.epsilon(), ends=_ratio(to))
             continue
@@ -145,7 +146,7 @@ def dpm_multistep(
         if lower_order_final and count < 15:
             usable = min(usable, count - i)
         h = lam[i + 1] - lam[i]
-        rate = 1.0 + eta  # what is forgotten is drawn anew
+        rate = 1.0 + eta  # the SDE replaces part of the noise by new noise
         phi1 = -math.expm1(-rate * h)
         step = to.sigma / at.sigma * math.exp(-eta * h) * rows.unit(POINT)
         step = step + to.alpha * phi1 * m[0]
@@ -160,20 +161,21 @@ def dpm_multistep(
             phi2 = 1 - phi1 / (rate * h)
             phi3 = 0.5 - phi2 / (rate * h)
             step = step + to.alpha * phi2 * (first + r0 / (r0 + r1) * change)
-            step = step + to.alpha * phi3 * change / (r0 + r1)  # of Taylor's series: twice that
+            step = step + to.alpha * phi3 * change / (r0 + r1)  # half of Taylor's term; see above
         deviation = to.sigma * math.sqrt(-math.expm1(-2 * eta * h))
         rows.add(at, step + deviation * rows.unit(NOISE), ends=_ratio(to))
     return rows.table()
 
 
 def unipc(path: Path, grid: Levels, *, order: int = 2, kind: str = "bh2") -> Table:
-    """UniPC (Zhao et al. 2023, algorithm 1 and 2): a multistep predictor, and a corrector for free.
+    """UniPC (Zhao et al. 2023, algorithms 1 and 2): a multistep predictor and corrector.
 
-    It predicts x_0. The first steps are of lower order, and the last so that the very last is of
-    the first. `kind` is B(h): "bh1" is h, "bh2" e^h - 1.
+    The corrector takes no additional calls. UniPC predicts x_0. The first steps are of lower order;
+    the order falls again at the end, to 1 at the last step. `kind` is B(h): "bh1" is h, "bh2" is
+    e^h - 1.
 
     Raises:
-      ConfigError: an order that is none of 1, 2 and 3; no such kind.
+      ConfigError: an order other than 1, 2 or 3; an unknown kind.
     """
     require(order in (1, 2, 3), "order", order, "1, 2 or 3")
     one_of("kind", kind, ("bh1", "bh2"))
@@ -181,7 +183,7 @@ def unipc(path: Path, grid: Levels, *, order: int = 2, kind: str = "bh2") -> Tab
     lam = [_lam(_row(grid, i)) for i in range(count + 1)]
 
     def solved(i: int, used: int, shift: int, last: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Step i: coefficients of x and of pairs; `last` puts the pair at its end among them."""
+        """Coefficients of x and of pairs for step i; `last` includes the pair at the step's end."""
         at, to = _row(grid, i), _row(grid, i + 1)
         h = lam[i + 1] - lam[i]
         phi1 = math.expm1(-h)
@@ -228,13 +230,13 @@ def unipc(path: Path, grid: Levels, *, order: int = 2, kind: str = "bh2") -> Tab
 
 
 def deis(path: Path, grid: Levels, *, order: int = 2) -> Table:
-    """DEIS with log(s) for its variable (Zhang & Chen 2023, algorithm 1, "rho-AB").
+    """DEIS in the variable log(s) (Zhang & Chen 2023, algorithm 1, "rho-AB").
 
-    epsilon is the polynomial in log(s) through the last `order` calls; its integral over s is taken
-    by quadrature, to float64.
+    epsilon is the polynomial in log(s) through the last `order` calls; quadrature integrates it
+    over s to float64's precision.
 
     Raises:
-      ConfigError: an order that is none of 1, 2 and 3.
+      ConfigError: an order other than 1, 2 or 3.
     """
     require(order in (1, 2, 3), "order", order, "1, 2 or 3")
     rows, count = Rows(path, grid, order - 1), len(grid.alpha) - 1
@@ -249,13 +251,13 @@ def deis(path: Path, grid: Levels, *, order: int = 2) -> Table:
             continue
         u = [-_lam(_row(grid, i - k)) for k in range(usable)]
         end = -_lam(to)
-        where = 0.5 * (end - u[0]) * nodes + 0.5 * (end + u[0])
+        points = 0.5 * (end - u[0]) * nodes + 0.5 * (end + u[0])
         slope = np.zeros(rows.width)
         for k in range(usable):
             lagrange = np.prod(
-                [(where - u[j]) / (u[k] - u[j]) for j in range(usable) if j != k], axis=0
+                [(points - u[j]) / (u[k] - u[j]) for j in range(usable) if j != k], axis=0
             )
-            integral = 0.5 * (end - u[0]) * np.sum(weights * lagrange * np.exp(where))
+            integral = 0.5 * (end - u[0]) * np.sum(weights * lagrange * np.exp(points))
             slope = slope + integral * rows.epsilon(k)
         step = to.alpha / at.alpha * rows.unit(POINT) + to.alpha * slope
         rows.add(at, step, ends=_ratio(to))
@@ -263,7 +265,7 @@ def deis(path: Path, grid: Levels, *, order: int = 2) -> Table:
 
 
 def _transfer(rows: Rows, x: np.ndarray, epsilon: np.ndarray, at: Levels, to: Levels):
-    """The step of DDIM from x with some epsilon (Liu et al. 2022, eq. 11)."""
+    """DDIM's step from x with the given epsilon (Liu et al. 2022, eq. 11)."""
     factor = to.alpha / at.alpha
     return factor * x + (to.sigma - factor * at.sigma) * epsilon
 
@@ -272,28 +274,27 @@ _ADAMS = ([1.0], [1.5, -0.5], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 3
 
 
 def pndm(path: Path, grid: Levels, *, warmup: str = "runge_kutta") -> Table:
-    """PNDM (Liu et al. 2022, algorithm 2): four steps' epsilon, as Adams and Bashforth have them.
+    """PNDM (Liu et al. 2022, algorithm 2): Adams-Bashforth weights of four steps' epsilon.
 
-    It begins with three steps of Runge and Kutta's method, of four calls each, or, with warmup
-    "multistep", with two calls for the first step and lower orders after it (as Stable Diffusion
-    does).
+    It begins with three Runge-Kutta steps of four calls each. With warmup "multistep" it begins
+    with a first step of two calls and then lower orders (as Stable Diffusion does).
 
     Raises:
-      ConfigError: there is no such warm-up; fewer than 4 steps; a first step from pure noise, or
-        nearly so.
+      ConfigError: an unknown warm-up; fewer than 4 steps; a first step from pure noise, or from
+        nearly pure noise.
     """
     one_of("warmup", warmup, ("runge_kutta", "multistep"))
     count = len(grid.alpha) - 1
     require(count >= 4, "steps", count, "at least 4 with solver pndm")
     if not grid.alpha[0]:
         raise ConfigError(
-            "solver pndm: the path ends in pure noise, where it has no step. Use ddim."
+            "solver pndm: the path ends in pure noise, from which pndm has no step. Use ddim."
         )
     fall = _ratio(_row(grid, 0)) / _ratio(_row(grid, 1))
-    if fall > MOST_FALL:  # a mean of epsilons over such a step is epsilon nowhere, times the fall
+    if fall > MOST_FALL:  # the error of a mean epsilon over such a step is multiplied by the fall
         raise ConfigError(
-            f"solver pndm: its first step, from nearly pure noise, takes sigma / alpha down to "
-            f"1 / {fall:.0f}; from 1 / {MOST_FALL} on it diverges. Use spacing='leading', or ddim."
+            f"solver pndm: its first step, from nearly pure noise, divides sigma / alpha by "
+            f"{fall:.0f}; above {MOST_FALL} it diverges. Use spacing='leading', or ddim."
         )
     rows, begin = Rows(path, grid, 3), 0
     x, current = rows.unit(ANCHOR), rows.epsilon()
@@ -330,7 +331,7 @@ def pndm(path: Path, grid: Levels, *, warmup: str = "runge_kutta") -> Table:
 
 
 def _halfway(path: Path, at: Levels, to: Levels) -> Levels:
-    """The level halfway in time; to the data, in the time that the network is told."""
+    """The level halfway: in discrete time by the network's time input, else by lambda."""
     if path.steps:
         return Levels(*(float(a) for a in levels(path, max(0.5 * (at.told + to.told), 0.0))))
     return _middle(path, 0.5 * (_lam(at) + min(_lam(to), _lam(at) + 4.0)))
@@ -350,16 +351,16 @@ def heun(
 ) -> Table:
     """Heun's method, and EDM's stochastic sampler (Karras et al. 2022, algorithms 1 and 2).
 
-    On a straight path it averages velocities over t, on the others epsilon over s. The step to the
-    data, and one from pure noise, is Euler's.
+    On a straight path it averages velocities over t, on other paths epsilon over s. The step to the
+    data, and on other paths one from pure noise, is Euler's.
 
     Args:
       path: from data to noise.
       grid: of noise levels.
-      churn: S_churn: noise that is added before a step, over all steps; 0 adds none.
-      churn_min: S_min, of the s at which it is added.
-      churn_max: S_max.
-      churn_noise: S_noise, its standard deviation.
+      churn: S_churn, the noise added before steps, in total over all steps; 0 adds none.
+      churn_min: S_min, the least s at which noise is added.
+      churn_max: S_max, the largest s.
+      churn_noise: S_noise, standard deviation of the added noise.
 
     Raises:
       ConfigError: churn below 0.
@@ -369,14 +370,14 @@ def heun(
     most = min(churn / count, math.sqrt(2) - 1)
 
     def churned(i: int) -> Levels:
-        """The level that step i begins at, with the noise that is added."""
+        """The level at which step i begins, including the added noise."""
         at = _row(grid, i)
         if not most or not at.alpha or not at.sigma or not churn_min <= _ratio(at) <= churn_max:
             return at
         return _middle(path, -math.log(_ratio(at) * (1 + most)))
 
     def arrived(i: int, at: Levels, x: np.ndarray) -> np.ndarray:
-        """x at the end of step i, and the noise ahead of the next one."""
+        """x at the end of step i, plus the noise added before the next step."""
         if i + 1 == count:
             return x
         more = churned(i + 1)
@@ -393,7 +394,7 @@ def heun(
             rows.add(at, arrived(i, to, euler), ends=_ratio(to))
             continue
         rows.add(at, euler, here, ends=_ratio(at))
-        if straight:  # epsilon - x_0 is kept of this call, and there is none but it
+        if straight:  # velocity is epsilon - x_0; also from pure noise, where s is infinite
             slope = 0.5 * sum(rows.epsilon(k) - rows.x0(k) for k in range(2))
             step = there + (to.sigma - at.sigma) * slope
         else:
@@ -408,25 +409,25 @@ def heun(
 def dpm_singlestep(
     path: Path, grid: Levels, *, eta: float = 0.0, lower_order_final: bool = True
 ) -> Table:
-    """DPM-Solver++ 2S (Lu et al. 2022b, algorithm 1): steps of two calls, over two of the grid's.
+    """DPM-Solver++ 2S (Lu et al. 2022b, algorithm 1): each step makes two calls over two levels.
 
-    The call between is at the grid's own level. An odd step out, and with `lower_order_final` the
-    last two of an even number, are of first order. With eta 1 the steps are ancestral: down to less
-    noise than a level has, and some anew (k-diffusion's dpmpp_2s_ancestral).
+    The middle call is at a level of the grid. The last of an odd number of grid steps is of first
+    order; with `lower_order_final`, so are the last two of an even number. With eta 1 the steps are
+    ancestral: to below a level's noise, then new noise is added (k-diffusion's dpmpp_2s_ancestral).
 
     Raises:
       ConfigError: eta is outside 0 ... 1.
     """
     require(0 <= eta <= 1, "eta", eta, "between 0 (ODE) and 1 (ancestral)")
     rows, count = Rows(path, grid, 1), len(grid.alpha) - 1
-    single = 1 if lower_order_final or not grid.sigma[-1] else 0  # step at the end at least
+    single = 1 if lower_order_final or not grid.sigma[-1] else 0  # the least first-order last steps
     i = 0
     while i < count:
         at, to = _row(grid, i), _row(grid, i + 1)
         if count - i < 2 + single or not at.alpha:
             variance = eta**2 * _small_variance(at, to) if at.alpha else 0.0
-            kept = math.sqrt(max(to.sigma**2 - variance, 0.0))
-            step = to.alpha * rows.x0() + kept * rows.epsilon()
+            direction = math.sqrt(max(to.sigma**2 - variance, 0.0))
+            step = to.alpha * rows.x0() + direction * rows.epsilon()
             rows.add(at, step + math.sqrt(variance) * rows.unit(NOISE), ends=_ratio(to))
             i += 1
             continue
@@ -447,7 +448,7 @@ def dpm_singlestep(
 
 
 class Solver(NamedTuple):
-    """A solver by its name: what makes its table, which options it has, its fewest steps."""
+    """A solver: the function that makes its table, its options, and its least number of steps."""
 
     table: Callable[..., Table]
     options: tuple[str, ...] = ()
@@ -481,27 +482,27 @@ SOLVERS: dict[str, Solver] = {
 def steps_for(
     name: str, calls: int, table: Callable[[int], Table], most: int = 0
 ) -> tuple[int, Table]:
-    """The most steps that take no more than `calls` calls of the network, and their table.
+    """The largest number of steps that takes at most `calls` calls of the network, and its table.
 
     Args:
       name: of the solver.
-      calls: at most so many.
+      calls: the most calls.
       table: steps -> the solver's table.
-      most: steps that there can be; 0 for any number.
+      most: the most steps; 0 for no limit.
 
     Raises:
-      ConfigError: the solver's fewest steps take more calls than these.
+      ConfigError: the solver's least number of steps takes more calls.
     """
     least = SOLVERS[name].least
     steps = max(min(calls, most or calls), least)
-    made = table(steps)
-    while made.calls > calls:
+    sampler = table(steps)
+    while sampler.calls > calls:
         if steps == least:
             raise ConfigError(
-                f"calls={calls}: solver {name} takes {made.calls} in its fewest steps, {least}. "
-                "Give as many, or another solver."
+                f"calls={calls}: solver {name} takes {sampler.calls} in its fewest steps, {least}. "
+                "Allow that many calls, or use another solver."
             )
-        # No step but those of a warm-up takes more than two calls.
-        steps = max(least, steps - max(1, (made.calls - calls) // 2))
-        made = table(steps)
-    return steps, made
+        # Except in a warm-up, a step takes at most two calls.
+        steps = max(least, steps - max(1, (sampler.calls - calls) // 2))
+        sampler = table(steps)
+    return steps, sampler

@@ -1,4 +1,4 @@
-"""Texts that end a text, in whatever tokens they are written."""
+"""Stop texts: they end a text however they are split into tokens."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from jaxtyping import Int
 
 
 def automaton(texts: Sequence[bytes], spelling: Sequence[bytes]) -> Int[np.ndarray, "Q V"]:
-    """How a search for `texts` goes on with each token (Aho & Corasick 1975).
+    """The transition table of a search for `texts` token by token (Aho & Corasick 1975).
 
-    It begins in state 0. Entry [q, v] is the state after state q and token v; in the last one a
-    text has been found, and it stays there. A text is found within a token, and across several.
+    The search begins in state 0. Entry [q, v] is the state after state q and token v. In the last
+    state a text has been found; the search stays there. Texts are found within a token and across
+    tokens.
 
     Args:
-      texts: what is looked for, each at least a byte.
-      spelling: what each of the V tokens adds to a text (`Tokenizer.spelling`).
+      texts: the texts to search for, each of at least one byte.
+      spelling: the bytes that each of the V tokens adds to a text (`Tokenizer.spelling`).
     """
-    begun = sorted({text[:n] for text in texts for n in range(len(text))}, key=len)
-    state = {part: i for i, part in enumerate(begun)}
+    prefixes = sorted({text[:n] for text in texts for n in range(len(text))}, key=len)
+    state = {prefix: i for i, prefix in enumerate(prefixes)}
 
-    def follow(part: bytes, byte: int) -> int:
-        read = part + bytes([byte])
+    def follow(prefix: bytes, byte: int) -> int:
+        read = prefix + bytes([byte])
         if read.endswith(tuple(texts)):
-            return len(begun)
+            return len(prefixes)
         return next(state[read[n:]] for n in range(len(read) + 1) if read[n:] in state)
 
-    rows = [[follow(part, byte) for byte in range(256)] for part in begun]
-    step = np.array([*rows, [len(begun)] * 256], np.int32)
+    rows = [[follow(prefix, byte) for byte in range(256)] for prefix in prefixes]
+    step = np.array([*rows, [len(prefixes)] * 256], np.int32)
     lengths = np.array([len(piece) for piece in spelling])
     padded = np.zeros((len(spelling), max(lengths, default=0)), np.uint8)
     padded[np.arange(padded.shape[1]) < lengths[:, None]] = np.frombuffer(
@@ -42,7 +43,7 @@ def automaton(texts: Sequence[bytes], spelling: Sequence[bytes]) -> Int[np.ndarr
 
 
 def can_be_found(table: Int[np.ndarray, "Q V"]) -> bool:
-    """Whether any tokens lead from the first state of an automaton to its last."""
+    """Whether some sequence of tokens leads from the automaton's first state to its last."""
     reached, fresh = set(), {0}
     while fresh:
         reached |= fresh

@@ -1,9 +1,9 @@
 """A sampler as a table of coefficients, and the one loop that runs any table.
 
-Every solver in use is linear in what it has: the point at which the network is called next, points
-that it comes back to, noise, and the pairs (x_0, epsilon) of this call and of some before. A row of
-a table holds the coefficients of one call of the network, worked out once in float64. Tables are
-arrays: with another solver, grid, number of steps or eta nothing is compiled again.
+Every solver here is linear in the point of the network's call, stored points, noise, and the pairs
+(x_0, epsilon) of this call and of some earlier ones. A row of a table has the coefficients for one
+call of the network, computed once in float64. Tables are arrays: padded to one shape, tables of any
+solver, grid, number of steps or eta run in the same compiled program.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from genjax.sampling import noise
 from genjax.sampling.parametrisation import Prediction
 from genjax.sampling.paths import Levels, Path
 
-# What a row's coefficients are of: the point of the call, two more points, noise, then x_0 and
-# epsilon of this call and of those that were kept before it, the newest first.
+# The quantities that a row has coefficients for: the point of the call, two stored points, noise,
+# then x_0 and epsilon of this call and of the kept earlier calls, the newest first.
 POINT, ANCHOR, SECOND, NOISE, PAIRS = 0, 1, 2, 3, 4
 
 
@@ -32,17 +32,16 @@ class Table(NamedTuple):
     Attributes:
       at: the noise level of each call.
       point: coefficients of the next call's point; after the last call it is the sample.
-      anchor: of a point to come back to.
-      second: of another.
-      keep: whether the pair of this call is kept for later ones.
-      position: where the Brownian motion that draws the noise is, before the first call and after
-        each; a row's noise is the increment between its two.
-      spread: half the logarithm of the large over the small variance, the exponent of a learned
-        fraction in the factor of the noise.
+      anchor: coefficients of a stored point.
+      second: coefficients of another stored point.
+      keep: whether the pair of this call is kept for later calls.
+      position: position of the Brownian motion of the noise before the first call and after each
+        call; a row's noise is the increment over its call.
+      spread: half the logarithm of the large over the small variance: with a learned fraction, the
+        noise is multiplied by exp(spread * fraction).
       start: standard deviation of the first point.
       depth: binary digits of the positions.
-      count: of a table that is `padded`, how many of its rows are gone through, which may be
-        traced; None: all.
+      count: the number of rows to run in a `padded` table, which may be traced; None runs all.
     """
 
     at: Levels
@@ -78,22 +77,22 @@ class Rows:
         self.path, self.grid, self.kept = path, grid, kept
         self.width = PAIRS + 2 * (kept + 1)
         self.rows: list[tuple] = []
-        # The noise of the first call's point: of unit variance where data are, too.
+        # Standard deviation of the first call's point; data count as having unit variance.
         alpha, sigma = grid.alpha[0], grid.sigma[0]
         self.start = sigma if path.scaling == "exploding" else math.hypot(alpha, sigma)
         if path.scaling == "linear":
             self.start = sigma
 
     def unit(self, index: int) -> Float[np.ndarray, "M"]:
-        """Coefficients of one quantity alone: POINT, ANCHOR, SECOND or NOISE."""
+        """Coefficients that select one quantity: POINT, ANCHOR, SECOND or NOISE."""
         return np.eye(self.width)[index]
 
     def x0(self, back: int = 0) -> Float[np.ndarray, "M"]:
-        """Coefficients of x_0 alone, of this call or of the kept one `back` calls before."""
+        """Coefficients that select x_0 of this call, or of the kept one `back` calls before."""
         return self.unit(PAIRS + 2 * back)
 
     def epsilon(self, back: int = 0) -> Float[np.ndarray, "M"]:
-        """Likewise of epsilon."""
+        """Coefficients that select epsilon, as `x0`."""
         return self.unit(PAIRS + 2 * back + 1)
 
     def add(
@@ -107,7 +106,7 @@ class Rows:
         ends: float,
         spread: float = 0.0,
     ) -> None:
-        """A call at a level, after which lambda is that of the level `ends`, as sigma / alpha."""
+        """Adds a call at a level, after which sigma / alpha of the sampler is `ends`."""
         anchor = point if anchor is None else anchor
         second = self.unit(SECOND) if second is None else second
         self.rows.append((at, point, anchor, second, keep, ends, spread))
@@ -129,10 +128,10 @@ class Rows:
 
 
 def padded(table: Table, rows: int, width: int) -> Table:
-    """The table with more rows, which are not gone through, and room for more kept pairs.
+    """The table padded to `rows` rows, which are not run, and to `width` coefficients.
 
     Raises:
-      ValueError: it has more of either already.
+      ValueError: the table already has more rows or coefficients.
     """
     more, wider = rows - len(table.keep), width - table.point.shape[1]
     wide = [np.pad(a, ((0, more), (0, wider))) for a in (table.point, table.anchor, table.second)]
@@ -149,7 +148,7 @@ def padded(table: Table, rows: int, width: int) -> Table:
 
 
 def alike(tables: Sequence[Table]) -> list[Table]:
-    """The tables in one shape, so that one compiled program runs all of them."""
+    """The tables padded to one shape, so that one compiled program runs all of them."""
     rows = max(len(table.keep) for table in tables)
     width = max(table.point.shape[1] for table in tables)
     return [padded(table, rows, width) for table in tables]
@@ -170,11 +169,11 @@ def solve(
     Args:
       denoise: (x, level, memory) -> (pair, memory); `level` has the numbers of one row.
       table: of a solver; its arrays may be traced.
-      keys: one for each sample [B]: its first point and its noise depend on nothing else.
+      keys: one for each sample [B]; its first point and its noise depend only on the key.
       shape: of one sample.
       stochastic: whether any row may draw noise.
-      memory: what a denoiser remembers from call to call, before the first.
-      start: the first point, in place of one drawn from the keys.
+      memory: the denoiser's memory before the first call.
+      start: the first point, instead of one drawn from the keys.
 
     Returns:
       The samples, float32.
@@ -205,13 +204,13 @@ def solve(
                 drawn = drawn * jnp.exp(spread[i] * pair.fraction)
 
         def combined(coefficients: Float[Array, "M"]) -> Float[Array, "B ..."]:
-            found = coefficients[POINT] * point
-            found += coefficients[ANCHOR] * anchor + coefficients[SECOND] * second
+            total = coefficients[POINT] * point
+            total += coefficients[ANCHOR] * anchor + coefficients[SECOND] * second
             if stochastic:
-                found += coefficients[NOISE] * drawn
+                total += coefficients[NOISE] * drawn
             for c, value in zip(coefficients[PAIRS:], known, strict=True):
-                found += c * value
-            return found
+                total += c * value
+            return total
 
         new = [combined(m[i]) for m in maps]
         shifted = known[: len(kept)]

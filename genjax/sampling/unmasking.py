@@ -1,12 +1,12 @@
 """Absorbing-state diffusion over tokens: how they are masked, and three ways to unmask them.
 
-A token is masked at time t in [0, 1] with probability 1 - alpha_t, each by itself, and stays so
-(Sahoo et al. 2024, "MDLM"; Shi et al. 2024, "MD4"). All here is told by 1 - alpha_t,
-`Schedule.masked`, which float32 keeps exact where little is masked. In samplers a masked token is
--1.
+Each token is independently masked at time t in [0, 1] with probability 1 - alpha_t, and stays
+masked (Sahoo et al. 2024, "MDLM"; Shi et al. 2024, "MD4"). The code uses 1 - alpha_t,
+`Schedule.masked`, which is exact in float32 when few tokens are masked. In samplers a masked token
+is -1.
 
-Which tokens a step of the reverse process unmasks does not depend on what they are: each token has
-a time of its own, drawn once, at which the process from 1 down to 0 unmasks it.
+Which tokens a step of the reverse process unmasks does not depend on their values: for each token
+a time is drawn once, at which the process from 1 down to 0 unmasks it.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from genjax.sampling.logits import Processor
 SCHEDULES = ("linear", "cosine", "polynomial")
 DECODINGS = ("ancestral", "first_hitting", "confidence")
 
-# (tokens [B, S], share that is masked [B]) -> logits [B, S, K]
+# (tokens [B, S], masked share [B]) -> logits [B, S, K]
 Denoise = Callable[[Int[Array, "B S"], Float[Array, "B"]], Float[Array, "B S K"]]
 # (keys [B], logits [B, T, K]) -> tokens [B, T]
 Choose = Callable[[Key[Array, "B"], Float[Array, "B T K"]], Int[Array, "B T"]]
 
 
 class Schedule(NamedTuple):
-    """How much is masked at a time: MD4's schedules, of which "linear" is MDLM's log-linear.
+    """The masked share over time: MD4's schedules; "linear" is MDLM's log-linear.
 
     Attributes:
-      name: alpha_t is 1 - t if "linear", 1 - sin(pi t / 2) if "cosine", as that of MaskGIT, and
+      name: alpha_t is 1 - t if "linear", 1 - sin(pi t / 2) if "cosine" (as in MaskGIT), and
         1 - t^exponent if "polynomial".
       exponent: of "polynomial".
     """
@@ -50,19 +50,19 @@ class Schedule(NamedTuple):
         return t if self.name == "linear" else t**self.exponent
 
     def time(self, masked: Float[Array, "*N"]) -> Float[Array, "*N"]:
-        """The time at which a token is masked with this probability."""
+        """The time at which a token is masked with this probability; the inverse of `masked`."""
         if self.name == "cosine":
             return 2 / math.pi * jnp.arcsin(masked)
         return masked if self.name == "linear" else masked ** (1 / self.exponent)
 
     def weight(self, t: Float[Array, "*N"]) -> Float[Array, "*N"]:
-        """-alpha'_t / (1 - alpha_t), of the continuous-time bound (MDLM, eq. 10; MD4, eq. 5)."""
+        """-alpha'_t / (1 - alpha_t), the continuous-time weight (MDLM, eq. 10; MD4, eq. 5)."""
         if self.name == "cosine":
             return math.pi / 2 / jnp.tan(math.pi / 2 * t)
         return (1.0 if self.name == "linear" else self.exponent) / t
 
     def step_weight(self, t: Float[Array, "*N"], steps: int) -> Float[Array, "*N"]:
-        """T (alpha_s - alpha_t) / (1 - alpha_t) with s = t - 1 / T, of the bound of T steps.
+        """The weight in the bound of T steps, T (alpha_s - alpha_t) / (1 - alpha_t), s = t - 1 / T.
 
         MDLM, eq. 8: T times the probability that the step to s unmasks a masked token.
         """
@@ -71,7 +71,7 @@ class Schedule(NamedTuple):
 
 
 def chooser(processors: Sequence[Processor], greedy: bool) -> Choose:
-    """Draws tokens as processed logits have them, or takes the most probable of each."""
+    """Makes the function that draws tokens from processed logits, or takes the most probable."""
 
     def choose(keys: Key[Array, "B"], logits: Float[Array, "B T K"]) -> Int[Array, "B T"]:
         flat = logits.reshape(-1, logits.shape[-1])
@@ -87,16 +87,16 @@ def chooser(processors: Sequence[Processor], greedy: bool) -> Choose:
 
 
 def guided(logits: Callable[..., Array], label: Array | None, null: int, w: float) -> Denoise:
-    """The logits of tokens for labels, guided by w unless that is 1.
+    """The denoiser for these labels, with guidance unless w is 1.
 
-    log p(x | null) + w (log p(x | label) - log p(x | null)), which each token's softmax normalises
-    (Schiff et al. 2024, "D-CFG").
+    Its logits are log p(x | null) + w (log p(x | label) - log p(x | null)); each token's softmax
+    normalises them (Schiff et al. 2024, "D-CFG").
 
     Args:
-      logits: (tokens, label [B], share that is masked) -> logits.
-      label: classes; None for a network that knows none, and w = 1.
-      null: the class that stands for no label.
-      w: the scale.
+      logits: (tokens, label [B], masked share) -> logits.
+      label: classes; None for an unconditional network, with w = 1.
+      null: the class that means no label.
+      w: the guidance scale.
     """
 
     def denoise(x: Int[Array, "B S"], masked: Float[Array, "B"]) -> Float[Array, "B S K"]:
@@ -120,9 +120,9 @@ def ancestral(
 ) -> Int[Array, "B S"]:
     """Unmasks in `steps` steps of equal length in time (MDLM, eq. 7).
 
-    The step from t to s unmasks each masked token by itself with probability (alpha_s - alpha_t) /
-    (1 - alpha_t). A step that unmasks nothing asks the network nothing,
-    but where several batches are drawn at once (`jax.vmap`).
+    The step from t to s unmasks each masked token independently with probability
+    (alpha_s - alpha_t) / (1 - alpha_t). A step that unmasks nothing does not call the network,
+    unless several batches are drawn at once (`jax.vmap`).
     """
     left = _times(keys, tokens)
 
@@ -142,10 +142,10 @@ def ancestral(
 def first_hitting(
     denoise: Denoise, tokens: Int[Array, "B S"], keys: Key[Array, "B"], choose: Choose
 ) -> Int[Array, "B S"]:
-    """Unmasks token by token, each at its own time: `ancestral` in endlessly many steps.
+    """Unmasks token by token, each at its own time: `ancestral` with infinitely many steps.
 
     Zheng et al. 2024, section 4.1: exact for the network, in as many calls as tokens are masked.
-    The schedule only says when, not in which order, so the share that is masked is all it takes.
+    The schedule sets the times but not the order, so only the masked share is needed.
     """
     left = jnp.where(tokens < 0, _times(keys, tokens), -1.0)
     order = jnp.argsort(-left, axis=1)
@@ -170,12 +170,12 @@ def confidence(
     steps: int,
     choice_temperature: float,
 ) -> Int[Array, "B S"]:
-    """Draws all masked tokens at each step, and keeps those that are most certain.
+    """Draws all masked tokens at each step, and keeps the most confident ones.
 
     Chang et al. 2022 (MaskGIT), section 3.2: after the step to s, floor(N (1 - alpha_s)) of the N
-    that were masked at first are masked again, but at least one less than before it, and one at
-    least. Certain is a token with a high log p, plus Gumbel noise times `choice_temperature`
-    (1 - r), with r the share of the steps that are done.
+    tokens masked at the start are masked again, but fewer than before the step, and at least one
+    except in the last step. Confidence is log p plus Gumbel noise times `choice_temperature`
+    (1 - r), where r is the share of steps done.
     """
     count = (tokens < 0).sum(1)
 
@@ -183,13 +183,13 @@ def confidence(
         now, after = (schedule.masked((steps - i - d) / steps) for d in (0, 1))
         logits = denoise(tokens, jnp.broadcast_to(now, len(tokens)))
         drawn = choose(_fold(keys, 2 * i + 1), logits)
-        sure = jnp.take_along_axis(jax.nn.log_softmax(logits), drawn[..., None], -1)[..., 0]
+        score = jnp.take_along_axis(jax.nn.log_softmax(logits), drawn[..., None], -1)[..., 0]
         noise = jax.vmap(lambda key: gumbel(key, tokens.shape[1:]))(_fold(keys, 2 * i + 2))
-        sure += choice_temperature * (1 - (i + 1) / steps) * noise
+        score += choice_temperature * (1 - (i + 1) / steps) * noise
         masked = tokens < 0
-        again = jnp.minimum(masked.sum(1) - 1, jnp.floor(count * after).astype(jnp.int32))
-        again = jnp.where(i + 1 < steps, jnp.maximum(again, 1), 0)
-        return jnp.where(masked & ~_lowest(sure, masked, again), drawn, tokens), None
+        remasked = jnp.minimum(masked.sum(1) - 1, jnp.floor(count * after).astype(jnp.int32))
+        remasked = jnp.where(i + 1 < steps, jnp.maximum(remasked, 1), 0)
+        return jnp.where(masked & ~_lowest(score, masked, remasked), drawn, tokens), None
 
     return jax.lax.scan(step, tokens, jnp.arange(steps))[0]
 
@@ -197,14 +197,14 @@ def confidence(
 def _lowest(
     values: Float[Array, "B S"], among: Bool[Array, "B S"], count: Int[Array, "B"]
 ) -> Bool[Array, "B S"]:
-    """The `count` lowest values of each row, among some."""
+    """A mask of the `count` lowest values of each row among those where `among` is true."""
     order = jnp.argsort(jnp.where(among, values, jnp.inf), axis=1)
     rank = jnp.argsort(order, axis=1)
     return rank < count[:, None]
 
 
 def _times(keys: Key[Array, "B"], tokens: Int[Array, "B S"]) -> Float[Array, "B S"]:
-    """The share that is masked when each token is unmasked: it is masked while that is above."""
+    """The masked share at which each token is unmasked; above it the token is masked."""
     return jax.vmap(lambda key: uniform(key, tokens.shape[1:]))(_fold(keys, 0))
 
 

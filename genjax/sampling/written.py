@@ -13,30 +13,30 @@ from genjax import modalities
 from genjax.files import write_atomic
 from genjax.method import Field
 
-MOST_FILES = 1000  # samples of one command that have a file each
+MOST_FILES = 1000  # the most samples of one command with a file each
 
 
 def save(base: epath.Path, samples: np.ndarray, field: Field) -> list[epath.Path]:
-    """Writes samples, each file whole or not at all: `base` with the endings of their modality.
+    """Writes samples to files, each atomically: `base` with the file endings of their modality.
 
-    Of a modality that can be looked at one by one, the first `MOST_FILES` are also in the folder
-    `base`, a file each.
+    If the modality has a file format for single samples, the first `MOST_FILES` are also written to
+    the folder `base`, one file each.
 
     Args:
       base: the path without an ending.
       samples: [N, ...].
-      field: what they are.
+      field: the field of the samples.
 
     Returns:
-      The folder, if there is one, and the files; last the .npz, whose array `samples` they are.
+      The folder, if there is one, and the files; the last is the .npz with the array `samples`.
 
     Raises:
-      ValueError: samples that are not of the modality.
+      ValueError: the samples do not fit the modality.
       OSError: the disk is full or the folder cannot be written.
     """
-    module, found = modalities.find(field), []
+    module, folders = modalities.find(field), []
     if each := getattr(module, "each", None):
-        found.append(base)
+        folders.append(base)
         _save_each(base, each(samples[:MOST_FILES], field))
     contents = module.files(samples, field)
     buffer = io.BytesIO()
@@ -45,14 +45,14 @@ def save(base: epath.Path, samples: np.ndarray, field: Field) -> list[epath.Path
     paths = [epath.Path(f"{base}{ending}") for ending in contents]
     for path, content in zip(paths, contents.values(), strict=True):
         write_atomic(path, content)
-    return [*found, *paths]
+    return [*folders, *paths]
 
 
 def _save_each(folder: epath.Path, contents: Mapping[str, bytes]) -> None:
-    """Writes these files, and removes what an earlier command left of more of them."""
+    """Writes these files, and removes additional ones that an earlier command left."""
     kinds = {Path(name).suffix for name in contents}
-    before = folder.iterdir() if folder.exists() else ()
-    for path in [p for p in before if p.suffix in kinds and p.name not in contents]:
+    existing = folder.iterdir() if folder.exists() else ()
+    for path in [p for p in existing if p.suffix in kinds and p.name not in contents]:
         path.unlink()
     for name, content in contents.items():
         write_atomic(folder / name, content)

@@ -258,7 +258,7 @@ def test_latents_come_and_go():
 
 def test_labels_are_refused():
     method, params, mutable = toy()
-    with pytest.raises(ConfigError, match="the model knows no such condition: give none"):
+    with pytest.raises(ConfigError, match="the model has no such condition: leave it out"):
         method.sample(params, mutable, KEY, 2, {"label": jnp.array([0, 1])})
 
 

@@ -394,7 +394,7 @@ def test_a_sample_does_not_depend_on_those_beside_it():
         method.sample(*own, KEY, 5, {n: v for n, v in values.items() if n != "mask"}, **keywords)
     with pytest.raises(ConfigError, match=r"text: expected an array of \(5, 5\)"):
         method.sample(*own, KEY, 5, values | {"text": values["text"][:, :4]}, **keywords)
-    with pytest.raises(ConfigError, match="label: the model knows no such condition"):
+    with pytest.raises(ConfigError, match="label: the model has no such condition"):
         method.sample(*own, KEY, 5, values | {"label": jnp.zeros(5, jnp.int32)}, **keywords)
 
 

@@ -308,7 +308,7 @@ def test_samplers_refuse_what_they_cannot_do():
     with pytest.raises(ValueError, match="label: expected 4 labels"):
         draw(m, label=[0, 1])
     plain = method(lambda x, t, label: x, num_timesteps=10, steps=10)
-    with pytest.raises(ConfigError, match="label: the model knows no such condition"):
+    with pytest.raises(ConfigError, match="label: the model has no such condition"):
         draw(plain, label=[0, 1, 2, 0])
     with pytest.raises(ConfigError, match="guidance: the model must have been trained with"):
         draw(plain, guidance=2.0)

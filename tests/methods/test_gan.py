@@ -349,7 +349,7 @@ def test_the_discriminator_sees_the_parts_of_the_policy_alone():
 
 
 def test_labels_for_a_generator_that_knows_none():
-    with pytest.raises(ConfigError, match=r"label: the model knows no such.*gan\.conditioning"):
+    with pytest.raises(ConfigError, match=r"label: the model has no such.*gan\.conditioning"):
         gan.sample(game(), {}, {}, KEY, 2, {"label": jnp.array([0, 1])})
 
 

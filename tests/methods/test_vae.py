@@ -380,5 +380,5 @@ def test_pixels_are_binarised_anew_at_each_draw():
 
 def test_labels_for_a_model_that_knows_none():
     method, params, mutable = toy()
-    with pytest.raises(ConfigError, match=r"knows no such.*vae\.class_conditional=True"):
+    with pytest.raises(ConfigError, match=r"has no such.*vae\.class_conditional=True"):
         method.sample(params, mutable, KEY, 2, {"label": jnp.array([0, 1])})

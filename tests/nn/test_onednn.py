@@ -300,7 +300,7 @@ def test_what_was_not_asked_for_is_not_called(library):
 FAULTS = {
     "no compiler": ({"PATH": "/nowhere"}, "no C++ compiler on PATH: install g++"),
     "a broken compiler": ({"CXX": "/bin/false"}, "the compiler /bin/false failed"),
-    "not there": ({"CXX": "/bin/no-such"}, "the compiler /bin/no-such does not run"),
+    "not there": ({"CXX": "/bin/no-such"}, "the compiler /bin/no-such cannot be run"),
     "no folder": ({}, "oneDNN cannot be built: "),
     "another library": ({"CXX": "COMPILER"}, "cannot be loaded"),
     "half installed": ({}, "oneDNN 3 is not installed: pip install 'genjax-models[cpu]'"),

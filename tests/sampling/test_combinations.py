@@ -31,7 +31,7 @@ def refusal(key, spacing, solver):
     """Why a combination is refused, by rules written here; None if it is not."""
     name, T, zero = key
     if not T and spacing in ("trailing", "leading"):
-        return "whole timesteps, of which a path in continuous time has none"
+        return "whole timesteps, but a path in continuous time has none"
     if solver != "pndm" or spacing == "leading":
         return None
     if zero or name == "flow":

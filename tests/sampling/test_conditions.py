@@ -188,10 +188,10 @@ def test_a_column_that_is_no_condition_is_named(folder, name):
         np.savez(folder / name, labels=np.array([1]))
     else:
         wrote(folder, name, "labels\n1\n" if name == "a.csv" else '{"labels": 1}')
-    said = rf"--conditions=.*{name}.*'labels' is no condition of this run\. Nearest: label"
+    said = rf"--conditions=.*{name}.*'labels' is not a condition of this run\. Nearest: label"
     with pytest.raises(ConfigError, match=said):
         conditions.read(KNOWN, str(folder / name))
-    with pytest.raises(ConfigError, match=r"'labels' is no condition of this run\. It has none"):
+    with pytest.raises(ConfigError, match=r"'labels' is not a condition of this run\. It has none"):
         conditions.read({}, str(folder / name))
 
 
@@ -204,13 +204,13 @@ def test_a_file_without_rows_is_refused(folder, name, content):
         np.savez(folder / name, label=np.zeros(0, np.int32))
     else:
         wrote(folder, name, content)
-    with pytest.raises(ConfigError, match=rf"--conditions=.*{name} has no row"):
+    with pytest.raises(ConfigError, match=rf"--conditions=.*{name} has no rows"):
         conditions.read(KNOWN, str(folder / name))
 
 
 def test_arrays_of_different_length_are_refused(folder):
     np.savez(folder / "a.npz", label=np.arange(3), image=np.zeros((2, 2, 3, 1), np.uint8))
-    with pytest.raises(ConfigError, match=r"arrays of different length \(label 3, image 2\)"):
+    with pytest.raises(ConfigError, match=r"arrays of different lengths \(label 3, image 2\)"):
         conditions.read(KNOWN, str(folder / "a.npz"))
 
 
@@ -303,7 +303,7 @@ def test_labels_are_those_given_or_each_class_in_turn():
 
 def test_labels_that_cannot_be_are_refused():
     key, given = jax.random.key(0), {"label": np.array([2, 0, 2])}
-    with pytest.raises(ConfigError, match=r"the model knows no such condition: give none\.$"):
+    with pytest.raises(ConfigError, match=r"the model has no such condition: leave it out\.$"):
         conditions.labels(SPEC, False, 3, given, key)
     with pytest.raises(ConfigError, match=r"no such condition: .*or train with gan\.labels=True"):
         conditions.labels(SPEC, False, 3, given, key, "gan.labels=True")

@@ -1,1 +1,1 @@
-"""Products and convolutions as XLA's CPU compiler computes them fast; see `genjax.nn.bilinear`."""
+"""Products and convolutions in forms that are fast on the CPU; see `genjax.nn.bilinear`."""

@@ -1,6 +1,6 @@
-"""The members of the family of `genjax.nn.convolution` on the CPU.
+"""CPU forms of the members of the family in `genjax.nn.convolution`.
 
-Each returns None of a window for which XLA's own form is as fast, or that it does not cover.
+Each returns None for a window for which XLA's own form is as fast, or that it does not support.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ def convolution(
     window: Window,
     precision: lax.PrecisionLike,
 ) -> Float[Array, "B *small F"] | None:
-    """A convolution of every channel for itself, as the sum over the kernel of shifted images.
+    """A depthwise convolution, as the sum over the kernel's taps of shifted images.
 
     It takes a fifth to a seventeenth of the time of XLA's grouped convolution. Sums are float32.
     """
     if not (1 < window.groups == x.shape[-1] == kernel.shape[-1]) or _cropped(window):
         return None
-    del precision  # there are only sums of products of two numbers
+    del precision  # only applies to matrix products, which are not used here
     taps = kernel.shape[:-2]
     dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
     kernel = kernel.astype(dtype).astype(wide)
@@ -55,10 +55,10 @@ def image_gradient(
     size: tuple[int, ...],
     precision: lax.PrecisionLike,
 ) -> Float[Array, "B *space C"] | None:
-    """With a stride by sub-pixel phases, without one as the convolution that it is.
+    """The image's gradient: with a stride by sub-pixel phases, without one as a convolution.
 
-    XLA has no fast form of a convolution that is dilated in its image. Inside of loops and branches
-    its CPU compiler leaves the gradient of stride 1 in a form that takes 10 to 50 times as long.
+    XLA has no fast form of a convolution that dilates its image. Inside loops and branches its CPU
+    compiler keeps a form of the gradient at stride 1 that takes 10 to 50 times as long.
     """
     if window.groups != 1:
         return None
@@ -79,10 +79,10 @@ def kernel_gradient(
     precision: lax.PrecisionLike,
     dtype: jnp.dtype,
 ) -> Float[Array, "*k C F"] | None:
-    """A convolution of x over g, with examples for channels and the reverse.
+    """The kernel's gradient: a convolution of x with g that exchanges examples and channels.
 
-    XLA itself does so outside of loops and branches; inside of them its CPU compiler leaves the
-    kernel's gradient in a form that takes 10 to 20 times as long.
+    XLA itself does so outside loops and branches; inside them its CPU compiler keeps a form of the
+    gradient that takes 10 to 20 times as long.
     """
     if window.groups != 1:
         return None
@@ -90,9 +90,9 @@ def kernel_gradient(
     padding = []
     for axis, k in zip(space, taps, strict=True):
         low, s, d = window.padding[axis - 1][0], window.strides[axis - 1], window.dilation[axis - 1]
-        reach = (k - 1) * d + (g.shape[axis] - 1) * s + 1  # what g and all taps see
+        reach = (k - 1) * d + (g.shape[axis] - 1) * s + 1  # input size that g and all taps cover
         padding.append((low, max(reach - x.shape[axis] - low, 0)))
-    found = lax.conv_general_dilated(
+    gradient = lax.conv_general_dilated(
         x.transpose(-1, *space, 0),
         g.transpose(*space, 0, -1),
         window.dilation,
@@ -101,8 +101,8 @@ def kernel_gradient(
         dimension_numbers=channels_last(x.ndim),
         precision=precision,
     )
-    found = found[:, *(slice(k) for k in taps)]
-    return found.transpose(*space, 0, -1).astype(dtype)
+    gradient = gradient[:, *(slice(k) for k in taps)]
+    return gradient.transpose(*space, 0, -1).astype(dtype)
 
 
 def _mirrored(
@@ -128,10 +128,10 @@ def _mirrored(
 def _phases(
     g: Array, kernel: Array, window: Window, size: tuple[int, ...], precision: lax.PrecisionLike
 ) -> Array:
-    """One matrix product, and for each phase the sum of its shifted parts, in float32.
+    """One matrix product, then for each phase the sum of its shifted parts, in float32.
 
-    Along an axis, pixel s m + r of the padded image gets tap r + s a of pixel m - a of g, for each
-    a: phase r, interleaved with the others at the end.
+    Along an axis, pixel s m + r of the padded image is the sum over a of tap r + s a applied to
+    pixel m - a of g. These pixels are phase r; the phases are interleaved at the end.
     """
     *taps, C, F = kernel.shape
     B, *small, _ = g.shape
@@ -160,7 +160,7 @@ def _phases(
         return total.astype(g.dtype)
 
     def interleaved(first: tuple[int, ...]) -> Array:
-        """The phases that begin so, the axes that are left next to each other's phases."""
+        """The phases that begin with `first`; each remaining axis is followed by its phases."""
         axis = len(first)
         if axis == rank:
             return phase(first)

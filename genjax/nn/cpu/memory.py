@@ -1,8 +1,8 @@
-"""The heap of the process as programs on the CPU want it: kept, and in large pages.
+"""A heap that suits programs on the CPU: freed memory is kept, in large pages.
 
-XLA allocates the arrays of a program anew whenever it runs, hundreds of megabytes of them, and the
-C library gives so large ones back to the system at once. So each run touched each of its pages as
-for the first time: a quarter of the time of a U-Net's step (docs/performance.md).
+Each run of a program allocates its arrays anew, hundreds of megabytes, and by default the C library
+returns such large blocks to the system when they are freed. Then each run has page faults on all of
+its memory: a quarter of the time of a U-Net's step (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import os
 import platform
 
 LARGE = 1 << 21  # bytes of a large page
-MOST = 8 << 30  # bytes of the heap that are to be in large pages
+MOST = 8 << 30  # the most bytes of the heap to put in large pages
 # Names of the parameters of mallopt, in malloc.h.
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX, MXFAST = -1, -4, -8, 1
 HUGEPAGE = 14  # an advice of madvise, in sys/mman.h
 
 
 def keep_heap() -> bool:
-    """Keeps what is freed in the process, in one heap, which begins with room in large pages.
+    """Keeps freed memory in the process, in one heap that begins with space in large pages.
 
-    Nothing is taken from the system by that before it is used; from then on the process stays as
-    large as it was once. Call it before JAX's backend starts, as its threads have their own heaps
-    from then on. Returns whether the C library is one that can be told so (glibc).
+    The space takes no memory until it is used; afterwards the process keeps its peak size. Call
+    this before JAX's backend starts, because its threads would get heaps of their own. Returns
+    whether the C library supports these settings (glibc).
 
-    Small pieces are joined with their neighbours as soon as they are freed: else the next large
-    allocation does it for all of them, while every thread waits.
+    Small blocks are merged with their neighbours as soon as they are freed; else the next large
+    allocation merges all of them while every thread waits.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return False

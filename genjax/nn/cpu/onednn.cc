@@ -1,15 +1,16 @@
 // Convolutions, their two gradients and matrix products by oneDNN, as one custom call of XLA.
 //
-// What is computed is said by a list of whole numbers, the spec:
+// A list of integers, the spec, defines the computation:
 //   member       0 convolution, 1 gradient of the image, 2 gradient of the kernel, 3 product
-//   types        0 float32, 1 bfloat16; of all, and of the kernel, its gradient, or a product's y
-//   products     of two numbers, in all
+//   types        0 float32, 1 bfloat16: of all arrays, then of the kernel, its gradient, or a
+//                product's y
+//   products     total number of products of two numbers
 //   convolution  rank, B, C, F, groups, size, small, taps, strides, low, high, dilation
 //   product      rank (axes of the batch), batch..., M, K, N; the strides of x (batch..., M, K), of
 //                y (batch..., K, N) and of the result (batch..., M, N), which is float32
-// Sums are float32. A call is cut along its first axis into pieces, which XLA's threads share. A
-// piece runs in one of them, with OpenMP's team set to one: teams that several threads open at once
-// wait for each other. Results depend on the spec and on the number of threads alone.
+// Sums are float32. A call is cut along its first axis into pieces, which XLA's threads share. Each
+// piece runs in one thread, with OpenMP's team size set to one: teams that several threads open at
+// once wait for each other. Results depend only on the spec and the number of threads.
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -32,21 +33,21 @@ namespace ffi = xla::ffi;
 using dnnl::memory;
 using Numbers = std::vector<int64_t>;
 using Bytes = char*;
-constexpr size_t kMostPlans = 512;            // that are kept at once
-constexpr int64_t kKept = 1 << 24;            // bytes of kernels that a thread keeps
-constexpr int64_t kFewestProducts = 1 << 20;  // that are worth a second thread
+constexpr size_t kMostPlans = 512;            // the most plans to keep at once
+constexpr int64_t kKept = 1 << 24;            // the most bytes of kernels that a thread keeps
+constexpr int64_t kFewestProducts = 1 << 20;  // the fewest products for more than one thread
 constexpr auto kSum = memory::data_type::f32, kHalf = memory::data_type::bf16;
 enum Member { kConvolution, kImage, kKernel, kProduct };
 
-// OpenMP's team of the calling thread has one member while this lives.
+// Sets the calling thread's OpenMP team size to one during its lifetime.
 struct OneThread {
   int before = omp_get_max_threads();
   OneThread() { omp_set_num_threads(1); }
   ~OneThread() { omp_set_num_threads(before); }
 };
 
-// Calls work(0) ... work(count - 1), in this thread and in those of XLA that are free. Whoever is
-// free takes the next piece, so that this thread never waits for one that has not begun.
+// Calls work(0) ... work(count - 1) in this thread and in free threads of XLA. A free thread takes
+// the next piece, so that this thread never waits for a piece that has not begun.
 void in_parallel(ffi::ThreadPool& pool, int64_t count, const std::function<void(int64_t)>& work) {
   if (count == 1) return work(0);
   struct Shared {
@@ -57,7 +58,7 @@ void in_parallel(ffi::ThreadPool& pool, int64_t count, const std::function<void(
     std::condition_variable finished;
   };
   auto shared = std::make_shared<Shared>();
-  auto take = [shared, count, &work] {  // `work` is gone once all pieces are done
+  auto take = [shared, count, &work] {  // `work` does not exist after all pieces are done
     for (int64_t i; (i = shared->next++) < count;) {
       try {
         work(i);
@@ -86,39 +87,39 @@ memory::desc bytes_of(size_t count) {
   return memory::desc({int64_t(count)}, memory::data_type::u8, memory::format_tag::a);
 }
 
-// Memory of one thread, which grows to the most that was asked for.
+// Memory of one thread, which grows to the largest size requested.
 Bytes grown(memory& own, size_t count) {
   if (!own.get(true) || own.get_desc().get_size() < count) own = memory(bytes_of(count), engine());
   return static_cast<Bytes>(own.get_data_handle());
 }
 thread_local memory scratchpad, copies;
 
-// Takes the parts of a spec, one after the other.
+// Reads the parts of a spec in order.
 struct Reader {
   const int64_t* next;
   int64_t one() { return *next++; }
   memory::dims some(int64_t count) { return next += count, memory::dims(next - count, next); }
 };
 
-// How a spec is computed with so many threads: in `pieces` of `most` examples each.
+// How a spec is computed with a number of threads: in `pieces` of `most` examples each.
 struct Plan {
   Member member;
-  memory::data_type type, wide;  // of all, and of what is `given`
+  memory::data_type type, wide;  // of all arrays, and of `given`
   int64_t pieces = 1, most = 1;
   dnnl::primitive primitive;
-  std::vector<int> names;  // of its arguments: first, second, result
+  std::vector<int> names;  // of the primitive's arguments: first, second, result
   memory::desc first, second, result;
-  memory::desc given;  // the kernel, its gradient or a matrix y as XLA has it
-  std::optional<dnnl::reorder> relayout;  // of `given` to `second`, or of `result` to `given`
+  memory::desc given;  // the kernel, its gradient or a matrix y in XLA's layout
+  std::optional<dnnl::reorder> relayout;  // from `given` to `second`, or from `result` to `given`
   size_t scratch = 0;
-  std::string implementation;  // its name
-  int64_t steps[3] = {0, 0, 0};  // bytes from piece to piece of the arguments
-  std::shared_ptr<const Plan> last;  // of the last piece, if that has fewer examples
+  std::string implementation;  // name of oneDNN's implementation
+  int64_t steps[3] = {0, 0, 0};  // bytes between pieces of first, second and result
+  std::shared_ptr<const Plan> last;  // plan of the last piece, if that has fewer examples
 
   Plan(const Numbers& spec, int64_t threads, int64_t tail = 0);
   void convolution(Reader read);
   void product(Reader read);
-  dnnl::primitive_attr own;  // a scratchpad of each call's own: oneDNN's is shared
+  dnnl::primitive_attr own;  // asks for a scratchpad per call: oneDNN's default one is shared
   template <typename Description>
   void finish(const Description& of, std::vector<int> called) {
     primitive = dnnl::primitive(of);
@@ -128,8 +129,8 @@ struct Plan {
   }
 };
 
-// Axes in the order that oneDNN has them, `lead` and then those of space, of an array in memory as
-// [outer, *space, inner...]: `strides` are those of `lead`, 0 for the one that is outer.
+// Describes an array that lies in memory as [outer, *space, inner...] with its axes in oneDNN's
+// order: `lead`, then the spatial axes. `strides` are those of `lead`, 0 for the outer axis.
 memory::desc placed(memory::dims lead, const memory::dims& space, memory::dims strides,
                     int64_t inner, memory::data_type type) {
   const size_t first = lead.size();
@@ -146,7 +147,7 @@ void Plan::convolution(Reader read) {
   const auto size = read.some(rank), small = read.some(rank), taps = read.some(rank);
   const auto strides = read.some(rank), low = read.some(rank), high = read.some(rank);
   auto gaps = read.some(rank);
-  for (auto& gap : gaps) --gap;  // oneDNN counts from 0
+  for (auto& gap : gaps) --gap;  // no dilation is 0 in oneDNN
   const auto x = placed({B, C}, size, {0, 1}, C, type);
   const auto y = placed({B, F}, small, {0, 1}, F, type);
   given = G == 1 ? placed({F, C}, taps, {1, F}, C * F, wide)
@@ -154,7 +155,7 @@ void Plan::convolution(Reader read) {
   const auto any = memory::format_tag::any;
   const memory::desc kernel(given.get_dims(), type, any), sum(given.get_dims(), kSum, any);
   const auto direct = dnnl::algorithm::convolution_direct;
-  const dnnl::convolution_forward::primitive_desc forward(  // the gradients want it as a hint
+  const dnnl::convolution_forward::primitive_desc forward(  // the gradients need it as a hint
       engine(), dnnl::prop_kind::forward_training, direct, x, kernel, y, strides, gaps, low, high,
       own);
   if (member == kConvolution) {
@@ -199,7 +200,7 @@ Plan::Plan(const Numbers& spec, int64_t threads, int64_t tail) : member(Member(s
   own.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   Reader read{spec.data() + 3};
   const bool worth = read.one() >= kFewestProducts, is_product = member == kProduct;
-  const int64_t rank = spec[4], examples = spec[5];  // those of a product without a batch are rows
+  const int64_t rank = spec[4], examples = spec[5];  // rows of x in a product without a batch
   most = tail ? tail : worth ? (examples + threads - 1) / threads : examples;
   pieces = tail ? 1 : (examples + most - 1) / most;
   is_product ? product(read) : convolution(read);
@@ -222,7 +223,7 @@ Plan::Plan(const Numbers& spec, int64_t threads, int64_t tail) : member(Member(s
   if (relayout && other) *this = Plan(spec, 1, examples);  // in one piece
 }
 
-// Plans are kept, and dropped together when they become too many; who runs one still has it.
+// Plans are kept, and all dropped when there are too many; a running call keeps its own.
 std::shared_ptr<const Plan> plan_of(Numbers spec, int64_t threads) {
   static std::mutex mutex;
   static auto& plans = *new std::map<Numbers, std::shared_ptr<const Plan>>;
@@ -289,7 +290,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(genjax_onednn, call, ffi::Ffi::Bind().Ctx<ffi::Thr
     .Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>()
     .Attr<ffi::Span<const int64_t>>("spec"));
 
-// The names of the implementations of a spec, "" if there is none; good until the next call.
+// The names of a spec's implementations, "" if there is none; valid until the thread's next call.
 extern "C" const char* genjax_onednn_implementation(const int64_t* spec, int64_t length,
                                                     int64_t threads) try {
   thread_local std::string name;

@@ -1,9 +1,9 @@
 """Convolutions and products by oneDNN, called from XLA's programs on one CPU device.
 
-XLA's own convolutions on the CPU are slower: with them a U-Net's step has half of the speed in
+XLA's own convolutions on the CPU are slower: with them a U-Net's step has half the speed in
 float32, and less than a quarter in bfloat16 (docs/performance.md). `onednn.cc` is built at first
-use, with the compiler that is there, and kept; `used` makes the programs that are lowered inside of
-it call it. What it does not cover (other types, several devices, an export) keeps XLA's forms.
+use with the installed compiler, and kept. Programs that are lowered inside `used` call it. Cases
+that it does not support (other types, several devices, an export) use XLA's forms.
 
 A call's spec is described in `onednn.cc`.
 """
@@ -42,9 +42,9 @@ SOURCE = Path(__file__).with_name("onednn.cc")
 TARGET = "genjax_onednn"
 CONVOLUTION, IMAGE, KERNEL, PRODUCT = range(4)
 TYPES = {jnp.dtype(jnp.float32): 0, jnp.dtype(jnp.bfloat16): 1}
-# Channels of an image from which on its gradient under a stride is faster than by phases.
+# With at least so many channels, an image's gradient under a stride is faster than by phases.
 ENOUGH_CHANNELS = {0: 12, 1: 3}
-CPU_FLAGS = {0: {"avx2"}, 1: {"avx512_bf16", "amx_bf16"}}  # that multiply a type
+CPU_FLAGS = {0: {"avx2"}, 1: {"avx512_bf16", "amx_bf16"}}  # any of these multiplies the type
 
 
 class Unavailable(Exception):
@@ -52,12 +52,12 @@ class Unavailable(Exception):
 
 
 class Library(NamedTuple):
-    """oneDNN, loaded and known to XLA.
+    """oneDNN, loaded and registered with XLA.
 
     Attributes:
       version: of oneDNN.
-      target: its name to XLA; a library that is built anew has another one.
-      implementation: spec -> the names of its implementations, "" if it has none.
+      target: the name under which XLA calls it; a new build has a new name.
+      implementation: spec -> the names of oneDNN's implementations, "" if there is none.
     """
 
     version: str
@@ -65,16 +65,16 @@ class Library(NamedTuple):
     implementation: Callable[[tuple[int, ...]], str]
 
 
-_libraries: dict[str, Library] = {}  # that are loaded, by the names of their files
-_used: Library | Unavailable = Unavailable("not asked for")  # by programs that are lowered now
+_libraries: dict[str, Library] = {}  # loaded libraries, by file name
+_used: Library | Unavailable = Unavailable("not asked for")  # for programs that are lowered now
 
 
 @contextlib.contextmanager
 def used(library: Library | Unavailable) -> Iterator[None]:
-    """Programs that are lowered inside call `library`, or else XLA's own forms.
+    """Makes programs that are lowered inside call `library`, or XLA's own forms if unavailable.
 
-    Like the backend that JAX runs on, this is one for the process, in all of its threads. Programs
-    lowered before stay as they are, and those lowered inside stay so afterwards.
+    Like JAX's backend, this applies to the whole process, in all of its threads. Programs that are
+    already lowered do not change, neither on entry nor on exit.
     """
     global _used
     before, _used = _used, library
@@ -85,14 +85,14 @@ def used(library: Library | Unavailable) -> Iterator[None]:
 
 
 def in_use() -> str:
-    """Who computes in the programs that are lowered now: "oneDNN 3.2.0", or "XLA: " and why."""
+    """What programs lowered now compute with: "oneDNN 3.2.0", or "XLA: " and the reason."""
     return f"XLA: {_used}" if isinstance(_used, Unavailable) else f"oneDNN {_used.version}"
 
 
 def multiplies(dtype: jnp.dtype) -> bool:
-    """Whether products of that type are worth it here: the CPU has them, and who computes too.
+    """Whether products of that type are fast here: the CPU and the library in use support them.
 
-    XLA uses AMX itself, but not AVX512-BF16.
+    XLA itself uses AMX, but not AVX512-BF16.
     """
     flags = cpu_flags() & CPU_FLAGS[TYPES[jnp.dtype(dtype)]]
     return bool(flags - {"avx512_bf16"}) or (bool(flags) and not isinstance(_used, Unavailable))
@@ -102,12 +102,12 @@ def multiplies(dtype: jnp.dtype) -> bool:
 
 
 def load(folder: Path) -> Library:
-    """oneDNN, built into `folder` if that was not done before.
+    """Loads oneDNN; builds it into `folder` first if it is not there.
 
-    Several processes may call it at once: one of them builds.
+    Several processes may call this at once: one of them builds.
 
     Raises:
-      Unavailable: the machine, its compiler or its libraries do not allow it, or `folder` cannot
+      Unavailable: the machine, its compiler or its libraries do not support it, or `folder` cannot
         be written.
     """
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
@@ -121,68 +121,68 @@ def load(folder: Path) -> Library:
     )
     if not compiler:
         raise Unavailable("no C++ compiler on PATH: install g++")
-    made_by = _output([*compiler, "--version"])
+    compiler_version = _output([*compiler, "--version"])
     command = [
         *(*compiler, "-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-shared"),
         *("-isystem", jax.ffi.include_dir(), "-idirafter", str(include), str(SOURCE)),
         *(f"-L{library.parent}", f"-Wl,-rpath,{library.parent}", "-ldnnl", "-l:libgomp.so.1"),
     ]
-    facts = (SOURCE.read_bytes(), command, made_by, version, jaxlib.__version__)
+    facts = (SOURCE.read_bytes(), command, compiler_version, version, jaxlib.__version__)
     key = hashlib.sha256(repr((*facts, sorted(cpu_flags()))).encode()).hexdigest()[:16]
     path = folder / f"onednn-{key}.so"
-    found = _loaded(path, version)
-    if found is not None:
-        return found
+    loaded = _loaded(path, version)
+    if loaded is not None:
+        return loaded
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "onednn.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            found = _loaded(path, version)  # by another process, meanwhile
-            if found is None:
+            loaded = _loaded(path, version)  # another process may have built it meanwhile
+            if loaded is None:
                 _build(command, path)
-                found = _loaded(path, version)
+                loaded = _loaded(path, version)
     except OSError as error:
         raise Unavailable(f"oneDNN cannot be built: {error}") from error
-    if found is None:
-        raise Unavailable(f"what was built of oneDNN, {path}, cannot be loaded")
-    return found
+    if loaded is None:
+        raise Unavailable(f"oneDNN was built, but {path} cannot be loaded")
+    return loaded
 
 
 def _installed() -> tuple[Path, Path, str]:
-    """The folder of oneDNN's headers, its library, and its version: pip's, or the system's."""
+    """oneDNN's folder of headers, library and version, as installed by pip or the system."""
     for root in map(Path, (sys.prefix, site.getuserbase(), "/usr/local", "/usr")):
         header = root / "include" / "oneapi" / "dnnl" / "dnnl_version.h"
         folders = [root / "lib", root / "lib64", root / "lib" / "x86_64-linux-gnu"]
-        found = [path for path in (f / "libdnnl.so" for f in folders) if path.exists()]
-        if not found or not header.exists():
+        libraries = [path for path in (f / "libdnnl.so" for f in folders) if path.exists()]
+        if not libraries or not header.exists():
             continue
         numbers = dict(re.findall(r"define DNNL_VERSION_(\w+) +(\d+)", header.read_text()))
         version = ".".join(numbers.get(part, "?") for part in ("MAJOR", "MINOR", "PATCH"))
         if numbers.get("MAJOR", "").isdigit() and int(numbers["MAJOR"]) >= 3:
-            return root / "include", found[0].resolve(), version
+            return root / "include", libraries[0].resolve(), version
     raise Unavailable("oneDNN 3 is not installed: pip install 'genjax-models[cpu]'")
 
 
 def _output(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise Unavailable(f"the compiler {command[0]} does not run: {error}") from error
-    if done.returncode:
-        last = " ".join((done.stderr or done.stdout).split())[:300]
-        raise Unavailable(f"the compiler {command[0]} failed: {last}")
-    return done.stdout
+        raise Unavailable(f"the compiler {command[0]} cannot be run: {error}") from error
+    if result.returncode:
+        output = " ".join((result.stderr or result.stdout).split())[:300]
+        raise Unavailable(f"the compiler {command[0]} failed: {output}")
+    return result.stdout
 
 
 def _build(command: list[str], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
-        _output([*command, "-o", str(made)])
-        made.replace(path)
+        library = Path(folder) / path.name
+        _output([*command, "-o", str(library)])
+        library.replace(path)
 
 
 def _loaded(path: Path, version: str) -> Library | None:
-    """The library of that name, made known to XLA; None if there is none, or it is damaged."""
+    """Loads a library and registers it with XLA; None if the file is missing or damaged."""
     if path.name in _libraries:
         return _libraries[path.name]
     try:
@@ -205,7 +205,7 @@ def _loaded(path: Path, version: str) -> Library | None:
 
 @functools.cache
 def cpu_flags() -> frozenset[str]:
-    """What the first CPU can do, as Linux names it; empty where that is not known."""
+    """The flags of the first CPU in /proc/cpuinfo; empty if unknown."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("flags"):
@@ -213,7 +213,7 @@ def cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
-# ---- Forms of the bilinear primitives; each returns None of what it does not cover
+# ---- Forms of the bilinear primitives; each returns None for cases that it does not support
 
 
 def convolution(
@@ -283,9 +283,8 @@ def contraction(
 ) -> Float[Array, "..."] | None:
     """See `genjax.nn.products.contraction`.
 
-    oneDNN multiplies matrices of any strides, so nothing is transposed where the rows, columns and
-    summed indices of a product each lie in memory like one; elsewhere the operands are put in order
-    first.
+    oneDNN multiplies matrices of any strides, so nothing is transposed if the rows, columns and
+    summed indices each lie in memory like one index; else the operands are transposed first.
     """
     operands, out = spec.split("->")
     a, b = operands.split(",")
@@ -296,52 +295,57 @@ def contraction(
     sizes = dict(zip(a + b, x.shape + y.shape, strict=True))
     if not all(sizes.values()):
         return None
-    found = _product(x, y, (a, b, out), (shared, rows, summed, columns), sizes)
-    if found is not None:
-        return found
-    left, right, made = shared + rows + summed, shared + summed + columns, shared + rows + columns
+    product = _product(x, y, (a, b, out), (shared, rows, summed, columns), sizes)
+    if product is not None:
+        return product
+    left, right, ordered = (
+        shared + rows + summed,
+        shared + summed + columns,
+        shared + rows + columns,
+    )
     x, y = (v.transpose([o.index(i) for i in n]) for v, o, n in ((x, a, left), (y, b, right)))
-    found = _product(x, y, (left, right, made), (shared, rows, summed, columns), sizes)
-    return None if found is None else found.transpose([made.index(index) for index in out])
+    product = _product(x, y, (left, right, ordered), (shared, rows, summed, columns), sizes)
+    return None if product is None else product.transpose([ordered.index(index) for index in out])
 
 
 def _product(x, y, terms, groups, sizes) -> Array | None:
-    """The product, if each group of indices lies in all arrays like one, but the shared ones."""
+    """The product, if each group of indices but the shared lies in memory like one, else None."""
     strides = [_strides(term, sizes) for term in terms]
     shared, *single = groups
     batch = [index for index in shared if sizes[index] > 1]
-    steps = [[own[index] for index in batch] for own in strides]
+    steps = [[array_strides[index] for index in batch] for array_strides in strides]
     lengths = [sizes[index] for index in batch]
     for group, holders in zip(single, ((0, 2), (0, 1), (1, 2)), strict=True):
-        kept = [index for index in group if sizes[index] > 1]
-        for outer, inner in itertools.pairwise(kept):
+        longer = [index for index in group if sizes[index] > 1]
+        for outer, inner in itertools.pairwise(longer):
             if any(strides[h][outer] != strides[h][inner] * sizes[inner] for h in holders):
                 return None
         lengths.append(math.prod(sizes[index] for index in group))
         for holder in holders:
-            steps[holder].append(strides[holder][kept[-1]] if kept else 0)
+            steps[holder].append(strides[holder][longer[-1]] if longer else 0)
     left, right, out = (
-        _filled(own, count) for own, count in zip(steps, (*lengths[-2:], lengths[-1]), strict=True)
+        _filled(array_strides, count)
+        for array_strides, count in zip(steps, (*lengths[-2:], lengths[-1]), strict=True)
     )
     spec = (len(batch), *lengths, *left, *right, *out)
-    y = y.astype(x.dtype) if batch else y  # a matrix is rounded on the way into its layout
+    y = y.astype(x.dtype) if batch else y  # without a batch, the relayout of y rounds it
     result = jax.ShapeDtypeStruct([sizes[index] for index in terms[2]], jnp.float32)
     return _call(PRODUCT, y.dtype, math.prod(sizes.values()), spec, x, y, result)
 
 
 def _filled(steps: list[int], columns: int) -> list[int]:
-    """The strides of a matrix; 0 is of one row or one column, which lies as if by itself."""
+    """The strides of a matrix; 0, for a single row or column, becomes that of a dense matrix."""
     row, column = steps[-2], steps[-1] or 1
     return [*steps[:-2], row or columns * column, column]
 
 
 def _strides(term: str, sizes: dict[str, int]) -> dict[str, int]:
-    """How far apart two neighbours along each index are in memory."""
-    step, found = 1, {}
+    """The stride in memory along each index."""
+    step, strides = 1, {}
     for index in reversed(term):
-        found[index] = step
+        strides[index] = step
         step *= sizes[index]
-    return found
+    return strides
 
 
 def _call(

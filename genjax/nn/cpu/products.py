@@ -10,13 +10,13 @@ from jaxtyping import Array, Float
 def contraction(
     x: Float[Array, "..."], y: Float[Array, "..."], *, spec: str, precision: lax.PrecisionLike
 ) -> Float[Array, "..."] | None:
-    """A contraction of bfloat16 as the matrix units want it: one operand's last indices are summed.
+    """A bfloat16 contraction in the form of the matrix units: an operand's last indices are summed.
 
-    Of other products, such as a gradient of parameters, XLA makes one of float32, which takes twice
-    the time. So the smaller operand is transposed. XLA decides by its layout, which a transpose
-    leaves as it was and a reshape does not; barriers keep XLA from leaving out the two. Another one
-    keeps a transpose of the result from being merged into the product, which XLA's runtime would
-    then refuse; the result's indices come in a product's own order for the same reason.
+    XLA computes other products, such as gradients of parameters, in float32, which takes twice the
+    time. So the smaller operand is transposed. XLA decides by its layout, which a transpose does
+    not change but a reshape does; barriers keep XLA from removing both. Another barrier keeps XLA
+    from merging a transpose of the result into the product, which its runtime would then refuse;
+    for the same reason the product's result has its indices in the natural order.
     """
     if x.dtype != jnp.bfloat16:
         return None
@@ -31,7 +31,7 @@ def contraction(
         x = lax.squeeze(lax.optimization_barrier(jnp.expand_dims(x, 0)), [0])
     shared = [index for index in a if index in b and index in out]
     order = "".join(dict.fromkeys(index for index in (*shared, *a, *b) if index in out))
-    found = jnp.einsum(
+    result = jnp.einsum(
         f"{a},{b}->{order}", x, y, precision=precision, preferred_element_type=jnp.float32
     )
-    return lax.optimization_barrier(found).transpose([order.index(index) for index in out])
+    return lax.optimization_barrier(result).transpose([order.index(index) for index in out])
