@@ -1,7 +1,7 @@
 """KL-regularised autoencoder (Rombach et al. 2022): the first stage of latent diffusion.
 
-Default: Fashion-MNIST, 7 x 7 latents of 4 channels; the weight of the KL is one, so that the ELBO
-is maximised and the latents have about the prior's variance.
+Default: Fashion-MNIST, 7 x 7 latents of 4 channels; the KL weight is one, so the loss is the
+negative ELBO and the latents have about the prior's variance.
   command    NPROC=1 launch/local.sh --config=configs/autoencoder_kl.py
   hardware   one CPU core of two
   time       22 minutes
@@ -10,9 +10,9 @@ is maximised and the latents have about the prior's variance.
 
 Presets, as in --config=configs/autoencoder_kl.py:tiny:
   tiny       8 x 8 digits with a discriminator, a test of the installation in about a minute
-  f8         the networks of the paper's KL-f8, perceptual and adversarial terms included, on CelebA
-             made 256 x 256, for one GPU or TPU; not run by us. The likelihood's scale b is learned
-             here, so that the KL weighs 1e-6 b beside the paper's absolute error
+  f8         the networks of the paper's KL-f8 with perceptual and adversarial terms, on CelebA
+             resized to 256 x 256, for one GPU or TPU; not run by us. The likelihood's scale b is
+             learned here, so relative to the paper's absolute error the KL has weight 1e-6 b
   imagenet256  the same on ImageNet; not run by us
 """
 

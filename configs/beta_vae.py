@@ -1,4 +1,4 @@
-"""beta-VAE (Higgins et al. 2017): a heavier KL, for codes whose dimensions come apart.
+"""beta-VAE (Higgins et al. 2017): a larger KL weight, for disentangled latent dimensions.
 
 Default: Fashion-MNIST, beta = 4, the networks of configs/conv_vae.py, Bernoulli pixels.
   command    NPROC=1 launch/local.sh --config=configs/beta_vae.py
@@ -21,7 +21,7 @@ CONV = base.read_module(Path(__file__).with_name("conv_vae.py"))
 
 
 def get_config() -> ConfigDict:
-    """Ten dimensions, to be traversed one by one."""
+    """Ten latent dimensions, few enough to traverse one by one."""
     config = CONV.get_config()
     config.vae.likelihood = "bernoulli"
     config.vae.latent_dim = 10

@@ -1,13 +1,13 @@
 """A classifier of labelled images, whose features judge generators.
 
-`genjax.evals.features` trains it by itself, once for a data set, with these settings (they are in
-genjax/evals/trained.py); this config is for looking at it alone.
+`genjax.evals.features` trains it automatically, once per data set, with these settings (from
+genjax/evals/trained.py); this config trains it on its own.
 
 Default: Fashion-MNIST, a convolutional network of 0.49M parameters, 360,000 examples.
   command    launch/local.sh --config=configs/classifier.py
   hardware   2 CPU cores
   time       3 min (340 s of CPU time in all)
-  score      91.8 % of the 10,000 test images are right
+  score      accuracy of 91.8 % on the 10,000 test images
              (trained on all of train: --config.dataset.validation= --config.evals.split=test)
 
 Presets, as in --config=configs/classifier.py:tiny:

@@ -1,6 +1,6 @@
 """A language model of Python's standard library.
 
-Default: the library of the Python that runs it, without its tests; 4,096 byte-pair tokens.
+Default: the standard library of the running Python, without its tests; 4,096 byte-pair tokens.
   command    NPROC=1 launch/local.sh --config=configs/code.py
              launch/local.sh --workdir=runs/code --mode=sample --prompt="def read(self" --stream
   hardware   one CPU core of two
@@ -8,7 +8,7 @@ Default: the library of the Python that runs it, without its tests; 4,096 byte-p
   score      validation loss 3.460 nats a token, 1.355 bits a byte
 
 Presets, as in --config=configs/code.py:tiny:
-  tiny       a very small model of its bytes, a test of the installation in about a minute
+  tiny       a very small model of the bytes, a test of the installation in about a minute
 """
 
 from pathlib import Path

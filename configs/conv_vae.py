@@ -22,7 +22,7 @@ VAE = base.read_module(Path(__file__).with_name("vae.py"))
 
 
 def get_config() -> ConfigDict:
-    """Convolutions; a scale for each pixel; the KL comes in over the first epochs."""
+    """Convolutions; a scale for each pixel; a warm-up of the KL weight over two epochs."""
     config = VAE.get_config()
     config.steps_per_dispatch = 1
     config.duration = "20_epochs"

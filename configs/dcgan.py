@@ -3,7 +3,7 @@
 Default: Fashion-MNIST, 0.9M parameters, 855,000 examples.
   command    launch/local.sh --config=configs/dcgan.py
   hardware   2 CPU cores
-  time       26 min 8 s beside other programs
+  time       26 min 8 s, with other programs running
   score      fd_classifier 35.9, kid_classifier 3.62 +- 0.17, recall 0.88
              (test images: 0.65, 0, 0.96)
 

@@ -4,22 +4,22 @@ Default: Fashion-MNIST, a 2.1M-parameter U-Net over 2 x 2 patches, a rectified f
 times (Esser et al. 2024), 600,000 examples.
   command    launch/local.sh --config=configs/ddpm.py
   hardware   2 CPU cores
-  time       22 min 40 s, evaluations and compilation included, by oneDNN in bfloat16
-             (docs/performance.md); without it a step takes 2.7 times as long
+  time       22 min 40 s, evaluations and compilation included, with oneDNN in bfloat16
+             (docs/performance.md); without oneDNN a step takes 2.7 times as long
   score      fd_classifier 7.0, 25 network calls an image; 5.33 +- 0.07 bits/dim (variational bound,
-             256 validation images), which it is not trained for; docs/images/ddpm_fashion_mnist.png
+             256 validation images), not the training objective; docs/images/ddpm_fashion_mnist.png
 
 Presets, as in --config=configs/ddpm.py:tiny:
   tiny       8 x 8 digits, a test of the installation in under 90 s; the samples are blurred
-  digits     8 x 8 digits by v-prediction in discrete time: 20 min 36 s on a busy machine,
+  digits     8 x 8 digits with v-prediction in discrete time: 20 min 36 s on a busy machine,
              4.54 +- 0.04 bits/dim
   mnist      the default on MNIST
   cifar10    the 35.7M-parameter network and the settings of Ho et al. 2020 for one accelerator
              (their FID after 800,000 steps: 3.17; not run by us)
   celeba64   the network of Song et al. 2021 (DDIM) for CelebA at 64 x 64 (not run by us)
-  super_resolution       the default, told the picture at a quarter of its sides (not run yet)
-  super_resolution_tiny  8 x 8 digits out of 2 x 2 pixels: tiny, told more
-  inpainting             the default, told the picture outside of a rectangle (not run yet)
+  super_resolution       the default, conditioned on the image downscaled by 4 (not run yet)
+  super_resolution_tiny  8 x 8 digits from 2 x 2 pixels: tiny with this condition
+  inpainting             the default, conditioned on the image outside a rectangle (not run yet)
 """
 
 from ml_collections import ConfigDict
@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
             "channels": 32,
             "multipliers": (1, 4),
             "blocks": 1,
-            "attention": (),  # the middle always has it
+            "attention": (),  # the middle block always has attention
             "heads": 1,
             "dropout": 0.0,
             "patch_size": 2,
@@ -67,7 +67,7 @@ def get_config() -> ConfigDict:
     return config
 
 
-# Steps in discrete time, as in Ho et al. 2020, by v and the cosine of Nichol & Dhariwal 2021.
+# Discrete time as in Ho et al. 2020, with v-prediction and the cosine of Nichol & Dhariwal 2021.
 _DISCRETE = {
     "precision": "float32",
     "diffusion.path": "cosine",
@@ -122,7 +122,7 @@ _TINY = _DIGITS | {
     "model.denoiser.channels": 16,
     "model.denoiser.multipliers": (1, 2),
 }
-# Of the picture at a quarter of its sides, always told: there is nothing to guide away from.
+# Conditioned on the image downscaled by 4, which is never dropped: samples cannot be guided.
 _SMALL = {
     "dataset.derived": (("small", "smaller", 4),),
     "diffusion.conditions": ("small",),

@@ -1,6 +1,6 @@
 """Diffusion transformer (Peebles & Xie 2023) on straight paths (Ma et al. 2024, SiT).
 
-Default: Fashion-MNIST, 6 blocks of width 256 over 4 x 4 patches, told the label.
+Default: Fashion-MNIST, 6 blocks of width 256 over 4 x 4 patches, conditioned on the label.
   command    launch/local.sh --config=configs/dit.py
   hardware   2 CPU cores
   time       not run to the end yet
@@ -9,8 +9,8 @@ Default: Fashion-MNIST, 6 blocks of width 256 over 4 x 4 patches, told the label
 Presets, as in --config=configs/dit.py:tiny:
   tiny                 8 x 8 digits, a test of the installation in under 90 s; the samples are
                        blurred
-  captions             emoji at 32 x 32 out of their names and keywords, by cross-attention to an
-                       embedding of words (not run to the end yet)
+  captions             32 x 32 emoji from their names and keywords, with cross-attention to word
+                       embeddings (not run to the end yet)
   captions_tiny        the same at 16 x 16 for 100 steps, a test
   imagenet256-latent   DiT-XL/2 (SiT-XL/2) over the latents of autoencoder_kl.py:imagenet256, for
                        accelerators (not run by us)
@@ -26,7 +26,7 @@ FLOW = base.read_module(Path(__file__).with_name("flow.py"))
 
 
 def get_config() -> ConfigDict:
-    """adaLN-zero, in place of the U-Net."""
+    """A transformer with adaLN-zero instead of the U-Net."""
     config = FLOW.get_config()
     config.optimizer.learning_rate = 5e-4
     with config.unlocked():

@@ -1,6 +1,6 @@
 """EDM (Karras et al. 2022) on images.
 
-Default: Fashion-MNIST, the U-Net of configs/ddpm.py under EDM's preconditioning, noise levels and
+Default: Fashion-MNIST, the U-Net of configs/ddpm.py with EDM's preconditioning, noise levels and
 sampler.
   command    launch/local.sh --config=configs/edm.py
   hardware   2 CPU cores

@@ -1,4 +1,4 @@
-"""EDM2 (Karras et al. 2024): magnitude-preserving network, learned uncertainty, averages by power.
+"""EDM2 (Karras et al. 2024): magnitude-preserving network, learned uncertainty, power averages.
 
 Default: Fashion-MNIST, a network of 1.6M parameters.
   command    launch/local.sh --config=configs/edm2.py
@@ -21,7 +21,7 @@ EDM = base.read_module(Path(__file__).with_name("edm.py"))
 
 
 def get_config() -> ConfigDict:
-    """The paper's config G, at the size of two CPU cores."""
+    """The paper's config G, sized for two CPU cores."""
     config = EDM.get_config()
     config.optimizer.learning_rate = 1e-2
     config.optimizer.b2 = 0.99

@@ -1,6 +1,6 @@
-"""Rectified flow (Liu et al. 2023; Lipman et al. 2023; Esser et al. 2024), told the label.
+"""Rectified flow (Liu et al. 2023; Lipman et al. 2023; Esser et al. 2024), label-conditional.
 
-Default: Fashion-MNIST, the U-Net and the path of configs/ddpm.py, guided.
+Default: Fashion-MNIST, the U-Net and the path of configs/ddpm.py, with guidance.
   command    launch/local.sh --config=configs/flow.py
   hardware   2 CPU cores
   time       not run to the end yet
@@ -21,7 +21,7 @@ DDPM = base.read_module(Path(__file__).with_name("ddpm.py"))
 
 
 def get_config() -> ConfigDict:
-    """The main job's, with labels and a little guidance."""
+    """The config of ddpm.py, with labels and mild guidance."""
     config = DDPM.get_config()
     config.diffusion.class_conditional = True
     config.diffusion.guidance = 1.5

@@ -1,10 +1,10 @@
 """The first GAN (Goodfellow et al. 2014): fully connected networks, the minimax game.
 
 Default: Fashion-MNIST, a rectifier generator and a maxout discriminator with dropout, 1,200,000
-examples. The samples have the right shapes and a grain that the classifier's features do not see.
+examples. The samples have the right shapes, and noise that the classifier's features do not see.
   command    launch/local.sh --config=configs/gan.py
   hardware   2 CPU cores
-  time       16 min 17 s, with other work beside it
+  time       16 min 17 s, with other programs running
   score      fd_classifier 8.5, kid_classifier 0.87 +- 0.17, recall 0.70
              (test images: 0.65, 0, 0.96)
              (trained on all of train: --config.dataset.validation= --config.evals.split=test)

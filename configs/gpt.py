@@ -9,7 +9,7 @@ Default: the State of the Union addresses, 10.8 million characters; 4,096 tokens
 Presets, as in --config=configs/gpt.py:tiny:
   tiny       a very small model of Python's standard library, byte by byte: a test of the
              installation in about a minute
-  gpt2       GPT-2's 124 million parameters and tokens, on text of one's own
+  gpt2       GPT-2's 124 million parameters and tokens, on your own text
              (--config.dataset.path), for a machine with GPUs or TPUs; not run by us
 """
 

@@ -10,8 +10,8 @@ Presets, as in --config=configs/gpt_char.py:tiny:
   tiny       a very small model of Python's standard library, byte by byte: a test of the
              installation in about a minute
   nanogpt    nanoGPT's setting for a CPU: 4 layers of width 128, 64 characters at a time, 2,000
-             steps of 12; a validation loss of 1.768 in 2 minutes of one core (1.753 and 1.767 of
-             two other seeds), the same in PyTorch: 1.773 and 1.760; published: 1.88, with GPT-2's
+             steps of 12; a validation loss of 1.768 in 2 minutes of one core (1.753 and 1.767
+             with two other seeds); in PyTorch 1.773 and 1.760; published: 1.88, with GPT-2's
              initial weights, which are too small for this width
 """
 
@@ -44,13 +44,13 @@ def get_config() -> ConfigDict:
     with config.unlocked():
         config.lm = ConfigDict(Options()._asdict())
         network = {"width": 128, "depth": 6, "heads": 4, "bias": True, "dropout": 0.1}
-        network["init_std"] = 0.0  # by the width
-        sizes = {"length": 0, "vocabulary_size": 0}  # those of the data
+        network["init_std"] = 0.0  # 0: set by the width
+        sizes = {"length": 0, "vocabulary_size": 0}  # 0: those of the data
         config.model = ConfigDict({"network": "decoder", **sizes, "lm": network})
     return config
 
 
-# A very small model of Python's standard library, byte by byte: what every tiny preset here is.
+# A very small model of Python's standard library, byte by byte, for all tiny presets of text.
 TINY = {
     "dataset.name": "python",
     "dataset.validation": "1_percent",

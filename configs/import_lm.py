@@ -1,6 +1,6 @@
-"""A GPT-2 or Llama model out of a folder of Hugging Face, as a run of genjax.
+"""Imports a GPT-2 or Llama model from a Hugging Face folder as a run of genjax.
 
-Default: the weights become a run of no steps, to be sampled from, exported, or trained on.
+Default: the weights become a run of zero steps, to sample from, export or train further.
   command    launch/local.sh --config=configs/import_lm.py --config.weights=DIR --workdir=runs/mine
              launch/local.sh --workdir=runs/mine --mode=sample --prompt="Once"
              launch/local.sh --workdir=runs/mine --mode=export
@@ -8,7 +8,7 @@ Default: the weights become a run of no steps, to be sampled from, exported, or 
   time       16 seconds for GPT-2 124M; 9 for a text of 32 tokens
   score      logits equal to those of transformers to 1e-4
 
-To train on, give data and a duration too: --config.dataset.name=text --config.dataset.path=...
+To train further, give data and a duration: --config.dataset.name=text --config.dataset.path=...
 --config.dataset.text.length=256 --config.duration=1000_steps.
 
 Presets, as in --config=configs/import_lm.py:tiny:
@@ -27,7 +27,7 @@ CHAR = base.read_module(Path(__file__).with_name("gpt_char.py"))
 
 
 def get_config() -> ConfigDict:
-    """The network's options are filled in by `resolve`."""
+    """A language model; `resolve` fills in the network's options."""
     config = CHAR.get_config()
     config.dataset.name = "tokenizer"
     config.dataset.text.tokenizer = ""
@@ -47,18 +47,18 @@ def resolve(config: ConfigDict) -> ConfigDict:
     """Takes network, length and tokenizer from the folder, unless they are given.
 
     Raises:
-      ConfigError: no folder, or one that cannot be read.
+      ConfigError: no folder is given, or it cannot be read.
     """
     if not config.weights:
         raise ConfigError(
-            "config.weights is empty: give --config.weights=DIR, a folder with a "
-            "config.json and safetensors of Hugging Face."
+            "config.weights is empty: give --config.weights=DIR, a Hugging Face "
+            "folder with a config.json and safetensors files."
         )
-    found = huggingface.describe(config.weights)
+    description = huggingface.describe(config.weights)
     text = config.dataset.text
-    text.length = text.length or found.length
-    known = "gpt2" if found.vocabulary_size == 50257 else ""
-    text.tokenizer = text.tokenizer or found.tokenizer or known
+    text.length = text.length or description.length
+    default_tokenizer = "gpt2" if description.vocabulary_size == 50257 else ""
+    text.tokenizer = text.tokenizer or description.tokenizer or default_tokenizer
     if not text.tokenizer:
         raise ConfigError(
             f"config.weights={config.weights!r} has no tokenizer.json: give one as "
@@ -66,9 +66,9 @@ def resolve(config: ConfigDict) -> ConfigDict:
             "tokenizer writes it), or bytes."
         )
     with config.unlocked():
-        config.model.lm = ConfigDict(found.options | config.model.lm.to_dict())
-        config.model.length = config.model.length or found.length
-        config.model.vocabulary_size = config.model.vocabulary_size or found.vocabulary_size
+        config.model.lm = ConfigDict(description.options | config.model.lm.to_dict())
+        config.model.length = config.model.length or description.length
+        config.model.vocabulary_size = config.model.vocabulary_size or description.vocabulary_size
     return config
 
 

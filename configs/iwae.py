@@ -1,6 +1,6 @@
 """Importance-weighted autoencoder (Burda et al. 2016): k = 50, one stochastic layer.
 
-Default: Fashion-MNIST, binarised anew at every draw; the paper's network, 784-200-200-50.
+Default: Fashion-MNIST with dynamic binarisation; the paper's network, 784-200-200-50.
   command    NPROC=1 launch/local.sh --config=configs/iwae.py
   hardware   one CPU core of two
   time       24 minutes

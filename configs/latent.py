@@ -2,14 +2,14 @@
 
 Default: Fashion-MNIST, the 7 x 7 x 4 latents of configs/autoencoder_kl.py, which is trained first.
   command    launch/local.sh --config=configs/latent.py
-             trains the autoencoder first, in stages/autoencoder under the workdir; one that is
-             there already is used with --config.stages.autoencoder=runs/autoencoder_kl
+             trains the autoencoder first, in stages/autoencoder under the workdir; to use an
+             existing one: --config.stages.autoencoder=runs/autoencoder_kl
   hardware   2 CPU cores
   time       not run to the end yet
   score      not measured yet
 
 Presets, as in --config=configs/latent.py:tiny:
-  tiny       on configs/autoencoder_kl.py:tiny: a test of the installation in about two minutes
+  tiny       on configs/autoencoder_kl.py:tiny, a test of the installation in about two minutes
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ FLOW = base.read_module(Path(__file__).with_name("flow.py"))
 
 
 def get_config() -> ConfigDict:
-    """Rectified flow over latents, whose mean and deviation are measured first."""
+    """Rectified flow over latents, whose mean and standard deviation are measured first."""
     config = FLOW.get_config()
     config.dataset.codes = "autoencoder"
     config.evals.judges = ("fidelity",)

@@ -6,8 +6,8 @@ Default: Moby-Dick and 4,096 byte-pair tokens, 6 layers of width 128.
   time       24 minutes
   score      validation loss 4.701 nats a token, 1.903 bits a byte
 
-Presets, as in --config=configs/llama.py:tiny; those of the published sizes are for text of one's
-own (--config.dataset.path) on machines that have the memory, sharded over all devices; not run by
+Presets, as in --config=configs/llama.py:tiny; those of the published sizes are for your own
+text (--config.dataset.path) on machines with enough memory, sharded over all devices; not run by
 us:
   tiny       a very small model of Python's standard library, byte by byte: a test of the
              installation in about a minute
@@ -53,13 +53,13 @@ def get_config() -> ConfigDict:
 
 
 def published(length: int, width: int, depth: int, heads: int, kv_heads: int, hidden: int) -> dict:
-    """What the presets of published sizes share."""
+    """Makes the settings that the presets of published sizes share."""
     return {
         "dataset.name": "text",
         "dataset.validation": "1_percent",
         "dataset.text.length": length,
         "batch_size": 1024,
-        "accumulation": 4,  # one sequence a device at a time on 256 of them
+        "accumulation": 4,  # on 256 devices: one sequence per device at a time
         "duration": "100000_steps",
         "precision": "bfloat16",
         "mesh.data": 1,

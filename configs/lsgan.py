@@ -3,7 +3,7 @@
 Default: Fashion-MNIST, the networks of configs/dcgan.py.
   command    launch/local.sh --config=configs/lsgan.py
   hardware   2 CPU cores
-  time       48 min 37 s on a very busy machine: of the size of configs/dcgan.py's run
+  time       48 min 37 s on a very busy machine; about as much work as configs/dcgan.py
   score      fd_classifier 51.6, kid_classifier 5.95 +- 0.31, recall 0.84
              (test images: 0.65, 0, 0.96)
              (trained on all of train: --config.dataset.validation= --config.evals.split=test)
@@ -22,7 +22,7 @@ DCGAN = base.read_module(Path(__file__).with_name("dcgan.py"))
 
 
 def get_config() -> ConfigDict:
-    """The networks of dcgan.py under the least-squares loss."""
+    """The networks of dcgan.py with the least-squares loss."""
     config = DCGAN.get_config()
     config.duration = "10_epochs"
     config.precision = "float32"

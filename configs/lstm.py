@@ -9,7 +9,7 @@ Default: 2 layers of width 256.
 Presets, as in --config=configs/lstm.py:tiny:
   tiny       a very small model of Python's standard library, byte by byte: a test of the
              installation in about a minute
-  jsb        piano rolls of Bach's chorales, as Bai et al. 2018, table 1; published: 8.45 nats a
+  jsb        piano rolls of Bach's chorales, as in Bai et al. 2018, table 1; published: 8.45 nats a
              frame
   nottingham piano rolls of folk tunes, likewise; published: 3.29
 """
@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
 
 JSB = {
     **MUSIC.ROLLS,
-    "dataset.text.documents": "padded",  # so that an update is of few tunes
+    "dataset.text.documents": "padded",  # so that each update covers few tunes
     "duration": "50_epochs",
     "optimizer.learning_rate": 5e-3,
     "model.lm.width": 200,

@@ -1,19 +1,19 @@
 """Masked diffusion (Sahoo et al. 2024, MDLM) on the characters of Shakespeare's plays.
 
-Default: 6 layers of width 128 that see all of 129 characters, masked or not.
+Default: 6 layers of width 128 that attend to all 129 characters, masked or not.
   command    NPROC=1 launch/local.sh --config=configs/mdlm.py
   hardware   one CPU core of two
   time       not measured yet
-  score      not measured yet; 600 steps at a length of 64 and a depth of 4 took 70 s of CPU time to
-             a bound of 2.573 nats a character, and 3.155 with learned positions, which it takes far
-             longer to look beside
+  score      not measured yet; 600 steps at length 64 and depth 4 took 70 s of CPU time to a
+             bound of 2.573 nats a character; with learned positions 3.155, because attention to
+             neighbours is then learned far more slowly
 
 Presets, as in --config=configs/mdlm.py:tiny:
   tiny       a very small model of Python's standard library, byte by byte: a test of the
              installation in about a minute
   image      the tokens of configs/vqvae.py trained on Fashion-MNIST, unmasked in 16 steps, the most
              certain first (MaskGIT); not measured yet
-  digits     likewise on configs/vqvae.py:tiny, whose images are 8 x 8 digits, with their labels;
+  digits     the same on configs/vqvae.py:tiny, 8 x 8 digits with their labels;
              21.8 nats for the tokens of an image, 4.70 bits/dim, in a minute of CPU time
 """
 
@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
     return config
 
 
-# Tokens of a VQ-VAE, with which the decoding of MaskGIT goes.
+# Tokens of a VQ-VAE, decoded as in MaskGIT.
 IMAGE = {
     "dataset.name": "fashion_mnist",
     "dataset.validation": "5_percent",

@@ -1,6 +1,6 @@
 """Tang poems, character by character (Quan Tangshi).
 
-Default: 6 layers of width 128, poems of up to 127 characters, each a text of its own.
+Default: 6 layers of width 128, poems of up to 127 characters, each poem a separate text.
   command    NPROC=1 launch/local.sh --config=configs/poetry.py
              launch/local.sh --workdir=runs/poetry --mode=sample --prompt="床前明月光"
   hardware   one CPU core of two

@@ -4,7 +4,7 @@ Default: Fashion-MNIST, residual networks over 28, 14 and 7 pixels of 69,000 and
 684,000 examples.
   command    launch/local.sh --config=configs/r3gan.py
   hardware   2 CPU cores
-  time       28 min 9 s, with other work beside it
+  time       28 min 9 s, with other programs running
   score      fd_classifier 10.0, kid_classifier 0.47 +- 0.07, recall 0.70
              (test images: 0.65, 0, 0.96)
 
@@ -22,7 +22,7 @@ DCGAN = base.read_module(Path(__file__).with_name("dcgan.py"))
 
 
 def get_config() -> ConfigDict:
-    """Residual networks; lazy penalties; Adam without first moment and with a high rate."""
+    """Residual networks; lazy penalties; Adam without first moment at a high learning rate."""
     config = DCGAN.get_config()
     config.duration = "12_epochs"
     config.gan.loss = "relativistic"

@@ -27,16 +27,16 @@ def get_config() -> ConfigDict:
     with config.unlocked():
         config.lm = ConfigDict(Options()._asdict())
         network = {"width": 150, "depth": 2, "kernel_size": 3, "dropout": 0.5}
-        sizes = {"length": 0, "vocabulary_size": 0}  # those of the data
+        sizes = {"length": 0, "vocabulary_size": 0}  # 0: those of the data
         config.model = ConfigDict({"network": "tcn", **sizes, "lm": network})
     return base.override(config, ROLLS)
 
 
-# What piano rolls need of any config, also of one that is made for text.
+# Settings for piano rolls, for this config and those made for text.
 ROLLS = {
     "dataset.name": "jsb_chorales",
     "dataset.validation": "",
-    "dataset.text.length": 160,  # the longest
+    "dataset.text.length": 160,  # the longest tune
     "dataset.text.documents": "packed",  # several tunes in a row
     "batch_size": 4,
     "evals.batch_size": 8,

@@ -1,6 +1,6 @@
 """Variational autoencoder (Kingma & Welling 2014): fully connected networks, Bernoulli pixels.
 
-Default: Fashion-MNIST, binarised anew at every draw.
+Default: Fashion-MNIST with dynamic binarisation.
   command    NPROC=1 launch/local.sh --config=configs/vae.py
   hardware   one CPU core of two
   time       4 minutes

@@ -1,4 +1,4 @@
-"""VQ-VAE (van den Oord et al. 2017): 7 x 7 tokens of a codebook of 512, by averages.
+"""VQ-VAE (van den Oord et al. 2017): 7 x 7 tokens, a codebook of 512 learned by moving averages.
 
 Default: Fashion-MNIST.
   command    launch/local.sh --config=configs/vqvae.py
@@ -8,7 +8,7 @@ Default: Fashion-MNIST.
 
 Presets, as in --config=configs/vqvae.py:tiny:
   tiny       8 x 8 digits, a test of the installation in about a minute
-  residual   four codebooks of 64, each of what the ones before leave over
+  residual   four codebooks of 64, each for the residual of the previous ones
 """
 
 from ml_collections import ConfigDict

@@ -1,15 +1,15 @@
-"""An autoregressive prior over the tokens of a VQ-VAE: with its decoder, a generator of images.
+"""An autoregressive prior over the tokens of a VQ-VAE; the decoder turns them into images.
 
 Default: a causal transformer on the tokens of configs/vqvae.py trained on Fashion-MNIST.
   command    launch/local.sh --config=configs/vqvae_prior.py
-             trains the VQ-VAE first, in stages/autoencoder under the workdir; on one that is there
-             already with --config.stages.autoencoder=runs/vqvae
+             trains the VQ-VAE first, in stages/autoencoder under the workdir; to use an existing
+             one: --config.stages.autoencoder=runs/vqvae
   hardware   2 CPU cores
-  time       30 minutes beside other programs, and 7 for the VQ-VAE
+  time       30 minutes with other programs running, and 7 for the VQ-VAE
   score      fd_classifier 9.6, 110.2 nats for the tokens of an image, 4.17 bits/dim
 
 Presets, as in --config=configs/vqvae_prior.py:tiny:
-  tiny       on configs/vqvae.py:tiny: a test of the installation in about a minute
+  tiny       tokens of configs/vqvae.py:tiny, a test of the installation in about a minute
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@ paper's, for a run of 3,000 generator updates.
   hardware   2 CPU cores
   time       22 min 1 s
   score      fd_classifier 113.5, kid_classifier 12.47 +- 0.40, recall 0.70
-             (test images: 0.65, 0, 0.96): clothes with torn edges, still improving at its end
+             (test images: 0.65, 0, 0.96): clothes with torn edges, still improving at the end
              (trained on all of train: --config.dataset.validation= --config.evals.split=test)
 
 Presets, as in --config=configs/wgan.py:tiny:
@@ -23,7 +23,7 @@ DCGAN = base.read_module(Path(__file__).with_name("dcgan.py"))
 
 
 def get_config() -> ConfigDict:
-    """The networks of dcgan.py; RMSProp, five steps of the clipped critic for one of the other."""
+    """The networks of dcgan.py; RMSProp, five steps of the clipped critic per generator step."""
     config = DCGAN.get_config()
     config.precision = "float32"
     config.duration = "16_epochs"

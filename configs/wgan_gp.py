@@ -4,7 +4,7 @@ Default: Fashion-MNIST, the networks of configs/dcgan.py, the critic with layer 
 examples. The learning rate is five times the paper's, for a run of 1,688 generator updates.
   command    launch/local.sh --config=configs/wgan_gp.py
   hardware   2 CPU cores
-  time       23 min 43 s, with other work beside it
+  time       23 min 43 s, with other programs running
   score      fd_classifier 47.8, kid_classifier 5.82 +- 0.30, recall 0.85
              (test images: 0.65, 0, 0.96)
              (trained on all of train: --config.dataset.validation= --config.evals.split=test)
@@ -23,7 +23,7 @@ DCGAN = base.read_module(Path(__file__).with_name("dcgan.py"))
 
 
 def get_config() -> ConfigDict:
-    """The networks of dcgan.py; five steps of the penalised critic for one of the generator."""
+    """The networks of dcgan.py; five steps of the penalised critic per generator step."""
     config = DCGAN.get_config()
     config.precision = "float32"
     config.duration = "9_epochs"

@@ -1,7 +1,6 @@
-"""genjax: train generative models in JAX, one file of pure functions a family.
+"""genjax: train generative models in JAX, with one file of pure functions per family.
 
-`train`, `load` and `read_config` are those of `genjax.library`, which is imported when they are
-used.
+`train`, `load`, `read_config` and `Run` come from `genjax.library`, which is imported on first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How far a piece of work is that takes a while: a bar on a terminal, log lines elsewhere."""
+"""Progress of long work: a bar on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ from tqdm import tqdm
 
 logger = logging.getLogger("genjax")
 
-STOPPING = "stopping when the computation that runs has ended"
-PIECE = 2**20  # bytes that are read at once
-EVERY = 30.0  # seconds between two lines where there is no terminal
+STOPPING = "stopping when the current computation has ended"
+PIECE = 2**20  # bytes per read
+EVERY = 30.0  # seconds between log lines without a terminal
 ANSWERED = (signal.SIGINT, signal.SIGTERM)
-TICK = 1.0  # seconds between two looks of a bar, which shows the time
+TICK = 1.0  # seconds between refreshes of a bar, which shows the elapsed time
 
 
 @contextlib.contextmanager
 def following(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows how much of `total` is done; the function that it gives takes how much more there is.
+    """Shows progress towards `total`; yields a function that takes the number of newly done items.
 
-    On a terminal it is a bar below those that are there, whose clock goes on while nothing is
-    done, as while a program is compiled. Elsewhere it is a line in the log at most every `EVERY`
-    seconds.
+    On a terminal it is a bar below any others; its clock keeps running while nothing is done, for
+    example during compilation. Elsewhere it is a log line at most every `EVERY` seconds.
 
     Args:
-      what: is being done, such as "sampling".
-      total: how many there are to do.
+      what: name of the work, such as "sampling".
+      total: number of items.
     """
     bar = tqdm(
         total=total,
@@ -43,48 +42,48 @@ def following(what: str, total: int) -> Iterator[Callable[[int], None]]:
         dynamic_ncols=True,
         bar_format="{desc} {n_fmt} of {total_fmt} |{bar}| {elapsed}<{remaining}",
     )
-    over, said, done = threading.Event(), time.monotonic(), 0
+    finished, last_logged, done = threading.Event(), time.monotonic(), 0
 
     def tick() -> None:
-        while not over.wait(TICK):
+        while not finished.wait(TICK):
             bar.refresh()
 
     def advance(count: int) -> None:
-        nonlocal said, done
+        nonlocal last_logged, done
         done += count
         bar.update(count)
-        if time.monotonic() - said > EVERY and done < total:
-            said = time.monotonic()
+        if time.monotonic() - last_logged > EVERY and done < total:
+            last_logged = time.monotonic()
             logger.info("%s: %d of %d", what, done, total, extra={"progress": True})
 
-    clock = threading.Thread(target=tick, daemon=True)
+    ticker = threading.Thread(target=tick, daemon=True)
     if not bar.disable:
-        clock.start()
+        ticker.start()
     try:
         yield advance
     finally:
-        over.set()
+        finished.set()
         if not bar.disable:
-            clock.join()
+            ticker.join()
         bar.close()
 
 
 @contextlib.contextmanager
 def answered(doing: Callable[[], str]) -> Iterator[None]:
-    """Answers Ctrl-C and SIGTERM in words at once, whatever the main thread is doing.
+    """Prints a message at once on Ctrl-C and SIGTERM, whatever the main thread is doing.
 
-    A handler of Python has to wait for the main thread, which may be minutes in a compiled
-    program; the byte that the interpreter writes as a signal comes is read by a thread.
+    A Python signal handler must wait for the main thread, which may spend minutes in a compiled
+    program. Instead, a thread reads the byte that the interpreter writes when a signal arrives.
 
     Args:
-      doing: what to say, such as "stopping after this evaluation"; called by that thread.
+      doing: returns the message, such as "stopping after this evaluation"; called by that thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     read, write = os.pipe()
     os.set_blocking(write, False)
-    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    previous_fd = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
 
     def answer() -> None:
         while number := os.read(read, 1):
@@ -97,18 +96,18 @@ def answered(doing: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.set_wakeup_fd(before)
+        signal.set_wakeup_fd(previous_fd)
         os.close(write)  # ends the thread
         listener.join()
         os.close(read)
 
 
 def read_all(answer: BinaryIO, what: str) -> bytes:
-    """The bytes of an answer, with how many thousands of them are there.
+    """Reads all bytes of a response and shows the progress in kB.
 
     Args:
-      answer: of a host; its `length`, if it has one, is how many there are.
-      what: is read, such as "downloading inception.pth".
+      answer: the response; its `length`, if it has one, is the total number of bytes.
+      what: name of the work, such as "downloading inception.pth".
     """
     parts, total = [], getattr(answer, "length", None) or 0
     logger.info("%s%s", what, f", {total / 1e6:,.1f} MB" if total else "")

@@ -1,12 +1,12 @@
-"""One clear error for what a user gives: what it was, what was expected, what is nearest.
+"""Checks of user input; each error says what was given, what was expected, and what is nearest.
 
-A range is declared once, in the annotation of the option that it belongs to:
+A range is declared once, in the annotation of its option:
 
     class Options(NamedTuple):
         latent_dim: Width = 50
         free_bits: Annotated[float, Range(0, 100)] = 0.0
 
-and every reader of options compares values with it before anything is allocated (`check_options`).
+and every reader of options checks values against it before anything is allocated (`check_options`).
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from typing import Annotated, Any, NamedTuple
 
 
 class ConfigError(ValueError):
-    """The user's config, data or disk is at fault; the message says what to do."""
+    """A problem with the user's config, data or disk; the message says what to do."""
 
     def __init__(self, message: str):
-        """Takes the message; a word of a thousand letters or more in it is cut."""
+        """Takes the message; words of a thousand or more characters in it are shortened."""
         cut = r"\1... (cut) ...\2"
         super().__init__(re.sub(r"(\S{200})\S{760,}(\S{40})", cut, message))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known names most like `name`, the likest first, comma-separated, for an error message."""
+    """The known names most similar to `name`, best first, as a text for an error message."""
     ordered = by_likeness(name, known)
     near = [other for other in ordered if _likeness(name, other) >= 0.5]
     return ", ".join(near[:4] or sorted(ordered)[:12])
 
 
 def by_likeness(name: str, known: Iterable[str]) -> list[str]:
-    """The known names, those most like `name` first."""
+    """The known names, most similar to `name` first."""
     return sorted(known, key=lambda other: (-_likeness(name, other), other))
 
 
 def _likeness(name: str, other: str) -> float:
-    """From 0 to about 1: of dotted names the last part counts most, then the sections before it."""
-    (section, _, leaf), (where, _, word) = (text.rpartition(".") for text in (name, other))
+    """Similarity, 0 to about 1; the last part of dotted names counts most, then the sections."""
+    (section, _, leaf), (other_section, _, word) = (text.rpartition(".") for text in (name, other))
     whole, part = (difflib.SequenceMatcher(None, *p).ratio() for p in ((name, other), (leaf, word)))
     words = re.split(r"[_\s-]+", word)
     if leaf == word:
@@ -52,9 +52,9 @@ def _likeness(name: str, other: str) -> float:
         part = 0.95  # "lr" of "learning_rate"
     elif len(leaf) > 2 and leaf in words:
         part = max(part, 0.7)
-    if not section:  # "learning_rate" is to find "optimizer.learning_rate"
-        return max(whole, 0.95 * part if where else part)
-    return max(whole, 0.9 * part + 0.1 * (section == where)) if part > 0.5 else whole
+    if not section:  # "learning_rate" must find "optimizer.learning_rate"
+        return max(whole, 0.95 * part if other_section else part)
+    return max(whole, 0.9 * part + 0.1 * (section == other_section)) if part > 0.5 else whole
 
 
 def require(ok: bool, name: str, value: object, expected: str) -> None:
@@ -64,7 +64,7 @@ def require(ok: bool, name: str, value: object, expected: str) -> None:
 
 
 def one_of(name: str, value: object, choices: Sequence[str]) -> None:
-    """Raises ConfigError unless `value` is among `choices`; names the nearest of them."""
+    """Raises ConfigError, with the nearest choices, unless `value` is among `choices`."""
     if value not in choices:
         listed = ", ".join(map(str, choices))
         near = nearest(str(value)[:100], list(map(str, choices)))
@@ -72,33 +72,33 @@ def one_of(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def shown(value: object, most: int = 200) -> str:
-    """`value` as an error message has it: a long one is cut."""
+    """`repr(value)` for an error message, shortened if long."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # an integer of more digits than Python prints
+    except (ValueError, RecursionError):  # an integer with more digits than Python prints
         return f"a {type(value).__name__} that is too long to print"
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
 
 def first_line(error: BaseException, most: int = 300) -> str:
-    """The first line of what an error says, cut where it is long; its type if it says nothing."""
+    """The first line of an error's message, shortened if long; its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:most]
 
 
 def literal(text: str) -> Any:
-    """The Python literal that `text` is.
+    """Parses a Python literal.
 
     Raises:
-      ValueError: it is none, or nested too deeply.
+      ValueError: `text` is not one, or is nested too deeply.
     """
     try:
         return ast.literal_eval(text)
     except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{shown(text)} is no Python literal") from error
+        raise ValueError(f"{shown(text)} is not a Python literal") from error
 
 
 def is_number(value: object, infinite: bool = False) -> bool:
-    """Whether it is a Python number, neither a bool nor NaN, and finite unless `infinite`."""
+    """Whether `value` is an int or float, not a bool or NaN, and finite unless `infinite`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     if isinstance(value, int):
@@ -106,18 +106,18 @@ def is_number(value: object, infinite: bool = False) -> bool:
     return not math.isnan(value) and (infinite or math.isfinite(value))
 
 
-GREATEST = 3.4e38  # of float32, in which the numbers of a config are used
+GREATEST = 3.4e38  # about the largest float32; numbers of a config are used as float32
 
 
 class Range(NamedTuple):
-    """The numbers that an option may have.
+    """The range of numbers of an option.
 
     Attributes:
-      low: the least of them.
-      high: the greatest.
-      above: whether `low` itself is left out.
-      below: whether `high` itself is left out.
-      off: one more value, of an option that is switched off by it.
+      low: the lower end.
+      high: the upper end.
+      above: whether `low` itself is excluded.
+      below: whether `high` itself is excluded.
+      off: one more allowed value, which switches the option off.
     """
 
     low: float = -math.inf
@@ -127,14 +127,14 @@ class Range(NamedTuple):
     off: float | None = None
 
     def admits(self, value: float) -> bool:
-        """Whether a finite number is among them."""
+        """Whether the range contains a finite number."""
         if value == self.off:
             return True
         enough = value > self.low if self.above else value >= self.low
         return enough and (value < self.high if self.below else value <= self.high)
 
     def __str__(self) -> str:
-        """Such as "at least 0 and below 1"."""
+        """The range in words, such as "at least 0 and below 1"."""
         ends = []
         if self.low > -GREATEST:
             ends.append(f"{'above' if self.above else 'at least'} {_plain(self.low)}")
@@ -153,8 +153,8 @@ def _plain(value: float) -> str:
 # Ranges that several options share.
 Width = Annotated[int, Range(1, 2**17)]  # features of a layer
 Depth = Annotated[int, Range(1, 10_000)]  # blocks that one scan runs through
-Blocks = Annotated[int, Range(1, 32)]  # blocks that are each traced
-OtherWidth = Annotated[int, Range(0, 2**17)]  # 0 stands for what follows from another option
+Blocks = Annotated[int, Range(1, 32)]  # blocks that are traced one by one
+OtherWidth = Annotated[int, Range(0, 2**17)]  # 0: derived from another option
 Kernel = Annotated[int, Range(1, 64)]  # side of a convolution
 Rate = Annotated[float, Range(0, 1, below=True)]  # of dropout
 Share = Annotated[float, Range(0, 1)]
@@ -165,19 +165,19 @@ Size = Annotated[int, Range(1, 2**20)]  # examples or samples at once
 
 
 def check_options(of: Callable | type, values: Mapping[str, Any], name: str) -> None:
-    """Compares values with the types and ranges that the options are annotated with.
+    """Checks values against the annotated types and ranges of the options.
 
     Args:
-      of: a NamedTuple of options, or a function whose arguments they are.
-      values: by name.
-      name: the section of the config that they are from.
+      of: a NamedTuple of options, or a function with the options as arguments.
+      values: option name -> value.
+      name: section of the config with these values.
 
     Raises:
-      ConfigError: one has another type, or is out of its range.
+      ConfigError: a value has the wrong type or is out of its range.
     """
     try:
         hints = typing.get_type_hints(of, include_extras=True)
-    except NameError:  # annotated with what is imported for type checkers alone
+    except NameError:  # an annotation that is imported only for type checkers
         return
     for key, value in values.items():
         if key in hints:
@@ -185,10 +185,10 @@ def check_options(of: Callable | type, values: Mapping[str, Any], name: str) -> 
 
 
 def check_value(name: str, value: Any, hint: Any) -> None:
-    """Compares a value with an annotation: `int`, `Annotated[float, Range(0, 1)]`, tuples of one.
+    """Checks a value against an annotation: `int`, `Annotated[float, Range(0, 1)]` or a tuple.
 
     Raises:
-      ConfigError: it has another type, or is out of its range.
+      ConfigError: the value has the wrong type or is out of its range.
     """
     if typing.get_origin(hint) is not tuple:
         _check_one(name, value, value, hint, "")
@@ -201,7 +201,7 @@ def check_value(name: str, value: Any, hint: Any) -> None:
 
 
 def _check_one(name: str, value: Any, entry: Any, hint: Any, each: str) -> None:
-    """`check_value` of an entry of `value`, or of `value` itself."""
+    """Checks `entry`, an entry of `value` or `value` itself, as `check_value` does."""
     ranges: list[Range] = []
     if typing.get_origin(hint) is Annotated:
         hint, *notes = typing.get_args(hint)

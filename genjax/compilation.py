@@ -1,4 +1,4 @@
-"""Compiled programs, kept on disk from one process to the next."""
+"""Keeps compiled programs on disk for later processes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import jax
 
 logger = logging.getLogger("genjax")
 
-LARGEST = 2 * 2**30  # bytes of all programs; jax drops those that were not used for longest
-SHORTEST = 0.1  # seconds of compilation; what takes less is not worth a file
-WAIT = 10.0  # seconds for the lock, as jax waits for it
+LARGEST = 2 * 2**30  # bytes of all programs; jax removes the least recently used
+SHORTEST = 0.1  # seconds; programs that compile faster are not kept
+WAIT = 10.0  # seconds to wait for the lock, as in jax
 
 
 def keep(folder: Path) -> None:
-    """Lets jax keep compiled programs in `folder`, which other processes may use as well.
+    """Lets jax keep compiled programs in `folder`, which other processes may use too.
 
-    If the folder cannot be written nothing is kept, and the log says so. The environment goes
-    before: JAX_COMPILATION_CACHE_DIR is a folder of the user's own, of any size, and
+    If the folder cannot be written, a warning is logged and nothing is kept. Environment variables
+    take precedence: JAX_COMPILATION_CACHE_DIR is the user's own folder, without a size limit, and
     JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing.
     """
     settings = {"jax_persistent_cache_min_compile_time_secs": SHORTEST}
@@ -29,7 +29,7 @@ def keep(folder: Path) -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # Without a bound no program has a time.
+            # Without a size limit jax does not store times of last use.
             if bounded and os.environ.get("JAX_COMPILATION_CACHE_MAX_SIZE", "") != "-1":
                 mend(folder)
         except OSError as error:
@@ -43,9 +43,9 @@ def keep(folder: Path) -> None:
 
 
 def _has_name(user: int) -> bool:
-    """Whether the system has a name for a user's number.
+    """Whether the system knows the name of a user id.
 
-    In a container there may be none, and then jax fails where it looks for the oldest program.
+    In a container it may not; jax then fails when it looks for the oldest program.
     """
     try:
         pwd.getpwuid(user)
@@ -55,10 +55,10 @@ def _has_name(user: int) -> bool:
 
 
 def mend(folder: Path) -> None:
-    """Removes programs that a process was killed at writing.
+    """Removes programs without a time of last use, left by a process that was killed.
 
-    The time of the last use is written after the program; jax could add nothing more to a folder
-    in which one is missing.
+    jax writes this time after the program, and cannot add programs to a folder where one is
+    missing.
 
     Raises:
       OSError: the folder cannot be written, or another process holds its lock for too long.

@@ -1,9 +1,9 @@
-"""Configs: the base every experiment starts from, presets, overrides, durations, comparison.
+"""Configs: the base of every experiment, presets, overrides, checks and comparison.
 
 An experiment is a Python file with `get_config() -> ConfigDict` and, optionally,
-`PRESETS = {name: {"dotted.key": value}}` and `resolve(config) -> config`, which fills in what
-follows from the values given. The keys that every experiment shares are made by `base()`; a family
-adds sections of its own. Unknown keys are errors that name the nearest ones.
+`PRESETS = {name: {"dotted.key": value}}` and `resolve(config) -> config`, which fills in derived
+values. `base()` makes the keys that every experiment shares; a family adds its own sections. An
+unknown key is an error that names the nearest keys.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from genjax.files import at_home
 
 T = TypeVar("T", bound=tuple)
 Built = TypeVar("Built")
-# (config, overrides) -> config with the sections of what is chosen
+# (config, overrides) -> config with added sections, such as the judges'
 Complete = Callable[[ConfigDict, Mapping[str, Any]], ConfigDict]
 
-# Keys that a resumed run may change: how long it runs, on what devices, and how often it looks.
+# Keys that a resumed run may change: its length, its devices, how often it logs, and so on.
 FREE_ON_RESUME = (
     r"duration|cpu_library|early_stop\..*|log\..*|mesh\..*|.*\.every"
     r"|checkpoint\.(minutes|keep|best|mode|digests)|dataset\.threads|profile|ema\.snapshots"
@@ -62,53 +62,53 @@ def base() -> ConfigDict:
     """The keys that every experiment shares, with their defaults.
 
     Durations are strings with a unit: `"2000_steps"`, `"5_epochs"`, `"60000_examples"`, or
-    `"10_percent"` of the run; an empty one means never. The config is locked, so that a key
-    mistyped in a config file is an error; a family adds its sections under `unlocked()`.
+    `"10_percent"` of the run; an empty string means never. The config is locked, so that a mistyped
+    key in a config file is an error; a family adds its sections under `unlocked()`.
     """
     return ConfigDict(
         {
             "method": "",  # a module of genjax.methods, or one of your own
-            # name -> a run's folder, or a config that is trained first: frozen parts of the run
+            # name -> a run's folder, or a config to train first; used as frozen parts of this run
             "stages": {},
             "seed": 0,
-            "batch_size": 64,  # examples in one update, over all devices
-            "accumulation": 1,  # microbatches in one update
-            "steps_per_dispatch": 1,  # steps in one call of the compiled program
+            "batch_size": 64,  # examples per update, over all devices
+            "accumulation": 1,  # microbatches per update
+            "steps_per_dispatch": 1,  # steps per call of the compiled program
             "duration": "10_epochs",
-            # how long to trace what the devices do, once warm; with --mode=eval or sample all of it
+            # how long to trace the devices after warm-up; --mode=eval and sample trace everything
             "profile": "",
-            # who computes convolutions and products on one CPU: "onednn" if it can be had, "xla"
+            # convolutions and matrix products on one CPU: "onednn" if available, or "xla"
             "cpu_library": "onednn",
-            # of products: "float32", "bfloat16", or "auto": bfloat16 if the devices that the run
-            # begins on have it; parameters, sums and statistics stay float32
+            # of matrix products: "float32", "bfloat16", or "auto": bfloat16 if the devices of the
+            # run's start support it; parameters, sums and statistics stay float32
             "precision": "float32",
             "dataset": {
-                # a catalogue name, a TFDS name, "npz", "folder", "text", "pairs", "rolls", a module
+                # catalogue name, TFDS name, "npz", "folder", "text", "pairs", "rolls", or a module
                 "name": "",
                 "path": "",  # of the files
-                "fields": (),  # (name, kind) of more arrays of "npz", or the texts of "pairs"
-                "target": "",  # the field that is generated, of these
-                # (name, how, argument) of fields that are made of the image: see data/derived.py
+                "fields": (),  # (name, kind) of further arrays of "npz", or the texts of "pairs"
+                "target": "",  # the one of these fields to generate
+                # (name, how, argument) of fields computed from the image: see data/derived.py
                 "derived": (),
-                "codes": "",  # the stage whose codes of the target are generated in its place
-                "validation": "",  # carved out of train if the data set has no such split
+                "codes": "",  # the stage whose codes of the target are generated instead of it
+                "validation": "",  # taken from train if the data set has no such split
                 "test": "",
-                "image_size": (),  # a side, or height and width: resize, centre crop; () keeps it
+                "image_size": (),  # side or (height, width): resize, centre crop; () keeps it
                 "channels": 0,  # 1 or 3 converts; 0 keeps them
                 "flip": False,
                 "crop_padding": 0,
                 "dequantize": False,
-                "on_corrupt": "error",  # or "skip": count and leave out
-                "max_pixels": 178_956_970,  # of a picture in a file; a larger one is refused
+                "on_corrupt": "error",  # or "skip": skip and count
+                "max_pixels": 178_956_970,  # of an image file; larger ones are refused
                 "threads": 2,
-                "text": {  # for text; of piano rolls the length
+                "text": {  # for texts; piano rolls use `length`
                     # "bytes", "characters", "bpe", "wordpiece", "unigram", "gpt2", or a path
                     "tokenizer": "bytes",
-                    "vocabulary_size": 0,  # of bpe, wordpiece and unigram, trained on train
-                    "length": 256,  # T: positions of an input
+                    "vocabulary_size": 0,  # of bpe, wordpiece, unigram, trained on the train split
+                    "length": 256,  # T: positions per input
                     "documents": "stream",  # "packed", "padded"
                     "field": "text",  # of JSON Lines
-                    "prompt_field": "",  # before the text; does not count in the loss
+                    "prompt_field": "",  # precedes the text; excluded from the loss
                 },
             },
             "optimizer": {
@@ -119,14 +119,14 @@ def base() -> ConfigDict:
                 "eps": 1e-8,
                 "momentum": 0.9,  # sgd only
                 "weight_decay": 0.0,
-                # (regex over the parameter's path, factor), first match wins, all must match
+                # (regex on the parameter's path, factor); first match wins, all must match
                 "weight_decay_rules": ((r"(kernel|embedding)$", 1.0), (r".*", 0.0)),
                 "learning_rate_rules": ((r".*", 1.0),),
                 "freeze": (),  # regexes; a matching parameter is never updated
                 "clip_norm": 1.0,  # global norm per network; 0 is off
                 "weight_clip": 0.0,  # parameters stay within +- this (WGAN); 0 is off
-                "max_skipped": 10,  # non-finite updates in a row before the run stops
-                # network -> keys of this section that differ for it; the rest is shared
+                "max_skipped": 10,  # consecutive non-finite updates before the run stops
+                # network -> keys of this section that differ for it
                 "networks": {},
             },
             "schedule": {  # of the learning rate
@@ -135,34 +135,34 @@ def base() -> ConfigDict:
                 "final": 0.0,  # cosine, linear, ladder: fraction of the learning rate at the end
             },
             "ema": {
-                "decay": (0.999,),  # one average each; evaluations use the first
-                # and each of these relative standard deviations: below 0.288 of the run, with
+                "decay": (0.999,),  # one average per value; evaluations use the first
+                # one average per relative standard deviation, below 0.288 of the run, with
                 # weights t^gamma (Karras et al. 2024)
                 "power": (),
-                "warmup": True,  # of those with a decay
-                "networks": (),  # the networks averaged; empty: all that are trained
-                # how often those of `power`, two or more, are kept for averages of other lengths
+                "warmup": True,  # of the averages in `decay`
+                "networks": (),  # networks to average; empty: all trained ones
+                # how often to keep the averages of `power` (at least two) to derive other lengths
                 "snapshots": "",
             },
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # -1: what the others leave
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # -1: all remaining devices
             "checkpoint": {
                 "every": "",
                 "minutes": 5.0,  # of wall time; 0 is off
                 "keep": 2,
-                "digests": True,  # of every array, written with it and compared when it is read
-                "best": "",  # an eval metric whose best is kept too; early_stop's if empty
+                "digests": True,  # of every array, stored with it and checked on reading
+                "best": "",  # also keep the best by this eval metric; "": early_stop's
                 "mode": "min",
-                "init_from": "",  # workdir whose newest checkpoint new runs start from
+                "init_from": "",  # workdir; new runs start from its newest checkpoint
                 "init_map": ((r"^(params|mutable)/(.*)$", r"\1/\2"),),
             },
             "evals": {
                 "every": "10_percent",
-                "split": "validation",  # in training; --mode=eval takes "test" by itself
+                "split": "validation",  # in training; --mode=eval defaults to "test"
                 "batch_size": 128,
                 "limit": 0,  # examples per evaluation; 0 is all
                 "samples": 64,  # in the grid
-                # who judges the samples: "fidelity", "diversity", "overlap", or modules of one's
-                # own; their settings are in the section of evals with their name
+                # judges of the samples: "fidelity", "diversity", "overlap", or your own modules;
+                # their settings are in the section of evals with their name
                 "judges": (),
             },
             "early_stop": {"metric": "", "mode": "min", "patience": 5, "min_delta": 0.0},
@@ -171,7 +171,7 @@ def base() -> ConfigDict:
     ).lock()
 
 
-# The numbers that the keys of `base` may have; those of a family are declared beside its options.
+# Ranges of the keys of `base`; a family declares its ranges with its options.
 Count = Annotated[int, Range(0, 2**31 - 1)]
 Momentum = Annotated[float, Range(0, 1, below=True)]
 RANGES: dict[str, Any] = {
@@ -212,7 +212,7 @@ RANGES: dict[str, Any] = {
     "early_stop.patience": Annotated[int, Range(1, 2**31 - 1)],
     "early_stop.min_delta": Weight,
 }
-# Rules of (regex, value): what the value of each is.
+# Keys with rules (regex, value) -> the type of the value.
 RULES: dict[str, Any] = {
     "optimizer.weight_decay_rules": Weight,
     "optimizer.learning_rate_rules": Weight,
@@ -221,12 +221,12 @@ RULES: dict[str, Any] = {
 
 
 def read_options(section: ConfigDict, name: str, options: type[T]) -> T:
-    """A family's section as its NamedTuple of options, with the defaults of what is absent.
+    """Converts a family's section to its NamedTuple of options; absent keys get defaults.
 
-    Lists are made tuples.
+    Lists become tuples.
 
     Raises:
-      ConfigError: a key that is no option, or a value that its annotation does not admit.
+      ConfigError: a key is not an option, or a value does not fit its annotation.
     """
     values = section.to_dict()
     for key in values:
@@ -236,11 +236,11 @@ def read_options(section: ConfigDict, name: str, options: type[T]) -> T:
 
 
 def construct(cls: type[Built], section: ConfigDict, name: str, **given: Any) -> Built:
-    """`cls(**given, **section)`: what a section describes by further arguments of `cls`.
+    """Makes `cls(**given, **section)`: the section holds the remaining arguments of `cls`.
 
     Raises:
-      ConfigError: a key of config.`name` that is no argument, or one that is given already, or a
-        value that the argument's annotation does not admit.
+      ConfigError: a key of config.`name` is not an argument or is in `given`, or a value does not
+        fit its annotation.
     """
     known = [key for key in signature(cls.__init__).parameters if key not in {"self", *given}]
     for key in section:
@@ -250,7 +250,7 @@ def construct(cls: type[Built], section: ConfigDict, name: str, **given: Any) ->
 
 
 def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value, in order."""
+    """Flattens a config to dotted key -> value, in order."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict | dict):
@@ -261,7 +261,7 @@ def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[st
 
 
 def _convert(key: str, text: Any, old: Any) -> Any:
-    """`text` as a value of `old`'s type."""
+    """Converts `text` to the type of `old`."""
 
     def fail(expected: str) -> ConfigError:
         return ConfigError(f"config.{key}={shown(text)}: expected {expected}, as in {old!r}.")
@@ -308,13 +308,13 @@ def _convert(key: str, text: Any, old: Any) -> Any:
 
 
 def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
-    """A copy of `config` with dotted keys replaced; strings are parsed to the old value's type.
+    """Returns a copy of `config` with dotted keys replaced; strings are parsed to the old type.
 
-    `optimizer.networks.<network>.<key>` need not be there before: it begins as `optimizer.<key>`.
-    Nor need `stages.<name>`.
+    `optimizer.networks.<network>.<key>` may be absent; its type is that of `optimizer.<key>`.
+    `stages.<name>` may be absent too.
 
     Raises:
-      ConfigError: a key does not exist, or a value has another type.
+      ConfigError: a key does not exist, or a value has the wrong type.
     """
     config = config.copy_and_resolve_references()
     flat = flatten(config)
@@ -322,9 +322,9 @@ def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
         match = re.fullmatch(r"optimizer\.networks\.(\w+)\.(\w+)", key)
         if match and match[2] in PER_NETWORK and key not in flat:
             with config.unlocked():
-                own = config.optimizer.networks.get(match[1], {})
-                started = {**own, match[2]: config.optimizer[match[2]]}
-                config.optimizer.networks[match[1]] = ConfigDict(started)
+                network_keys = config.optimizer.networks.get(match[1], {})
+                with_default = {**network_keys, match[2]: config.optimizer[match[2]]}
+                config.optimizer.networks[match[1]] = ConfigDict(with_default)
             flat = flatten(config)
         stage = re.fullmatch(r"stages\.(\w+)", key)
         if stage and isinstance(value, str) and key not in flat:
@@ -333,8 +333,8 @@ def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
             flat = flatten(config)
         if key not in flat:
             if any(k.startswith(key + ".") for k in flat):
-                inside = ", ".join(k for k in flat if k.startswith(key + "."))
-                raise ConfigError(f"config.{key} is a section. Its keys: {inside}.")
+                keys = ", ".join(k for k in flat if k.startswith(key + "."))
+                raise ConfigError(f"config.{key} is a section. Its keys: {keys}.")
             raise ConfigError(f"config.{key}: no such key. Nearest: {nearest(key, flat)}.")
         *path, leaf = key.split(".")
         section = config
@@ -345,9 +345,10 @@ def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
 
 
 def read_module(file: str | Path) -> ModuleType:
-    """Runs a config file, so that one can start from another: `read_module(...).get_config()`.
+    """Imports a config file, so that another can start from it: `read_module(...).get_config()`.
 
-    A relative path is taken from the working directory; `Path(__file__).with_name` finds a sibling.
+    Relative paths start at the working directory; use `Path(__file__).with_name` for a file next
+    to the calling one.
     """
     file = Path(file)
     spec = importlib.util.spec_from_file_location(f"genjax_config_{file.stem}", file)
@@ -357,16 +358,18 @@ def read_module(file: str | Path) -> ModuleType:
 
 
 def shipped() -> Path:
-    """The folder of the configs that come with genjax, in a checkout or in an installed package."""
+    """The folder of genjax's own configs, in a checkout or an installed package."""
     inside = Path(__file__).with_name("configs")
     return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
 
 
 def located(location: str) -> str:
-    """`location` as `FILE.py[:preset]`; a config of genjax may be given by its name: `ddpm:tiny`.
+    """Converts the name of a config of genjax, such as `ddpm:tiny`, to `FILE.py[:preset]`.
+
+    Any other location is returned unchanged.
 
     Raises:
-      ConfigError: it has no such config.
+      ConfigError: genjax has no such config.
     """
     name, mark, preset = location.partition(":")
     if not re.fullmatch(r"\w+", name):
@@ -375,13 +378,13 @@ def located(location: str) -> str:
     if name not in names:
         raise ConfigError(
             f"--config={location}: genjax has no config {name!r}. Nearest: {nearest(name, names)}. "
-            "A config of your own is given by its file, such as my_config.py."
+            "To use your own config, give its file, such as my_config.py."
         )
     return f"{shipped() / name}.py{mark}{preset}"
 
 
 class Experiment(NamedTuple):
-    """A config file that has been run, and the preset that is chosen in it."""
+    """An imported config file and its chosen preset."""
 
     location: str
     module: ModuleType
@@ -393,7 +396,7 @@ def read_experiment(location: str) -> Experiment:
     """Reads `path/to/file.py[:preset]`.
 
     Raises:
-      ConfigError: no such file or preset.
+      ConfigError: there is no such file or preset.
     """
     path, _, preset = location.partition(":")
     file = Path(path)
@@ -417,12 +420,12 @@ def given(
     overrides: Mapping[str, Any] | None = None,
     complete: Complete | None = None,
 ) -> ConfigDict:
-    """What file, preset and `overrides` say, before `resolve` adds what follows from it.
+    """The config from file, preset and `overrides`, before `resolve` fills in derived values.
 
-    `complete(config, overrides)` adds the sections of what is chosen, before the overrides.
+    `complete(config, overrides)` adds sections, such as those of the judges, before the overrides.
 
     Raises:
-      ConfigError: an unknown key, or a value of another type.
+      ConfigError: a key is unknown, or a value has the wrong type.
     """
     try:
         config = experiment.module.get_config()
@@ -436,7 +439,7 @@ def given(
 
 
 def resolve(experiment: Experiment, config: ConfigDict) -> ConfigDict:
-    """A copy of `config` with what the experiment's own `resolve` fills in, checked.
+    """Returns a copy of `config`, completed by the experiment's own `resolve` and checked.
 
     Raises:
       ConfigError: a value is out of its range.
@@ -456,7 +459,7 @@ def load(
     """Loads `path/to/file.py[:preset]`, applies the preset, then `overrides`, and checks it.
 
     Raises:
-      ConfigError: no such file or preset, an unknown key, or a value out of its range.
+      ConfigError: there is no such file, preset or key, or a value is out of its range.
     """
     experiment = read_experiment(location)
     return resolve(experiment, given(experiment, overrides, complete))
@@ -492,7 +495,7 @@ def validate(config: ConfigDict) -> None:
     for network, changed in config.optimizer.networks.items():
         for key in changed:
             one_of(f"key of config.optimizer.networks.{network}", key, PER_NETWORK)
-    check("dataset.name", len(config.dataset.name) < 200, "a name of less than 200 letters")
+    check("dataset.name", len(config.dataset.name) < 200, "a name of fewer than 200 characters")
     check("dataset.text.tokenizer", bool(config.dataset.text.tokenizer), "a name or a path")
     documents = config.dataset.text.documents
     one_of("config.dataset.text.documents", documents, ("stream", "packed", "padded"))
@@ -503,8 +506,8 @@ def validate(config: ConfigDict) -> None:
     check(
         "ema.snapshots",
         not config.ema.snapshots or len(set(config.ema.power)) > 1,
-        "'' without at least two averages in config.ema.power, such as (0.05, 0.1): others are put "
-        "together from theirs",
+        "'', or at least two averages in config.ema.power, such as (0.05, 0.1), from which others "
+        "are derived",
     )
     check("duration", bool(config.duration), "a duration such as '10_epochs'")
     stretches = ("duration", "schedule.warmup", "profile", "ema.snapshots")
@@ -513,21 +516,23 @@ def validate(config: ConfigDict) -> None:
             amount, unit = parse_duration(value, f"config.{key}")
             if key == "duration" and unit == "percent":
                 raise ConfigError(f"config.duration={value!r}: a run is not a share of itself.")
-            none = key == "schedule.warmup" or (key == "duration" and config.get("weights"))
-            check(key, amount > 0 or none, "a positive duration")
+            zero_allowed = key == "schedule.warmup" or (key == "duration" and config.get("weights"))
+            check(key, amount > 0 or zero_allowed, "a positive duration")
 
 
 def check_regex(name: str, regex: Any, replacement: str = "") -> None:
-    """Raises ConfigError unless `regex` is one, and its groups are those of the replacement."""
+    """Raises ConfigError unless `regex` is valid and has the groups that `replacement` uses."""
     require(isinstance(regex, str), name, regex, "a regular expression")
     try:
-        with warnings.catch_warnings(action="ignore"):  # of sets that a later Python may read anew
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # about sets whose meaning may change in later Pythons
             re.compile(regex).sub(replacement, "")
     except (re.error, IndexError, OverflowError, RecursionError) as error:
-        given = regex if not replacement else f"{regex} -> {replacement}"
+        rule = regex if not replacement else f"{regex} -> {replacement}"
         raise ConfigError(
-            f"{name}: {shown(given)} is no regular expression: {error}. Escape characters such as "
-            "( [ * + ? that are meant as they stand with a backslash."
+            f"{name}: {shown(rule)} is not a regular expression: {error}. To match characters "
+            "such as ( [ * + ? literally, escape them with a backslash."
         ) from error
 
 
@@ -548,10 +553,10 @@ def from_json(data: Mapping[str, Any]) -> ConfigDict:
 
 
 def filled(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
-    """`config` with the defaults of `base()` for the keys that it lacks, and these keys, sorted.
+    """Fills in missing keys with defaults of `base()`; returns the config and these keys, sorted.
 
     Raises:
-      ValueError: it has no method, and is no config at all.
+      ValueError: it has no method, so it is not a config.
     """
     if "method" not in config:
         raise ValueError("its config names no method")
@@ -570,25 +575,25 @@ def filled(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
 def differences(
     stored: ConfigDict, given: ConfigDict, defaults: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """Lines `key: stored -> given` for the keys that a resumed run may not change.
+    """Lists, as `key: stored -> given`, changed keys that a resumed run may not change.
 
     Args:
       stored: the config that the run was started with.
-      given: the config to go on with.
-      defaults: by dotted key, what a key of a family means where it is absent. Those of `base()`
-        are known.
+      given: the config to resume with.
+      defaults: dotted key -> default of a family's key, used if the key is absent. The defaults of
+        `base()` are included already.
     """
     missing = "(absent)"
-    known = _plain(base()) | _plain(ConfigDict(defaults or {}))
+    all_defaults = _plain(base()) | _plain(ConfigDict(defaults or {}))
     old, new = _plain(stored), _plain(given)
     lines = []
     for key in sorted(old.keys() | new.keys()):
-        before, now = (flat.get(key, known.get(key, missing)) for flat in (old, new))
+        before, now = (flat.get(key, all_defaults.get(key, missing)) for flat in (old, new))
         if before != now and not re.fullmatch(FREE_ON_RESUME, key):
             lines.append(f"{key}: {old.get(key, missing)!r} -> {new.get(key, missing)!r}")
     return lines
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:
-    """Dotted key -> value, as it comes back from a file."""
+    """Dotted key -> value, as read back from a file."""
     return flatten(from_json(to_json(config)))

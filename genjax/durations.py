@@ -1,4 +1,4 @@
-"""Durations with a unit, such as "2000_steps" or "10_percent", in training steps."""
+"""Converts durations with a unit, such as "2000_steps" or "10_percent", to training steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def parse_duration(text: str, name: str = "duration") -> tuple[float, str]:
     """`"2_000_steps"` -> `(2000.0, "steps")`.
 
     Raises:
-      ConfigError: not a number, an underscore and one of `UNITS`, or more than `MOST`.
+      ConfigError: the text is not a number, an underscore and one of `UNITS`, or is above `MOST`.
     """
     match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?)_([a-z]+)", str(text))
     if not match or match[2].rstrip("s") not in {u.rstrip("s") for u in UNITS}:
@@ -33,7 +33,7 @@ def parse_duration(text: str, name: str = "duration") -> tuple[float, str]:
 
 
 def steps(text: str, *, batch_size: int, examples: int, total: int = 0) -> int:
-    """A duration in training steps, rounded up; 0 for an empty one.
+    """Converts a duration to training steps, rounded up; 0 for an empty text.
 
     Args:
       text: the duration.
@@ -57,25 +57,25 @@ def steps(text: str, *, batch_size: int, examples: int, total: int = 0) -> int:
 
 
 def steps_within(config: ConfigDict, examples: int, key: str, text: str) -> int:
-    """Steps of a stretch of the run, such as a warm-up.
+    """Converts the duration of a part of the run, such as the warm-up, to steps.
 
-    A share of the run is one of its present length: `training.lengths.settle` puts those of the
-    length that it began with in their place before a method is built.
+    A percentage refers to the run's present length. Before a method is built,
+    `training.lengths.settle` replaces percentages by steps of the length that the run began with.
 
     Args:
-      config: of the run.
-      examples: in one epoch.
-      key: of the config, that has the stretch.
-      text: the duration; 0 for an empty one.
+      config: config of the run.
+      examples: examples in one epoch.
+      key: key of the config with the duration.
+      text: the duration; an empty one gives 0.
 
     Raises:
-      ConfigError: it is no duration, or longer than the run.
+      ConfigError: the text is not a duration, or is longer than the run.
     """
     size = {"batch_size": config.batch_size, "examples": examples}
     total = steps(config.duration, **size)
     try:
-        found = steps(text, **size, total=total)
+        stretch = steps(text, **size, total=total)
     except ConfigError as error:
         raise ConfigError(f"config.{key}={text!r}: {error}") from error
-    require(found <= total, f"config.{key}", text, f"at most the run's {total} steps")
-    return found
+    require(stretch <= total, f"config.{key}", text, f"at most the run's {total} steps")
+    return stretch

@@ -1,6 +1,6 @@
-"""Files, also in object storage: written whole or not at all; JSON of strangers, checked.
+"""Atomic writes to disk and object storage; checked reading of untrusted JSON.
 
-A folder of object storage is an `etils.epath.Path` such as gs://bucket/folder, which has the
+A folder in object storage is an `etils.epath.Path` such as gs://bucket/folder, which has the
 methods of a `pathlib.Path`.
 """
 
@@ -27,29 +27,29 @@ from etils import epath
 
 from genjax.checks import ConfigError, shown
 
-# What the system says where a disk is full, or where a folder cannot be written.
+# Error numbers of the system if a disk is full, or if a folder cannot be written.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DISK = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG)
 LONGEST = 100_000_000  # bytes of a JSON document, as in the official library of safetensors
 STORES = {"gs": "gcs", "s3": "s3"}  # kind of object storage -> the extra that it needs
-PARTIAL = ".partial"  # at the end of the name of a file that is not whole
-OLD = 86400.0  # seconds after which nobody is writing it
-NEXT_TO_NOTHING = 2**20  # bytes that are free on a full disk
-PAUSE = 10.0  # seconds between two uploads of an object that grows
+PARTIAL = ".partial"  # suffix of incomplete files
+OLD = 86400.0  # seconds after which no process can still be writing an incomplete file
+NEXT_TO_NOTHING = 2**20  # a disk with fewer free bytes counts as full
+PAUSE = 10.0  # seconds between uploads of a growing object
 
 
 def place(given: str | os.PathLike, flag: str) -> epath.Path:
-    """The path of a run's folder, local or in object storage; `~` is the user's home.
+    """Parses a path, local or in object storage; `~` is the user's home folder.
 
     Raises:
-      ConfigError: a kind of storage that is not known, or whose package is not installed; says
-        what was given to `flag`.
+      ConfigError: the kind of storage is unknown, or its package is not installed; the message
+        quotes `flag` and its value.
     """
     text = at_home(os.fspath(given), flag)
-    found = re.match(r"([A-Za-z][\w+.-]+):/(/?)([^/]*)", text)
-    if not found:
+    match = re.match(r"([A-Za-z][\w+.-]+):/(/?)([^/]*)", text)
+    if not match:
         return epath.Path(text)
-    scheme, slash, bucket = found.groups()
+    scheme, slash, bucket = match.groups()
     if scheme not in STORES or not slash or not bucket:
         raise ConfigError(
             f"{flag}={text}: expected a local folder, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER."
@@ -65,42 +65,42 @@ def place(given: str | os.PathLike, flag: str) -> epath.Path:
 
 
 def at_home(text: str, flag: str) -> str:
-    """A path whose `~` or `~user` is a home folder; any other text as it is.
+    """Replaces a leading `~` or `~user` by the home folder; returns other texts unchanged.
 
     Raises:
-      ConfigError: the home is not known.
+      ConfigError: the home folder is unknown.
     """
     if not re.match(r"~[\w.-]*(/|$)", text):
         return text
-    found = os.path.expanduser(text)
-    if found == text:
+    expanded = os.path.expanduser(text)
+    if expanded == text:
         name = text.partition("/")[0]
         raise ConfigError(
-            f"{flag}={text}: the home folder {name} is not known here. Give the whole path, or ./"
-            f"{text} for a folder that is called so."
+            f"{flag}={text}: the home folder {name} is unknown on this machine. Give the full "
+            f"path, or ./{text} for a folder with this name."
         )
-    return found
+    return expanded
 
 
 def is_local(path: str | os.PathLike) -> bool:
-    """Whether it is a path of this machine's file system."""
+    """Whether `path` is in this machine's file system."""
     return "://" not in os.fspath(path)
 
 
 def absolute(path: str | os.PathLike) -> epath.Path:
-    """`path` with all of its folders, links followed."""
+    """The absolute path, with links resolved."""
     return epath.Path(os.path.realpath(path) if is_local(path) else path)
 
 
 def size(path: epath.Path) -> int:
-    """The bytes of a file."""
+    """The size of a file in bytes."""
     return os.path.getsize(path) if is_local(path) else path.stat().length
 
 
 def create_exclusively(path: str | os.PathLike, content: bytes) -> bool:
-    """Makes an object in object storage unless it is there; whether it did.
+    """Creates an object in object storage unless it exists; returns whether it was created.
 
-    Of several that try at once one succeeds.
+    If several processes try at once, exactly one succeeds.
     """
     system, name = fsspec.url_to_fs(os.fspath(path))
     try:
@@ -111,21 +111,21 @@ def create_exclusively(path: str | os.PathLike, content: bytes) -> bool:
 
 
 class Growing:
-    """A text file that is appended to, in UTF-8; its folder is made if missing.
+    """A UTF-8 text file to append to; its folder is created if missing.
 
-    What is written is on the disk at once. Object storage cannot append: there the object is
-    written anew, at most every `PAUSE` seconds, at `sync` and at `close`.
+    On a disk, text is written at once. Object storage cannot append, so the whole object is
+    uploaded again, at most every `PAUSE` seconds, and at `sync` and `close`.
     """
 
     def __init__(self, path: str | os.PathLike):
-        """Opens the file at its end.
+        """Opens the file for appending.
 
         Raises:
           OSError: it cannot be opened for writing.
         """
         self._path = epath.Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # A file's name in a message may be in another encoding than UTF-8.
+        # File names in messages may not be valid UTF-8.
         options = {"encoding": "utf-8", "errors": "backslashreplace"}
         self._file = open(path, "a", **options) if is_local(path) else None  # noqa: SIM115
         if self._file is None:
@@ -143,30 +143,30 @@ class Growing:
             self.sync()
 
     def sync(self) -> None:
-        """Brings what was written to object storage, if that is where the file is."""
+        """Uploads pending text if the file is in object storage."""
         if self._file is None and self._late:
             write_atomic(self._path, self._content.encode(errors="backslashreplace"))
             self._uploaded, self._late = time.monotonic(), False
 
     def close(self) -> None:
-        """Ends it; the file is not written to again."""
+        """Closes the file, after uploading pending text."""
         self.sync()
         if self._file is not None:
             self._file.close()
 
 
 def write_atomic(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a file so that a reader, or a crash, sees the old content or the new and no mixture.
+    """Replaces a file atomically: readers see the old or the new content, even after a crash.
 
     Args:
-      path: the file; its folder is made if missing.
-      content: all of its new content.
+      path: the file; its folder is created if missing.
+      content: the new content.
 
     Raises:
-      OSError: the disk is full or the folder cannot be written; the old file is untouched.
+      OSError: the disk is full or the folder cannot be written; the old file is unchanged.
     """
     if not is_local(path):
-        epath.Path(path).write_bytes(content)  # an object appears when it is whole
+        epath.Path(path).write_bytes(content)  # an object appears only when it is complete
         return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,25 +177,25 @@ def write_atomic(path: str | os.PathLike, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        for left in _left(path.parent):
-            if left.name.startswith(f".{path.name}."):
-                left.unlink(missing_ok=True)
+        for leftover in _left(path.parent):
+            if leftover.name.startswith(f".{path.name}."):
+                leftover.unlink(missing_ok=True)
     except OSError as error:
-        if error.errno and error.filename is None:  # the disk that is full, for the message
+        if error.errno and error.filename is None:  # adds the path, for example of a full disk
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
     finally:
         partial.unlink(missing_ok=True)
 
 
-@functools.cache  # a folder may have many files, and is listed once
+@functools.cache  # lists each folder once, because it may have many files
 def _left(folder: Path) -> list[Path]:
-    """What killed processes have left in a folder, and nobody can be writing any more."""
+    """Old partial files in a folder, left by killed processes."""
     return [path for path in folder.glob(f".*{PARTIAL}") if _is_old(path)]
 
 
 def _is_old(path: Path) -> bool:
-    """Whether a file was last written long ago; not if another process has removed it."""
+    """Whether a file was last written long ago; False if another process has removed it."""
     try:
         return time.time() - path.stat().st_mtime > OLD
     except FileNotFoundError:
@@ -204,13 +204,13 @@ def _is_old(path: Path) -> bool:
 
 @contextlib.contextmanager
 def building(place: Path) -> Iterator[Path]:
-    """A folder beside `place` to build it in; the caller moves it there when it is whole.
+    """Yields a temporary folder next to `place`; the caller moves it there when it is complete.
 
-    What killed processes have left of it is removed: the caller holds a lock against others.
+    Leftovers of killed processes are removed, because the caller holds a lock on `place`.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
-    for left in place.parent.glob(f".{glob.escape(place.name)}.*"):
-        shutil.rmtree(left)
+    for leftover in place.parent.glob(f".{glob.escape(place.name)}.*"):
+        shutil.rmtree(leftover)
     partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
     try:
         yield partial
@@ -219,9 +219,9 @@ def building(place: Path) -> Iterator[Path]:
 
 
 def remove_partial(folder: epath.Path) -> None:
-    """Removes what `write_atomic` has left in a folder and below where processes were killed.
+    """Removes partial files that killed processes left in a folder and below.
 
-    Others may write there meanwhile: what is young stays.
+    Recent ones are kept, because other processes may still be writing them.
     """
     if not is_local(folder):
         return
@@ -231,76 +231,80 @@ def remove_partial(folder: epath.Path) -> None:
 
 
 def any_encoding() -> None:
-    """Lets text be printed that the terminal cannot show: such characters as escapes."""
+    """Prints characters that the terminal's encoding lacks as escapes instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def trouble(error: OSError, folders: Mapping[str, str | os.PathLike]) -> str:
-    """What to do about a disk that is full or cannot be written; "" where that is not the matter.
+    """Advice about a disk that is full or cannot be written; "" for other errors.
 
     Args:
-      error: of the system.
-      folders: what a user sets -> the folder that it names, such as {"--workdir": ...}.
+      error: the system's error.
+      folders: setting -> the folder it names, such as {"--workdir": ...}.
     """
     if error.errno not in DISK:
         return ""
     local = {flag: os.path.abspath(path) for flag, path in folders.items() if is_local(path)}
-    at = os.path.abspath(error.filename) if isinstance(error.filename, str) else None
-    inside = [flag for flag, path in local.items() if at and f"{at}/".startswith(f"{path}/")]
+    failed_path = os.path.abspath(error.filename) if isinstance(error.filename, str) else None
+    inside = [
+        flag
+        for flag, path in local.items()
+        if failed_path and f"{failed_path}/".startswith(f"{path}/")
+    ]
     if not inside and error.errno == errno.ENOSPC:
         inside = [flag for flag, path in local.items() if _free(path) < NEXT_TO_NOTHING]
-    places = " and ".join(f"{local[flag]} ({flag})" for flag in inside) or at or "a folder"
-    others = " or ".join(inside or local)
+    places = " and ".join(f"{local[flag]} ({flag})" for flag in inside) or failed_path or "a folder"
+    settings = " or ".join(inside or local)
     if error.errno not in FULL:
-        return f" {places} cannot be written: look at its permissions, or set another {others}."
+        return f" {places} cannot be written: check its permissions, or set another {settings}."
     free = f", {_free(local[inside[0]]):,} bytes are free there" if inside else ""
-    return f" The disk of {places} is full{free}: free space, or set another {others}."
+    return f" The disk of {places} is full{free}: free space, or set another {settings}."
 
 
 def _free(path: str) -> int:
-    """The free bytes of the disk that a folder is on, or will be."""
+    """The free bytes on the disk of a folder, which need not exist yet."""
     while not os.path.exists(path):
         path = os.path.dirname(path)
     return shutil.disk_usage(path).free
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, of which no key comes twice: readers would differ in which one counts."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {shown(twice)} comes twice")
-    return found
+    """Makes a JSON object; refuses repeated keys, because readers disagree on their value."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        ((repeated_key, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {shown(repeated_key)} appears twice")
+    return values
 
 
 def parse_json(content: bytes) -> dict[str, Any]:
-    """A JSON object in UTF-8.
+    """Parses a JSON object in UTF-8.
 
     Raises:
-      ValueError: it is something else, is nested too deeply, or has a key twice.
+      ValueError: the content is not one, is nested too deeply, or has a repeated key.
     """
     try:
-        found = json.loads(content.decode(), object_pairs_hook=_unique)
+        parsed = json.loads(content.decode(), object_pairs_hook=_unique)
     except RecursionError as error:
         raise ValueError("the JSON is nested too deeply") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"the JSON is {shown(found)}, not an object")
-    return found
+    if not isinstance(parsed, dict):
+        raise ValueError(f"the JSON is {shown(parsed)}, not an object")
+    return parsed
 
 
 def damaged(path: Path, error: Exception, form: str = "as safetensors") -> ConfigError:
-    """The error of a file that cannot be read in a `form`, and why."""
+    """Makes the error for a file that cannot be read in a `form`."""
     reason = " ".join(str(error).split())
     return ConfigError(f"{path} cannot be read {form}: {reason}. Fetch it again.")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The JSON object that a file holds.
+    """Reads a JSON object from a file.
 
     Raises:
-      ConfigError: no such file, or it holds something else, or an object that has a key twice.
+      ConfigError: there is no such file, or it does not hold a valid JSON object.
     """
     path = Path(path)
     if not path.is_file():

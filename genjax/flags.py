@@ -1,4 +1,4 @@
-"""The flags of the command line, and what of the config they change."""
+"""Parses the command line into flags and config overrides."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from genjax.config import ConfigError
 from genjax.files import at_home
 from genjax.interop.export import FORMATS
 
-WEIGHTS = ("ema", "guide_ema", "guide_checkpoint")  # which of a run's weights are used
+WEIGHTS = ("ema", "guide_ema", "guide_checkpoint")  # flags that choose a run's weights
 SWEEPS = ("solvers", "sweep_guidance")
 PATHS = ("config", "workdir", "output", "samples", "references", "conditions")
-INSIDE = ("options", "overrides", "command")  # of the parsed flags, and no flags themselves
-DRAWING = ("sample", *SWEEPS)  # modes that take options of drawing
-# Flags that belong to some modes, and to which.
+INSIDE = ("options", "overrides", "command")  # attributes of the parsed flags that are not flags
+DRAWING = ("sample", *SWEEPS)  # modes that take sampling options
+# Flags that only some modes take -> these modes.
 OWN = {
     **dict.fromkeys(("conditions", "stream"), ("sample",)),
     **dict.fromkeys(("num", "seed"), DRAWING),
@@ -33,20 +33,19 @@ OWN = {
 def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """Splits the command line into flags and config overrides.
 
-    With --mode=sample any other `--name=value` is a condition, or an option of the method's
-    sampler, and ends up in `flags.options`: name -> each of its values; with the other modes of
-    `DRAWING` it is an option. The overrides are in `flags.overrides` too, and the whole command in
-    `flags.command`.
+    With the modes of `DRAWING`, any other `--name=value` is an option of the method's sampler or,
+    with --mode=sample, a condition; `flags.options` maps its name to the list of its values. The
+    overrides are also in `flags.overrides`, and the whole command is in `flags.command`.
 
     Raises:
-      ConfigError: an argument that is none of these.
+      ConfigError: an argument is not understood, or does not fit the mode.
     """
     parser = argparse.ArgumentParser(
         prog="genjax",
         description="Train, evaluate, sample or inspect a generative model.",
-        epilog="Any key of the config is set by --config.KEY=VALUE, such as "
-        "--config.optimizer.learning_rate=3e-4. With --mode=sample, the conditions and options of "
-        "the method are given in the same way: --label=7 --prompt='Once' --sampler=ddim.",
+        epilog="--config.KEY=VALUE sets any key of the config, such as "
+        "--config.optimizer.learning_rate=3e-4. With --mode=sample, give conditions and options "
+        "of the method in the same way: --label=7 --prompt='Once' --sampler=ddim.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -55,13 +54,18 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
     add("--mode", default="train", choices=tuple(modes))
     add("--allow_config_change", action="store_true", help="resume with a changed config")
     add("--checkpoint", default="", help="step of the checkpoint, or best; default: the newest")
-    add("--ema", default="", help="average of the weights: a name, a standard deviation, or none")
-    add("--guide_ema", default="", help="sample, eval: guide by another average of the weights")
-    add("--guide_checkpoint", default="", help="sample, eval: guide by the weights of another step")
+    add("--ema", default="", help="averaged weights to use: a name, a standard deviation, or none")
+    add("--guide_ema", default="", help="sample, eval: averaged weights to guide by")
+    add("--guide_checkpoint", default="", help="sample, eval: step of the weights to guide by")
     add("--samples", default="", help="eval: judge the samples in a file, or a split of the data")
-    add("--references", default="", help="eval: file of references, one for each of --samples")
-    add("--num", type=int, default=None, help="sample: number; default: 64, or one per prompt")
-    add("--seed", type=int, default=None, help="sample: seed of the draws; default: 0")
+    add("--references", default="", help="eval: file of references, one per sample of --samples")
+    add(
+        "--num",
+        type=int,
+        default=None,
+        help="sample: number of samples; default: 64, or one per prompt",
+    )
+    add("--seed", type=int, default=None, help="sample: random seed; default: 0")
     add("--samplers", default="", help="solvers: names, such as ddim,heun")
     add("--calls", default="", help="solvers: numbers of network calls, such as 5,10,20")
     add("--spacings", default="", help="solvers: spacings of the steps; default: the run's")
@@ -75,15 +79,15 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
     for name in PATHS:
         setattr(flags, name, at_home(getattr(flags, name), f"--{name}"))
     flags.config = configs.located(flags.config)
-    for name, own in OWN.items():
-        if getattr(flags, name) != parser.get_default(name) and flags.mode not in own:
+    for name, allowed_modes in OWN.items():
+        if getattr(flags, name) != parser.get_default(name) and flags.mode not in allowed_modes:
             raise ConfigError(
-                f"--{name} belongs to --mode={' and --mode='.join(own)}, not to "
+                f"--{name} belongs to --mode={' and --mode='.join(allowed_modes)}, not to "
                 f"--mode={flags.mode}." + " The seed of a run is --config.seed." * (name == "seed")
             )
-    of_run = [name for name in ("checkpoint", *WEIGHTS) if getattr(flags, name)]
-    if flags.samples and of_run:
-        raise ConfigError(f"--samples needs no run: leave out --{of_run[0]}.")
+    run_flags = [name for name in ("checkpoint", *WEIGHTS) if getattr(flags, name)]
+    if flags.samples and run_flags:
+        raise ConfigError(f"--samples does not use a run: leave out --{run_flags[0]}.")
     if flags.references and not flags.samples:
         raise ConfigError("--references needs --samples, a file of texts.")
     flags.command = ("genjax", *argv)

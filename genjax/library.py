@@ -1,4 +1,4 @@
-"""Training, sampling and evaluation from Python, by the functions that the command line uses.
+"""Training, sampling and evaluation from Python, with the functions of the command line.
 
 import genjax
 
@@ -57,15 +57,15 @@ Path = str | os.PathLike
 
 
 class Run:
-    """A trained run: a checkpoint with its config, which samples and evaluates.
+    """A checkpoint of a trained run with its config, for sampling and evaluation.
 
     Attributes:
       workdir: its folder.
-      config: its config; a copy may be changed and trained in another folder.
-      params: network -> parameters that samples use, the average of the weights by default.
+      config: its config; a changed copy can be trained in another folder.
+      params: network -> parameters used for samples; default: the averaged weights.
       state: the whole checkpoint.
-      step: of the checkpoint.
-      field: what its samples are: kind, shape, dtype.
+      step: step of the checkpoint.
+      field: kind, shape and dtype of its samples.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Run:
         """See `load`.
 
         Raises:
-          ConfigError: weights that the run did not keep, or that are not finite.
+          ConfigError: the run did not keep these weights, or they are not finite.
         """
         self.config, self.workdir, self.assembly, self.state = config, workdir, assembly, state
         self.weights = weights
@@ -93,24 +93,24 @@ class Run:
         return f"Run({str(self.workdir)!r}, method {self.config.method!r}, step {self.step})"
 
     def sample(self, num: int | None = None, *, seed: int = 0, **given: Any) -> np.ndarray:
-        """Draws samples, those of `--mode=sample` with the same seed.
+        """Draws samples; they equal those of `--mode=sample` with the same seed.
 
-        Another call with the same number compiles nothing again if only values of conditions
-        change, or the guidance, the sampler or its steps in a family that has a plan for them.
+        A later call with the same number does not compile again if only values of conditions
+        change, or guidance, sampler and steps in a family with a plan for them.
 
         Args:
-          num: how many; by default one for each value of a condition, or as many as the modality
-            shows.
-          seed: of the draws.
-          **given: conditions of the run, one value for all samples or a list of them (a class by
+          num: number of samples; default: one for each value of a condition, or as many as the
+            modality shows.
+          seed: random seed.
+          **given: conditions of the run, one value for all samples or a list of values (a class by
             number or name, a prompt, an array), and options of its method, such as steps=20.
 
         Returns:
-          [N, ...] in the format of the data: images as uint8 [N, H, W, C], texts as token ids,
-          which `texts` decodes.
+          [N, ...] in the format of the data: images as uint8 [N, H, W, C], texts as token ids for
+          `texts` to decode.
 
         Raises:
-          ConfigError: no such condition or option, or a value that does not fit.
+          ConfigError: there is no such condition or option, or a value does not fit.
         """
         require(num is None or 0 < num <= MOST_SAMPLES, "num", num, f"1 to {MOST_SAMPLES}")
         rows, options = self._request(given)
@@ -121,10 +121,10 @@ class Run:
             return drawn(self._sampler, *arrays, rows, count, options, seed)
 
     def stream(self, *, seed: int = 0, **given: Any) -> Iterator[str]:
-        """The pieces of one text as it is generated, its prompt first.
+        """Yields one text piece by piece as it is generated, prompt first.
 
         Args:
-          seed: of the draws.
+          seed: random seed.
           **given: as in `sample`.
 
         Raises:
@@ -135,20 +135,20 @@ class Run:
             yield from streamed(self.assembly, self.params, self.state, rows, options, seed)
 
     def texts(self, samples: np.ndarray) -> list[str]:
-        """The text of each sample of token ids.
+        """Decodes samples of token ids to texts.
 
         Raises:
-          ConfigError: the run's samples are no texts.
+          ConfigError: the run's samples are not texts.
         """
         if self.field.kind != "text":
             raise ConfigError(f"the samples of this run are {self.field.kind}s, not texts.")
         return text.strings(samples, self.field)
 
     def picture(self, samples: np.ndarray) -> Image.Image:
-        """One picture of samples: a grid of images, a plot of other kinds.
+        """Makes one picture of samples: a grid of images, or a plot for other kinds.
 
         Raises:
-          ConfigError: the run's samples have no picture.
+          ConfigError: there is no picture for samples of this kind.
         """
         pixels = modalities.picture_of(samples, self.field)
         if pixels is None:
@@ -158,15 +158,15 @@ class Run:
     def evaluate(
         self, split: str = "", judges: Sequence[str] = (), **keys: Any
     ) -> dict[str, float]:
-        """The metrics of the checkpoint, those of `--mode=eval`.
+        """Returns the metrics of the checkpoint, as `--mode=eval` does.
 
         Args:
-          split: of the data; by default the test split if there is one.
-          judges: of the samples, such as "fidelity"; by default those of the config.
+          split: split of the data; default: the test split if there is one.
+          judges: judges of the samples, such as "fidelity"; default: the config's.
           **keys: keys of `config.evals`, such as limit=1000.
 
         Raises:
-          ConfigError: the data are not there, no such split, judge or key.
+          ConfigError: the data are missing, or there is no such split, judge or key.
         """
         overrides: dict[str, Any] = {f"evals.{key}": value for key, value in keys.items()}
         if split:
@@ -181,7 +181,7 @@ class Run:
             return evaluate_checkpoint(config, folder, flags)
 
     def _request(self, given: Mapping[str, Any]) -> tuple[conditions.Rows, dict[str, Any]]:
-        """The rows of conditions and the options of drawing in the keywords of a call."""
+        """Splits the keywords of a call into rows of conditions and sampling options."""
         method = self.assembly.method
         known = conditions.flags_of(method.conditions)
         of_conditions = {name: value for name, value in given.items() if name in known}
@@ -192,14 +192,14 @@ class Run:
 
 
 def read_config(name: str, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
-    """A config, to be looked at or changed before `train`.
+    """Reads a config, to inspect or change it before `train`.
 
     Args:
-      name: of a config of genjax, such as "ddpm:tiny", or a file: "my_config.py:preset".
+      name: name of a config of genjax, such as "ddpm:tiny", or a file: "my_config.py:preset".
       overrides: dotted key -> value, such as {"optimizer.learning_rate": 3e-4}.
 
     Raises:
-      ConfigError: no such config, key or value.
+      ConfigError: there is no such config or key, or a value does not fit.
     """
     return configs.load(configs.located(name), overrides, judges.with_sections)
 
@@ -212,18 +212,18 @@ def train(
     on_eval: Callable[[Evaluated], None] | None = None,
     allow_config_change: bool = False,
 ) -> Run:
-    """Trains a run to its end, or resumes it, and loads it.
+    """Trains a run to its end, or resumes it, then loads it.
 
     Args:
-      config: the name or file of a config, or what `read_config` gives.
+      config: the name or file of a config, or a config from `read_config`.
       workdir: its folder.
       overrides: dotted key -> value.
-      on_eval: is called after each evaluation with its step, metrics and samples.
-      allow_config_change: resume although the config is another one.
+      on_eval: called after each evaluation with its step, metrics and samples.
+      allow_config_change: resume even if the config has changed.
 
     Raises:
-      ConfigError: something is wrong with config, data or folder; the message says what to do.
-      KeyboardInterrupt: the training was interrupted. It is saved: the same call resumes it.
+      ConfigError: the config, data or folder is wrong; the message says what to do.
+      KeyboardInterrupt: the training was interrupted and saved; the same call resumes it.
     """
     _start()
     location = config if isinstance(config, str) else ""
@@ -254,13 +254,13 @@ def load(
     guide_ema: str | float = "",
     guide_checkpoint: str | int = "",
 ) -> Run:
-    """Loads a trained run; its data are not needed.
+    """Loads a trained run; does not need its data.
 
     Args:
       workdir: its folder.
       checkpoint: a step, "best", or "" for the newest.
-      ema: the average of the weights, as `--ema` names it.
-      guide_ema: the average that guides the samples.
+      ema: the averaged weights to use, as for `--ema`.
+      guide_ema: the averaged weights that guide the samples.
       guide_checkpoint: the step of the weights that guide the samples.
 
     Raises:
@@ -277,14 +277,14 @@ def load(
 
 
 def _flags(mode: str, **values: str) -> argparse.Namespace:
-    """The flags of a command."""
+    """Makes the flags of a command."""
     arguments = [f"--{name}={value}" for name, value in values.items() if value]
     return parse([f"--mode={mode}", *arguments], [mode])[0]
 
 
 @functools.cache
 def _start() -> None:
-    """Makes the process ready as the command line does, once."""
+    """Prepares the process as the command line does, once."""
     if not distributed.accelerated():
         keep_heap()
     with logging_to(None):
@@ -294,5 +294,5 @@ def _start() -> None:
 
 
 def _text(value: Any) -> str:
-    """A value as the command line has it."""
+    """A value as text for the command line."""
     return value if isinstance(value, str) else repr(value)

@@ -62,23 +62,23 @@ logger = logging.getLogger("genjax")
 
 
 def statistics(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
-    """Makes the reference statistics of the data, and says where they are."""
+    """Computes the reference statistics of the data, and prints their paths."""
     mesh, section = make_mesh(config), config.evals.get("fidelity", ConfigDict())
     options = configs.read_options(section, "evals.fidelity", fidelity.Options)
     with jax.set_mesh(mesh):
         dataset = catalogue.load(config.dataset)
-        made = fidelity.Comparison(options, config.evals, dataset, mesh).references()
+        statistics_files = fidelity.Comparison(options, config.evals, dataset, mesh).references()
     if jax.process_index() == 0:
-        for name, path, count in made:
+        for name, path, count in statistics_files:
             print(f"{name}: statistics of {count} images in {path}")
     return 0
 
 
 def local_output(given: str, default: epath.Path) -> Path:
-    """The place that --output names, or the default.
+    """The path given by --output, or the default.
 
     Raises:
-      ConfigError: it is in object storage.
+      ConfigError: the path is in object storage.
     """
     target = place(given, "--output") if given else default
     if not is_local(target):
@@ -87,11 +87,11 @@ def local_output(given: str, default: epath.Path) -> Path:
 
 
 def export(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
-    """Writes a checkpoint's model as another library has it, by default into the run's folder.
+    """Writes a checkpoint's model in the format of another library; default: to the run's folder.
 
     Raises:
-      ConfigError: the format does not know such a model, the target is there already, or this is
-        one of several processes.
+      ConfigError: the format does not support the model, the target already exists, or there are
+        several processes.
     """
     require(jax.process_count() == 1, "--mode", "export", "one process")
     target = local_output(flags.output, folder / flags.format)
@@ -105,31 +105,32 @@ def export(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) ->
 
 
 def tokenizer(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
-    """Writes the tokenizer of the data, trained on them if it is of such a kind.
+    """Writes the tokenizer of the data, after training it if needed.
 
-    By default into the run's folder; `config.dataset.text.tokenizer` takes its path.
+    By default it goes to the run's folder; `config.dataset.text.tokenizer` accepts its path.
 
     Raises:
-      ConfigError: the data are no text, the file is there already, or this is one of several
-        processes.
+      ConfigError: the data are not text, the file already exists, or there are several processes.
     """
     require(jax.process_count() == 1, "--mode", "tokenizer", "one process")
     target = local_output(flags.output, folder / "tokenizer.json")
     if target.exists():
-        raise ConfigError(f"{target} is there already: give another --output, or delete it.")
+        raise ConfigError(f"{target} already exists: give another --output, or delete it.")
     spec = catalogue.load(config.dataset).spec
-    made = spec.generated.facts.get("tokenizer")
-    if made is None:
-        raise ConfigError(f"config.dataset.name={config.dataset.name!r} is no text: no tokens.")
-    write_atomic(target, made.to_json().encode())
-    print(f"wrote {target}, {made.vocabulary_size:,} kinds of tokens")
+    data_tokenizer = spec.generated.facts.get("tokenizer")
+    if data_tokenizer is None:
+        raise ConfigError(
+            f"config.dataset.name={config.dataset.name!r} is not text: it has no tokens."
+        )
+    write_atomic(target, data_tokenizer.to_json().encode())
+    print(f"wrote {target}, {data_tokenizer.vocabulary_size:,} different tokens")
     return 0
 
 
 def inspect(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
-    """Prints the state: a line for every array, the step, and the sha256 of it all."""
+    """Prints the state: one line per array, the step, and the sha256 of all arrays."""
     run, state = restored(config, folder, flags.checkpoint)
-    found = digests(state)
+    array_digests = digests(state)
     if jax.process_index():
         return 0
     print(f"{'path':60} {'shape':>20} {'dtype':>9} {'count':>12} sharding sha256")
@@ -137,17 +138,17 @@ def inspect(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -
         name = path_name(path)
         print(
             f"{name:60} {leaf.shape!s:>20} {leaf.dtype!s:>9} {leaf.size:>12,} "
-            f"{leaf.sharding.spec} {found[name]}"
+            f"{leaf.sharding.spec} {array_digests[name]}"
         )
     for name, tree in state.params.items():
         print(f"{name}: {sum(leaf.size for leaf in jax.tree.leaves(tree)):,} parameters")
     print(f"step {int(state.step)} of {run.total_steps}")
-    print(f"sha256 {digest(found)}")
+    print(f"sha256 {digest(array_digests)}")
     return 0
 
 
 def describe(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
-    """Prints the config, a line for every key, with where its value comes from; needs no data."""
+    """Prints each key of the config with its value and the source of the value; needs no data."""
     if flags.config:
         config, sources = provenance.of_file(flags.config, flags.overrides, judges.with_sections)
     else:
@@ -169,14 +170,14 @@ MODES = {
     "export": export,
     "config": describe,
 }
-LAST_WORDS = 2.0  # seconds in which the other processes can say what has happened
+LAST_WORDS = 2.0  # seconds for the other processes to print their errors
 RESUME = "run the same command to resume from the last checkpoint"
 
 
 def failed(message: str, code: int = 1) -> int:
-    """Prints one error; with several processes ends this one, so that none waits for it.
+    """Prints an error and returns the exit code; one of several processes exits at once instead.
 
-    The first process holds the others together, so it goes last.
+    No other process then waits for it. The first process coordinates the others, so it exits last.
     """
     print(message, file=sys.stderr, flush=True)
     if distributed.several():
@@ -189,18 +190,18 @@ def failed(message: str, code: int = 1) -> int:
 
 
 def quiet_libraries() -> None:
-    """Keeps libraries from printing what an error says that genjax raises as well."""
-    # orbax logs every step of its own, and tracebacks of the errors that it also raises.
+    """Stops libraries from printing errors that genjax reports itself."""
+    # orbax logs each of its steps, and tracebacks of errors that it also raises.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)
-    told = sys.unraisablehook
+    previous_hook = sys.unraisablehook
 
-    def tell(unraisable: sys.UnraisableHookArgs) -> None:
-        if not code.iscoroutine(unraisable.object):  # that of a read that has failed
-            told(unraisable)
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not code.iscoroutine(unraisable.object):  # coroutines are left over from failed reads
+            previous_hook(unraisable)
 
-    sys.unraisablehook = tell
+    sys.unraisablehook = hook
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -234,18 +235,22 @@ def main(argv: list[str] | None = None) -> int:
         return failed(f"error: {error}")
     except KeyboardInterrupt:
         return failed(f"interrupted; {RESUME}", starting.INTERRUPTED)
-    except BrokenPipeError:  # what was printed has no reader any more, such as head
+    except BrokenPipeError:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        kept = f" Whole checkpoints are kept: then {RESUME}." if flags.mode == "train" else ""
-        return failed(f"error: {error}.{trouble(error, folders)}{kept}")
+        hint = (
+            f" Complete checkpoints are kept: fix this, then {RESUME}."
+            if flags.mode == "train"
+            else ""
+        )
+        return failed(f"error: {error}.{trouble(error, folders)}{hint}")
     except jax.errors.JaxRuntimeError as error:
         if not distributed.several() or not distributed.is_of_a_peer(error):
             raise
         return failed(
             f"error: another process of this run has ended ({first_line(error, 200)}). "
-            f"Its own output says why. Start all of them again: {RESUME}."
+            f"Its own output says why. Start all processes again: {RESUME}."
         )
 
 

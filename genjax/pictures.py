@@ -1,4 +1,4 @@
-"""Pictures: a grid of samples, PNG."""
+"""Grids of pictures, and PNG files."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def grid(
 
     Args:
       images: grey (C = 1) or RGB (C = 3) pictures.
-      columns: pictures a row; the smallest that makes the grid no taller than wide if None.
+      columns: pictures per row; default: the least that makes the grid no taller than wide.
 
     Returns:
-      The picture; the cells left over in the last row are grey.
+      The picture; unused cells in the last row are grey.
 
     Raises:
-      ValueError: not uint8, no picture at all, or another number of channels.
+      ValueError: the array is not uint8, holds no picture, or has another number of channels.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
@@ -66,7 +66,7 @@ def png(picture: UInt8[np.ndarray, "H W C"]) -> bytes:
 
 
 def save_png(path: str | os.PathLike, picture: UInt8[np.ndarray, "H W C"]) -> None:
-    """Writes a picture as PNG, atomically; its folder is made if missing.
+    """Writes a picture as PNG, atomically; its folder is created if missing.
 
     Args:
       path: the file.

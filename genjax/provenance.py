@@ -17,7 +17,7 @@ STORED = "the run's config.json"
 
 
 class Made(NamedTuple):
-    """What one config file's `get_config` returns, and those that it starts from."""
+    """The values from one config file's `get_config`, and the config files that it starts from."""
 
     file: str
     values: dict[str, Any]
@@ -26,12 +26,12 @@ class Made(NamedTuple):
     def source(self, key: str, base: Mapping[str, Any]) -> str:
         """The file that set `key` last, or BASE.
 
-        A file that sets a value to what it was already is not told from one that leaves it alone.
+        A file that sets a key to its previous value looks like one that does not set it.
         """
-        for made in self.inner:
-            if _same(made.values, self.values, key):
-                return made.source(key, base)
-        changed = any(key in made.values for made in self.inner)
+        for parent in self.inner:
+            if _same(parent.values, self.values, key):
+                return parent.source(key, base)
+        changed = any(key in parent.values for parent in self.inner)
         return BASE if not changed and _same(base, self.values, key) else self.file
 
 
@@ -40,20 +40,20 @@ def of_file(
     overrides: Mapping[str, Any] | None = None,
     complete: configs.Complete | None = None,
 ) -> tuple[ConfigDict, dict[str, str]]:
-    """`config.load(location, overrides, complete)`, and the source of every dotted key of it.
+    """Returns `config.load(location, overrides, complete)` and the source of each dotted key.
 
-    A source is "base", the path of a config file, "preset NAME", "resolve", "flag", or "default" of
-    what `complete` adds.
+    A source is "base", the path of a config file, "preset NAME", "resolve", "flag", or "default"
+    for keys that `complete` adds.
 
     Raises:
-      ConfigError: as `config.load`.
+      ConfigError: as `config.load` does.
     """
     overrides = overrides or {}
     experiment = configs.read_experiment(location)
     given = configs.given(experiment, overrides, complete)
     config = configs.resolve(experiment, given)
-    made, base = _made(experiment.module), configs.flatten(configs.base())
-    sources = {key: made.source(key, base) for key in made.values}
+    outputs, base = _made(experiment.module), configs.flatten(configs.base())
+    sources = {key: outputs.source(key, base) for key in outputs.values}
     sources = dict.fromkeys(configs.flatten(given), DEFAULT) | sources
     sources |= dict.fromkeys(experiment.values, f"preset {experiment.preset}")
     sources |= dict.fromkeys(overrides, FLAG)
@@ -62,25 +62,25 @@ def of_file(
 
 
 def of_run(config: ConfigDict, overrides: Iterable[str] = ()) -> dict[str, str]:
-    """The source of every dotted key of a run's config, of which flags set `overrides`."""
+    """The source of each dotted key of a run's config; flags have set the keys in `overrides`."""
     return dict.fromkeys(configs.flatten(config), STORED) | dict.fromkeys(overrides, FLAG)
 
 
 def lines(config: ConfigDict, sources: Mapping[str, str]) -> list[str]:
-    """`dotted.key = value  # source` of every key, in the config's order."""
+    """Lines `dotted.key = value  # source`, one per key, in the config's order."""
     flat = configs.flatten(config)
     return [f"{f'{key} = {value!r}':50}  # {sources[key]}" for key, value in flat.items()]
 
 
 def _made(module: ModuleType) -> Made:
-    """What a config file makes, and the files whose `get_config` its own names in its code."""
+    """Runs a config file's `get_config`, and those of the config files that its code refers to."""
     function = inspect.unwrap(module.get_config)
     names = function.__code__.co_names if inspect.isfunction(function) else ()
-    named = (function.__globals__.get(name) for name in names)
-    inner = [m for m in named if isinstance(m, ModuleType) and hasattr(m, "get_config")]
-    file, here = Path(module.__file__).resolve(), Path.cwd()
-    file = file.relative_to(here) if file.is_relative_to(here) else file
-    return Made(str(file), configs.flatten(module.get_config()), tuple(map(_made, inner)))
+    referenced = (function.__globals__.get(name) for name in names)
+    modules = [m for m in referenced if isinstance(m, ModuleType) and hasattr(m, "get_config")]
+    file, working_folder = Path(module.__file__).resolve(), Path.cwd()
+    file = file.relative_to(working_folder) if file.is_relative_to(working_folder) else file
+    return Made(str(file), configs.flatten(module.get_config()), tuple(map(_made, modules)))
 
 
 def _same(old: Mapping[str, Any], new: Mapping[str, Any], key: str) -> bool:

@@ -1,9 +1,8 @@
-"""The start of the command line: Ctrl-C in the imports, and errors that threads leave over.
+"""The start of the command line: Ctrl-C during imports, and tracebacks from threads.
 
-`main` imports this before all else. In any other program it does nothing. Imports take seconds;
-Ctrl-C ends them in one line. When one array of a checkpoint cannot be read, reads of the others
-are still under way in tensorstore's threads and end with a traceback each, after the error has
-been caught and reported; these tracebacks are dropped.
+`main` imports this module first; in other programs it does nothing. Imports take seconds; on Ctrl-C
+they end with one line. If one array of a checkpoint cannot be read, tensorstore's threads are still
+reading the others and print one traceback each after the error was reported; these are dropped.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import signal
 import sys
 from types import FrameType
 
-INTERRUPTED = 130  # exit code of a command that Ctrl-C has ended
+INTERRUPTED = 130  # exit code after Ctrl-C
 PROGRAM = "genjax.main"
 
 
@@ -22,20 +21,20 @@ def _end(number: int, frame: FrameType | None) -> None:
     os._exit(INTERRUPTED)
 
 
-def _without_closed_loops(left: sys.UnraisableHookArgs) -> None:
-    if str(left.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(left)
+def _without_closed_loops(unraisable: sys.UnraisableHookArgs) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def started() -> None:
-    """Gives Ctrl-C its usual meaning back: what is imported can clear up after itself."""
+    """Restores the default Ctrl-C handler after the imports, so that cleanup code runs."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 _spec = getattr(sys.modules["__main__"], "__spec__", None)
-_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # and not ignored
+_default_handler = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not ignored
 if _spec is not None and _spec.name == PROGRAM:
     sys.unraisablehook = _without_closed_loops
-    if _usual:
+    if _default_handler:
         signal.signal(signal.SIGINT, _end)

@@ -1,4 +1,4 @@
-"""The one abstraction that all families share: a train state of arrays only."""
+"""The train state that all families share; it holds only arrays."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Tree = Any
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything a run is, as arrays: no optimizer object, no function, no Python state.
+    """The full state of a run, as arrays: no optimizer object, no function, no Python state.
 
     Attributes:
-      step: int32 scalar, the only clock and the data cursor.
+      step: int32 scalar; the only clock, also the position in the data.
       params: float32 parameters, one entry per network.
       opt_state: optimizer state, one entry per trained network.
-      mutable: network state that is not descended (batch statistics, codebooks ...).
+      mutable: network state without gradients (batch statistics, codebooks ...).
       ema: averaged parameters, one entry per EMA profile.
       key: root PRNG key; never split, only folded with names and steps.
     """
@@ -33,9 +33,9 @@ class TrainState:
 
 
 def seeded_key(seed: int) -> jax.Array:
-    """The root key of a seed of 64 bits; other seeds have other keys.
+    """The root key of a 64-bit seed; different seeds have different keys.
 
-    Of a seed from 0 to 2**32 - 1 it is `jax.random.key(seed)`, which knows no more bits.
+    For seeds from 0 to 2**32 - 1 it is `jax.random.key(seed)`, which ignores higher bits.
     """
     low, high = seed % 2**32, (seed >> 32) % 2**32
     key = jax.random.key(low)

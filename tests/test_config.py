@@ -90,7 +90,7 @@ def test_overrides_take_the_type_of_the_key(file, key, text, value):
         ({"duration": "100"}, r"'2000_steps'"),
         ({"duration": "0_steps"}, r"positive"),
         ({"duration": "9" * 400 + "_steps"}, r"duration='9+\.\.\. .*at most 1e\+15 steps"),
-        ({"optimizer.freeze": "('(',)"}, r"freeze: '\(' is no regular expression"),
+        ({"optimizer.freeze": "('(',)"}, r"freeze: '\(' is not a regular expression"),
         ({"duration": "50_percent"}, r"share of itself"),
         ({"evals.every": "often"}, r"evals\.every='often'"),
         ({"method": ""}, r"name of a method"),

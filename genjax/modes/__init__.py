@@ -1,1 +1,1 @@
-"""What the command line does: a module for each of the larger modes, and what they share."""
+"""The modes of the command line: one module for each larger mode, and the code they share."""

@@ -1,4 +1,4 @@
-"""What --mode=solvers and --mode=sweep_guidance share: a run whose samples are judged often."""
+"""Code shared by --mode=solvers and --mode=sweep_guidance: opens a run and judges its samples."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ Sample = Callable[[], np.ndarray]
 
 
 def count_of(flags: argparse.Namespace, default: int) -> int:
-    """The number of samples.
+    """The number of samples: --num, or the default.
 
     Raises:
-      ConfigError: out of range.
+      ConfigError: it is out of range.
     """
     num = default if flags.num is None else flags.num
     require(0 < num <= MOST_SAMPLES, "--num", num, f"1 to {MOST_SAMPLES}")
@@ -64,34 +64,34 @@ def programs(
     given: Mapping[str, np.ndarray],
     options: Sequence[Mapping[str, Any]],
 ) -> list[Callable[..., np.ndarray]]:
-    """For each set of options the function (params, mutable, key) -> `num` samples.
+    """Returns, for each set of options, a function (params, mutable, key) -> `num` samples.
 
-    Their tables are padded to one shape. Those that differ in arrays alone share one compiled
-    program; samples without guidance are drawn by that of guided ones, if there are some.
+    Tables are padded to one shape. Option sets that differ only in arrays share a compiled
+    program; unguided samples use the program of the guided ones, if there are any.
     """
-    plans = [planned(method, own) for own in options]
+    plans = [planned(method, values) for values in options]
     tables = alike([arrays["table"] for _, arrays in plans])
     kinds = [tuple(sorted((fixed | {"guided": None}).items())) for fixed, _ in plans]
-    made: dict[tuple, Callable[..., np.ndarray]] = {}
+    draws: dict[tuple, Callable[..., np.ndarray]] = {}
     for kind in dict.fromkeys(kinds):
-        those = [i for i, other in enumerate(kinds) if other == kind]
-        first = max(those, key=lambda i: plans[i][0]["guided"])
-        made[kind] = make_draw(method, mesh, num, given, options[first])
-    logger.info("%d samplers; compiled programs: %d", len(options), len(made))
+        members = [i for i, other in enumerate(kinds) if other == kind]
+        first = max(members, key=lambda i: plans[i][0]["guided"])
+        draws[kind] = make_draw(method, mesh, num, given, options[first])
+    logger.info("%d samplers; compiled programs: %d", len(options), len(draws))
     return [
-        partial(made[kind], arrays={**arrays, "table": table})
+        partial(draws[kind], arrays={**arrays, "table": table})
         for kind, (_, arrays), table in zip(kinds, plans, tables, strict=True)
     ]
 
 
 class Begun(NamedTuple):
-    """A run that is put together, before anything large is read or made.
+    """A run before its checkpoint is read and its judges are built.
 
     Attributes:
-      run: put together.
+      run: the assembled run.
       dataset: its data.
-      method: the run's, drawing images as numbers that are not rounded where it can.
-      options: of drawing, from the command line.
+      method: the run's method; it draws images as unrounded floats where possible.
+      options: sampling options from the command line.
     """
 
     run: Assembly
@@ -104,14 +104,14 @@ class Opened(NamedTuple):
     """A run whose samples are measured.
 
     Attributes:
-      run: put together.
-      method: the run's, drawing images as numbers that are not rounded where it can.
-      state: a checkpoint.
-      params: that are used.
-      num: samples.
-      given: conditions of the samples.
-      references: the held-out examples of these.
-      judges: of the config.
+      run: the assembled run.
+      method: the run's method; it draws images as unrounded floats where possible.
+      state: the checkpoint.
+      params: the parameters to draw with.
+      num: the number of samples.
+      given: the conditions of the samples.
+      references: the held-out examples with these conditions.
+      judges: the judges of the config.
     """
 
     run: Assembly
@@ -124,94 +124,97 @@ class Opened(NamedTuple):
     judges: tuple[Judge, ...]
 
     def judged(self, samples: np.ndarray) -> dict[str, float]:
-        """What the judges say of samples, as 8-bit images if they are images."""
-        rows, found = as_data(samples, self.run), {}
+        """The judges' metrics of samples; images are rounded to 8 bits first if the data are."""
+        rows, metrics = as_data(samples, self.run), {}
         for judge in self.judges:
             n = judge.samples or self.run.config.evals.samples
             given = {name: values[:n] for name, values in self.given.items()}
-            found |= judge.judge(rows[:n], self.references[:n], given)
-        return found
+            metrics |= judge.judge(rows[:n], self.references[:n], given)
+        return metrics
 
     def draws(
         self, options: Sequence[Mapping[str, Any]], flags: argparse.Namespace
     ) -> list[Sample]:
-        """What draws the samples of each set of options."""
-        made = programs(self.method, self.run.mesh, self.num, self.given, options)
-        own = (self.params, self.state.mutable, seeded_key(flags.seed or 0))
-        return [partial(draw, *own) for draw in made]
+        """Returns, for each set of options, a function that draws its samples."""
+        functions = programs(self.method, self.run.mesh, self.num, self.given, options)
+        arguments = (self.params, self.state.mutable, seeded_key(flags.seed or 0))
+        return [partial(draw, *arguments) for draw in functions]
 
     def metrics(self, *kinds: str) -> list[str]:
-        """The judges' metrics of some kinds, such as "precision"; of "fd" the first if none is."""
+        """Names of the judges' distances (else the first metric), then of `kinds` of metrics."""
         names = [name for judge in self.judges for name in judge.metrics]
         known = [name for name in names if not name.endswith(("_se", "_std"))]
-        found = [n for kind in kinds for n in known if n.split("_")[0] == kind]
+        of_kinds = [n for kind in kinds for n in known if n.split("_")[0] == kind]
         distances = [n for n in known if n.startswith("fd_") or n == "fid"] or names[:1]
-        return list(dict.fromkeys([*distances, *found]))
+        return list(dict.fromkeys([*distances, *of_kinds]))
 
 
 def begin(
     config: ConfigDict, folder: epath.Path, flags: argparse.Namespace, swept: Mapping[str, str]
 ) -> Begun:
-    """The run in a folder.
+    """Assembles the run in a folder.
 
     Args:
-      config: of the run.
-      folder: of the run.
-      flags: of the command.
-      swept: options of drawing that other flags decide, and which.
+      config: config of the run.
+      folder: folder of the run.
+      flags: flags of the command.
+      swept: sampling option -> the flag that sets its values in this mode.
 
     Raises:
-      ConfigError: no run, no judge, a method whose samplers are no tables, or an option twice.
+      ConfigError: there is no run or no judge, the method's samplers have no tables, or a swept
+        option was also given on its own.
     """
     spec_of(folder)
     if not config.evals.judges:
         raise ConfigError(
-            "config.evals.judges is empty, and judges say what samples are worth: give "
-            "--config.evals.judges=fidelity, of images, and how many they judge, such as "
-            "--config.evals.fidelity.generated=1000."
+            "config.evals.judges is empty, so nothing would measure the samples: give "
+            "--config.evals.judges=fidelity for images, and the number of samples to judge, such "
+            "as --config.evals.fidelity.generated=1000."
         )
     require(not flags.output, "--output", flags.output, "none: the files go to the run's folder")
     run, dataset, content = prepare(config, folder)
     if not {"sampler", "steps", "spacing", "guidance"} <= options_of(run.method).keys():
         raise ConfigError(
-            f"--mode={flags.mode}: method {config.method!r} has no solvers to choose from. This is "
-            "for runs of method 'diffusion'."
+            f"--mode={flags.mode}: method {config.method!r} has no solvers to choose from. This "
+            "mode is for runs of method 'diffusion'."
         )
     workdir.check_same_data(folder, run.spec, flags.allow_config_change, content)
     method = in_numbers(run)
     options = parse_options(method, flags.options)
     for name in swept:
         if name in options:
-            raise ConfigError(f"--{name}: --mode={flags.mode} takes several, by --{swept[name]}.")
+            raise ConfigError(
+                f"--{name}: --mode={flags.mode} sets this by --{swept[name]}. Use that flag."
+            )
     return Begun(run, dataset, method, options)
 
 
 def opened(begun: Begun, folder: epath.Path, flags: argparse.Namespace) -> Opened:
-    """The run with its weights, its judges, and what it draws samples for.
+    """Reads the run's weights, and builds its judges, conditions and references.
 
     Raises:
-      ConfigError: no such checkpoint, or a judge that does not go with the data.
+      ConfigError: there is no such checkpoint, or a judge does not fit the data.
     """
     run, dataset, method, _ = begun
     config = run.config
-    like = dataset.decoded or dataset
+    decoded = dataset.decoded or dataset
     state = restore_at(run, folder, flags.checkpoint)
     params = parameters(run, folder, state, weights_of(flags))
-    judging = judges.build(config, like, run.mesh)
-    num = count_of(flags, max(judge.samples or config.evals.samples for judge in judging))
-    source = like.splits.get(config.evals.split)
-    require(bool(source), "config.evals.split", config.evals.split, f"one of {[*like.splits]}")
-    transform = modalities.transforms(config.dataset, like.spec, train=False)
-    held = conditions.held_out(source, num, transform)
-    known = conditions.in_data(method.conditions, like.spec)
-    given = {name: held[field] for name, field in known.items()}
-    return Opened(run, method, state, params, num, given, held[like.spec.target], judging)
+    judge_list = judges.build(config, decoded, run.mesh)
+    num = count_of(flags, max(judge.samples or config.evals.samples for judge in judge_list))
+    source = decoded.splits.get(config.evals.split)
+    require(bool(source), "config.evals.split", config.evals.split, f"one of {[*decoded.splits]}")
+    transform = modalities.transforms(config.dataset, decoded.spec, train=False)
+    examples = conditions.held_out(source, num, transform)
+    known = conditions.in_data(method.conditions, decoded.spec)
+    given = {name: examples[field] for name, field in known.items()}
+    return Opened(run, method, state, params, num, given, examples[decoded.spec.target], judge_list)
 
 
 def in_numbers(run: Assembly) -> Method:
-    """The run's method on images of numbers in [0, 1]: rounding to 8 bits hides small errors.
+    """The run's method with float images in [0, 1], because 8-bit rounding hides small errors.
 
-    That of a run on a stage's codes stays as it is: its samples are decoded.
+    The method of a run on a stage's codes is unchanged: its samples are decoded by the stage.
     """
     spec, field = run.spec, run.spec.generated
     if run.config.stages or field.kind != "image" or field.dtype != np.uint8:
@@ -232,25 +235,25 @@ def as_data(samples: np.ndarray, run: Assembly) -> np.ndarray:
 def finish(
     own: Opened, folder: epath.Path, blank: Sweep, name: str, rows: Sequence[Callable[[], Any]]
 ) -> int:
-    """Measures the rows, and puts them into the run's folder and its report."""
+    """Measures the rows and writes them to the run's folder and report."""
     first = jax.process_index() == 0
     tell_who_computes()
     sweep.measure(blank, folder, name, rows, first)
-    shown = show(own, folder)
+    report_path = show(own, folder)
     if first:
-        print(f"wrote {folder / name}.json{f' and {shown}' if shown else ''}")
+        print(f"wrote {folder / name}.json{f' and {report_path}' if report_path else ''}")
     return 0
 
 
 def show(own: Opened, folder: epath.Path) -> epath.Path | None:
-    """Writes the run's report anew, and gives its place.
+    """Rewrites the run's report and returns its path.
 
-    None if a process trains the run, whose next report will have the new section too, or if the
-    state is not the newest.
+    Returns None if the checkpoint is not the newest, or if a process is training the run; that
+    process will include the new section in its next report.
     """
     run, state = own.run, own.state
     if int(state.step) != Checkpoints(folder).latest():
-        logger.info("an older checkpoint: %s is left as it is", folder / "report.html")
+        logger.info("not the newest checkpoint: %s is not changed", folder / "report.html")
         return None
     with jax.set_mesh(run.mesh), workdir.lock(folder) as holder:
         if largest(int(bool(holder))):
@@ -258,12 +261,12 @@ def show(own: Opened, folder: epath.Path) -> epath.Path | None:
             return None
         stopped = exhausted(run.config, folder / "metrics.jsonl")
         finished = int(state.step) >= run.total_steps or stopped
-        found = digest(digests(state)) if finished else None
+        state_digest = digest(digests(state)) if finished else None
         if jax.process_index():
             return None
         return report.write_report(
             folder,
-            digest=found,
+            digest=state_digest,
             environment=report.environment(),
             total=run.total_steps,
             finished=finished,

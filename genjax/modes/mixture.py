@@ -1,4 +1,4 @@
-"""--mode=solvers without a run: solvers on a mixture of Gaussians, whose trajectories are known."""
+"""--mode=solvers without a run: solvers on a mixture of Gaussians with known trajectories."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from genjax.training import sweep
 from genjax.training.sweep import Sweep
 
 NUM = 4096
-FINE = 1000  # steps of Runge and Kutta's method for the exact trajectory
-ENDS = (-12.0, 12.0)  # lambda, between which it is followed; the mixture is smooth beyond
+FINE = 1000  # Runge-Kutta steps of the exact trajectory
+ENDS = (-12.0, 12.0)  # first and last lambda of these steps; the mixture is smooth outside
 
 
 def trajectory(
     m: Mixture, path: Path, start: Float[np.ndarray, "B D"], steps: int = FINE
 ) -> Float[np.ndarray, "B D"]:
-    """Where the probability-flow ODE takes points from the path's noisy end, in float64.
+    """The end points x_0 of the probability-flow ODE from the path's noisy end, in float64.
 
-    In y = x / alpha and u = log(sigma / alpha) it is dy/du = e^u epsilon (Song et al. 2021b, eq.
-    13). It is solved by Runge and Kutta's method of fourth order, and ends at x_0.
+    In y = x / alpha and u = log(sigma / alpha) the ODE is dy/du = e^u epsilon (Song et al. 2021b,
+    eq. 13). It is solved by the fourth-order Runge-Kutta method.
     """
     lam = max(float(path.lam(path.last)), ENDS[0])
     first = paths.levels(path, path.last)
@@ -66,14 +66,15 @@ def trajectory(
 
 
 def distance(m: Mixture, x: Float[np.ndarray, "B D"]) -> float:
-    """The Fréchet distance of each component to the points nearest to it, in its variances.
+    """The mean over components of the Fréchet distance to the points nearest to each.
 
-    The mean over components; one with fewer than three points counts as if all were at its centre.
+    Distances are in units of the component's variance. A component with fewer than three points
+    counts as if all of them were at its centre.
     """
-    own, _ = mixture.nearest(m, x)
+    nearest, _ = mixture.nearest(m, x)
     size, total = x.shape[1], 0.0
     for k, centre in enumerate(m.centres):
-        points = (x[own == k] - centre) / m.deviation
+        points = (x[nearest == k] - centre) / m.deviation
         few = len(points) < 3
         cov = np.zeros((size, size)) if few else np.cov(points, rowvar=False)
         mean = np.zeros(size) if few else points.mean(0)
@@ -84,10 +85,10 @@ def distance(m: Mixture, x: Float[np.ndarray, "B D"]) -> float:
 def solvers_of_mixture(flags: argparse.Namespace) -> int:
     """Measures solvers on eight Gaussians on a circle, whose score is exact.
 
-    Writes into --output, or ./solvers: the table, the charts, and a page of both.
+    Writes the table, the charts and a page of both to --output, or to ./solvers.
 
     Raises:
-      ConfigError: a flag of runs, or one that has a value that it cannot have.
+      ConfigError: a flag needs a run, or has an invalid value.
     """
     name = _path_of(flags)
     path, m, num = paths.make(name), mixture.ring(), count_of(flags, NUM)
@@ -98,8 +99,8 @@ def solvers_of_mixture(flags: argparse.Namespace) -> int:
         grid = grids.grid(path, grids.times(path, steps, spacing))
         return solvers.SOLVERS[solver].table(path, grid)
 
-    found = choices(names, spacings, calls, table)
-    tables = alike([choice.table for choice in found])
+    chosen = choices(names, spacings, calls, table)
+    tables = alike([choice.table for choice in chosen])
     keys = jax.random.split(jax.random.fold_in(seeded_key(flags.seed or 0), 0), num)
 
     @partial(jax.jit, static_argnames="stochastic")
@@ -128,10 +129,10 @@ def solvers_of_mixture(flags: argparse.Namespace) -> int:
     )
     blank = Sweep(
         "Solvers on eight Gaussians with their exact score",
-        f"{num} samples for each, on the path {name!r}; a component has a deviation of "
-        f"{m.deviation:g}. The error is the root of the mean squared difference to the exact "
-        "trajectory; solvers that draw noise have none. The distance is that of Fréchet between "
-        f"each component and the samples nearest to it, in its variances; {num} exact draws have "
+        f"{num} samples for each, on the path {name!r}; each component has a standard deviation of "
+        f"{m.deviation:g}. The error is the RMS difference to the exact trajectory; solvers that "
+        "draw noise have none. The distance is the Fréchet distance between each component and "
+        f"the samples nearest to it, in units of its variance; for {num} exact draws it is "
         f"{exact:.3g}.",
         ("solver", "spacing") if len(spacings) > 1 else ("solver",),
         ("calls", "network calls"),
@@ -139,7 +140,7 @@ def solvers_of_mixture(flags: argparse.Namespace) -> int:
         ("solver", "spacing", "steps", "calls", "error", "distance"),
     )
     folder = place(flags.output or "solvers", "--output")
-    rows = [partial(measured, *pair) for pair in zip(found, tables, strict=True)]
+    rows = [partial(measured, *pair) for pair in zip(chosen, tables, strict=True)]
     whole = sweep.measure(blank, folder, "solvers", rows, not jax.process_index())
     if not jax.process_index():
         write_atomic(folder / "solvers.html", sweep.page(whole).encode())
@@ -148,21 +149,21 @@ def solvers_of_mixture(flags: argparse.Namespace) -> int:
 
 
 def _path_of(flags: argparse.Namespace) -> str:
-    """The path that --path names, "cosine" if none."""
+    """The name given by --path, or "cosine"."""
     for name, texts in flags.options.items():
         if name != "path" or len(texts) > 1:
             raise ConfigError(
                 f"--{name}={texts[0]}: --mode=solvers without a run takes one --path, --samplers, "
-                "--calls, --spacings, --num, --seed and --output. Options of a method are for "
-                "runs: give --workdir."
+                "--calls, --spacings, --num, --seed and --output. Options of a method need a "
+                "run: give --workdir."
             )
     for name in (*WEIGHTS, "checkpoint"):
         require(not getattr(flags, name), f"--{name}", getattr(flags, name), "a --workdir too")
-    given = flags.options.get("path", ["cosine"])[0]
-    one_of("--path", given, paths.NAMES)
+    path = flags.options.get("path", ["cosine"])[0]
+    one_of("--path", path, paths.NAMES)
     if flags.overrides:
         raise ConfigError(
             f"--config.{next(iter(flags.overrides))}: there is no config without a run. Give "
-            "--workdir, or leave it out."
+            "--workdir, or leave out this flag."
         )
-    return given
+    return path

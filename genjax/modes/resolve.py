@@ -1,4 +1,4 @@
-"""Which config and which workdir a command is about."""
+"""Finds the config and the workdir of a command."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ NEEDS_NO_RUN = ("statistics", "tokenizer", "config")  # modes
 
 
 def resolve(flags: argparse.Namespace, overrides: dict[str, str]) -> tuple[ConfigDict, epath.Path]:
-    """The config, from the file or from the workdir, and the workdir.
+    """Returns the config, read from the file or from the workdir, and the workdir.
 
     Raises:
-      ConfigError: neither is given, the workdir has no run, or it has one of another config.
+      ConfigError: neither is given, or the workdir has no run or a run with another config.
     """
     if not flags.config and not flags.workdir:
         raise ConfigError("give --config=FILE.py, --workdir=DIR of a run, or both.")
     path, _, preset = flags.config.partition(":")
-    named = "_".join(filter(None, (Path(path).stem, preset)))
-    folder = place(flags.workdir or Path("runs") / named, "--workdir")
-    alone = bool(flags.samples) or flags.mode in NEEDS_NO_RUN
-    if not alone:
+    default_name = "_".join(filter(None, (Path(path).stem, preset)))
+    folder = place(flags.workdir or Path("runs") / default_name, "--workdir")
+    needs_no_run = bool(flags.samples) or flags.mode in NEEDS_NO_RUN
+    if not needs_no_run:
         check_path(folder)
-    beside = Path(path).resolve().parent if flags.config else workdir.read_source(folder)
-    workdir.import_from(beside)
+    import_folder = Path(path).resolve().parent if flags.config else workdir.read_source(folder)
+    workdir.import_from(import_folder)
     if flags.config:
         config = configs.load(flags.config, overrides, judges.with_sections)
-        return (config if alone else fit_to_run(config, folder, flags, overrides)), folder
+        return (config if needs_no_run else fit_to_run(config, folder, flags, overrides)), folder
     stored = workdir.read_config(folder)
     if stored is None:
         raise ConfigError(f"--workdir={folder} holds no run (no config.json). Give --config too.")
@@ -58,20 +58,20 @@ def fit_to_run(
     overrides: Mapping[str, str],
     compare: bool = True,
 ) -> ConfigDict:
-    """The config of a command on the run in `folder`, if there is one.
+    """Adapts a command's config to the run in `folder`, if there is one.
 
-    Unless `overrides` set them, its precision is the run's, its mesh is made to fit the devices,
-    and --mode=eval uses the test split if there is one.
+    A precision of "auto" becomes the run's. Unless `overrides` set them, the mesh is fitted to the
+    devices, and --mode=eval uses the test split if there is one.
 
     Args:
-      config: that the command was given.
+      config: the config given to the command.
       folder: the workdir.
-      flags: of the command.
+      flags: flags of the command.
       overrides: keys that the command sets.
-      compare: whether the config must be the run's.
+      compare: whether to check that the config is the run's.
 
     Raises:
-      ConfigError: it is compared, and differs in a key that a resumed run may not change.
+      ConfigError: the config differs in a key that a resumed run may not change.
     """
     config = workdir.with_own_precision(config, folder)
     if compare:
@@ -83,7 +83,7 @@ def fit_to_run(
         fitting = fitted(config, jax.device_count())
         if fitting.mesh != config.mesh:
             was, now = (", ".join(f"{k}={v}" for k, v in c.mesh.items()) for c in (config, fitting))
-            message = "the run's mesh %s does not fit the devices here (%d): it becomes %s"
+            message = "the run's mesh %s does not fit the devices here (%d): using %s"
             logger.info(message, was, jax.device_count(), now)
             config = fitting
     if flags.mode == "eval" and "evals.split" not in overrides and spec.sizes.get("test"):

@@ -1,4 +1,4 @@
-"""A run put together: its data, its stages, its method, its state."""
+"""Assembles runs from data, stages and method; reads their state and chooses their weights."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from genjax.training.progress import file_logging, terminal_logging
 
 logger = logging.getLogger("genjax")
 
-COMPILED = "xla"  # folder of compiled programs, among the data
+COMPILED = "xla"  # folder of compiled programs, next to the data
 
 
 class Prepared(NamedTuple):
     """A run and its data.
 
     Attributes:
-      run: joined with its stages.
-      dataset: the data, or their codes if so asked.
-      content: gives the digest of each split of the data, even where the run is on their codes.
+      run: the run joined with its stages.
+      dataset: the data, or their codes if the run is on codes.
+      content: returns the digest of each split of the data, even if the run is on codes.
     """
 
     run: Assembly
@@ -50,46 +50,46 @@ class Prepared(NamedTuple):
 
 
 def prepare(config: ConfigDict, folder: epath.Path, training: bool = False) -> Prepared:
-    """The run and its data; with stages, joined with them and, if so asked, the codes of the data.
+    """Assembles a run with its stages, and loads its data or, if it is on codes, their codes.
 
-    Several processes compare their data before they compute anything of them together.
+    Several processes compare their data before they compute anything together.
 
     Args:
-      config: of the run.
+      config: config of the run.
       folder: its workdir.
-      training: whether the run is to be trained, so that its batches need memory too.
+      training: whether the run will be trained, so that its batches need memory too.
 
     Raises:
-      ConfigError: config, data, stages and devices do not go together, or processes have other
-        data than each other.
+      ConfigError: config, data, stages and devices do not fit together, or the data differ between
+        processes.
     """
     dataset = catalogue.load(workdir.with_own_tokenizer(config.dataset, folder))
     content = cache(partial(content_digests, dataset))
     if distributed.several():
         distributed.agree({f"the data ({s})": digest for s, digest in content().items()})
-    found = stages.find(config, folder)
-    coded, spec = stages.codes_of(config, found), dataset.spec
-    if not found:
-        run = build(config, spec, found, folder)
+    found_stages = stages.find(config, folder)
+    coder, spec = stages.codes_of(config, found_stages), dataset.spec
+    if not found_stages:
+        run = build(config, spec, found_stages, folder)
         memory.check(run, training)
         return Prepared(run, dataset, content)
-    if coded:
-        codes.check(config, coded, dataset)
-        spec = codes.code_spec(coded, spec)
-    for stage in found.values():
+    if coder:
+        codes.check(config, coder, dataset)
+        spec = codes.code_spec(coder, spec)
+    for stage in found_stages.values():
         stages.check_facts(stage, dataset.spec)
-    run = build(config, spec, found, folder, dataset.spec)  # complain before the work
+    run = build(config, spec, found_stages, folder, dataset.spec)  # report errors before the work
     memory.check(run, training)
     with jax.set_mesh(run.mesh):
-        arrays = stages.read(found, config, folder, run.mesh)
-        if coded:
-            decoded, dataset = dataset, codes.encoded(config, coded, arrays, dataset, run.mesh)
-            if dataset.spec != spec:  # what is measured of the codes is known now
-                run = build(config, dataset.spec, found, folder, decoded.spec)
-    own = run.method.pretrained
+        arrays = stages.read(found_stages, config, folder, run.mesh)
+        if coder:
+            decoded, dataset = dataset, codes.encoded(config, coder, arrays, dataset, run.mesh)
+            if dataset.spec != spec:  # it now has what was measured of the codes
+                run = build(config, dataset.spec, found_stages, folder, decoded.spec)
+    pretrained_by_method = run.method.pretrained
 
     def pretrained():
-        params, mutable = own() if own else ({}, {})
+        params, mutable = pretrained_by_method() if pretrained_by_method else ({}, {})
         return {**arrays.params, **params}, {**arrays.mutable, **mutable}
 
     run = run._replace(method=run.method._replace(pretrained=pretrained))
@@ -103,7 +103,7 @@ def build(
     folder: epath.Path,
     data: DataSpec | None = None,
 ) -> Assembly:
-    """The run in `folder` on data of `spec`, joined with its stages: see `stages.build`."""
+    """Assembles the run in `folder` on data of `spec` with its stages: see `stages.build`."""
     config = lengths.settle(config, spec, folder, found)
     if not found:
         return assemble(config, spec)
@@ -124,7 +124,7 @@ def restored(
 
 
 def spec_of(folder: epath.Path) -> DataSpec:
-    """What the data of the run in `folder` look like.
+    """Reads the description of the data of the run in `folder`.
 
     Raises:
       ConfigError: there is no run.
@@ -146,10 +146,10 @@ def restore_at(run: Assembly, folder: epath.Path, checkpoint: str) -> TrainState
 
 
 def find_step(run: Assembly, checkpoints: Checkpoints, given: str, flag: str) -> int | None:
-    """The step that is `given` to a flag as a number or as "best"; None for "".
+    """The step that a flag gives as a number or as "best"; None for "".
 
     Raises:
-      ConfigError: it is something else, or the run kept no best checkpoint.
+      ConfigError: the value is neither, or the run kept no best checkpoint.
     """
     if given == "best":
         return checkpoints.best(run.config)
@@ -160,12 +160,12 @@ def find_step(run: Assembly, checkpoints: Checkpoints, given: str, flag: str) ->
 
 
 class Weights(NamedTuple):
-    """Which of a run's weights are used.
+    """Which of a run's weights to use.
 
     Attributes:
-      ema: the name of an average, its standard deviation, "none", or "" for the usual one.
-      guide_ema: the average of the weights that guide; "" for that of `ema`.
-      guide_checkpoint: the step of the weights that guide; "" for the same step.
+      ema: the name of an average, its standard deviation, "none", or "" for the default one.
+      guide_ema: the average of the guiding weights; "" for the one in `ema`.
+      guide_checkpoint: the step of the guiding weights; "" for the same step.
     """
 
     ema: str = ""
@@ -181,19 +181,20 @@ def weights_of(flags: argparse.Namespace) -> Weights:
 def parameters(
     run: Assembly, folder: epath.Path, state: TrainState, weights: Weights
 ) -> dict[str, Tree]:
-    """The parameters that a command uses: the average that --ema names, and guides beside them.
+    """The parameters that a command uses: the average named by --ema, and guiding weights if asked.
 
-    With --guide_ema or --guide_checkpoint, `guide/<network>` is there for each trained network: its
-    weights by another average (by that of --ema if none is named), or of another checkpoint.
+    With --guide_ema or --guide_checkpoint, `guide/<network>` is added for each trained network: its
+    weights from another average (default: the one of --ema), or from another checkpoint.
 
     Args:
       run: the run.
       folder: its workdir.
-      state: its checkpoint that is used.
-      weights: which are used.
+      state: the checkpoint to use.
+      weights: which weights to use.
 
     Raises:
-      ConfigError: what is named was not kept, the method knows no guide, or a weight is not finite.
+      ConfigError: the average or checkpoint was not kept, the method cannot be guided by other
+        weights, or a weight is not finite.
     """
     params = snapshots.parameters(run, folder, state, weights.ema, "--ema")
     check_finite({"params": params, "mutable": state.mutable}, folder, int(state.step))
@@ -204,7 +205,7 @@ def parameters(
         flags = " ".join(f"--{name}={value}" for name, value in guides.items() if value)
         raise ConfigError(
             f"{flags}: method {run.config.method!r} cannot be guided by other weights of its "
-            "networks. Leave it out."
+            "networks. Leave out the flag."
         )
     checkpoints = Checkpoints(folder)
     step = find_step(run, checkpoints, weights.guide_checkpoint, "--guide_checkpoint")
@@ -216,10 +217,10 @@ def parameters(
 
 
 def check_finite(weights: Tree, folder: epath.Path, step: int) -> None:
-    """Refuses weights that hold NaN or infinity: samples of them look like any others.
+    """Refuses weights with NaN or infinity, because their samples can look normal.
 
     Raises:
-      ConfigError: an array has such a number; names the first.
+      ConfigError: an array is not finite; the message names the first.
     """
     paths = jax.tree_util.tree_leaves_with_path(weights)
     numbers = [(path, x) for path, x in paths if jnp.issubdtype(x.dtype, jnp.inexact)]
@@ -229,30 +230,30 @@ def check_finite(weights: Tree, folder: epath.Path, step: int) -> None:
         first = jax.tree_util.keystr(bad[0], simple=True, separator="/")
         raise ConfigError(
             f"step {step} of {folder} is not finite: {len(bad)} of its {len(numbers)} arrays hold "
-            f"NaN or infinity, the first is {first}. Samples and metrics of it would mean nothing: "
-            "name another step with --checkpoint, or train anew with a lower learning rate."
+            f"NaN or infinity, the first is {first}. Its samples and metrics would mean nothing: "
+            "choose another step with --checkpoint, or train again with a lower learning rate."
         )
 
 
 @jax.jit
 def _all_finite(arrays: list[jax.Array]) -> list[jax.Array]:
-    """Whether each array is, in one program: a state has hundreds of them."""
+    """Whether each array is finite, in one compiled program: a state has hundreds of arrays."""
     return [jnp.isfinite(x).all() for x in arrays]
 
 
 def restore(run: Assembly, checkpoints: Checkpoints, step: int | None = None) -> TrainState:
-    """The state at a step (the newest), also of a run whose stage had no name yet."""
-    found = checkpoints.latest() if step is None else step
-    staged = bool(run.config.stages) and found in checkpoints.steps()
-    if staged and older.unnamed(checkpoints.shapes(found), run.state):
-        state = checkpoints.restore(older.without_name(run.state), found)
+    """The state at a step (default: the newest), also in the older format with unnamed stages."""
+    checkpoint_step = checkpoints.latest() if step is None else step
+    maybe_unnamed = bool(run.config.stages) and checkpoint_step in checkpoints.steps()
+    if maybe_unnamed and older.unnamed(checkpoints.shapes(checkpoint_step), run.state):
+        state = checkpoints.restore(older.without_name(run.state), checkpoint_step)
         return older.with_name(state, run.state)
     return checkpoints.restore(run.state, step)
 
 
 @contextlib.contextmanager
 def logging_to(folder: epath.Path | None) -> Iterator[None]:
-    """The log of the first process: into the folder's log.txt, or on the terminal if None."""
+    """Sends the first process's log to the folder's log.txt, or to the terminal if None."""
     inside = terminal_logging() if folder is None else file_logging(folder)
     first = not distributed.several() or jax.process_index() == 0  # starts no backend
     with inside if first else contextlib.nullcontext():
@@ -260,13 +261,13 @@ def logging_to(folder: epath.Path | None) -> Iterator[None]:
 
 
 def keep_programs() -> None:
-    """Keeps compiled programs among the data, for this process and later ones."""
+    """Keeps compiled programs next to the data, for this process and later ones."""
     compilation.keep(cache_root() / COMPILED)
 
 
 @contextlib.contextmanager
 def fast_on_cpu(config: ConfigDict) -> Iterator[None]:
-    """Convolutions and products by `config.cpu_library` inside, if they are one CPU's."""
+    """Uses `config.cpu_library` for convolutions and matrix products on a single CPU device."""
     if jax.default_backend() != "cpu":
         yield
         return
@@ -275,16 +276,16 @@ def fast_on_cpu(config: ConfigDict) -> Iterator[None]:
 
 
 def tell_who_computes() -> None:
-    """Logs by what a CPU computes, and why."""
+    """Logs which library computes on a CPU, and why."""
     if jax.default_backend() == "cpu":
-        logger.info("convolutions and products by %s", onednn.in_use())
+        logger.info("convolutions and matrix products use %s", onednn.in_use())
 
 
 def _library(config: ConfigDict) -> onednn.Library | onednn.Unavailable:
     if config.cpu_library == "xla":
         return onednn.Unavailable("config.cpu_library")
     if jax.device_count() > 1:
-        return onednn.Unavailable("oneDNN computes on one device alone")
+        return onednn.Unavailable("oneDNN needs a single device")
     try:
         return onednn.load(cache_root() / "onednn")
     except onednn.Unavailable as error:

@@ -1,4 +1,4 @@
-"""--mode=sample: draws samples from a checkpoint into files."""
+"""--mode=sample: draws samples from a checkpoint and writes them to files."""
 
 from __future__ import annotations
 
@@ -35,15 +35,17 @@ logger = logging.getLogger("genjax")
 
 
 def sample(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
-    """Draws samples from a checkpoint into files; texts are printed too."""
+    """Draws samples from a checkpoint and writes them to files; texts are printed too."""
     seed = flags.seed or 0
     enough = flags.num is None or 0 < flags.num <= MOST_SAMPLES
     require(enough, "--num", flags.num, f"1 to {MOST_SAMPLES}")
     require(abs(seed) < 2**63, "--seed", seed, "a number of 64 bits")
     run, state = restored(config, folder, flags.checkpoint)
     known, field = run.method.conditions, run.method.output or run.spec.generated
-    if taken := known.keys() & vars(flags).keys():
-        raise ConfigError(f"method {config.method}: a condition cannot be called {sorted(taken)}.")
+    if reserved := known.keys() & vars(flags).keys():
+        raise ConfigError(
+            f"method {config.method}: a condition cannot be named {sorted(reserved)}."
+        )
     names = [name for name in flags.options if name in conditions.flags_of(known)]
     given = {name: flags.options[name] for name in names}
     options = parse_options(
@@ -59,7 +61,7 @@ def sample(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) ->
                 print(piece.translate(VISIBLE), end="", flush=True)
             print()
         return 0
-    logger.info("sampling %d, step %d; a program is compiled first", num, int(state.step))
+    logger.info("drawing %d samples at step %d; a program is compiled first", num, int(state.step))
     sampler = Sampler(run.method, run.mesh)
     with answered(lambda: STOPPING), traced(config.profile, folder, "the sampling"):
         samples = drawn(sampler, params, state.mutable, rows, num, options, seed)
@@ -67,8 +69,8 @@ def sample(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) ->
     if jax.process_index() == 0:
         base = folder / "generated" / f"step_{int(state.step):08d}_seed_{seed}{said(flags)}"
         files = written.save(base, samples, field)
-        if (read := modalities.text_of(samples, field)) is not None:
-            print(read)
+        if (text := modalities.text_of(samples, field)) is not None:
+            print(text)
         print(f"wrote {' and '.join(map(str, files))}")
     return 0
 
@@ -82,10 +84,10 @@ def drawn(
     options: Mapping[str, Any],
     seed: int,
 ) -> np.ndarray:
-    """`num` samples, for rows of conditions in turn if there are any.
+    """Draws `num` samples, cycling through the rows of conditions if there are any.
 
     Raises:
-      ConfigError: an option has a value that the method cannot follow.
+      ConfigError: the method does not support the value of an option.
     """
     key = seeded_key(seed)
     if rows:
@@ -100,18 +102,19 @@ def find_rows(
     given: dict[str, Sequence[str]],
     flags: argparse.Namespace,
 ) -> Rows:
-    """What is to be drawn: the conditions that flags, a file or held-out examples give.
+    """The rows of conditions to draw for, from flags, from a file or from held-out examples.
 
     Raises:
-      ConfigError: both are given, a condition that the run does not have, or too few rows.
+      ConfigError: flags and --conditions are both given, the run does not have a condition, or
+        there are too few rows.
     """
     known = run.method.conditions
     if not flags.conditions:
         rows = conditions.parse(known, given)
-        least = max(len(rows), 1)
-        named = " and ".join(f"--{name}" for name in given)
-        enough = flags.num is None or flags.num >= least
-        require(enough, "--num", flags.num, f"at least {least}, one for each {named}")
+        fewest = max(len(rows), 1)
+        given_flags = " and ".join(f"--{name}" for name in given)
+        enough = flags.num is None or flags.num >= fewest
+        require(enough, "--num", flags.num, f"at least {fewest}, one for each {given_flags}")
         return rows
     if given:
         raise ConfigError(
@@ -143,25 +146,25 @@ def find_rows(
             f"--conditions={flags.conditions}: {dataset.spec.name} has none of {', '.join(known)}."
         )
     transform = modalities.transforms(config.dataset, dataset.spec, train=False)
-    held = conditions.held_out(source, flags.num or modalities.SAMPLES, transform)
+    examples = conditions.held_out(source, flags.num or modalities.SAMPLES, transform)
     return [
-        {name: held[field][i] for name, field in fields.items()}
+        {name: examples[field][i] for name, field in fields.items()}
         for i in range(flags.num or modalities.SAMPLES)
     ]
 
 
 def said(flags: argparse.Namespace) -> str:
-    """What of the command tells its samples from others', fit for the name of a file."""
+    """A suffix for file names, made from the weights, options and conditions of the command."""
     weights = {name: getattr(flags, name) for name in WEIGHTS}
     text = "".join(f"_{name}_{value}" for name, value in weights.items() if value)
     text += "".join(
         f"_{name}_{value}" for name, values in sorted(flags.options.items()) for value in values
     )
     text += f"_{Path(flags.conditions).stem}" if flags.conditions else ""
-    plain = re.sub(r"[^\w.-]", "", text)[:100]
-    if plain == text:
-        return plain
-    return f"{plain}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    safe = re.sub(r"[^\w.-]", "", text)[:100]
+    if safe == text:
+        return safe
+    return f"{safe}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def streamed(
@@ -172,16 +175,15 @@ def streamed(
     options: Mapping[str, Any],
     seed: int,
 ) -> Iterator[str]:
-    """The pieces of one text as it is generated, its prompt first: `drawn`'s of the same seed.
+    """Yields one text piece by piece, prompt first; it is the text of `drawn` with the same seed.
 
     Raises:
-      ConfigError: the method does not generate text, there is more than one prompt, or more than
-        one process.
+      ConfigError: the method does not generate text, or there is more than one prompt or process.
     """
     if "decode" not in options_of(run.method):
         raise ConfigError(
             f"--stream is for methods that generate text, and method {run.config.method!r} does "
-            "not: leave it out."
+            "not: leave out --stream."
         )
     require(len(rows) < 2, "conditions", len(rows), "one with --stream")
     require(jax.process_count() == 1, "--stream", True, "one process")
@@ -194,7 +196,7 @@ def streamed(
             run.method.sample(params, state.mutable, key, 1, condition, decode=decode, **options)
         )
     while True:
-        with jax.set_mesh(run.mesh):  # never while the caller's own code runs
+        with jax.set_mesh(run.mesh):  # not active while the caller's own code runs
             piece = next(pieces, None)
         if piece is None:
             return

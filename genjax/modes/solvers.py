@@ -1,7 +1,7 @@
-"""--mode=solvers and --mode=sweep_guidance: what samples are worth over solvers, calls, guidance.
+"""--mode=solvers and --mode=sweep_guidance: metrics of samples per solver, calls and guidance.
 
-Every solver and number of network calls runs in one compiled program, those that draw noise in a
-second one; all scales and intervals of guidance in one.
+All deterministic solvers and numbers of network calls share one compiled program; those that draw
+noise share a second one. All scales and intervals of guidance share one.
 """
 
 from __future__ import annotations
@@ -27,46 +27,48 @@ from genjax.training.sweep import Sweep
 SAMPLERS = ("ddim", "heun", "dpm++_2m", "dpm++_3m", "unipc", "deis", "dpm++_2m_sde")
 CALLS = (5, 8, 10, 15, 20, 30, 50)
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
-FINE = ("unipc_3", 200)  # solver and steps of the trajectory that others are compared with
+FINE = ("unipc_3", 200)  # solver and steps of the reference trajectory
 MEASURED = ("error", "seconds")
 
 
-# ---- what the flags say --------------------------------------------------------------------------
+# ---- flags ---------------------------------------------------------------------------------------
 
 
 def numbers(flag: str, text: str, kind: type, default: Sequence[Any], least: float) -> list[Any]:
-    """The numbers of a flag, separated by commas, each once.
+    """The distinct numbers of a flag, separated by commas.
 
     Raises:
-      ConfigError: one is no such number, or below `least`.
+      ConfigError: one is not a number of this `kind`, or is below `least`.
     """
     try:
-        found = [kind(part) for part in text.split(",")] if text else list(default)
+        values = [kind(part) for part in text.split(",")] if text else list(default)
     except ValueError:
-        found = []
-    what = "whole numbers" if kind is int else "numbers"
-    ok = bool(found) and all(value >= least for value in found)
-    require(ok, flag, text, f"{what} of at least {least:g}, separated by commas")
-    return list(dict.fromkeys(found))
+        values = []
+    expected = "whole numbers" if kind is int else "numbers"
+    ok = bool(values) and all(value >= least for value in values)
+    require(ok, flag, text, f"{expected} of at least {least:g}, separated by commas")
+    return list(dict.fromkeys(values))
 
 
 def intervals_of(text: str) -> list[tuple[float, float]]:
-    """`0:inf,0.3:5` as pairs of sigma / alpha; the whole path if nothing is given.
+    """Parses `0:inf,0.3:5` into pairs of sigma / alpha; the default is the whole path.
 
     Raises:
-      ConfigError: it is written otherwise.
+      ConfigError: the text has another form.
     """
     try:
-        found = [tuple(map(float, part.split(":"))) for part in (text or "0:inf").split(",")]
+        pairs = [tuple(map(float, part.split(":"))) for part in (text or "0:inf").split(",")]
     except ValueError:
-        found = [()]
-    ok = all(len(pair) == 2 and 0 <= pair[0] < pair[1] for pair in found)
-    require(ok, "--intervals", text, "LOW:HIGH of sigma / alpha, with commas, such as 0:inf,0.3:5")
-    return list(dict.fromkeys(found))
+        pairs = [()]
+    ok = all(len(pair) == 2 and 0 <= pair[0] < pair[1] for pair in pairs)
+    require(
+        ok, "--intervals", text, "LOW:HIGH of sigma / alpha, separated by commas, as in 0:inf,0.3:5"
+    )
+    return list(dict.fromkeys(pairs))
 
 
 def samplers_of(text: str) -> list[str]:
-    """The solvers that --samplers names.
+    """The names of the solvers in --samplers.
 
     Raises:
       ConfigError: there is no such solver.
@@ -81,13 +83,13 @@ def samplers_of(text: str) -> list[str]:
 
 
 class Choice(NamedTuple):
-    """One solver with one number of calls.
+    """One solver with one number of network calls.
 
     Attributes:
       solver: its name.
-      spacing: of its steps.
-      steps: how many.
-      table: of the solver.
+      spacing: the spacing of its steps.
+      steps: the number of steps.
+      table: the solver's table.
     """
 
     solver: str
@@ -97,7 +99,7 @@ class Choice(NamedTuple):
 
     @property
     def row(self) -> dict[str, Any]:
-        """What a table says of it."""
+        """Its columns of the table of results."""
         calls = int(self.table.calls)
         return {"solver": self.solver, "spacing": self.spacing, "steps": self.steps, "calls": calls}
 
@@ -109,40 +111,42 @@ def choices(
     table: Callable[[str, str, int], Table],
     most: int = 0,
 ) -> list[Choice]:
-    """Each solver with each spacing and the most steps for each number of calls, each once.
+    """Combines each solver, spacing and number of calls; takes as many steps as the calls allow.
 
     Args:
-      names: of solvers.
-      spacings: of the steps.
-      calls: of the network, at most.
+      names: names of the solvers.
+      spacings: spacings of the steps.
+      calls: largest numbers of network calls.
       table: (solver, spacing, steps) -> table.
-      most: steps that there can be; 0 for any number.
+      most: largest number of steps; 0 for no limit.
 
     Raises:
-      ConfigError: a solver's fewest steps take more calls, or a spacing is none of the path's.
+      ConfigError: a solver needs more calls for its fewest steps, or the path has no such spacing.
     """
-    found = {}
+    chosen = {}
     for name in names:
         for spacing in spacings:
             for count in sorted(calls):
-                steps, made = solvers.steps_for(name, count, partial(table, name, spacing), most)
-                found[name, spacing, steps] = Choice(name, spacing, steps, made)
-    return list(found.values())
+                steps, solver_table = solvers.steps_for(
+                    name, count, partial(table, name, spacing), most
+                )
+                chosen[name, spacing, steps] = Choice(name, spacing, steps, solver_table)
+    return list(chosen.values())
 
 
 # ---- a run ---------------------------------------------------------------------------------------
 
 
 def rms(samples: np.ndarray, fine: np.ndarray) -> float:
-    """The root of the mean squared difference."""
+    """The root mean squared difference."""
     return float(np.sqrt(np.mean(np.square(samples.astype(np.float64) - fine))))
 
 
 def solvers_of_run(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
-    """Measures solvers over numbers of network calls: the judges' metrics and the error.
+    """Measures the judges' metrics and the error of solvers for several numbers of network calls.
 
-    The error is the distance of a deterministic solver's samples to those of the same keys by a
-    fine trajectory.
+    The error compares a deterministic solver's samples with those of a fine trajectory from the
+    same keys.
 
     Raises:
       ConfigError: see `opened`, `choices` and the method's `plan`.
@@ -158,14 +162,16 @@ def solvers_of_run(config: ConfigDict, folder: epath.Path, flags: argparse.Names
     def table(name: str, spacing: str, steps: int) -> Table:
         return plan(**options, sampler=name, spacing=spacing, steps=steps)["table"]
 
-    found = choices(names, spacings, calls, table, T)
+    chosen = choices(names, spacings, calls, table, T)
     solver, steps = FINE[0], min(FINE[1], T or FINE[1])
     fine = {name: v for name, v in options.items() if name not in ("eta", "order")}
     fine |= {"sampler": solver, "steps": steps, "spacing": section.spacing if T else "lambda"}
-    asked = [options | {"sampler": c.solver, "spacing": c.spacing, "steps": c.steps} for c in found]
-    own = opened(begun, folder, flags)
-    draw_fine, *draws = own.draws([fine, *asked], flags)
-    images = (own.method.output or own.run.spec.generated).kind == "image"
+    option_sets = [
+        options | {"sampler": c.solver, "spacing": c.spacing, "steps": c.steps} for c in chosen
+    ]
+    opened_run = opened(begun, folder, flags)
+    draw_fine, *draws = opened_run.draws([fine, *option_sets], flags)
+    images = (opened_run.method.output or opened_run.run.spec.generated).kind == "image"
     units = "levels of 255" if images else "the data's units"
     reference, scale = None, 1.0
 
@@ -179,36 +185,43 @@ def solvers_of_run(config: ConfigDict, folder: epath.Path, flags: argparse.Names
         row = choice.row | {"seconds": time.perf_counter() - start}
         if not choice.table.stochastic:
             row["error"] = scale * rms(samples, reference)
-        return row | own.judged(samples)
+        return row | opened_run.judged(samples)
 
-    distances = own.metrics()
+    distances = opened_run.metrics()
     titles = {"error": f"error, RMS in {units}"} | {name: name for name in distances}
     blank = Sweep(
         "Solvers",
-        f"{own.num} samples of step {int(own.state.step)} for each. The error is the root of the "
-        f"mean squared difference to {steps} steps of {solver} from the same noise; solvers that "
-        "draw noise have none. The first time of a program includes its compilation.",
+        f"{opened_run.num} samples of step {int(opened_run.state.step)} for each. The error is the "
+        f"RMS difference to {steps} steps of {solver} from the same noise; solvers that draw noise "
+        "have none. The first time of a program includes its compilation.",
         ("solver", "spacing") if len(spacings) > 1 else ("solver",),
         ("calls", "network calls"),
         titles,
-        ("solver", "spacing", "steps", "calls", *MEASURED, *own.metrics("precision", "recall")),
+        (
+            "solver",
+            "spacing",
+            "steps",
+            "calls",
+            *MEASURED,
+            *opened_run.metrics("precision", "recall"),
+        ),
     )
-    rows = [partial(measured, c, draw) for c, draw in zip(found, draws, strict=True)]
-    return finish(own, folder, blank, "solvers", rows)
+    rows = [partial(measured, c, draw) for c, draw in zip(chosen, draws, strict=True)]
+    return finish(opened_run, folder, blank, "solvers", rows)
 
 
 def sweep_guidance(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> int:
-    """Measures scales and intervals of guidance by the judges' metrics.
+    """Measures the judges' metrics for scales and intervals of guidance.
 
     Raises:
-      ConfigError: see `opened` and the method's `plan`; a model that cannot be guided.
+      ConfigError: see `opened` and the method's `plan`; or the model cannot be guided.
     """
     scales = numbers("--scales", flags.scales, float, SCALES, 0)
     intervals = intervals_of(flags.intervals)
     swept = {"guidance": "scales", "guidance_interval": "intervals"}
     begun = begin(config, folder, flags, swept)
     pairs = [(scale, interval) for interval in intervals for scale in sorted(scales)]
-    asked = [
+    option_sets = [
         begun.options | {"guidance": scale, "guidance_interval": interval}
         for scale, interval in pairs
     ]
@@ -220,24 +233,24 @@ def sweep_guidance(config: ConfigDict, folder: epath.Path, flags: argparse.Names
             "diffusion.label_dropout > 0, or guide this one by worse weights, with --guide_ema or "
             "--guide_checkpoint."
         )
-    for one in asked:
-        planned(begun.method, one)  # complain before the work
-    own = opened(begun, folder, flags)
-    draws = own.draws(asked, flags)
+    for option_set in option_sets:
+        planned(begun.method, option_set)  # report errors before the work
+    opened_run = opened(begun, folder, flags)
+    draws = opened_run.draws(option_sets, flags)
 
     def measured(scale: float, interval: tuple[float, float], draw: Sample) -> dict[str, Any]:
         low, high = (f"{end:g}" for end in interval)
-        return {"interval": f"{low}:{high}", "scale": scale} | own.judged(draw())
+        return {"interval": f"{low}:{high}", "scale": scale} | opened_run.judged(draw())
 
-    names = own.metrics("precision", "recall", "accuracy")
+    names = opened_run.metrics("precision", "recall", "accuracy")
     blank = Sweep(
         "Guidance",
-        f"{own.num} samples of step {int(own.state.step)} for each scale of guidance, used where "
-        "sigma / alpha is in the interval that a curve is named after.",
+        f"{opened_run.num} samples of step {int(opened_run.state.step)} for each guidance scale. "
+        "Guidance is used where sigma / alpha is in the interval named by the curve.",
         ("interval",),
         ("scale", "scale"),
         {name: name for name in names},
         ("interval", "scale", *names),
     )
     rows = [partial(measured, *pair, draw) for pair, draw in zip(pairs, draws, strict=True)]
-    return finish(own, folder, blank, "guidance", rows)
+    return finish(opened_run, folder, blank, "guidance", rows)

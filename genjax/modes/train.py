@@ -1,4 +1,4 @@
-"""--mode=train: trains a run, and before it the stages that are named by configs."""
+"""--mode=train: trains a run, after training its stages that are given as configs."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ def train(
     flags: argparse.Namespace,
     on_eval: Callable[[Evaluated], None] | None = None,
 ) -> int:
-    """Trains, or resumes; returns the exit code.
+    """Trains or resumes a run; returns the exit code.
 
     `on_eval` is called on the first process after each evaluation of the run, not of its stages.
     """
     config = settled(config)
-    check(config, folder)  # before stages are trained for it
+    check(config, folder)  # before its stages are trained
     with workdir.locked(folder) as begin:
-        for name, given in config.stages.items():
-            if stages.is_config(given) and (code := train_stage(name, config, folder, flags)):
+        for name, stage in config.stages.items():
+            if stages.is_config(stage) and (code := train_stage(name, config, folder, flags)):
                 return code
         with logging_to(folder):
             return _train(config, folder, flags, begin, on_eval)
 
 
 def check(config: ConfigDict, folder: epath.Path) -> None:
-    """Refuses what is wrong whatever the stages become, before one is trained.
+    """Checks everything that does not depend on trained stages, before any is trained.
 
     Raises:
-      ConfigError: no such method, a mesh that does not fit, codes of no stage, no such data, or no
-        package that is asked for.
+      ConfigError: there is no such method or data, the mesh does not fit, the codes are not of a
+        stage, or a requested package is missing.
     """
     methods.module(config)
     if config.log.wandb and jax.process_index() == 0:
@@ -69,40 +69,41 @@ def check(config: ConfigDict, folder: epath.Path) -> None:
 def train_stage(
     name: str, config: ConfigDict, folder: epath.Path, flags: argparse.Namespace
 ) -> int:
-    """Trains the stage that a config names, under `folder`, or goes on with it; the exit code.
+    """Trains or resumes, under `folder`, a stage that is given as a config; returns the exit code.
 
-    If its codes are the run's data, it is trained on the run's data.
+    If the run is on the stage's codes, the stage is trained on the run's data.
     """
-    if workdir.has_checkpoint(folder):  # the run has begun: its stages are part of it
+    if workdir.has_checkpoint(folder):  # the run has started: its state holds its stages
         return 0
     location = located(config.stages[name], folder, flags)
     workdir.import_from(Path(location.partition(":")[0]).resolve().parent)
     try:
-        own = configs.load(location, complete=judges.with_sections)
+        stage_config = configs.load(location, complete=judges.with_sections)
     except ConfigError as error:
         raise ConfigError(f"config.stages.{name}: {error}") from error
     if config.dataset.codes == name:
-        own.dataset = config.dataset.copy_and_resolve_references()
-        own.dataset.codes = ""
-        own.evals.split = config.evals.split
-    own.mesh = config.mesh.copy_and_resolve_references()
-    place = folder / stages.FOLDER / name
-    allowed = flags.allow_config_change
-    own = workdir.with_own_precision(own, place)
-    workdir.check_same_config(place, own, allowed, judges.with_sections)
-    beside = argparse.Namespace(**{**vars(flags), "config": location})
-    return train(own, place, beside)
+        stage_config.dataset = config.dataset.copy_and_resolve_references()
+        stage_config.dataset.codes = ""
+        stage_config.evals.split = config.evals.split
+    stage_config.mesh = config.mesh.copy_and_resolve_references()
+    stage_folder = folder / stages.FOLDER / name
+    allow_change = flags.allow_config_change
+    stage_config = workdir.with_own_precision(stage_config, stage_folder)
+    workdir.check_same_config(stage_folder, stage_config, allow_change, judges.with_sections)
+    stage_flags = argparse.Namespace(**{**vars(flags), "config": location})
+    return train(stage_config, stage_folder, stage_flags)
 
 
 def located(given: str, folder: epath.Path, flags: argparse.Namespace) -> str:
-    """A stage's config, `file.py[:preset]`: relative paths are of the working directory, or else of
-    the folder of the config that names it.
+    """Finds a stage's config, `file.py[:preset]`.
+
+    A relative path is looked up in the working directory, then in the folder of the run's config.
     """
     path, mark, preset = given.partition(":")
-    named = flags.config.partition(":")[0]
-    beside = Path(named).parent if named else workdir.read_source(folder)
-    if not Path(path).is_file() and beside and (beside / path).is_file():
-        path = str(beside / path)
+    parent_config = flags.config.partition(":")[0]
+    parent_folder = Path(parent_config).parent if parent_config else workdir.read_source(folder)
+    if not Path(path).is_file() and parent_folder and (parent_folder / path).is_file():
+        path = str(parent_folder / path)
     return path + mark + preset
 
 
@@ -128,28 +129,28 @@ def _train(
             digest = data_digest(dataset.decoded or dataset) if run.method.codec else ""
             source = Path(flags.config.partition(":")[0]).resolve().parent if flags.config else None
             length = lengths.began_with(folder, stages.find(config, folder)) or run.total_steps
-            kept = with_own_mesh(config, folder)
-            kept.profile = ""  # it is of this command alone
-            described = kept, run.spec, flags.command, length, digest, source, content()
-            workdir.write_config(folder, *described)
+            stored_config = with_own_mesh(config, folder)
+            stored_config.profile = ""  # it is for this command only
+            description = stored_config, run.spec, flags.command, length, digest, source, content()
+            workdir.write_config(folder, *description)
         return state
 
     def evaluation(writers: Writers) -> Evaluation:
         judging = judges.build(config, dataset.decoded or dataset, run.mesh)
         evaluation = Evaluation(run, dataset, folder, writers, judging, on_eval=on_eval)
-        begin()  # nothing is left that could refuse the start
+        begin()  # all checks have passed
         return evaluation
 
     return loop.train(run, dataset, folder, start, evaluation)
 
 
 def with_own_mesh(config: ConfigDict, folder: epath.Path) -> ConfigDict:
-    """`config` with the mesh of the run in `folder`, if its own is only that, fitted to devices."""
+    """`config` with the stored mesh of the run, if its mesh is only that one fitted to devices."""
     stored = workdir.read_config(folder)
-    kept = config.copy_and_resolve_references()
+    adapted = config.copy_and_resolve_references()
     if stored is not None and fitted(stored, jax.device_count()).mesh == config.mesh:
-        kept.mesh = stored.mesh
-    return kept
+        adapted.mesh = stored.mesh
+    return adapted
 
 
 def first_state(run: Assembly, checkpoints: Checkpoints) -> TrainState:
@@ -162,9 +163,9 @@ def first_state(run: Assembly, checkpoints: Checkpoints) -> TrainState:
     state = run.init()
     if source := run.config.checkpoint.init_from:
         mapping, follows = run.config.checkpoint.init_map, run.method.follows
-        found = Checkpoints(place(source, "--config.checkpoint.init_from"))
-        state, taken = found.restore_into(state, mapping, follows)
-        loop.logger.info("took %d arrays from %s", len(taken), source)
+        source_checkpoints = Checkpoints(place(source, "--config.checkpoint.init_from"))
+        state, restored_paths = source_checkpoints.restore_into(state, mapping, follows)
+        loop.logger.info("restored %d arrays from %s", len(restored_paths), source)
     state = put_pretrained(state, *pretrained)
-    begun = follow.begin(run.method.follows, state.params, state.opt_state)
-    return state.replace(params=begun)
+    params = follow.begin(run.method.follows, state.params, state.opt_state)
+    return state.replace(params=params)

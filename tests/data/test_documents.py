@@ -102,7 +102,7 @@ def test_a_missing_field_names_its_own_key(tmp_path):
         ('{"text": 7}', r"line 2: .*field 'text', but it is 7"),
         ('{"text": "\\ud800"}', r"line 2: .*half a surrogate pair, U\+D800"),
         ("[" * 100_000, r"line 2: not a JSON object .*nested too deeply"),
-        ('{"text": "a", "text": "b"}', r"line 2: .*the key 'text' comes twice"),
+        ('{"text": "a", "text": "b"}', r"line 2: .*the key 'text' appears twice"),
     ],
 )
 def test_a_bad_line_is_named_or_left_out(tmp_path, line, said, caplog):

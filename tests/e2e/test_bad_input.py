@@ -232,7 +232,7 @@ def test_a_read_only_disk(refused, monkeypatch):
 
     monkeypatch.setattr("os.replace", read_only)
     message = refused(TINY, *FAST)
-    assert "cannot be written: look at its permissions, or set another --workdir" in message
+    assert "cannot be written: check its permissions, or set another --workdir" in message
     assert "is full" not in message
 
 
@@ -248,7 +248,7 @@ def test_a_full_disk(refused, run_copy, monkeypatch):
     message = refused(TINY, *FAST, f"--workdir={run_copy}", "--config.duration=16_steps")
     assert "1,000 are free" in message
     assert f"The disk of {run_copy} (--workdir) is full, 1,000 bytes are free there" in message
-    assert "Whole checkpoints are kept" in message
+    assert "Complete checkpoints are kept" in message
     assert Checkpoints(run_copy).steps() == [6, 12]
 
 

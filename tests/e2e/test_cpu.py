@@ -7,7 +7,7 @@ from command_line import reported_digest
 
 from genjax.nn.cpu import onednn
 
-BY = "convolutions and products by"
+BY = "convolutions and matrix products use"
 
 
 def precision_of(workdir):
@@ -42,7 +42,7 @@ def test_where_onednn_cannot_be_had_xla_computes_and_the_run_says_why(cli, tmp_p
     environment = {"CXX": "/bin/false"} if devices == 1 else {}
     options = {"environment": environment, "devices": devices}
     _, err = cli.train(tmp_path / "run", "--config.precision=auto", **options)
-    why = "the compiler /bin/false failed" if devices == 1 else "one device alone"
+    why = "the compiler /bin/false failed" if devices == 1 else "a single device"
     (line,) = (line for line in err.splitlines() if BY in line)
     assert line.startswith(f"{BY} XLA: ")
     assert why in line

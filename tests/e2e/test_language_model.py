@@ -138,7 +138,7 @@ def test_a_tokenizer_is_trained_by_one_command_and_used_by_another(tmp_path, cap
     command = [*own, *trained, "--mode=tokenizer", f"--output={path}"]
     assert main(command) == 0
     made = tokenizers.read(path)
-    assert f"wrote {path}, {made.vocabulary_size} kinds" in capsys.readouterr().out
+    assert f"wrote {path}, {made.vocabulary_size} different" in capsys.readouterr().out
     assert made.vocabulary_size <= 300
     assert made.decode(made.encode("the lazy dog")) == "the lazy dog"
     assert len(made.encode("the lazy dog")) == 3
@@ -147,7 +147,7 @@ def test_a_tokenizer_is_trained_by_one_command_and_used_by_another(tmp_path, cap
     dataset.text.tokenizer = str(path)
     assert catalogue.load(dataset).spec.generated.facts["tokenizer"] == made
     assert main(command) == 1
-    assert f"{path} is there already" in capsys.readouterr().err
+    assert f"{path} already exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", ["export", "tokenizer"])
@@ -161,7 +161,7 @@ def test_what_writes_one_file_is_for_one_process(said, tmp_path, monkeypatch, mo
 def test_images_have_no_tokenizer(tmp_path, capsys):
     config = f"--config={ROOT / 'configs' / 'vae.py'}:tiny"
     assert main([config, "--mode=tokenizer", f"--output={tmp_path / 'a.json'}"]) == 1
-    assert "is no text" in capsys.readouterr().err
+    assert "is not text" in capsys.readouterr().err
     assert not (tmp_path / "a.json").exists()
 
 
@@ -231,7 +231,7 @@ def test_eval_repeats_the_evaluation_of_training(run, said):
 def test_wrong_prompts_and_options(said, arguments, expected):
     mode = () if "--mode=eval" in arguments else ("--mode=sample", "--num=1")
     message = said(*mode, *arguments, code=1)
-    (error,) = [line for line in message.splitlines() if not line.startswith("sampling ")]
+    (error,) = [line for line in message.splitlines() if not line.startswith("drawing ")]
     assert error.startswith("error: ")
     assert all(word in error for word in expected), message
 

@@ -122,7 +122,7 @@ def test_a_run_of_four_devices_is_used_and_resumed_on_one(cli, tmp_path):
         longer = ["--config.duration=13_steps"] if mode[0] == "train" else []
         out, err = cli.run(whole, *flags, *longer)
         said = "the run's mesh data=1, fsdp=2, tensor=2 does not fit the devices here (1)"
-        assert f"{said}: it becomes data=-1, fsdp=1, tensor=1" in err, mode
+        assert f"{said}: using data=-1, fsdp=1, tensor=1" in err, mode
         if mode[0] == "inspect":
             assert f"sha256 {digest}\n" in out
     assert steps_logged(folder) == list(range(1, 14))

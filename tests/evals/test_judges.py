@@ -289,7 +289,8 @@ def test_a_judge_that_compares_one_by_one_needs_a_reference_of_each(tmp_path, re
     assert len(samples) == 20
     np.testing.assert_array_equal(references, samples + 1)
     np.savez(right, samples=ROWS[:50])
-    with pytest.raises(ConfigError, match=r"has 60 and --references=.* 50: expected as many"):
+    counts = r"has 60 samples, --references=.* has 50: expected the same number"
+    with pytest.raises(ConfigError, match=counts):
         judged(ours, "own_judge", references=right)
 
 

@@ -102,9 +102,9 @@ LIES = {
     "has a long number": (file(b'{"a":' + b"9" * 5000 + b"}"), "4300 digits"),
     "names a tensor twice": (
         file(b'{"w":' + json.dumps(tensor(0, 4, [1])).encode() + b',"w":{}}', bytes(4)),
-        "the key 'w' comes twice",
+        "the key 'w' appears twice",
     ),
-    "says a field twice": (file(b'{"w":{"shape":[],"shape":[]}}'), "the key 'shape' comes twice"),
+    "says a field twice": (file(b'{"w":{"shape":[],"shape":[]}}'), "the key 'shape' appears twice"),
     "has no offsets": (file({"w": {"dtype": "F32", "shape": [1]}}), "expected dtype, shape, data"),
     "has a name that is no text": (file({"\ud800": tensor(0, 0, [0])}), "surrogates not allowed"),
     "has a number for a tensor": (file({"w": 3}), "tensor 'w' is 3"),
