@@ -115,7 +115,7 @@ class Run:
         require(num is None or 0 < num <= MOST_SAMPLES, "num", num, f"1 to {MOST_SAMPLES}")
         rows, options = self._request(given)
         require(num is None or num >= len(rows), "num", num, f"at least {len(rows)}, one for each")
-        count = num or max(len(rows), modalities.number(self.field))
+        count = num or len(rows) or modalities.number(self.field)
         arrays = self.params, self.state.mutable
         with fast_on_cpu(self.config):
             return drawn(self._sampler, *arrays, rows, count, options, seed)

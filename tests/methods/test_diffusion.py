@@ -287,7 +287,7 @@ def test_samplers_refuse_what_they_cannot_do():
         (dict(sampler="unipc", eta=0.5), "sampler unipc has no such option; these have: ddim"),
         (dict(sampler="ddim", order=2), "these have: unipc"),
         (dict(spacing="even"), "uniform, trailing"),
-        (dict(times=(5, 7)), "falling times from 9 to 0"),
+        (dict(times=(5, 7)), "decreasing times of the path, from 9 to 0"),
         (dict(end="middle"), "data, first"),
         (dict(guidance_kind="affine"), "linear, projected, cfg"),
         (dict(threshold=101), "a percentile"),
