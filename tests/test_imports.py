@@ -18,7 +18,7 @@ LAYERS = [
     {"sampling"},
     {"methods"},
     {"training"},
-    {"evals"},
+    {"evals", "planning"},
     {"modes", "flags"},
     {"library"},
     {"main"},

@@ -1,0 +1,1 @@
+"""What a run costs on chips that are not there: FLOPs, bytes, collectives, and a roofline."""
