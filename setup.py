@@ -56,13 +56,18 @@ setup(
         "cuda": ["jax[cuda13]"],  # needs a driver of 580 or newer
         "cuda12": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "text": ["tokenizers"],
+        "text": ["tokenizers", "jinja2"],  # jinja2 renders the templates of chats
         "wandb": ["wandb"],
         "gcs": ["gcsfs>=2024.12"],  # runs in gs://BUCKET/FOLDER
         "s3": ["s3fs>=2024.12"],
         "test": [
             *("pytest", "pytest-xdist", "hypothesis", "ruff", "scikit-learn", "scipy"),
-            *("tokenizers", "setuptools>=70.1", *CPU),  # setuptools: a test builds the wheel
+            *(
+                "tokenizers",
+                "jinja2",
+                "setuptools>=70.1",
+                *CPU,
+            ),  # setuptools: a test builds the wheel
         ],
         "parity": [
             "torch==2.13.0",
@@ -75,6 +80,9 @@ setup(
             "mpmath==1.3.0",
             "vector-quantize-pytorch==1.32.0",
             "transformers==5.23.0",
+            "gguf==0.19.0",
+            "accelerate==1.15.0",  # transformers reads GGUF with it
+            "sentencepiece==0.2.3",
             "sacrebleu==2.6.0",
             "mido==1.3.3",
         ],

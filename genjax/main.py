@@ -1,7 +1,7 @@
 """The command line: a config, a workdir and one mode.
 
 python -m genjax.main --config=configs/ddpm.py[:preset] [--config.a.b=value ...] --workdir=DIR
-    --mode=train|eval|sample|solvers|sweep_guidance|inspect|statistics|tokenizer|export|config
+    --mode=train|eval|sample|chat|solvers|sweep_guidance|inspect|statistics|tokenizer|export|config
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from genjax.evals.judges import fidelity
 from genjax.files import any_encoding, is_local, place, trouble, write_atomic
 from genjax.flags import parse
 from genjax.interop.export import write
+from genjax.modes.chat import chat
 from genjax.modes.evaluate import evaluate
 from genjax.modes.mixture import solvers_of_mixture
 from genjax.modes.resolve import resolve
@@ -162,6 +163,7 @@ MODES = {
     "train": train,
     "eval": evaluate,
     "sample": sample,
+    "chat": chat,
     "solvers": solvers_of_run,
     "sweep_guidance": sweep_guidance,
     "inspect": inspect,

@@ -73,7 +73,7 @@ def described(config):
 
 def gpt2(folder):
     """A folder of Hugging Face that says what a model is."""
-    keys = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 50257, "n_positions": 32}
+    keys = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 50257, "n_positions": 512}
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", **keys}))
     return str(folder)
 

@@ -33,12 +33,14 @@ class Tokenizer(Protocol):
         text; "eos_2", "eos_3", ... end a text too, but may also occur in one.
       begins: the ids that the tokenizer itself puts before each text, often none.
       spelling: the UTF-8 bytes that each token adds to a text; none for special tokens.
+      chat_template: how messages become one text, in Jinja; "" if the tokenizer has none.
     """
 
     vocabulary_size: int
     special: dict[str, int]
     begins: tuple[int, ...]
     spelling: Sequence[bytes]
+    chat_template: str
 
     def encode(self, text: str) -> Int32[np.ndarray, " n"]:
         """The ids of a text, without any special token.
@@ -100,6 +102,7 @@ class Alphabet(Compared):
     """A tokenizer that encodes each byte or character on its own."""
 
     special: dict[str, int]
+    chat_template = ""
 
     @property
     def begins(self) -> tuple[int, ...]:

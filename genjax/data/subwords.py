@@ -50,8 +50,9 @@ BYTES |= {chr(256 + i): bytes([b]) for i, b in enumerate(sorted({*range(256)} - 
 class HuggingFace(Compared):
     """A `tokenizers.Tokenizer`, with the roles of its special tokens."""
 
-    def __init__(self, inner: Any, special: Mapping[str, int]):
+    def __init__(self, inner: Any, special: Mapping[str, int], chat_template: str = ""):
         """`inner` is the library's tokenizer."""
+        self.chat_template = chat_template
         inner.encode_special_tokens = True  # encode names of special tokens like any other text
         inner.no_truncation()
         inner.no_padding()
@@ -146,6 +147,20 @@ class HuggingFace(Compared):
         flush()
         return [np.concatenate([np.zeros(0, np.int32), *parts]) for parts in ids_of]
 
+    def encode_marked(self, text: str) -> Int32[np.ndarray, " n"]:
+        """The ids of a text in which the name of a special token stands for that token."""
+        self.inner.encode_special_tokens = False
+        try:
+            encoding = guarded(lambda: self.inner.encode(utf8(text).decode(), None, False, False))
+        finally:
+            self.inner.encode_special_tokens = True
+        return np.array(encoding.ids, np.int32)
+
+    def special_names(self) -> dict[int, str]:
+        """The ids of all special tokens, also of those without a role, and their names."""
+        added = self.inner.get_added_tokens_decoder()
+        return {token_id: token.content for token_id, token in added.items() if token.special}
+
     def encode_joined(self, prompts: Sequence[str], texts: Sequence[str]) -> list[Joined]:
         """The ids of each prompt followed by its text, encoded as one text.
 
@@ -171,9 +186,10 @@ class HuggingFace(Compared):
         return _errors_as_config(lambda: self.inner.decode(visible, skip_special_tokens=True))
 
     def to_json(self) -> str:
-        """Kind, special ids, and the library's own JSON under "tokenizer"."""
+        """Kind, special ids, the library's own JSON under "tokenizer", and a template if any."""
         inner = json.loads(self.inner.to_str())
         state = {"kind": "huggingface", "special": self.special, "tokenizer": inner}
+        state |= {"chat_template": self.chat_template} if self.chat_template else {}
         return json.dumps(state, ensure_ascii=False)
 
 

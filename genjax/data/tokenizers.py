@@ -136,7 +136,8 @@ def read(path: str | Path) -> Tokenizer:
     For Hugging Face's files, `tokenizer_config.json` next to it says which tokens begin, end and
     pad a text; without it they are found by their usual names. `generation_config.json` and
     `config.json` add missing roles, and further tokens that end a text. Tokens added beyond the
-    `vocab_size` of config.json are left out, because the model does not know them.
+    `vocab_size` of config.json are left out, because the model does not know them. The template of
+    chats is that of `chat_template.jinja`, or of tokenizer_config.json.
 
     Only the post-processor decides which tokens are put before each text; `add_bos_token` in
     tokenizer_config.json is ignored, as in transformers 5 if there is a tokenizer.json.
@@ -151,21 +152,28 @@ def read(path: str | Path) -> Tokenizer:
     roles, generation, config = (
         read_json(config_file) if config_file.is_file() else {} for config_file in config_files
     )
+    beside = file.with_name("chat_template.jinja")
     try:
-        return from_json(file.read_text("utf-8"), roles, config | generation)
+        template = beside.read_text("utf-8") if beside.is_file() else ""
+        return from_json(file.read_text("utf-8"), roles, config | generation, template)
     except ValueError as error:  # ConfigError, and what json and UTF-8 raise
         raise ConfigError(f"{file}: {error}") from error
 
 
 def from_json(
-    text: str, roles: Mapping[str, Any] | None = None, ids: Mapping[str, Any] | None = None
+    text: str,
+    roles: Mapping[str, Any] | None = None,
+    ids: Mapping[str, Any] | None = None,
+    template: str = "",
 ) -> Tokenizer:
     """The inverse of `to_json`; also accepts Hugging Face's tokenizer.json.
 
     Args:
       text: the JSON.
-      roles: Hugging Face's tokenizer_config.json: "bos_token", "eos_token", "pad_token".
+      roles: Hugging Face's tokenizer_config.json: "bos_token", "eos_token", "pad_token",
+        "chat_template".
       ids: its config.json or generation_config.json: "bos_token_id", "eos_token_id", ...
+      template: its chat_template.jinja, if there is one.
 
     Raises:
       ConfigError: it is not a tokenizer.
@@ -189,10 +197,12 @@ def from_json(
                 "the tokenizer is inconsistent: it changes when it is written and read again, for "
                 "example because the ids of added tokens leave a gap. Fetch it again."
             )
+        described = state if kind == "huggingface" else roles or {}
+        template = template or _template(described.get("chat_template"))
         if kind == "huggingface":
-            return _checked(subwords.HuggingFace(parsed, state["special"]))
+            return _checked(subwords.HuggingFace(parsed, state["special"], template))
         special = _add_roles_by_id(_roles(parsed, roles or {}), parsed, ids or {})
-        return subwords.HuggingFace(parsed, special)
+        return subwords.HuggingFace(parsed, special, template)
     except ConfigError:
         raise
     except Exception as error:  # the library raises nothing narrower
@@ -200,6 +210,15 @@ def from_json(
         raise ConfigError(
             f"not a tokenizer: {reason}. Expected the tokenizer.json of a run, or of Hugging Face."
         ) from error
+
+
+def _template(value: Any) -> str:
+    """The chat template that a file gives: a text, or the one of several that is the default."""
+    if isinstance(value, list):
+        value = {part.get("name"): part.get("template") for part in value}.get("default")
+    if not isinstance(value, str | None):
+        raise ConfigError(f"chat_template={shown(value)}: expected a text, or a list of templates.")
+    return value or ""
 
 
 def _check_ids(state: Mapping[str, Any]) -> None:

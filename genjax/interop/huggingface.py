@@ -247,15 +247,13 @@ def _folder(path: str | Path) -> Path:
     """The folder of a model.
 
     Raises:
-      ConfigError: it is missing, or is a file, such as a .gguf.
+      ConfigError: it is missing, or is a file.
     """
     folder = Path(path)
     if folder.is_dir():
         return folder
     reason = "it is a file" if folder.is_file() else "there is no such folder"
-    if folder.suffix.lower() == ".gguf":
-        reason = "files of GGUF are not read"
-    elif folder.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt"):
+    if folder.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt"):
         reason = "pickles of weights are not read"
     raise ConfigError(
         f"config.weights={str(path)!r}: {reason}. Give the folder with the model's {CONFIG} and "
@@ -291,19 +289,41 @@ def read(folder: str | Path) -> Pretrained:
     folder = _folder(folder)
     config_path = str(folder / CONFIG)
     model = huggingface_config.read(config_path, read_json(config_path))
-    tensors, depth = _tensors(folder, _FAMILIES[model.family]), model.options["depth"]
-    require(
-        depth <= len(tensors),
-        f"{config_path}: layers",
-        depth,
-        f"at most {len(tensors)}, as many as tensors",
-    )
+    tensors = _tensors(folder, _FAMILIES[model.family])
+    check_depth(config_path, model, len(tensors))
     _drop_tied(config_path, model, tensors)
-    leaves = list(_leaves(model))
+    heading = f"the tensors in {folder} do not fit its {CONFIG}"
+    return describe(folder)._replace(params=parameters(heading, model, tensors, tensors))
+
+
+def check_depth(path: str, model: Description, tensors: int) -> None:
+    """Raises ConfigError if the file at `path` says that a model has more layers than tensors."""
+    depth = model.options["depth"]
+    require(depth <= tensors, f"{path}: layers", depth, f"at most {tensors}, as many as tensors")
+
+
+def parameters(
+    heading: str,
+    model: Description,
+    shapes: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+) -> Tree:
+    """The parameters of `networks.decoder`, in float32, from tensors by transformers' names.
+
+    Args:
+      heading: begins the error if the tensors are not those of the model.
+      model: what the network is like.
+      shapes: of each tensor, by name without the prefix, what has its `shape` and `dtype`.
+      tensors: each tensor, which is asked for once.
+
+    Raises:
+      ConfigError: tensors are missing, are unexpected, or have another shape or dtype.
+    """
+    leaves, depth = list(_leaves(model)), model.options["depth"]
     expected = dict(pair for leaf in leaves for pair in leaf.expected(depth))
-    _match(f"the tensors in {folder} do not fit its {CONFIG}", expected, tensors)
+    _match(heading, expected, shapes)
     params = {leaf.path: leaf.join(tensors, depth) for leaf in leaves}
-    return describe(folder)._replace(params=unflatten_dict(params, sep="/"))
+    return unflatten_dict(params, sep="/")
 
 
 def _tokenizer_files(model: Description, text: str, begins: Sequence[int]) -> dict[str, Any]:
@@ -315,8 +335,8 @@ def _tokenizer_files(model: Description, text: str, begins: Sequence[int]) -> di
     If `text` is a run's own form that wraps a Hugging Face tokenizer, the wrapped one is written. A
     tokenizer of bytes or characters is written unchanged, and only genjax reads it.
     """
-    state = json.loads(text)
-    state = state.get("tokenizer", state)
+    stored = json.loads(text)
+    state = stored.get("tokenizer", stored)
     if "model" not in state:
         return {TOKENIZER: state}
     content = {token["id"]: token["content"] for token in state.get("added_tokens", ())}
@@ -328,6 +348,8 @@ def _tokenizer_files(model: Description, text: str, begins: Sequence[int]) -> di
     }
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.length}
     config |= {"clean_up_tokenization_spaces": False, **tokens}
+    if stored.get("chat_template"):
+        config["chat_template"] = stored["chat_template"]
     if tuple(begins) != subwords.begins(state.get("post_processor")):
         state = {
             **state,

@@ -57,7 +57,7 @@ class Description(NamedTuple):
     special_tokens: Mapping[str, int] = {}
 
 
-class _Settings(NamedTuple):
+class Settings(NamedTuple):
     """An object in a config.json, and its path for errors."""
 
     path: str
@@ -97,7 +97,7 @@ class _Settings(NamedTuple):
         return known[_ACTIVATIONS[value]]
 
 
-def _gpt2(settings: _Settings) -> Description:
+def _gpt2(settings: Settings) -> Description:
     settings.only("scale_attn_weights", True)
     settings.only("scale_attn_by_inverse_layer_idx", False)
     settings.only("add_cross_attention", False)
@@ -125,13 +125,13 @@ def _gpt2(settings: _Settings) -> Description:
     return Description("gpt2", options, vocabulary_size, settings.take("n_positions", 1024))
 
 
-def _rope(settings: _Settings, length: int) -> Options:
+def _rope(settings: Settings, length: int) -> Options:
     """Rotary positions from `rope_theta` and `rope_scaling`, or version 5's `rope_parameters`."""
     values = settings.values.get("rope_scaling") or settings.values.get("rope_parameters") or {}
     path = f"{settings.path}: rope"
     nested = not isinstance(values, dict) or any(isinstance(v, dict) for v in values.values())
     require(not nested, path, values, "an object of numbers and a rope_type")
-    rope = _Settings(path, values)
+    rope = Settings(path, values)
     settings.only("partial_rotary_factor", 1.0)
     rope.only("partial_rotary_factor", 1.0)
     base = rope.take("rope_theta", settings.take("rope_theta", 10000.0))
@@ -145,7 +145,7 @@ def _rope(settings: _Settings, length: int) -> Options:
     return {"rope_base": base, "rope_scaling": (kind, *numbers) if numbers else ()}
 
 
-def _llama(settings: _Settings) -> Description:
+def _llama(settings: Settings) -> Description:
     width, heads = settings.take("hidden_size", 4096), settings.take("num_attention_heads", 32)
     length = settings.take("max_position_embeddings", 2048)
     of_attention, of_mlp = settings.take("attention_bias", False), settings.take("mlp_bias", False)
@@ -181,7 +181,7 @@ def read(path: str, values: Mapping[str, Any]) -> Description:
       ConfigError: another type of model, a value of the wrong type, or a value that the decoder
         does not support.
     """
-    settings = _Settings(path, values)
+    settings = Settings(path, values)
     families = {"gpt2": _gpt2, "llama": _llama}
     kind = settings.take("model_type", "none")
     one_of(f"{path}: model_type", kind, tuple(families))

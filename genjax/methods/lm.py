@@ -27,7 +27,7 @@ from genjax.data import tokenizers
 from genjax.data.alphabets import ends
 from genjax.data.rolls import KEYS
 from genjax.data.windows import targets_of
-from genjax.interop import huggingface
+from genjax.interop import pretrained
 from genjax.method import (
     Aux,
     Batch,
@@ -226,11 +226,12 @@ def sample(
     banned: Sequence[Sequence[int]] = (),
     min_new_tokens: int = 0,
     stop: Int[Array, "Q V"] | None = None,
+    end_tokens: Sequence[int] = (),
     beams: int = 1,
     length_penalty: float = 1.0,
     early_stopping: bool | Literal["never"] = False,
 ) -> Int[Array, "B S"] | Iterator[str]:
-    """Continues each prompt; a text ends at the tokenizer's end-of-text token, if it has one.
+    """Continues each prompt; a text ends at any of the tokenizer's tokens that end a text.
 
     Args:
       model: the network.
@@ -254,6 +255,7 @@ def sample(
       banned: see there.
       min_new_tokens: see there.
       stop: other strings that end a text, as a `stopping.automaton`.
+      end_tokens: other tokens that end a text.
       beams: number of beams of a beam search, which is deterministic; 1 is no beam search.
       length_penalty: see `beam_search`.
       early_stopping: see there.
@@ -276,7 +278,7 @@ def sample(
     require(valid, "--max_new_tokens", max_new_tokens, "a whole number, at least 0")
     positions_left = max(model.context + 1 - prompt.shape[1], 1)
     new_tokens = max_new_tokens or (min(positions_left, NEW) if beams != 1 else NEW)
-    eos = ends(special)
+    eos = (*ends(special), *processors.ids("--end_tokens", end_tokens))
     processor_options = processors.Options(
         *(temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram),
         *(tuple(allowed), tuple(banned), min_new_tokens),
@@ -426,8 +428,8 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     `config.model.network` names a module of `genjax.networks` (or a dotted path) with `Network`,
     `RULES` and, if its cache has no limit, `ENDLESS = True`, such as `decoder`, `recurrent` or
     `tcn`; `config.model.lm` are its options. Length and vocabulary are those of the data unless
-    `config.model.length` and `.vocabulary_size` are larger. With `config.weights`, a folder in the
-    format of Hugging Face, a new run starts from the weights in it.
+    `config.model.length` and `.vocabulary_size` are larger. With `config.weights` (see
+    `interop.pretrained`), a new run starts from these weights.
 
     Raises:
       ConfigError: the data are not sequences, or the config asks for something that does not exist.
@@ -471,4 +473,4 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     method = from_network(functional(network), options, spec, context, module.RULES, documents)
     if not config.get("weights"):
         return method
-    return method._replace(pretrained=lambda: ({"lm": huggingface.read(config.weights).params}, {}))
+    return method._replace(pretrained=lambda: ({"lm": pretrained.read(config.weights).params}, {}))

@@ -17,7 +17,8 @@ import time
 import traceback
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "data")]
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS / name) for name in ("fuzz", "data", "interop")]
 
 import numpy as np  # noqa: E402
 from readers import READERS, Reader, outcome  # noqa: E402

@@ -115,6 +115,19 @@ def main() -> None:
     put("lines/nested.jsonl", b'{"text": ' + b"[" * 200_000 + b"]" * 200_000 + b"}\n")
     put("lines/surrogate.jsonl", b'{"q": "", "text": "\\ud83d"}\n')
     put("lines/digits.jsonl", b'{"q": "", "text": "a", "n": ' + b"9" * 5000 + b"}\n")
+    key, one = struct.pack("<Q", 1) + b"k", struct.pack("<Q", 1) + b"t"
+
+    def gguf(name: str, tensors: int, values: int, body: bytes) -> None:
+        put(f"gguf/{name}.gguf", b"GGUF" + struct.pack("<IQQ", 3, tensors, values) + body)
+
+    gguf("long_string", 0, 1, key + struct.pack("<IQ", 8, 2**64 - 1))
+    gguf("many_values", 0, 2**64 - 1, key)
+    gguf("many_tensors", 2**64 - 1, 0, key * 9)
+    gguf("long_array", 0, 1, key + struct.pack("<IIQ", 9, 12, 2**61) + bytes(64))
+    gguf("nested_arrays", 0, 1, key + struct.pack("<IIQ", 9, 9, 4) * 40)
+    gguf("alignment", 0, 1, struct.pack("<Q", 17) + b"general.alignment" + struct.pack("<II", 4, 0))
+    gguf("product_of_axes", 1, 0, one + struct.pack("<I4QIQ", 4, *(2**16,) * 4, 0, 0) + bytes(64))
+    gguf("far_tensor", 1, 0, one + struct.pack("<IQIQ", 1, 8, 0, 2**64 - 32) + bytes(64))
     put("json/nested.json", b"[" * 200_000)
     put("json/twice.json", json.dumps({"a": 1}).encode()[:-1] + b', "a": 2}')
 

@@ -17,12 +17,13 @@ import numpy as np
 import scipy.io
 import tokenizers as library
 from datasets import dataset  # of tests/data
+from gguf_files import content as gguf_content  # of tests/interop
 from PIL import Image
 
 from genjax import files
 from genjax.config import ConfigError
 from genjax.data import documents, folders, npz, rolls, subwords, tokenizers
-from genjax.interop import safetensors, torch_file
+from genjax.interop import gguf, gguf_model, gguf_tokenizer, safetensors, torch_file
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -187,6 +188,52 @@ def _read_archive(path: Path) -> None:
     folders.read(dataset(path=str(path), image_size=(4,), max_pixels=2**20))
 
 
+def _gguf_examples() -> list[bytes]:
+    return [np.load(GOLDEN / "gguf.npz")["whole"].tobytes()]
+
+
+def _read_gguf(path: Path) -> None:
+    for tensor in gguf.read(path).tensors.values():
+        values = gguf.dequantised(tensor)
+        assert values.dtype == np.float32
+        assert values.nbytes <= 8 * path.stat().st_size
+        values.sum()
+
+
+def _gguf_models() -> list[bytes]:
+    tokens = ["<unk>", "<s>", "</s>", *"abcd", "ab", "cd", "<0x41>", "abcd"]
+    values = {"context_length": 16, "embedding_length": 8, "block_count": 1}
+    values |= {"feed_forward_length": 4, "attention.head_count": 2}
+    values = {f"llama.{key}": value for key, value in values.items()}
+    of_tokenizer = {"tokens": tokens, "token_type": [2, 3, 3, 1, 1, 1, 1, 1, 1, 6, 1]}
+    of_tokenizer |= {"bos_token_id": 1, "eos_token_id": 2}
+    kinds = (
+        {"model": "llama", "scores": [-float(i) for i in range(11)]},
+        {"model": "gpt2", "pre": "gpt-2", "merges": ["a b", "c d", "ab cd"]},
+    )
+    shapes = {f"attn_{name}": (8, 8) for name in ("q", "k", "v", "output")}
+    shapes |= {"attn_norm": (8,), "ffn_norm": (8,), "ffn_up": (4, 8), "ffn_gate": (4, 8)}
+    shapes = {f"blk.0.{name}": shape for name, shape in {**shapes, "ffn_down": (8, 4)}.items()}
+    shapes |= {"token_embd": (len(tokens), 8), "output_norm": (8,)}
+    tensors = {f"{name}.weight": np.ones(shape, np.float32) for name, shape in shapes.items()}
+    return [
+        gguf_content(
+            {"general.architecture": "llama", **values}
+            | {f"tokenizer.ggml.{key}": value for key, value in {**of_tokenizer, **kind}.items()},
+            tensors,
+        )
+        for kind in kinds
+    ]
+
+
+def _read_gguf_model(path: Path) -> None:
+    model = gguf_model.read(path)
+    assert model.params["embed"]["embedding"].shape[0] == model.vocabulary_size
+    found = gguf_tokenizer.read(str(path), gguf.read(path).metadata)
+    found.decode(found.encode("abcd"))
+    assert tokenizers.from_json(found.to_json()) == found
+
+
 READERS = {
     "npz": Reader(".npz", _npz_examples, mutations.of_zip, _read_npz),
     "torch": Reader(
@@ -213,6 +260,8 @@ READERS = {
         ".txt", lambda: [b"\xef\xbb\xbfone\r\ntwo \xe5\xba\x8a\n"], mutations.of_bytes, _read_text
     ),
     "rolls": Reader(".mat", _rolls_examples, mutations.of_bytes, _read_rolls),
+    "gguf": Reader(".gguf", _gguf_examples, mutations.of_bytes, _read_gguf),
+    "gguf_model": Reader(".gguf", _gguf_models, mutations.of_bytes, _read_gguf_model),
     "json": Reader(".json", lambda: [b'{"a": {"b": [1, 2]}}'], mutations.of_lines, files.read_json),
 }
 

@@ -253,9 +253,9 @@ def test_what_the_decoder_does_not_compute_is_refused(name, values, message, tmp
 def test_missing_and_damaged_files_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"no such folder.*config\.json"):
         huggingface.read(tmp_path / "nothing")
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ConfigError, match=r"model\.gguf'.*GGUF are not read.*model\.safetensors"):
-        huggingface.describe(tmp_path / "model.gguf")
+    (tmp_path / "model.pth").write_bytes(b"PK")
+    with pytest.raises(ConfigError, match=r"model\.pth'.*pickles.*model\.safetensors"):
+        huggingface.describe(tmp_path / "model.pth")
     fetch("gpt2", tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(ConfigError, match=r"no model\.safetensors and no .*pickles"):
