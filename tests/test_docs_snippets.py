@@ -55,7 +55,7 @@ def test_the_family_of_the_readme_trains_and_samples(tmp_path):
 def test_the_python_of_the_readme_trains_samples_and_evaluates(tmp_path, monkeypatch, capsys):
     (code,) = (block for block in blocks("README.md", "python") if "import genjax\n" in block)
     monkeypatch.chdir(tmp_path)
-    exec(code.replace("20_epochs", "20_steps"), {})
+    exec(code.replace("20_epochs", "25_steps"), {})
     assert Image.open("threes.png").mode == "RGB"
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1].startswith("dict_keys")
