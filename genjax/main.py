@@ -16,7 +16,6 @@ import logging
 import os
 import signal
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -172,22 +171,17 @@ MODES = {
     "export": export,
     "config": describe,
 }
-LAST_WORDS = 2.0  # seconds for the other processes to print their errors
 RESUME = "run the same command to resume from the last checkpoint"
 
 
 def failed(message: str, code: int = 1) -> int:
     """Prints an error and returns the exit code; one of several processes exits at once instead.
 
-    No other process then waits for it. The first process coordinates the others, so it exits last.
+    No other process then waits for it.
     """
     print(message, file=sys.stderr, flush=True)
     if distributed.several():
-        if jax.process_index() == 0:
-            time.sleep(LAST_WORDS)
-        distributed.leave()
-        sys.stdout.flush()
-        os._exit(code)
+        distributed.exit_in_turn(code)
     return code
 
 
@@ -250,10 +244,7 @@ def main(argv: list[str] | None = None) -> int:
     except jax.errors.JaxRuntimeError as error:
         if not distributed.several() or not distributed.is_of_a_peer(error):
             raise
-        return failed(
-            f"error: another process of this run has ended ({first_line(error, 200)}). "
-            f"Its own output says why. Start all processes again: {RESUME}."
-        )
+        distributed.end_after_peer(first_line(error, 200))
 
 
 if __name__ == "__main__":

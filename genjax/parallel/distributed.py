@@ -12,21 +12,25 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
+from typing import NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from genjax.checks import ConfigError, first_line, one_of, require
+from genjax.checks import ConfigError, first_line
+from genjax.parallel import cluster, roll_call
 
 logger = logging.getLogger("genjax")
 
-NAMES = ("GENJAX_COORDINATOR", "GENJAX_PROCESS_COUNT", "GENJAX_PROCESS_INDEX")
 PATIENCE = 300  # seconds that processes wait for each other at the start
 SHOWN = 10  # the most differences, or processes, that an error names
 RETRIES = 1.0  # seconds between two attempts to reach the coordinator
+LAST_WORDS = 2.0  # seconds in which the other processes can print their errors
+HEARTBEAT = 55  # seconds without a sign of life after which JAX ends all processes
 
 
 def initialize() -> None:
@@ -40,100 +44,75 @@ def initialize() -> None:
       ConfigError: only some of the variables are set, or one is invalid; there is no cluster; the
         coordinator cannot be reached.
     """
-    values = [os.environ.get(name) for name in NAMES]
-    given = os.environ.get("GENJAX_DISTRIBUTED", "")
-    one_of("GENJAX_DISTRIBUTED", given, ("", "auto"))
-    if not any(values) and not given:
+    process = cluster.read(PATIENCE)
+    if process is None:
         return
-    if given:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        _join_cluster()
-        return
-    if not all(values):
-        missing = [name for name, value in zip(NAMES, values, strict=True) if not value]
-        raise ConfigError(f"several processes need all of {', '.join(NAMES)}; missing: {missing}.")
-    coordinator, count, index = values
-    address = re.fullmatch(r"(.+):([0-9]{1,5})", coordinator)
-    valid = address is not None and 0 < int(address[2]) < 2**16
-    require(valid, NAMES[0], coordinator, "HOST:PORT of the first process")
-    require(
-        bool(re.fullmatch(r"[0-9]{1,6}", count)) and int(count) > 0, NAMES[1], count, "1 or more"
-    )
-    valid = bool(re.fullmatch(r"[0-9]{1,6}", index)) and int(index) < int(count)
-    require(valid, NAMES[2], index, f"0 to {int(count) - 1}, as {NAMES[1]} is {count}")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    if int(index):
-        _wait_for(address[1].strip("[]"), int(address[2]), index, count)
-    elif int(count) > 1:
-        logger.info("process 0 of %s: waiting for the others at %s", count, coordinator)
+    label = f"process {process.index} of {process.count}"
+    if process.index:
+        _wait_for(process)
+    elif process.count > 1:
+        logger.info("%s: waiting for the others at %s", label, process.coordinator)
+    # JAX aborts this process if some of the others do not come.
+    _start_watcher(
+        f"error: {label} ended: it was killed, or another process did not join it at "
+        f"{process.coordinator} within {PATIENCE} s. Start all processes, each with its own index."
+    )
     try:
         jax.distributed.initialize(
-            coordinator, int(count), int(index), initialization_timeout=PATIENCE
+            *(process.coordinator, process.count, process.index, process.devices),
+            cluster_detection_method="deactivate",
+            initialization_timeout=PATIENCE,
+            heartbeat_timeout_seconds=HEARTBEAT,
         )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"process {index} of {count} could not join the others at {coordinator}: "
-            f"{first_line(error)}. Start all processes, each with its own {NAMES[2]}, and use a "
-            "free port."
+            f"{label} could not join the others at {process.coordinator}: {first_line(error)}. "
+            "Start all processes, each with its own index, and use a free port."
         ) from error
+    finally:
+        leave()
 
 
-def _join_cluster() -> None:
-    try:
-        jax.distributed.initialize(initialization_timeout=PATIENCE)
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise ConfigError(
-            "GENJAX_DISTRIBUTED=auto: no cluster was found here (Slurm, a TPU pod, GKE or Open "
-            f"MPI): {first_line(error)}. Unset it for one process, or set "
-            f"{', '.join(NAMES)}."
-        ) from error
-
-
-def _wait_for(host: str, port: int, index: str, count: str) -> None:
+def _wait_for(process: cluster.Process) -> None:
     """Waits until the coordinator answers, and logs that it waits.
 
     Raises:
       ConfigError: the coordinator has not answered within `PATIENCE` seconds.
     """
     start, logged, reason = time.monotonic(), False, ""
+    label = f"process {process.index} of {process.count}"
     while time.monotonic() - start < PATIENCE:
         try:
-            socket.create_connection((host, port), timeout=RETRIES).close()
+            address = process.host.strip("[]"), process.port
+            socket.create_connection(address, timeout=RETRIES).close()
             return
         except OSError as error:
             reason = str(error)
         if not logged:
-            message = "process %s of %s: waiting for process 0 at %s:%d (for %d s at most)"
-            logger.info(message, index, count, host, port, PATIENCE)
+            message = "%s: waiting for process 0 at %s (for %d s at most)"
+            logger.info(message, label, process.coordinator, PATIENCE)
             logged = True
         time.sleep(RETRIES)
     raise ConfigError(
-        f"process {index} of {count}: no process 0 at {host}:{port} after {PATIENCE} s ({reason}). "
-        f"Start it, or correct {NAMES[0]}."
+        f"{label}: no process 0 at {process.coordinator} after {PATIENCE} s ({reason}). Start it, "
+        f"or correct {process.source}."
     )
 
 
 _watcher: subprocess.Popen | None = None
 
 
-def _start_watcher() -> None:
-    """Starts a shell that prints an error if this process ends without printing one.
+def _start_watcher(message: str) -> None:
+    """Starts a shell that prints `message` if this process ends without an error of its own.
 
     JAX aborts a process, from a thread of its own, as soon as process 0 has ended, and the system
     kills a process that takes too much memory. Neither can be caught, so a shell waits until the
     pipe from this process closes.
     """
     global _watcher
-    index, count = jax.process_index(), jax.process_count()
-    address = f" ({os.environ[NAMES[0]]})" if os.environ.get(NAMES[0]) else ""
-    message = (
-        f"error: process {index} of {count} ended: it was killed, or process 0{address} has "
-        "ended; see the output of process 0. Start all processes again: run the same command to "
-        "resume from the last checkpoint."
-    )
     script = 'read -r word || printf "%s\\n" "$0" >&2'
     _watcher = subprocess.Popen(["/bin/sh", "-c", script, message], stdin=subprocess.PIPE)
-    atexit.register(leave)
 
 
 def leave() -> None:
@@ -162,13 +141,47 @@ def start() -> None:
             + " the packages for them, for example with GENJAX_EXTRAS=cuda launch/local.sh."
         ) from error
     if several():
-        _start_watcher()
+        index, count = jax.process_index(), jax.process_count()
+        others = "process 0 has ended; see the output of process 0"
+        if index == 0:
+            others = "another process has ended, which the lines above name as a task"
+        _start_watcher(
+            f"error: process {index} of {count} ended: it was killed, or {others}. Start all "
+            "processes again: run the same command to resume from the last checkpoint."
+        )
+        atexit.register(leave)
+        roll_call.listen(end_after_peer)
 
 
 def is_of_a_peer(error: jax.errors.JaxRuntimeError) -> bool:
     """Whether a program has failed because another process failed or did not take part."""
     pattern = r"gloo|nccl|connection (reset|closed|refused)|heartbeat|socket closed|unhealthy"
     return bool(re.search(pattern, str(error), re.IGNORECASE))
+
+
+def end_after_peer(reason: str = "it does not answer") -> NoReturn:
+    """Ends this process with a message that names the process that has ended before it."""
+    silent = roll_call.missing()
+    names = f"{_named(silent)} of {jax.process_count()}" if silent else "another process"
+    print(
+        f"error: {names} ended ({reason}). Its own output says why. Start all processes again: run "
+        "the same command to resume from the last checkpoint.",
+        file=sys.stderr,
+        flush=True,
+    )
+    exit_in_turn(1)
+
+
+def exit_in_turn(code: int) -> NoReturn:
+    """Ends this one of several processes, so that none waits for it.
+
+    The first process holds the others together, so it goes last.
+    """
+    if jax.process_index() == 0:
+        time.sleep(LAST_WORDS)
+    leave()
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def several() -> bool:

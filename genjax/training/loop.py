@@ -258,6 +258,7 @@ def _steps(
                 metrics = evaluate(state, step) if eval_due else {}
                 if snapshot_store is not None:
                     snapshot_store.wait()  # no checkpoint without the snapshots before it
+                evaluate.writers.sync()  # nor without the metrics
                 checkpoints.save(state, step, metrics, averages.window())
                 interruptions.saved()
                 if eval_due:

@@ -48,6 +48,9 @@ class Writer(Protocol):
     def text(self, step: int, name: str, text: str) -> None:
         """Records a text, such as samples of a language model, of training step `step`."""
 
+    def sync(self) -> None:
+        """Makes what is recorded safe against the end of this process, before a checkpoint."""
+
     def close(self) -> None:
         """Ends the record; the writer is not used again."""
 
@@ -142,6 +145,10 @@ class JsonlWriter:
     def text(self, step: int, name: str, text: str) -> None:
         """Ignores texts: each is in a file of its own."""
 
+    def sync(self) -> None:
+        """Uploads what is not in object storage yet."""
+        self._file.sync()
+
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
@@ -193,6 +200,9 @@ class TensorBoardWriter:
         content = TensorProto(dtype="DT_STRING", string_val=[shown.encode()])
         value = Summary.Value(tag=name, metadata=kind, tensor=content)
         self._write(Event(step=int(step), summary=Summary(value=[value])))
+
+    def sync(self) -> None:
+        """Does nothing: each event is on the disk."""
 
     def close(self) -> None:
         """Closes the event file."""
@@ -264,6 +274,9 @@ class WandbWriter:
         """Logs the text under its name."""
         self._run.log({"step": int(step), name: self._html(f"<pre>{html.escape(text)}</pre>")})
 
+    def sync(self) -> None:
+        """Does nothing: W&B uploads from a process of its own."""
+
     def close(self) -> None:
         """Finishes the run (uploads what is left)."""
         self._run.finish()
@@ -290,6 +303,11 @@ class Writers:
         """Records a text everywhere."""
         for writer in self._writers:
             writer.text(step, name, text)
+
+    def sync(self) -> None:
+        """Makes what is recorded safe everywhere."""
+        for writer in self._writers:
+            writer.sync()
 
     def close(self) -> None:
         """Closes every writer, even if an earlier one fails."""

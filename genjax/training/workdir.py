@@ -28,10 +28,10 @@ from ml_collections import ConfigDict
 from genjax import config as configs
 from genjax.config import ConfigError
 from genjax.data import tokenizers
-from genjax.files import create_exclusively, is_local, parse_json, remove_partial, write_atomic
+from genjax.files import is_local, parse_json, remove_partial, write_atomic
 from genjax.method import DataSpec, Field, defaults
 from genjax.nn.precision import with_precision
-from genjax.training import older
+from genjax.training import lease, older
 
 logger = logging.getLogger("genjax")
 
@@ -56,11 +56,9 @@ def locked(workdir: epath.Path) -> Iterator[Callable[[], None]]:
     """
     new, begun = jax.process_index() == 0 and _make(workdir), threading.Event()
     try:
-        with lock(workdir) as holder:
+        with lock(workdir, wait=True) as holder:
             if holder:
                 advice = "Wait for it, stop it, or give another --workdir."
-                if not is_local(workdir):
-                    advice += f" If it was killed, delete {workdir / 'lock'}."
                 raise ConfigError(f"{workdir} is in use by another run ({holder}). {advice}")
             if jax.process_index() == 0:
                 remove_partial(workdir)
@@ -96,12 +94,12 @@ def _forget(workdir: epath.Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(workdir: epath.Path) -> Iterator[str]:
-    """Takes the lock `workdir/lock` without waiting: yields "", or the holder if it is taken.
+def lock(workdir: epath.Path, wait: bool = False) -> Iterator[str]:
+    """Takes the lock `workdir/lock`: yields "", or the holder if it is taken.
 
-    The system frees the lock if the process dies. In object storage it is an object that exists
-    while the lock is held, and stays if the process is killed. Only the first process of a run
-    takes it; the others always get "".
+    The system frees the lock if the process dies. In object storage it is an object, which stays if
+    the process is killed: with `wait` it is watched, and taken over if its holder does not live
+    (`lease`). Only the first process of a run takes it; the others always get "".
     """
     owner = f"pid {os.getpid()} on {socket.gethostname()}"
     if jax.process_index():
@@ -109,7 +107,7 @@ def lock(workdir: epath.Path) -> Iterator[str]:
         return
     if not is_local(workdir):
         now = time.strftime("%Y-%m-%d %H:%M:%S%z")
-        with _object_lock(workdir / "lock", f"{owner} since {now}") as holder:
+        with lease.object_lock(workdir / "lock", f"{owner} since {now}", wait) as holder:
             yield holder
         return
     file, holder = _take(Path(workdir) / "lock")
@@ -150,20 +148,6 @@ def _holder(file: BinaryIO) -> str:
             return re.sub(r"[^ -~]+", "?", text.splitlines()[0])
         time.sleep(0.05)
     return "unknown"
-
-
-@contextlib.contextmanager
-def _object_lock(path: epath.Path, owner: str) -> Iterator[str]:
-    if not create_exclusively(path, owner.encode()):
-        text = path.read_bytes()[:200].decode(errors="replace") if path.exists() else ""
-        yield text.strip() or "unknown"
-        return
-    try:
-        yield ""
-    finally:
-        # If somebody deleted the lock, it may be another process's by now.
-        if path.exists() and path.read_bytes() == owner.encode():
-            path.unlink()
 
 
 # ---- what the data look like ---------------------------------------------------------------------

@@ -1,9 +1,11 @@
 """`genjax.train` and `genjax.load` do what the command line does; the installed package too."""
 
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import chex
 import numpy as np
@@ -99,10 +101,14 @@ def test_a_changed_config_is_trained_and_wrong_input_is_one_error(trained, tmp_p
 def test_a_wheel_has_the_configs_and_runs_from_any_folder(tmp_path):
     build = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     source = tmp_path / "source"
-    for folder in ("genjax", "configs"):
-        shutil.copytree(ROOT / folder, source / folder)
-    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / file, source)
+    image = (ROOT / "launch/Dockerfile").read_text()  # which installs from what it copies
+    for line in re.findall(r"^COPY (.*)$", image, re.MULTILINE):
+        *names, target = line.split()
+        for name in names:
+            at = source / target / Path(name).name if target.endswith("/") else source / target
+            at.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, at)
+    assert (source / "launch/constraints.txt").is_file()
     subprocess.run([sys.executable, *build, "-w", tmp_path, source], check=True)
     (wheel,) = tmp_path.glob("genjax_models-*.whl")
     with zipfile.ZipFile(wheel) as archive:

@@ -1,35 +1,25 @@
 """A run whose folder is in object storage: a store of files without network, orbax on the same."""
 
+import contextlib
 import json
 import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
 
 import fsspec
 import pytest
-from command_line import DDPM, FAST, steps_logged
+from command_line import DDPM, FAST, ROOT, steps_logged
 from etils import epath
-from fsspec.implementations.local import LocalFileSystem
+from store import install
 
 from genjax import files, main
 from genjax.config import ConfigError
-from genjax.training import checkpoint, workdir
+from genjax.training import workdir
 from genjax.training.metrics import JsonlWriter, read_metrics
-
-
-class Store(LocalFileSystem):
-    """Buckets as folders below `root`; nothing can be appended to."""
-
-    protocol = ("gs", "gcs")
-    root = ""
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        path = os.fspath(path)
-        return f"{cls.root}/{path.removeprefix('gs://')}" if path.startswith("gs://") else path
-
-    def _open(self, path, mode="rb", **options):
-        assert "a" not in mode
-        os.makedirs(os.path.dirname(path), exist_ok=True)  # there are no folders
-        return super()._open(path, mode, **options)
 
 
 @pytest.fixture
@@ -37,19 +27,7 @@ def store(tmp_path, monkeypatch):
     """The folder of the bucket gs://bucket."""
     root = tmp_path / "store"
     (root / "bucket").mkdir(parents=True)
-    monkeypatch.setattr(Store, "root", str(root))
-    found = files.fsspec.get_filesystem_class
-
-    def known(scheme):
-        return Store if scheme in Store.protocol else found(scheme)
-
-    monkeypatch.setattr(fsspec, "get_filesystem_class", known)
-    for name in Store.protocol:
-        fsspec.register_implementation(name, Store, clobber=True)
-    # Orbax would go to the network.
-    monkeypatch.setattr(
-        checkpoint, "absolute", lambda path: epath.Path(Store._strip_protocol(path))
-    )
+    install(root, monkeypatch.setattr)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return root / "bucket"
@@ -97,19 +75,104 @@ def test_a_run_is_trained_resumed_evaluated_and_sampled_there(store, tmp_path, c
     assert list((tmp_path / "here").iterdir()) == []  # such as a folder gs:/bucket
 
 
-def test_the_lock_is_an_object_and_a_live_run_is_evaluated_beside_it(store, capsys):
+@contextlib.contextmanager
+def alive(path):
+    """Another process, which holds a lock."""
+    over = threading.Event()
+
+    def beat():
+        count = 0
+        while not over.wait(0.05):
+            count += 1
+            path.write_text(f"pid 1 on elsewhere\n{count}\n")
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    yield
+    over.set()
+    thread.join()
+
+
+def test_the_lock_of_a_live_run_is_left_alone_and_that_of_a_dead_one_taken_over(store, capsys):
     assert train("--config.duration=4_steps") == 0
-    assert not (store / "run" / "lock").exists()
-    (store / "run" / "lock").write_text("pid 1 on elsewhere")
-    assert train("--config.duration=5_steps") == 1
-    said = capsys.readouterr().err
-    assert "in use by another run (pid 1 on elsewhere)" in said
-    assert "delete gs://bucket/run/lock" in said
+    lock = store / "run" / "lock"
+    assert not lock.exists()
     before = (store / "run" / "metrics.jsonl").read_bytes()
-    assert main.main([RUN, *OWN]) == 0
-    assert "the run is live (pid 1 on elsewhere)" in capsys.readouterr().err
+    with alive(lock):
+        assert train("--config.duration=5_steps") == 1
+        assert "in use by another run (pid 1 on elsewhere)" in capsys.readouterr().err
+        assert main.main([RUN, *OWN]) == 0
+        assert "the run is live (pid 1 on elsewhere)" in capsys.readouterr().err
     assert (store / "run" / "metrics.jsonl").read_bytes() == before
-    assert (store / "run" / "lock").read_text() == "pid 1 on elsewhere"
+    assert lock.exists()
+    assert train("--config.duration=5_steps") == 0
+    assert "its holder is gone" in capsys.readouterr().err
+    assert steps_logged(store / "run") == [1, 2, 3, 4, 5]
+    assert not list((store / "run").glob("lock*"))
+
+
+def test_a_process_whose_lock_was_taken_over_ends(store):
+    hold = """
+import sys, time, store
+from etils import epath
+from genjax.training import lease
+store.install(sys.argv[1])
+with lease.object_lock(epath.Path("gs://bucket/lock"), "this one", False):
+    print(flush=True)
+    time.sleep(60)
+"""
+    command = [sys.executable, "-c", hold, store.parent]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/e2e'}"}
+    process = subprocess.Popen(command, env=environment, **pipes)
+    process.stdout.readline()
+    (store / "lock").write_text("another")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "and another has taken over the run" in err
+    assert (store / "lock").read_text() == "another"
+
+
+def test_two_processes_that_were_killed_go_on_by_themselves(store, tmp_path):
+    """As a scheduler starts them again: nobody deletes the lock, which is watched for a while."""
+    program = [sys.executable, ROOT / "tests/e2e/store.py", store.parent]
+    config = [f"--config={ROOT / 'tests/e2e/ordered.py'}", "--config.duration=300_steps", RUN]
+    run, save = store / "run", "--config.checkpoint.every=20_steps"
+
+    def start():
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        for index in range(2):
+            variables = {
+                "GENJAX_COORDINATOR": f"127.0.0.1:{port}",
+                "GENJAX_PROCESS_COUNT": "2",
+                "GENJAX_PROCESS_INDEX": str(index),
+                "PYTHONPATH": str(ROOT),
+                "XLA_FLAGS": "",
+            }
+            with open(tmp_path / f"log_{index}", "w") as log:
+                yield subprocess.Popen(
+                    list(map(str, [*program, *config, save])),
+                    env=os.environ | variables,
+                    stdout=log,
+                    stderr=log,
+                )
+
+    both = list(start())
+    while not (run / "checkpoints" / "40").exists():
+        assert both[0].poll() is None
+        time.sleep(0.01)
+    for process in both:
+        process.kill()
+        process.wait()
+    assert (run / "lock").exists()
+    for index, process in enumerate(list(start())):
+        assert process.wait(timeout=180) == 0, (tmp_path / f"log_{index}").read_text()
+    assert "its holder is gone" in (tmp_path / "log_0").read_text()
+    assert re.search(r"resuming at step \d+", (run / "log.txt").read_text())
+    assert steps_logged(run) == list(range(1, 301))
+    assert not (run / "lock").exists()
 
 
 def test_one_of_two_holds_the_lock_and_frees_only_its_own(store):

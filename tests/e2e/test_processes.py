@@ -1,12 +1,15 @@
 """Processes of one run that disagree, that lose each other, or that are started wrongly."""
 
+import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
-from command_line import DDPM, FAST, wait_for_step
+from command_line import DDPM, FAST, ROOT, wait_for_step
 
 from genjax.config import ConfigError
 from genjax.parallel import distributed
@@ -77,20 +80,30 @@ def test_processes_with_other_data_say_so(cli, tmp_path):
         assert "config." not in message
 
 
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_process_ends_the_other_with_a_message(cli, tmp_path, killed):
-    both = start(cli, tmp_path / "run", *[["--config.duration=20000_steps"]] * 2)
+@pytest.mark.parametrize(
+    ("lost", "number"), [(0, signal.SIGKILL), (1, signal.SIGSTOP)], ids=["killed", "cut off"]
+)
+def test_a_lost_process_ends_the_other_within_a_minute_with_its_name(cli, tmp_path, lost, number):
+    """The programs of accelerators wait for a dead process as those of CPUs for a stopped one."""
+    endless = [f"--config={ROOT / 'tests/e2e/ordered.py'}", "--config.duration=90000_steps"]
+    port = free_port()
+    both = [
+        cli.start(*endless, f"--workdir={tmp_path / 'run'}", environment=environment(port, index))
+        for index in range(2)
+    ]
     wait_for_step(both[0], tmp_path / "run", 3)
     began = time.monotonic()
-    both[killed].send_signal(signal.SIGKILL)
-    _, err = both[1 - killed].communicate(timeout=180)
+    both[lost].send_signal(number)
+    _, err = both[1 - lost].communicate(timeout=180)
+    both[lost].kill()
     assert time.monotonic() - began < 60
-    assert both[1 - killed].returncode != 0
+    assert both[1 - lost].returncode != 0
     last = err.strip().splitlines()[-1]
     assert last.startswith("error: ")
+    assert f"process {lost}" in last
     assert "run the same command to resume" in last
     assert "Traceback" not in err
-    both[killed].communicate(timeout=180)
+    both[lost].communicate(timeout=180)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +136,47 @@ def test_without_a_cluster_auto_is_one_error(cli, tmp_path):
     )
     assert err.startswith("error: GENJAX_DISTRIBUTED=auto: no cluster was found here")
     assert len(err.splitlines()) == 1
+
+
+JOIN = """
+import sys
+import jax
+from genjax.parallel import distributed
+distributed.PATIENCE = 3
+distributed.initialize()
+print(jax._src.xla_bridge.CUDA_VISIBLE_DEVICES.value, jax.process_count())
+"""
+
+
+def join(**environment):
+    """A process that joins, and prints the GPUs that it would take."""
+    slurm = {
+        "SLURM_JOB_ID": str(free_port() % 4096),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "1",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "5",
+    }
+    return subprocess.run(
+        [sys.executable, "-c", JOIN],
+        env=os.environ | {"XLA_FLAGS": ""} | slurm | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_process_of_slurm_takes_its_gpu_and_one_placed_by_hand_takes_all():
+    assert join(GENJAX_DISTRIBUTED="auto").stdout == "5 1\n"
+    assert join(**environment(free_port(), 0, 1)).stdout == "all 1\n"
+
+
+def test_the_first_process_says_that_the_others_have_not_come():
+    port = free_port()
+    done = join(**environment(port, 0, 2))
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: process 0 of 2 ended")
+    assert f"another process did not join it at 127.0.0.1:{port} within 3 s" in last
 
 
 def test_a_process_without_a_coordinator_says_that_it_waits_and_then_gives_up(monkeypatch, caplog):

@@ -263,18 +263,6 @@ def test_two_processes_equal_one(cli, tmp_path, family, mesh):
             np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def test_a_signal_to_one_process_ends_both_with_its_code(cli, tmp_path):
-    arguments = [f"--config={DDPM}:tiny", *FAST, "--config.duration=2000_steps"]
-    arguments += ["--config.evals.every=", "--config.checkpoint.minutes=0"]
-    both = pair(cli, *arguments, workdir=tmp_path / "run")
-    wait_for_step(both[0], tmp_path / "run", 3)
-    both[1].send_signal(signal.SIGTERM)
-    for process in both:
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 143, err
-    assert Checkpoints(tmp_path / "run").latest() % 10 == 0
-
-
 def test_an_error_on_the_first_process_does_not_leave_the_other_waiting(cli, tmp_path):
     (tmp_path / "run").mkdir()
     with open(tmp_path / "run" / "lock", "w") as lock:
