@@ -126,7 +126,7 @@ def test_a_user_without_a_name_or_a_home(monkeypatch):
         packages.cache_root()
     monkeypatch.setenv("GENJAX_DATA", "/somewhere")
     assert str(packages.cache_root()) == "/somewhere"
-    with pytest.raises(ConfigError, match="the home folder ~ is not known"):
+    with pytest.raises(ConfigError, match="the home folder ~ is unknown"):
         files.place("~/x", "--workdir")
     assert not compilation._has_name(54321)
 
