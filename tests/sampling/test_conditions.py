@@ -71,7 +71,9 @@ def test_one_value_goes_with_as_many_as_there_are_of_the_others(tmp_path):
 
 def test_numbers_that_do_not_go_together_are_refused():
     for label in ["(1, 2)"], ["1", "2"]:
-        with pytest.raises(ConfigError, match=r"2 of label, 3 of prompt\. Expected one for all"):
+        with pytest.raises(
+            ConfigError, match=r"2 of label, 3 of prompt\. Expected one value for all"
+        ):
             conditions.parse(KNOWN, {"label": label, "prompt": ["a", "b", "c"]})
 
 

@@ -13,7 +13,7 @@ from genjax.methods import lm
 from genjax.networks import decoder
 from genjax.nn.functional import functional
 from genjax.parallel.mesh import AXES
-from genjax.sampling.draw import BATCH, draw_rows, make_draw, parse_options
+from genjax.sampling.draw import BATCH, Sampler, draw_rows, make_draw, parse_options
 
 LABEL = Field("label", (), np.dtype(np.int32), {"num_classes": 8})
 
@@ -158,9 +158,9 @@ def test_each_of_several_prompts_is_gone_on_from_as_if_alone(options):
     params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
     state = (params, mutable, jax.random.key(0))
     given = [{"prompt": rng.integers(40, size=n).astype(np.int32)} for n in (9, 2, 9, 5)]
-    alone = [draw_rows(method, ONE, [row], 1, options, *state)[0] for row in given]
+    alone = [draw_rows(Sampler(method, ONE), [row], 1, options, *state)[0] for row in given]
     assert len(np.unique(np.concatenate(alone))) > 8
-    together = draw_rows(method, ONE, given, 6, options, *state)
+    together = draw_rows(Sampler(method, ONE), given, 6, options, *state)
     assert together.dtype == np.int32
     for i, text in enumerate(together):
         expected = alone[i % 4]
@@ -179,7 +179,7 @@ def test_texts_of_several_prompts_are_drawn_apart(sizes):
     method = METHOD._replace(sample=drawing)
     given = [np.full(n, n, np.int32) for n in (2, 3, 2, 4)]
     rows = [{"prompt": prompt} for prompt in given]
-    texts = draw_rows(method, mesh(*sizes), rows, 8, {}, {}, {}, KEY)
+    texts = draw_rows(Sampler(method, mesh(*sizes)), rows, 8, {}, {}, {}, KEY)
     lengths = (texts >= 0).sum(1)
     np.testing.assert_array_equal(lengths, [3, 4, 3, 5] * 2)
     drawn = texts[np.arange(8), lengths - 1]
@@ -202,7 +202,7 @@ def test_rows_of_several_conditions_keep_together():
         for i, n in enumerate(lengths)
     ]
     rows.append({"label": np.int32(5)})  # without a prompt
-    drawn = draw_rows(method, ONE, rows, 14, {"add": 100}, {}, {}, KEY)
+    drawn = draw_rows(Sampler(method, ONE), rows, 14, {"add": 100}, {}, {}, KEY)
     assert drawn.shape == (14, 3)  # of one shape: nothing is filled up
     in_turn = [i % 6 for i in range(14)]
     sums = [10 * (i + 1) * n for i, n in enumerate(lengths)] + [0]
@@ -216,7 +216,7 @@ def test_rows_of_pictures_of_several_sizes_fill_up_their_first_axis():
         return condition["image"] + 1
 
     rows = [{"image": np.full((n, 2, 1), n, np.int32)} for n in (1, 3)]
-    drawn = draw_rows(METHOD._replace(sample=drawing), ONE, rows, 3, {}, {}, {}, KEY)
+    drawn = draw_rows(Sampler(METHOD._replace(sample=drawing), ONE), rows, 3, {}, {}, {}, KEY)
     expected = [[2, -1, -1], [4, 4, 4], [2, -1, -1]]
     np.testing.assert_array_equal(drawn, np.array(expected)[..., None, None] * np.ones((2, 1)))
 
@@ -229,7 +229,7 @@ def test_a_row_that_is_too_long_is_told_of_ahead_of_all_work():
         return condition["prompt"]
 
     rows = [{"prompt": np.zeros(n, np.int32)} for n in (2, 11, 5)]
-    draw_rows(METHOD._replace(sample=drawing), ONE, rows, 3, {}, {}, {}, KEY)
+    draw_rows(Sampler(METHOD._replace(sample=drawing), ONE), rows, 3, {}, {}, {}, KEY)
     assert list(dict.fromkeys(seen)) == [11, 5, 2]
 
 

@@ -181,7 +181,10 @@ def test_the_newest_columns_do_not_depend_on_those_to_come():
         (lambda: lg.minimum_new_tokens(1, 5, 0), "eos=5: expected a sequence of tokens"),
         (lambda: lg.minimum_new_tokens(10**10, EOS, 2), "min_new_tokens=10000000000: expected a"),
         (lambda: lg.allowed(()), "at least one token"),
-        (lambda: lg.allowed((1, 1.9)), "allowed=(1, 1.9): expected a sequence of tokens, which"),
+        (
+            lambda: lg.allowed((1, 1.9)),
+            "allowed=(1, 1.9): expected a sequence of tokens, each a whole number",
+        ),
         (lambda: lg.allowed((2**40,)), "allowed=(1099511627776,): expected a sequence"),
         (lambda: lg.banned([["a"]]), "banned=['a']: expected a sequence of tokens"),
         (lambda: lg.minimum_new_tokens(1, (7.0,), 2), "eos=(7.0,): expected a sequence of tokens"),

@@ -168,7 +168,9 @@ def test_zero_terminal_snr(name):
 
 def test_pure_noise_says_nothing_to_epsilon():
     path = paths.make("linear", 100, zero_terminal_snr=True)
-    with pytest.raises(ConfigError, match=r"nothing of the data there.*Use v, velocity, x0 or edm"):
+    with pytest.raises(
+        ConfigError, match=r"nothing about the data there.*Use v, velocity, x0 or edm"
+    ):
         parametrisation.check("epsilon", path)
     with pytest.raises(ConfigError, match="ends in pure noise"):
         parametrisation.check("epsilon", PATHS["flow"])
