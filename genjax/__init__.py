@@ -1,13 +1,14 @@
 """genjax: train generative models in JAX, with one file of pure functions per family.
 
-`train`, `load`, `read_config` and `Run` come from `genjax.library`, which is imported on first use.
+`train`, `load`, `read_config`, `examples` and `Run` come from `genjax.library`, which is imported
+on first use.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-PUBLIC = ("load", "read_config", "train", "Run")
+PUBLIC = ("examples", "load", "read_config", "train", "Run")
 
 
 def __getattr__(name: str) -> Any:

@@ -9,16 +9,21 @@ run.picture(images).save("threes.png")
 run = genjax.load("runs/digits")
 run.evaluate(judges=["fidelity"])
 run.params
+
+In a notebook a run shows its report.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import html
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
@@ -26,13 +31,16 @@ from PIL import Image
 
 from genjax import config as configs
 from genjax import modalities
-from genjax.config import ConfigError, require
+from genjax.config import ConfigError, one_of, require
+from genjax.data import catalogue
 from genjax.evals import judges
 from genjax.evals.evaluation import Evaluated
 from genjax.files import place
 from genjax.flags import parse
-from genjax.method import Field, Tree
+from genjax.interop import export
+from genjax.method import Codec, Field, Tree
 from genjax.modalities import text
+from genjax.modalities.label import class_names
 from genjax.modes.evaluate import evaluate_checkpoint
 from genjax.modes.resolve import fit_to_run, resolve
 from genjax.modes.runs import (
@@ -53,7 +61,8 @@ from genjax.train_state import TrainState
 from genjax.training import agreement
 from genjax.training.assemble import Assembly
 
-Path = str | os.PathLike
+Location = str | os.PathLike
+REPORT_HEIGHT = 600  # pixels, in a notebook
 
 
 class Run:
@@ -66,6 +75,7 @@ class Run:
       state: the whole checkpoint.
       step: step of the checkpoint.
       field: kind, shape and dtype of its samples.
+      classes: names of the labels, or their numbers; () for data without labels.
     """
 
     def __init__(
@@ -86,11 +96,20 @@ class Run:
         self.params: dict[str, Tree] = parameters(assembly, workdir, state, weights)
         self.step = int(state.step)
         self.field: Field = assembly.method.output or assembly.spec.generated
+        self.classes: tuple[str, ...] = class_names(assembly.spec)
         self._sampler = Sampler(assembly.method, assembly.mesh)
 
     def __repr__(self) -> str:
         """Its folder, method and step."""
         return f"Run({str(self.workdir)!r}, method {self.config.method!r}, step {self.step})"
+
+    def _repr_html_(self) -> str:
+        """Its report, for a notebook; its folder, method and step if it has none."""
+        report = self.workdir / "report.html"
+        if not report.is_file():
+            return html.escape(repr(self))
+        page = html.escape(report.read_text(encoding="utf-8"))
+        return f'<iframe srcdoc="{page}" width="100%" height="{REPORT_HEIGHT}"></iframe>'
 
     def sample(self, num: int | None = None, *, seed: int = 0, **given: Any) -> np.ndarray:
         """Draws samples; they equal those of `--mode=sample` with the same seed.
@@ -155,6 +174,47 @@ class Run:
             raise ConfigError(f"samples of kind {self.field.kind!r} have no picture.")
         return Image.fromarray(pixels)
 
+    def encode(self, examples: np.ndarray) -> np.ndarray:
+        """The codes [N, ...] of examples of the data: of a VAE the means, of a VQ-VAE the tokens.
+
+        Raises:
+          ConfigError: the run is no autoencoder.
+        """
+        return self._coded(self._codec[0], {self.assembly.spec.target: examples})
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """The examples of codes, in the format of the data.
+
+        Raises:
+          ConfigError: the run is no autoencoder.
+        """
+        return self._coded(self._codec[1], codes)
+
+    @functools.cached_property
+    def _codec(self) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
+        """`encode` and `decode` of the method, compiled."""
+        codec: Codec | None = self.assembly.method.codec
+        if codec is None:
+            raise ConfigError(
+                f"{self} has no codes. Expected a run of an autoencoder, such as vae or vqvae."
+            )
+        return jax.jit(codec.encode), jax.jit(codec.decode)
+
+    def _coded(self, function: Callable[..., jax.Array], values: Tree) -> np.ndarray:
+        with fast_on_cpu(self.config), jax.set_mesh(self.assembly.mesh):
+            return np.asarray(function(self.params, self.state.mutable, values))
+
+    def export(self, folder: Location, format: str = "huggingface") -> Path:
+        """Writes the model as another library has it, as `--mode=export` does; gives the folder.
+
+        Raises:
+          ConfigError: the format does not know such a model, or the folder is not empty.
+        """
+        target = Path(folder)
+        export.require_empty(target)
+        export.write(format, target, self.config, self.assembly.spec, self.params)
+        return target
+
     def evaluate(
         self, split: str = "", judges: Sequence[str] = (), **keys: Any
     ) -> dict[str, float]:
@@ -204,9 +264,30 @@ def read_config(name: str, overrides: Mapping[str, Any] | None = None) -> Config
     return configs.load(configs.located(name), overrides, judges.with_sections)
 
 
+def examples(config: ConfigDict, num: int = 64, split: str = "train") -> dict[str, np.ndarray]:
+    """Examples of the data of a config as evaluations see them, fetched first if need be.
+
+    Args:
+      config: what `read_config` gives, or that of a run.
+      num: how many, spread over the whole split; the same ones every time.
+      split: of the data: "train", "validation" or "test".
+
+    Returns:
+      Name of the field -> array [num, ...], such as "image" and "label".
+
+    Raises:
+      ConfigError: the data are not there, or have no such split.
+    """
+    with logging_to(None):
+        dataset = catalogue.load(config.dataset)
+    one_of("split", split, tuple(dataset.splits))
+    transform = modalities.transforms(config.dataset, dataset.spec, train=False)
+    return conditions.held_out(dataset.splits[split], num, transform)
+
+
 def train(
     config: str | ConfigDict,
-    workdir: Path,
+    workdir: Location,
     overrides: Mapping[str, Any] | None = None,
     *,
     on_eval: Callable[[Evaluated], None] | None = None,
@@ -247,7 +328,7 @@ def train(
 
 
 def load(
-    workdir: Path,
+    workdir: Location,
     checkpoint: str | int = "",
     *,
     ema: str | float = "",

@@ -33,7 +33,7 @@ from genjax.evals import judges
 from genjax.evals.judges import fidelity
 from genjax.files import any_encoding, is_local, place, trouble, write_atomic
 from genjax.flags import parse
-from genjax.interop.export import write
+from genjax.interop.export import require_empty, write
 from genjax.modes.chat import chat
 from genjax.modes.evaluate import evaluate
 from genjax.modes.mixture import solvers_of_mixture
@@ -95,8 +95,7 @@ def export(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) ->
     """
     require(jax.process_count() == 1, "--mode", "export", "one process")
     target = local_output(flags.output, folder / flags.format)
-    if target.exists() and any(target.iterdir()):
-        raise ConfigError(f"{target} is not empty: give another --output, or delete it.")
+    require_empty(target)
     run, state = restored(config, folder, flags.checkpoint)
     params = parameters(run, folder, state, weights_of(flags))
     write(flags.format, target, config, run.spec, params)

@@ -18,6 +18,12 @@ Tree = Any
 FORMATS = ("huggingface",)
 
 
+def require_empty(folder: Path) -> None:
+    """Raises ConfigError if there is something in a folder that is to be written."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty: give another --output, or delete it.")
+
+
 def write(
     kind: str,
     folder: Path,

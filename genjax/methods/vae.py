@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from genjax.checks import ConfigError, Range, Weight, Width, one_of
 from genjax.config import construct, read_options
 from genjax.durations import steps_within
-from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree, find_module
+from genjax.method import Aux, Batch, Codec, DataSpec, Method, Phase, Rules, Tree, find_module
 from genjax.modalities.image import image_shape
 from genjax.modalities.label import class_names, label_condition, num_classes, required_classes
 from genjax.nn import likelihoods
@@ -367,6 +367,17 @@ def sample(
     return model.centre(params["vae"], mutable["vae"], z, classes)
 
 
+def encode(model: Autoencoder, params: dict, mutable: dict, batch: Batch) -> Float[Array, "B Z"]:
+    """The means of q(z | x). Bernoulli pixels are drawn as in training, always by the same key."""
+    x, _ = model.data(batch, jax.random.key(0))
+    return model.posterior(params["vae"], mutable["vae"], x, None)[0]
+
+
+def decode(model: Autoencoder, params: dict, mutable: dict, z: Float[Array, "B Z"]) -> Array:
+    """The centre of p(x | z), as the data are."""
+    return model.centre(params["vae"], mutable["vae"], z, None)
+
+
 def pictures(
     model: Autoencoder, params: dict, mutable: dict, batch: Batch, key: Array
 ) -> dict[str, Array]:
@@ -413,6 +424,7 @@ def from_networks(
             params["log_scale"] = jnp.zeros(())
         return {"vae": params}, {"vae": mutable}
 
+    codec = Codec(("vae",), partial(encode, model), partial(decode, model))
     return Method(
         init=init,
         phases=(Phase("vae", partial(loss, model)),),
@@ -421,6 +433,7 @@ def from_networks(
         rules=(("log_scale$", replicate), *rules),
         pictures=partial(pictures, model),
         conditions=label_condition(spec, options.class_conditional),
+        codec=None if options.class_conditional else codec,  # which is given no labels
     )
 
 

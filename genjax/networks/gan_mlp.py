@@ -66,7 +66,7 @@ class Generator(nnx.Module):
             width = features
         self.layers, self.norms = nnx.Dict(layers), nnx.Dict(norms)
         self.out = Linear(width, math.prod(shape), init=init, dtype=dtype, rngs=rngs)
-        self.shape, self.output = tuple(shape), output
+        self.shape, self.output, self.batch_norm = tuple(shape), output, batch_norm
 
     def __call__(
         self,
@@ -80,7 +80,7 @@ class Generator(nnx.Module):
         h = self.latent(z, label)
         for name in sorted(self.layers, key=int):
             h = self.layers[name](h)
-            h = nnx.relu(self.norms[name](h, train) if name in self.norms else h)
+            h = nnx.relu(self.norms[name](h, train) if self.batch_norm else h)
         x = OUTPUTS[self.output](self.out(h).astype(jnp.float32))
         return x.reshape(len(z), *self.shape)
 

@@ -84,7 +84,7 @@ class Discriminator(nnx.Module):
             if has_norm:
                 norms[str(i)] = BatchNorm(features)
             width = features
-        self.convs, self.norms = nnx.Dict(convs), nnx.Dict(norms)
+        self.convs, self.norms, self.normed = nnx.Dict(convs), nnx.Dict(norms), tuple(norms)
 
     def __call__(
         self,
@@ -98,7 +98,7 @@ class Discriminator(nnx.Module):
             name = str(i)
             height, width = (_conv_output_size(size, stride) for size in x.shape[1:3])
             x = self.convs[name](x)[:, :height, :width]
-            if name in self.norms:
+            if name in self.normed:
                 x = self.norms[name](x, train)
             if i + 1 < len(self.strides):
                 x = nnx.leaky_relu(x, 0.2)

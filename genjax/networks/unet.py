@@ -159,7 +159,7 @@ class Level(nnx.Module):
                 for i, (_, cout) in enumerate(channels if heads else [])
             }
         )
-        self.resample = resample
+        self.resample, self.attends = resample, bool(heads)
 
     def block(
         self,
@@ -172,7 +172,7 @@ class Level(nnx.Module):
     ) -> Float[Array, "B H W F"]:
         """Applies residual block `i`, then its attention if this level has any."""
         x = self.blocks[str(i)](x, embedding, key, train)
-        return self.attention[str(i)](x, context) if str(i) in self.attention else x
+        return self.attention[str(i)](x, context) if self.attends else x
 
 
 def _check(

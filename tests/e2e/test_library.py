@@ -1,5 +1,6 @@
 """`genjax.train` and `genjax.load` do what the command line does; the installed package too."""
 
+import html
 import re
 import shutil
 import subprocess
@@ -125,3 +126,32 @@ def test_a_wheel_has_the_configs_and_runs_from_any_folder(tmp_path):
         check=True,
     ).stdout
     assert "installed/genjax/configs/ddpm.py" in printed
+
+
+def test_an_autoencoder_has_codes_and_other_runs_say_that_they_have_none(trained, tmp_path):
+    short = {"duration": "2_steps", "steps_per_dispatch": 1, "evals.limit": 8, "batch_size": 8}
+    vae = genjax.train("vae:tiny", tmp_path / "vae", short)
+    images = genjax.examples(vae.config, 5, split="validation")["image"]
+    assert images.shape == (5, 8, 8, 1)
+    codes = vae.encode(images)
+    assert codes.shape == (5, vae.config.vae.latent_dim)
+    assert vae.decode(codes).shape == images.shape
+    with pytest.raises(ConfigError, match=r"has no codes. Expected a run of an autoencoder"):
+        trained[0].encode(images)
+    with pytest.raises(ConfigError, match="split='dev': expected one of train, validation, test"):
+        genjax.examples(vae.config, 5, split="dev")
+
+
+def test_a_notebook_shows_the_report(trained):
+    run, _ = trained
+    frame = run._repr_html_()
+    assert frame.startswith('<iframe srcdoc="&lt;!DOCTYPE html&gt;')
+    assert html.unescape(frame.split('"')[1]) == (run.workdir / "report.html").read_text()
+
+
+def test_only_what_a_format_knows_is_exported_and_nothing_is_overwritten(trained, tmp_path):
+    with pytest.raises(ConfigError, match="is for language models"):
+        trained[0].export(tmp_path / "new")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="is not empty"):
+        trained[0].export(tmp_path)

@@ -382,3 +382,12 @@ def test_labels_for_a_model_that_knows_none():
     method, params, mutable = toy()
     with pytest.raises(ConfigError, match=r"has no such.*vae\.class_conditional=True"):
         method.sample(params, mutable, KEY, 2, {"label": jnp.array([0, 1])})
+
+
+def test_the_code_of_an_example_is_the_posteriors_mean():
+    method, params, mutable = toy()
+    codec = method.codec
+    code = codec.encode(params, mutable, {"image": X})
+    np.testing.assert_allclose(code, X * GAIN / (GAIN**2 + NOISE**2), rtol=1e-5)
+    np.testing.assert_allclose(codec.decode(params, mutable, code), GAIN * code, rtol=1e-6)
+    assert toy(class_conditional=True)[0].codec is None  # it is given no labels
