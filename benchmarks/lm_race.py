@@ -29,6 +29,7 @@ from genjax.data.alphabets import Bytes
 from genjax.method import DataSpec, Field
 from genjax.modes.runs import fast_on_cpu
 from genjax.nn.cpu.memory import keep_heap
+from genjax.nn.heads import side_by_side
 from genjax.training.assemble import assemble
 
 VALUES, BATCH = 65, 12
@@ -93,6 +94,8 @@ def golden(size, path):
         for name in LAYERS:
             for i in range(SIZES[size][0]):
                 layer = {k: p[i] for k, p in tree["body"]["blocks"][name].items()}
+                if name == "qkv":
+                    layer["kernel"] = side_by_side(layer["kernel"], SIZES[size][2])
                 weight = layer["kernel"].T if "kernel" in layer else layer["scale"]
                 found[f"blocks.{i}.{name}.weight"] = weight
         return found

@@ -50,6 +50,7 @@ from genjax.networks import dit
 from genjax.nn.cpu import onednn
 from genjax.nn.cpu.memory import keep_heap
 from genjax.nn.functional import functional
+from genjax.nn.heads import side_by_side
 from genjax.parallel.rules import path_name
 from genjax.sampling import bound
 from genjax.sampling.draw import planned
@@ -185,6 +186,10 @@ def flattened(tree):
     """Path -> array. Those of the DiT, stacked over its blocks, are taken apart as torch's are."""
     named = {path_name(path): p for path, p in jax.tree_util.tree_leaves_with_path(tree)}
     stack = "denoiser/blocks/"
+    named = {
+        name: side_by_side(p, DIT["width"]) if name.startswith(f"{stack}qkv/") else p
+        for name, p in named.items()
+    }
     return {
         name.replace(stack, f"{stack}{i}/") if name.startswith(stack) else name: part
         for name, p in named.items()

@@ -144,7 +144,8 @@ def base() -> ConfigDict:
                 # how often to keep the averages of `power` (at least two) to derive other lengths
                 "snapshots": "",
             },
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # -1: all remaining devices
+            # devices along each axis; -1: all remaining devices
+            "mesh": {"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1},
             "checkpoint": {
                 "every": "",
                 "minutes": 5.0,  # of wall time; 0 is off
@@ -200,6 +201,7 @@ RANGES: dict[str, Any] = {
     "ema.power": tuple[Annotated[float, Range(0, 12**-0.5, above=True, below=True)], ...],
     "mesh.data": Annotated[int, Range(1, 2**20, off=-1)],
     "mesh.fsdp": Annotated[int, Range(1, 2**20, off=-1)],
+    "mesh.sequence": Annotated[int, Range(1, 2**20, off=-1)],
     "mesh.tensor": Annotated[int, Range(1, 2**20, off=-1)],
     "checkpoint.minutes": Annotated[float, Range(0, 1e6)],
     "checkpoint.keep": Annotated[int, Range(1, 100_000)],

@@ -161,7 +161,7 @@ def test_a_stored_config_gets_the_defaults_of_what_it_lacks(file):
     stored = configs.from_json(configs.to_json(configs.load(file, {"ema.decay": "0.9"})))
     del stored.ema.power, stored.mesh
     filled, missing = configs.filled(stored)
-    assert missing == ["ema.power", "mesh.data", "mesh.fsdp", "mesh.tensor"]
+    assert missing == ["ema.power", "mesh.data", "mesh.fsdp", "mesh.sequence", "mesh.tensor"]
     assert configs.to_json(filled) == configs.to_json(configs.load(file, {"ema.decay": "0.9"}))
     with pytest.raises(ValueError, match="no method"):
         configs.filled(ConfigDict({"seed": 3}))

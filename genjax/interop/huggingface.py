@@ -23,6 +23,7 @@ from genjax.data import subwords
 from genjax.files import read_json
 from genjax.interop import huggingface_config, safetensors
 from genjax.interop.huggingface_config import Description, Options
+from genjax.nn.heads import grouped, side_by_side
 
 Tree = Any
 
@@ -106,16 +107,34 @@ _FAMILIES = {
 
 
 class _Leaf(NamedTuple):
-    """One of our parameters, and their tensors that are concatenated in it, for every layer."""
+    """One of our parameters, and their tensors that are concatenated in it, for every layer.
+
+    Attributes:
+      path: of our parameter.
+      names: of their tensors; if empty, the parameter is zero.
+      shapes: of their tensors as [in, out], without the layer axis.
+      turned: whether their tensors are [out, in].
+      kv_heads: if above 0, our columns are grouped by this many key heads (`nn.heads.grouped`).
+      queries: the number of query columns, if they are.
+    """
 
     path: str
-    names: tuple[str, ...]  # theirs; if empty, the parameter is zero
-    shapes: tuple[tuple[int, ...], ...]  # in our layout, without the layer axis
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
     turned: bool = False
+    kv_heads: int = 0
+    queries: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of our parameter, without the layer axis."""
+        *lead, columns = self._concatenated
+        return (
+            (*lead, self.kv_heads, columns // self.kv_heads) if self.kv_heads else (*lead, columns)
+        )
+
+    @property
+    def _concatenated(self) -> tuple[int, ...]:
         return (*self.shapes[0][:-1], sum(shape[-1] for shape in self.shapes))
 
     def expected(self, depth: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -128,20 +147,24 @@ class _Leaf(NamedTuple):
         """Our parameter, in float32, from their tensors."""
         stacked = self.path.startswith(_STACKED)
         stack = np.zeros((depth if stacked else 1, *self.shape), np.float32)
-        for layer, layer_array in enumerate(stack):
-            start = 0
+        for layer, ours in enumerate(stack):
+            layer_array, start = np.zeros(self._concatenated, np.float32), 0
             for name in self.names:
                 array = tensors[name.format(layer)]
                 array = array.T if self.turned else array
                 layer_array[..., start : start + array.shape[-1]] = array
                 start += array.shape[-1]
+            by_head = (self.kv_heads, self.queries)
+            ours[...] = grouped(layer_array, *by_head) if self.kv_heads else layer_array
         return stack if stacked else stack[0]
 
     def split(self, ours: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Names and tensors for their file, as views of our parameter."""
+        """Names and tensors for their file; views of our parameter if it is not grouped."""
         layers = ours if self.path.startswith(_STACKED) else ours[None]
         for layer, layer_array in enumerate(layers):
             start = 0
+            if self.kv_heads:
+                layer_array = side_by_side(layer_array, self.queries)
             for name, shape in zip(self.names, self.shapes, strict=True):
                 array = layer_array[..., start : start + shape[-1]]
                 yield name.format(layer), array.T if self.turned else array
@@ -177,10 +200,12 @@ def _leaves(model: Description) -> Iterator[_Leaf]:
         elif last in sizes:
             inner, outer = sizes[last]
             outer = outer if len(names) == len(outer) else (sum(outer),)
-            yield _Leaf(f"{path}/kernel", weights, tuple((inner, n) for n in outer), turned)
+            by_head = (o["kv_heads"], queries) if last == "qkv" else ()
+            shapes = tuple((inner, n) for n in outer)
+            yield _Leaf(f"{path}/kernel", weights, shapes, turned, *by_head)
             if o["bias"]:
                 theirs = () if last in model.bare else biases
-                yield _Leaf(f"{path}/bias", theirs, tuple((n,) for n in outer))
+                yield _Leaf(f"{path}/bias", theirs, tuple((n,) for n in outer), False, *by_head)
 
 
 def _match(

@@ -13,9 +13,10 @@ from genjax.checks import Depth, OtherWidth, Positive, Rate, Weight, Width, one_
 from genjax.networks import transformer
 from genjax.networks.kv_cache import Cache, placed
 from genjax.networks.sequence import Head, embedding, small
-from genjax.networks.transformer import Transformer
+from genjax.networks.transformer import STREAM, Transformer
 from genjax.nn.layers import dropout, plus
 from genjax.nn.positions import sinusoidal
+from genjax.parallel.layout import laid
 
 RULES = transformer.RULES
 
@@ -127,7 +128,8 @@ class Network(nnx.Module):
         h = dropout(h, self.dropout, keys[0], train)
         options = {"segment": segment, "cache": cache, "capacity": capacity}
         h, cache = self.body(h, **options, key=keys[1], train=train)
-        return self.head(h[:, -1:] if capacity else h, self.embed), cache
+        logits = self.head(h[:, -1:] if capacity else h, self.embed)
+        return laid(logits, *STREAM), cache
 
     def _add_positions(
         self, h: Float[Array, "B T D"], index: Int[Array, "B T"]

@@ -23,8 +23,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from genjax.checks import Depth, Kernel, Positive, Rate, Width
 from genjax.config import one_of, require
-from genjax.networks.transformer import REMAT, named, normal
+from genjax.networks.sequence import check_split
+from genjax.networks.transformer import HIDDEN, REMAT, STREAM, named, normal
 from genjax.nn.attention import across, attention
+from genjax.nn.heads import QueryKeyValue
 from genjax.nn.layers import (
     Embed,
     LayerNorm,
@@ -36,6 +38,7 @@ from genjax.nn.layers import (
     space_to_depth,
     standardised,
     times,
+    uniform_fan_avg,
     zeros,
 )
 from genjax.nn.positions import (
@@ -45,15 +48,19 @@ from genjax.nn.positions import (
     sinusoidal,
     sinusoidal_of_grid,
 )
+from genjax.parallel.layout import EXAMPLES, laid
 from genjax.parallel.rules import Rules, fsdp, replicate, tensor
 
-# Stacked over depth, a kernel is [L, in, out].
+# Stacked over depth, a kernel is [L, in, out]; those of qkv and pair are [L, in, N, out / N].
 RULES: Rules = (
-    (r"blocks/(qkv|query|pair|up)/kernel$", tensor(-1)),
-    (r"blocks/(merge|merge_cross|down)/kernel$", tensor(-2)),
+    (r"blocks/(query|up)/kernel$", tensor(-1)),
+    (r"blocks/(qkv|pair|merge|merge_cross|down)/kernel$", tensor(-2)),
     (r"(kernel|embedding)$", fsdp),
     (r"(scale|bias)$", replicate),
 )
+
+# How the mesh splits an embedding [B, D] of time or label.
+VECTOR = (EXAMPLES, None)
 
 POSITIONS = ("sincos", "rotary")
 CONDITIONS = ("adaln", "in_context", "cross_attention")
@@ -122,13 +129,15 @@ class Block(nnx.Module):
         linear = partial(Linear, dtype=o.dtype, rngs=rngs)
         self.modulation = linear(D, 6 * D, init=zeros) if adaptive else None
         self.norm1, self.norm2 = (None if adaptive else LayerNorm(D, eps=EPS) for _ in range(2))
-        self.qkv, self.merge = linear(D, 3 * D), linear(D, D)
+        N, H = o.heads, D // o.heads
+        heads = partial(QueryKeyValue, init=uniform_fan_avg, dtype=o.dtype, rngs=rngs)
+        self.qkv, self.merge = heads(D, N, N, H), linear(D, D)
         self.up, self.down = linear(D, o.hidden), linear(o.hidden, D)
         if o.cross:
             # If it sees the context only, it starts at zero (Chen et al. 2023, PixArt).
             init = {} if o.condition == "cross_attention" else {"init": zeros}
             self.norm_cross = LayerNorm(D, eps=EPS)
-            self.query, self.pair = linear(D, D), linear(D, 2 * D)
+            self.query, self.pair = linear(D, D), heads(D, 0, N, H)
             self.merge_cross = linear(D, D, **init)
         self.options = o
 
@@ -140,47 +149,44 @@ class Block(nnx.Module):
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
         modulation1 = modulation2 = gate1 = gate2 = None
         if self.modulation is not None:
-            six = jnp.split(named(self.modulation(beside.vector)), 6, axis=-1)
+            six = named(laid(self.modulation(beside.vector), *VECTOR))
+            six = jnp.split(six, 6, axis=-1)
             modulation1, gate1, modulation2, gate2 = six[0:2], six[2], six[3:5], six[5]
 
         def add(x: Array, h: Array, gate: Array | None, key: Array | None) -> Array:
             h = dropout(h, o.dropout, key, train)
-            return x + (h if gate is None else times(h, gate[:, None]))
+            return laid(x + (h if gate is None else times(h, gate[:, None])), *STREAM)
 
         h = part(lambda x, m: self.qkv(normalised(self.norm1, x, *m)))(x, modulation1 or ())
         h = part(partial(self._self_attention, turn=beside.turn))(named(h))
-        x = add(x, named(self.merge(h)), gate1, keys[0])
+        x = add(x, named(self.merge(laid(h, *HIDDEN))), gate1, keys[0])
         if o.cross:
-            query = part(lambda x: self.query(self.norm_cross(x)))(x)
+            query = part(lambda x: laid(self.query(self.norm_cross(x)), *HIDDEN))(x)
             pair = self.pair(beside.tokens)
             h = part(partial(self._cross_attention, mask=beside.mask))(named(query), named(pair))
-            x = add(x, named(self.merge_cross(h)), None, keys[1])
-        h = part(lambda x, m: self.up(normalised(self.norm2, x, *m)))(x, modulation2 or ())
+            x = add(x, named(self.merge_cross(laid(h, *HIDDEN))), None, keys[1])
+        h = part(lambda x, m: laid(self.up(normalised(self.norm2, x, *m)), *HIDDEN))(
+            x, modulation2 or ()
+        )
         h = part(lambda h: self.down(jax.nn.gelu(h.astype(jnp.float32))))(named(h))
         return add(x, named(h), gate2, keys[2])
 
-    def _split_heads(self, x: Float[Array, "B T F"]) -> Float[Array, "B T M H"]:
-        return x.reshape(*x.shape[:2], -1, self.options.width // self.options.heads)
-
     def _self_attention(
-        self, qkv: Float[Array, "B T F"], turn: Rotation | None
+        self, heads: Float[Array, "B T N F"], turn: Rotation | None
     ) -> Float[Array, "B T D"]:
-        N = self.options.heads
-        turned, value = jnp.split(self._split_heads(qkv), [2 * N], axis=2)
-        turned = turned if turn is None else rotate(turned, turn)
-        mixed = attention(*jnp.split(turned, 2, axis=2), value)
-        return mixed.reshape(*qkv.shape[:2], -1)
+        turned, value = self.qkv.turned_and_value(heads)
+        query, key = self.qkv.query_and_key(turned if turn is None else rotate(turned, turn))
+        return attention(query, key, value).reshape(*heads.shape[:2], -1)
 
     def _cross_attention(
         self,
         query: Float[Array, "B T D"],
-        pair: Float[Array, "B S F"],
+        pair: Float[Array, "B S N F"],
         mask: Bool[Array, "B S"] | None,
     ) -> Float[Array, "B T D"]:
         """Attention to the tokens; zero for an example whose mask hides all of them."""
-        mixed = across(
-            self._split_heads(query), *jnp.split(self._split_heads(pair), 2, axis=2), mask
-        )
+        heads = query.reshape(*query.shape[:2], self.options.heads, -1)
+        mixed = across(heads, *self.pair.turned_and_value(pair), mask)
         return mixed.reshape(query.shape)
 
 
@@ -316,6 +322,7 @@ class Network(nnx.Module):
           The prediction, float32.
 
         Raises:
+          ConfigError: a mesh cannot split the tokens.
           ValueError: a label, vector or context is missing, or the network was built without it.
         """
         o, N = self.options, self.grid[0] * self.grid[1]
@@ -338,9 +345,14 @@ class Network(nnx.Module):
             if mask is not None:
                 mask = jnp.pad(mask, ((0, 0), (stacked.shape[1], 0)), constant_values=True)
             tokens = stacked if tokens is None else jnp.concatenate([stacked, tokens], axis=1)
-        h = self._run(h, Beside(vector, turn, tokens, mask), key, train)[:, :N]
-        modulation = () if vector is None else jnp.split(self.modulation(vector), 2, axis=-1)
-        h = self.head(normalised(self.norm, h, *modulation)).reshape(len(x), *self.grid, -1)
+        if train:
+            check_split(h.shape[1], o.heads)
+        h = self._run(laid(h, *STREAM), Beside(vector, turn, tokens, mask), key, train)[:, :N]
+        modulation = ()
+        if vector is not None:
+            modulation = jnp.split(laid(self.modulation(vector), *VECTOR), 2, axis=-1)
+        h = laid(self.head(normalised(self.norm, h, *modulation)), *STREAM)
+        h = h.reshape(len(x), *self.grid, -1)
         return depth_to_space(h, self.patch_size).astype(jnp.float32)
 
     def _position_encoding(self) -> tuple[Float[Array, "H W D"] | None, Rotation | None]:
@@ -361,8 +373,8 @@ class Network(nnx.Module):
             raise ValueError(
                 f"label: the network has num_classes={self.num_classes}, and {problem}"
             )
-        time = self.time1(sinusoidal(t, TIME_FEATURES))
-        time = self.time2(activated(nnx.silu, time))
+        time = laid(self.time1(sinusoidal(t, TIME_FEATURES)), *VECTOR)
+        time = laid(self.time2(activated(nnx.silu, time)), *VECTOR)
         if (vector is None) == (self.vector_width > 0):
             problem = "none was given" if vector is None else f"shape {vector.shape} was given"
             raise ValueError(

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from genjax.checks import Blocks, Positive, Rate, Share, Width
 from genjax.config import ConfigError, require
+from genjax.networks.unet import HIDDEN, STREAM
 from genjax.nn.attention import attention
 from genjax.nn.layers import dropout, times, upsample_nearest
 from genjax.nn.magnitude import (
@@ -25,6 +26,7 @@ from genjax.nn.magnitude import (
     normalise,
     pixel_norm,
 )
+from genjax.parallel.layout import EXAMPLES, UNITS, laid
 from genjax.parallel.rules import Rules, fsdp, replicate, tensor
 
 # Column-parallel into a block, row-parallel out of it; every other matrix over fsdp alone.
@@ -168,14 +170,14 @@ class Block(nnx.Module):
             x = downsample_average(x) if place.resample == "down" else upsample_nearest(x)
         if not place.decodes:
             x = pixel_norm(self._apply_shortcut(x))
-        y = self.conv1(mp_silu(x))
-        scale = 1 + self.modulation(embedding, self.gain[...])
+        y = laid(self.conv1(mp_silu(x)), *HIDDEN)
+        scale = 1 + laid(self.modulation(embedding, self.gain[...]), EXAMPLES, UNITS)
         y = mp_silu(times(y, scale[:, None, None, :]))
         y = self.conv2(dropout(y, options.dropout, key, train))
         x = mp_sum(self._apply_shortcut(x) if place.decodes else x, y, options.residual_balance)
         if self.attention is not None:
             x = mp_sum(x, self.attention(x), options.attention_balance)
-        return jnp.clip(x, -options.clip, options.clip)
+        return laid(jnp.clip(x, -options.clip, options.clip), *STREAM)
 
     def _apply_shortcut(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W F"]:
         return x if self.shortcut is None else self.shortcut(x)
@@ -337,6 +339,7 @@ class Network(nnx.Module):
         embedding = self._embedding(t, label, vector)
         x = x.astype(self.dtype)
         h = self.stem(jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1))
+        h = laid(h, *STREAM)
         skips = [h]
         for i in range(len(self.encoder)):
             block_key = None if key is None else jax.random.fold_in(key, i)
@@ -347,7 +350,7 @@ class Network(nnx.Module):
             block = self.decoder[str(i)]
             h = mp_cat(h, skips.pop(), self.concat_balance) if block.place.skip else h
             h = block(h, embedding, block_key, train)
-        return self.head(h, self.gain[...]).astype(jnp.float32)
+        return laid(self.head(h, self.gain[...]).astype(jnp.float32), *STREAM)
 
     def _embedding(
         self,
@@ -374,7 +377,7 @@ class Network(nnx.Module):
             raise ValueError(f"vector: {problem}.")
         if vector is not None:
             embedding = mp_sum(embedding, self.vector(vector), self.label_balance)
-        return mp_silu(embedding)
+        return laid(mp_silu(embedding), EXAMPLES, None)
 
 
 class Uncertainty(nnx.Module):

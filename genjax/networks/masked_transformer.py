@@ -11,8 +11,9 @@ from genjax.checks import Depth, OtherWidth, Rate, Weight, Width, one_of, requir
 from genjax.networks import transformer
 from genjax.networks.kv_cache import placed
 from genjax.networks.sequence import small
-from genjax.networks.transformer import Transformer
+from genjax.networks.transformer import STREAM, Transformer
 from genjax.nn.layers import Embed, Linear, contract, dropout, plus, sinusoidal_embedding
+from genjax.parallel.layout import laid
 
 RULES = transformer.RULES
 
@@ -134,7 +135,7 @@ class Network(nnx.Module):
             h = plus(h, self.time2(jax.nn.silu(embedded.astype(jnp.float32)))[:, None])
         h = dropout(h, self.dropout, keys[0], train)
         h, _ = self.body(h, segment=segment, key=keys[1], train=train)
-        return self._logits(h)
+        return laid(self._logits(h), *STREAM)
 
     def _logits(self, h: Float[Array, "B S D"]) -> Float[Array, "B S K"]:
         kernel, (B, S, D) = self.kernel[...].astype(h.dtype), h.shape

@@ -26,7 +26,9 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from genjax.checks import require
 from genjax.nn.layers import Embed, Initializer, Linear, contract
+from genjax.parallel.layout import LENGTH, UNITS, ways
 
 small = jax.nn.initializers.normal(0.02)  # Radford et al. 2019
 
@@ -77,6 +79,21 @@ def one_segment(segment: Any, cache: Any) -> None:
     """Raises ValueError if both are given: what follows a cache is in its last segment."""
     if segment is not None and cache is not None:
         raise ValueError("segment and cache: expected at most one of them; pass segment=None")
+
+
+def check_split(positions: int, heads: int) -> None:
+    """Checks that a mesh which splits the length can do so.
+
+    Raises:
+      ConfigError: it has an axis `sequence` that does not divide the positions, or that does not
+        divide the heads together with `tensor`.
+    """
+    length, parts = ways(LENGTH), ways(UNITS, LENGTH)
+    if length > 1:
+        expected = f"a multiple of config.mesh.sequence={length}, which splits them"
+        require(positions % length == 0, "positions", positions, expected)
+        expected = f"a multiple of config.mesh.sequence x tensor = {parts}, which split them"
+        require(heads % parts == 0, "heads", heads, expected)
 
 
 def begins(segment: Int[Array, "B T"]) -> Bool[Array, "B T"]:

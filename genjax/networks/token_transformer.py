@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, Int
 from genjax.checks import Depth, Rate, Width
 from genjax.networks import transformer
 from genjax.networks.kv_cache import Cache
-from genjax.networks.transformer import Transformer, normal
+from genjax.networks.transformer import STREAM, Transformer, normal
 from genjax.nn.layers import Embed, contract, plus
+from genjax.parallel.layout import laid
 
 RULES = transformer.RULES
 
@@ -89,7 +90,7 @@ class Network(nnx.Module):
             x = jnp.concatenate([first[:, None], before], axis=1)
             x = plus(x, self.positions[...])
             h, _ = self.body(x, key=key, train=train)
-            return self._logits(h, jnp.arange(self.S) % self.Q), None
+            return laid(self._logits(h, jnp.arange(self.S) % self.Q), *STREAM), None
         x = first if cache is None else self.token(index + self.K * ((position - 1) % self.Q))
         x = plus(x, self.positions[...][position])
         h, cache = self.body(x[:, None], cache=cache, capacity=0 if cache else self.S)

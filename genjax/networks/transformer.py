@@ -29,16 +29,21 @@ from genjax.checks import (
     require,
 )
 from genjax.networks.kv_cache import Cache, bits, held_segments, placed, write
-from genjax.networks.sequence import one_segment, visible, visible_of
+from genjax.networks.sequence import check_split, one_segment, visible, visible_of
 from genjax.nn.attention import attention
+from genjax.nn.heads import QueryKeyValue
 from genjax.nn.layers import LayerNorm, Linear, RMSNorm, dropout
 from genjax.nn.positions import Rotation, frequencies, rotate, rotation
+from genjax.parallel.layout import EXAMPLES, LENGTH, UNITS, laid
 from genjax.parallel.rules import Rules, fsdp, replicate, tensor
 
-# Stacked over depth, a kernel is [L, in, out].
+# How the mesh splits what goes from block to block, and what is inside one: [B, T, D], [B, T, F].
+STREAM, HIDDEN = (EXAMPLES, LENGTH, None), (EXAMPLES, LENGTH, UNITS)
+
+# Stacked over depth, a kernel is [L, in, out], and that of qkv [L, in, K, out / K].
 RULES: Rules = (
-    (r"blocks/(qkv|up|gate)/kernel$", tensor(-1)),
-    (r"blocks/(merge|down)/kernel$", tensor(-2)),
+    (r"blocks/(up|gate)/kernel$", tensor(-1)),
+    (r"blocks/(qkv|merge|down)/kernel$", tensor(-2)),
     (r"(kernel|embedding)$", fsdp),
     (r"(scale|bias|positions)$", replicate),
 )
@@ -166,8 +171,8 @@ class Block(nnx.Module):
         inner = {"init": normal(o.init_std), "dtype": o.dtype, "rngs": rngs}
         back = {**inner, "init": normal(o.init_std / math.sqrt(2 * o.depth)), "use_bias": o.bias}
         self.norm1, self.norm2 = norm(o), norm(o)
-        features = (o.heads + 2 * o.kv_heads) * o.head_size
-        self.qkv = Linear(o.width, features, use_bias=o.bias, **inner)
+        heads = (o.heads, o.kv_heads, o.head_size)
+        self.qkv = QueryKeyValue(o.width, *heads, use_bias=o.bias, **inner)
         self.merge = Linear(o.heads * o.head_size, o.width, **back)
         self.up = Linear(o.width, o.hidden, use_bias=o.bias, **inner)
         gated = o.activation in GATED
@@ -179,15 +184,11 @@ class Block(nnx.Module):
         self, x: Float[Array, "B T D"], turn: Rotation | None
     ) -> tuple[Float[Array, "B T N H"], tuple[Array, Array]]:
         """Returns queries, and keys and values [K, B, T, H]."""
-        o, (B, T, _) = self.options, x.shape
+        o = self.options
         part = REMAT[o.remat][1]
-        heads = part(lambda x: self.qkv(self.norm1(x) if o.norm_first else x))(x)
-        heads = named(heads).reshape(B, T, -1, o.head_size)
-        # The gradient of a split is a concatenation; that of slices is a sum of padded arrays.
-        turned, value = jnp.split(heads, [o.heads + o.kv_heads], axis=2)
-        if turn is not None:
-            turned = rotate(turned, turn)
-        query, key = jnp.split(turned, [o.heads], axis=2)
+        heads = named(part(lambda x: self.qkv(self.norm1(x) if o.norm_first else x))(x))
+        turned, value = self.qkv.turned_and_value(heads)
+        query, key = self.qkv.query_and_key(turned if turn is None else rotate(turned, turn))
         return query, (key.transpose(2, 0, 1, 3), value.transpose(2, 0, 1, 3))
 
     def add(
@@ -195,27 +196,30 @@ class Block(nnx.Module):
         x: Float[Array, "B T D"],
         query: Float[Array, "B T N H"],
         seen: tuple[Float[Array, "K B S H"], Float[Array, "K B S H"]],
-        mask: Bool[Array, "B 1 T S"] | None,
-        whole: bool,
+        shared: _AttentionInputs,
         key: Array | None,
         train: bool,
     ) -> Float[Array, "B T D"]:
-        """Returns the block's output; `seen`: keys and values, `whole`: attention's `causal`."""
+        """Returns the block's output; `seen` are keys and values."""
         o, (B, T, _) = self.options, x.shape
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
         seen = [array.transpose(1, 2, 0, 3) for array in seen]
         part = REMAT[o.remat][1]
-        mix = partial(attention, causal=whole, rate=o.attention_dropout, train=train)
-        h = part(mix)(query, *seen, mask, draws=keys[0]).reshape(B, T, -1)
-        x = x + dropout(named(self.merge(h)), o.dropout, keys[1], train)
+        causal = o.causal and not shared.back
+        mix = partial(attention, causal=causal, implied=not shared.back)
+        mix = partial(mix, rate=o.attention_dropout, train=train)
+        h = part(mix)(query, *seen, shared.mask, segment=shared.segment, draws=keys[0])
+        h = h.reshape(B, T, -1)
+        x = x + dropout(named(self.merge(laid(h, *HIDDEN))), o.dropout, keys[1], train)
         x = x if o.norm_first else part(self.norm1)(x)
-        h = part(self._narrow)(*map(named, part(self._widen)(x)))
-        x = x + dropout(h, o.dropout, keys[2], train)
+        h = part(self._narrow)(*map(named, part(self._widen)(laid(x, *STREAM))))
+        x = laid(x + dropout(h, o.dropout, keys[2], train), *STREAM)
         return x if o.norm_first else part(self.norm2)(x)
 
     def _widen(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T F"], ...]:
         h = self.norm2(x) if self.options.norm_first else x
-        return (self.up(h),) if self.gate is None else (self.up(h), self.gate(h))
+        layers = (self.up,) if self.gate is None else (self.up, self.gate)
+        return tuple(laid(layer(h), *HIDDEN) for layer in layers)
 
     def _narrow(self, up: Array, gate: Array | None = None) -> Float[Array, "B T D"]:
         """Activation in float32, then the product: rounding to bfloat16 at each step is slower."""
@@ -265,11 +269,13 @@ class Transformer(nnx.Module):
         contains tuples.
 
         Raises:
-          ConfigError: more positions than the capacity.
+          ConfigError: more positions than the capacity, or a mesh that cannot split them.
           ValueError: both a segment and a cache are given.
         """
         o, (B, T, _) = self.options, x.shape
         one_segment(segment, cache)
+        if train:
+            check_split(T, o.heads)
         require(not capacity or capacity >= T, "capacity", capacity, f"at least {T} positions")
         place, turn = placed(T, segment, cache), None
         if o.rotary:
@@ -277,14 +283,14 @@ class Transformer(nnx.Module):
         segments = held_segments(B, T, segment, cache, capacity)
         if cache is None:
             held = self._empty_cache(B, capacity) if capacity else None
-            shared = _AttentionInputs(turn, visible(T, o.causal, segment), 0, False)
+            shared = _AttentionInputs(turn, visible(T, o.causal, segment), segment, 0, False)
         else:
             held = (cache.key, cache.value)
-            shared = _AttentionInputs(
-                turn, visible_of(segments, T, cache.length), cache.length, True
-            )
+            mask = visible_of(segments, T, cache.length)
+            shared = _AttentionInputs(turn, mask, None, cache.length, True)
         keys = None if key is None else jax.random.split(key, o.depth)
-        x, held = self._run(x.astype(o.dtype), shared, held, keys, train)
+        x = laid(x.astype(o.dtype), *STREAM)
+        x, held = self._run(x, shared, held, keys, train)
         x = x if self.norm is None else self.norm(x)
         if held is None:
             return x, None
@@ -338,8 +344,7 @@ class Transformer(nnx.Module):
                     else tuple(lax.dynamic_index_in_dim(h, layer, keepdims=False) for h in held)
                 )
                 seen = tuple(lax.bitcast_convert_type(h, self.options.dtype) for h in seen)
-            causal = self.options.causal and not shared.back
-            return (net.add(x, query, seen, shared.mask, causal, key, train), held), None
+            return (net.add(x, query, seen, shared, key, train), held), None
 
         depth, K = self.options.depth, self.options.kv_heads
         if block_params is None:
@@ -360,6 +365,7 @@ class _AttentionInputs(NamedTuple):
 
     turn: Rotation | None
     mask: Bool[Array, "B 1 T S"] | None
+    segment: Int[Array, "B T"] | None
     at: Int[Array, ""] | int
     back: bool  # whether the cache holds earlier positions
 

@@ -30,7 +30,11 @@ from genjax.nn.layers import (
     upsample_nearest,
     zeros,
 )
+from genjax.parallel.layout import EXAMPLES, UNITS, laid
 from genjax.parallel.rules import Rules, fsdp, replicate, tensor
+
+# How the mesh splits [B, H, W, C]: from block to block, and inside one.
+STREAM, HIDDEN = (EXAMPLES, None, None, None), (EXAMPLES, None, None, UNITS)
 
 # Column-parallel into a block, row-parallel out of it; every other matrix over fsdp alone.
 RULES: Rules = (
@@ -62,11 +66,12 @@ class ResidualBlock(nnx.Module):
         train: bool = False,
     ) -> Float[Array, "B H W F"]:
         """Applies the block."""
-        h = self.conv1(self.norm1(x, nnx.silu))
+        h = laid(self.conv1(self.norm1(x, nnx.silu)), *HIDDEN)
         if self.time is not None:
-            h = plus(h, self.time(nnx.silu(embedding))[:, None, None, :])
+            time = laid(self.time(nnx.silu(embedding)), EXAMPLES, UNITS)
+            h = plus(h, time[:, None, None, :])
         h = dropout(self.norm2(h, nnx.silu), self.rate, key, train)
-        return self.conv2(h) + (x if self.shortcut is None else self.shortcut(x))
+        return laid(self.conv2(h) + (x if self.shortcut is None else self.shortcut(x)), *STREAM)
 
 
 class Context(NamedTuple):
@@ -101,7 +106,7 @@ class CrossAttention(nnx.Module):
             for y in (self.query(self.norm(x)), self.key(context.rows), self.value(context.rows))
         )
         mixed = across(q, k, v, context.mask)
-        return x + self.out(mixed.reshape(B, H * W, C)).reshape(B, H, W, C)
+        return laid(x + self.out(mixed.reshape(B, H * W, C)).reshape(B, H, W, C), *STREAM)
 
 
 class AttentionBlock(nnx.Module):
@@ -129,6 +134,7 @@ class AttentionBlock(nnx.Module):
             for layer in (self.query, self.key, self.value)
         )
         x = x + self.out(attention(q, k, v).reshape(B, H * W, C)).reshape(B, H, W, C)
+        x = laid(x, *STREAM)
         return x if self.cross is None else self.cross(x, context)
 
 
@@ -346,13 +352,13 @@ class Network(nnx.Module):
         x = space_to_depth(x.astype(self.dtype), self.patch_size)
         waves = sinusoidal_embedding(t.reshape(-1), self.channels)
         # With several times, this product sums their embeddings.
-        embedding = self.time1(waves.reshape(len(x), -1))
-        embedding = self.time2(nnx.silu(embedding))
+        embedding = laid(self.time1(waves.reshape(len(x), -1)), EXAMPLES, None)
+        embedding = laid(self.time2(nnx.silu(embedding)), EXAMPLES, None)
         if self.label is not None:
             embedding = embedding + self.label(label).astype(embedding.dtype)
         if self.vector is not None:
             embedding = embedding + self.vector(vector)
-        h = self.stem(x)
+        h = laid(self.stem(x), *STREAM)
         skips = [h]
         for name in sorted(self.down, key=int):
             level = self.down[name]
@@ -360,7 +366,7 @@ class Network(nnx.Module):
                 h = level.block(i, h, embedding, context, next_key(), train)
                 skips.append(h)
             if level.resample is not None:
-                h = level.resample(h)
+                h = laid(level.resample(h), *STREAM)
                 skips.append(h)
         h = self.middle1(h, embedding, next_key(), train)
         h = self.middle_attention(h, context)
@@ -371,8 +377,8 @@ class Network(nnx.Module):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = level.block(i, h, embedding, context, next_key(), train)
             if level.resample is not None:
-                h = level.resample(upsample_nearest(h))
-        h = self.head(self.norm(h, nnx.silu))
+                h = laid(level.resample(upsample_nearest(h)), *STREAM)
+        h = laid(self.head(self.norm(h, nnx.silu)), *STREAM)
         return depth_to_space(h, self.patch_size).astype(jnp.float32)
 
     def _check(self, vector: Array | None, context: Array | None) -> None:

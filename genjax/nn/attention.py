@@ -1,33 +1,14 @@
-"""Attention and its softmax."""
+"""Attention: by one kernel where the accelerators have one, else by its formula."""
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from genjax.nn.layers import contract, dropout
-
-# The most blocks of queries in causal attention, and the least size of a block.
-_MOST_BLOCKS, _LEAST_BLOCK = 8, 64
-
-
-@jax.custom_jvp
-def softmax(x: Float[Array, "... S"]) -> Float[Array, "... S"]:
-    """exp(x) over its sum along the last axis, on which at least one x must be above -inf.
-
-    The derivative is computed from the result; `jax.nn.softmax` differentiates the quotient.
-    """
-    y = jnp.exp(x - x.max(-1, keepdims=True))
-    return y / y.sum(-1, keepdims=True)
-
-
-@softmax.defjvp
-def _softmax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    y, (dx,) = softmax(*primals), tangents
-    return y, y * (dx - (y * dx).sum(-1, keepdims=True))
+from genjax.nn import fused_attention as fused
+from genjax.nn.plain_attention import plain_attention
+from genjax.parallel.layout import EXAMPLES, LENGTH, UNITS, laid, ways
 
 
 def attention(
@@ -37,13 +18,17 @@ def attention(
     mask: Bool[Array, "..."] | None = None,
     *,
     causal: bool = False,
+    segment: Int[Array, "B T"] | None = None,
+    implied: bool = False,
     rate: float = 0.0,
     draws: jax.Array | None = None,
     train: bool = False,
 ) -> Float[Array, "B T N D"]:
     """`softmax(q k^T / sqrt(D)) v` per head (Vaswani et al. 2017, eq. 1), float32 softmax.
 
-    K must divide N; each key head serves N / K consecutive query heads (Ainslie et al. 2023).
+    K must divide N; each key head serves N / K consecutive query heads (Ainslie et al. 2023). On
+    accelerators, one kernel computes it if it can (`fused_attention`): without dropout, and with no
+    mask but an implied one.
 
     Args:
       query: q.
@@ -51,37 +36,42 @@ def attention(
       value: v.
       mask: true where a query sees a key, [T, S] or [B or 1, N or 1, T, S]; each query must see at
         least one.
-      causal: promises that the mask hides all later keys, and that T = S. Then up to eight blocks
-        of queries are computed, each with the keys up to its end: about half of all products.
+      causal: promises that the mask hides all later keys, and that T = S.
+      segment: promises that the mask hides all other segments, and that T = S.
+      implied: promises that the mask hides nothing else.
       rate: dropout rate of the weights.
       draws: random key of the dropout.
       train: whether to apply dropout.
     """
-    B, T, N, D = query.shape
-    K = key.shape[2]
-    grouped = query.reshape(B, T, K, N // K, D).transpose(2, 0, 1, 3, 4)
-    key, value = (x.transpose(2, 0, 1, 3) for x in (key, value))
-    if mask is not None:
-        examples, heads, _, S = (1,) * (4 - mask.ndim) + mask.shape
-        groups = (1, 1) if heads == 1 else (K, N // K)
-        mask = mask.reshape(examples, *groups, T, S).transpose(1, 0, 3, 2, 4)
-    size = max(-(-T // _MOST_BLOCKS), _LEAST_BLOCK) if causal else T
-    # Split and concatenated again instead of sliced: the gradient of a slice would be padded.
-    queries, keys, values = (
-        jnp.split(x, [*range(size, T, size)], axis=2) if causal else [x]
-        for x in (grouped, key, value)
-    )
-    outputs = []
-    for i, start in enumerate(range(0, T, size)):
-        rows, seen = slice(start, start + size), slice(start + size if causal else None)
-        key, value = (jnp.concatenate(parts[: i + 1], axis=2) for parts in (keys, values))
-        scores = contract("kbtgd,kbsd->kbtgs", queries[i], key) / math.sqrt(D)
-        if mask is not None:
-            scores = jnp.where(mask[:, :, rows, :, seen], scores, -jnp.inf)
-        block_key = draws if draws is None or not start else jax.random.fold_in(draws, start)
-        weights = dropout(softmax(scores), rate, block_key, train).astype(value.dtype)
-        outputs.append(contract("kbtgs,kbsd->kbtgd", weights, value).astype(value.dtype))
-    return jnp.concatenate(outputs, 2).transpose(1, 2, 0, 3, 4).reshape(B, T, N, D)
+    query, key, value = _over_heads(query, key, value)
+    kept = rate == 0.0 or not train
+    if kept and (implied or mask is None) and fused.fits(query, key):
+        out = fused.fused_attention(query, key, value, causal=causal, segment=segment)
+    else:
+        options = {"causal": causal, "rate": rate, "draws": draws, "train": train}
+        out = plain_attention(query, key, value, mask, **options)
+    return laid(out, EXAMPLES, LENGTH, UNITS, None)
+
+
+def _over_heads(
+    query: Float[Array, "B T N D"], key: Float[Array, "B S K D"], value: Float[Array, "B S K D"]
+) -> tuple[Float[Array, "B T N D"], Float[Array, "B S k D"], Float[Array, "B S k D"]]:
+    """The three with all positions of a head on one device.
+
+    Where the length is split over `sequence`, the heads are split over it instead, and back after
+    attention: two all-to-alls (Jacobs et al. 2023, "DeepSpeed Ulysses"). Heads of keys that are too
+    few for that are repeated.
+    """
+    heads, parts, length = key.shape[2], ways(UNITS, LENGTH), ways(LENGTH)
+    if length > 1 and heads % parts:
+        times = next((n for n in _divisors(query.shape[2] // heads) if heads * n % parts == 0), 1)
+        key, value = (laid(x, EXAMPLES, None, UNITS, None) for x in (key, value))  # all positions
+        key, value = (jnp.repeat(x, times, axis=2) for x in (key, value))
+    return tuple(laid(x, EXAMPLES, None, (UNITS, LENGTH), None) for x in (query, key, value))
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def across(

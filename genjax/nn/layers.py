@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from genjax.nn.convolution import convolve, spread
 from genjax.nn.norm import SpectralNorm
 from genjax.nn.products import contraction
+from genjax.parallel.layout import LENGTH, ways
 
 Initializer = Callable[..., jax.Array]
 Activation = Callable[[jax.Array], jax.Array]
@@ -32,6 +33,8 @@ def product(x: Float[Array, "... D"], kernel: Float[Array, "D F"]) -> Float[Arra
 
     A kernel of a wider dtype is rounded to x's, and its gradient is not; see `contract`.
     """
+    if x.ndim == 3 and ways(LENGTH) > 1:  # a split length cannot be merged with split examples
+        return contraction("btd,df->btf", x, kernel).astype(x.dtype)
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     y = contraction("rd,df->rf", rows, kernel)
     return y.reshape(*x.shape[:-1], kernel.shape[-1]).astype(x.dtype)

@@ -1,19 +1,26 @@
-"""The device mesh: axes `data`, `fsdp` and `tensor`; a batch is split over data x fsdp."""
+"""The device mesh: axes `data`, `fsdp`, `sequence` and `tensor`.
+
+A batch is split over data x fsdp; devices that differ in `sequence` or `tensor` alone hold the same
+rows of it, and networks split the length over `sequence` and heads and hidden units over `tensor`.
+The axes stand in the order of their traffic: the last one gets the fastest links.
+"""
 
 from __future__ import annotations
 
+import collections
 import functools
 import math
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "sequence", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
@@ -53,15 +60,45 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
                 f"(mesh data={sizes[0]} x fsdp={sizes[1]}). Use a multiple of {split}, or fewer "
                 "devices on these axes."
             )
-    return jax.make_mesh(sizes, AXES, (AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(arranged(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices as an array of these sizes, one axis of it for each of `AXES`.
+
+    CPUs keep their order. Axes of a TPU follow its links. If the devices are of several slices
+    (parts that a slower network connects: a GPU's node, a TPU's slice), the slices differ in their
+    place along `data`; if there are more slices than that, along the next axis too.
+
+    Raises:
+      ConfigError: the slices have different numbers of devices.
+    """
+    if devices[0].platform == "cpu":
+        return np.asarray(devices).reshape(sizes)
+    counts = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+    if len(counts) == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    if len(set(counts.values())) > 1:
+        raise ConfigError(
+            f"the {len(counts)} slices have different numbers of devices: {dict(counts)}. Use "
+            "slices of one size."
+        )
+    across, rest = [], len(counts)
+    for size in sizes:
+        across.append(math.gcd(size, rest))
+        rest //= across[-1]
+    inside = [size // slices for size, slices in zip(sizes, across, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(
+        inside, across, devices, allow_split_physical_axes=True
+    )
 
 
 def fitted(config: ConfigDict, count: int) -> ConfigDict:
     """`config` with its mesh changed to fit `count` devices, if it does not fit them.
 
-    `tensor` and `fsdp` become divisors of their old sizes and of the remaining devices; the axis
-    that was -1, or else `data`, takes the rest. A mesh that `make_mesh` refuses for another reason
-    is not changed.
+    `tensor`, `sequence` and `fsdp` become divisors of their old sizes and of the remaining devices;
+    the axis that was -1, or else `data`, takes the rest. If `make_mesh` refuses a mesh for another
+    reason, it is not changed.
     """
     sizes = {axis: config.mesh[axis] for axis in AXES}
     free = [axis for axis, size in sizes.items() if size == -1] or ["data"]
@@ -88,8 +125,8 @@ def fitting(size: int, examples: int, mesh: Mesh) -> int:
 def batch_part(mesh: Mesh) -> tuple[int, int]:
     """(i, n): this process reads part i of the n parts of a batch.
 
-    Processes whose devices hold the same rows, because the `tensor` axis spans them, read the
-    same part.
+    Processes whose devices hold the same rows, because `sequence` or `tensor` spans them, read
+    the same part.
     """
     split = mesh.shape["data"] * mesh.shape["fsdp"]
     rows: dict[int, set[int]] = {}

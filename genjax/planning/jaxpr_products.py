@@ -84,6 +84,23 @@ def _attention(equation: JaxprEqn) -> tuple[float, float]:
     return pairs * (query[3] + value[3]), 0.0
 
 
+def _fused(equation: JaxprEqn) -> tuple[float, float]:
+    """Attention by `nn.fused_attention`: of pairs of a query and a key that it sees.
+
+    Forward there are two products. The gradients are five, of which the scores are recomputed, and
+    the kernel runs forward once more. A derivative along tangents is six.
+    """
+    (B, T, N, H), S = _shape(equation.invars[0]), _shape(equation.invars[1])[1]
+    pairs = T * (T + 1) // 2 if equation.params["causal"] else T * S
+    product = 2.0 * B * N * H * pairs
+    total, again = {
+        "fused_attention": (2, 0),
+        "attention_slopes": (7, 3),
+        "attention_tangent": (6, 0),
+    }[equation.primitive.name]
+    return total * product, again * product
+
+
 PRODUCTS: dict[str, Callable[[JaxprEqn], tuple[float, float]]] = {
     "dot_general": _dot_general,
     "conv_general_dilated": _conv_general_dilated,
@@ -91,6 +108,9 @@ PRODUCTS: dict[str, Callable[[JaxprEqn], tuple[float, float]]] = {
     "convolution": _convolution,
     "image_gradient": _image_gradient,
     "kernel_gradient": _kernel_gradient,
+    "fused_attention": _fused,
+    "attention_slopes": _fused,
+    "attention_tangent": _fused,
 } | {
     f"dot_product_attention_{kind}{way}{wrapped}": _attention
     for kind in ("", "fp8_")
@@ -110,7 +130,7 @@ _MOVES = {
     *("copy", "copy_p", "device_put", "convert_element_type", "bitcast_convert_type", "tile"),
     *("reduce_precision", "select_n", "iota", "empty", "real", "imag", "rng_bit_generator"),
     *("stop_gradient", "optimization_barrier", "name", "reshard", "pvary"),
-    *("sharding_constraint", "layout_constraint", "all_gather", "all_to_all", "ppermute"),
+    *("sharding_constraint", "laid", "layout_constraint", "all_gather", "all_to_all", "ppermute"),
     *("get", "swap", "masked_load", "masked_swap"),
 }
 

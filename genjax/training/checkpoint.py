@@ -30,6 +30,7 @@ from genjax.checks import ConfigError, first_line
 from genjax.files import DISK, absolute, is_local, parse_json
 from genjax.parallel.rules import path_name
 from genjax.train_state import TrainState
+from genjax.training import older
 from genjax.training.digests import as_data, own_digests, sha256
 
 Tree = Any
@@ -201,7 +202,7 @@ class Checkpoints:
         different = [
             f"  {path}: saved {saved.get(path, 'absent')}, expected {expected.get(path, 'absent')}"
             for path in sorted(saved.keys() | expected.keys())
-            if saved.get(path) != expected.get(path)
+            if not older.fits(path, saved.get(path), expected.get(path))
         ]
         if different:
             shown = "\n".join(different[:10])
@@ -211,8 +212,9 @@ class Checkpoints:
                 "with, or give a new --workdir."
             )
         with self._reading(step):
+            as_saved = older.as_saved(abstract, saved)
             state = self._orbax.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(as_saved))
             ).state
             self._compare(step, state, self._types(step))
             for (path, leaf), like in zip(
@@ -220,7 +222,7 @@ class Checkpoints:
             ):
                 if leaf.dtype != like.dtype:  # a PRNG key of a kind that is no longer known
                     raise ValueError(f"{path_name(path)} is {leaf.dtype}, expected {like.dtype}")
-        return state
+        return older.by_head(state, abstract, saved)
 
     def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
         """Path -> shape of every saved array, read from the metadata alone.
@@ -245,14 +247,16 @@ class Checkpoints:
 
         Args:
           step: of a whole checkpoint.
-          wanted: saved path -> an array or `ShapeDtypeStruct` of the saved shape, with the dtype
-            and sharding to read it with.
+          wanted: saved path -> an array or `ShapeDtypeStruct` of a shape that fits the saved one
+            (`older.fits`), with the dtype and sharding to read it with.
         """
-        shapes = {
+        saved = self.shapes(step)
+        abstract = {
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
             for path, leaf in wanted.items()
         }
-        nested = unflatten_dict(shapes, sep="/")
+        abstract = unflatten_dict(abstract, sep="/")
+        nested = older.as_saved(abstract, saved)
         with self._reading(step):
             loaded = ocp.PyTreeCheckpointer().restore(
                 self.folder / str(step) / "state",
@@ -263,6 +267,7 @@ class Checkpoints:
                 ),
             )
             self._compare(step, loaded, self._types(step))
+        loaded = older.by_head(loaded, abstract, saved)
         return {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(loaded)}
 
     def restore_into(
@@ -298,7 +303,7 @@ class Checkpoints:
             if rule is None or path[1].key in follows:
                 continue
             source = re.sub(rule[0], rule[1], name)
-            if saved.get(source) != tuple(leaf.shape):
+            if not older.fits(source, saved.get(source), tuple(leaf.shape)):
                 raise ConfigError(
                     f"checkpoint.init_map: {name} {tuple(leaf.shape)} maps to {source}, which is "
                     f"{saved.get(source, 'absent')} in {self.folder / str(step)}. Map it to "

@@ -1,18 +1,29 @@
 """Reads runs from before 2026-11-29 as if they were made today.
 
 Until then the data had one modality and no fields, images were judged by `evals.features`, and a
-run had one `first_stage`, whose networks were stored next to its own without a stage name.
+run had one `first_stage`, whose networks were stored next to its own without a stage name. Until
+2026-11-30 the columns of queries, keys and values were concatenated; now they are grouped by key
+heads (`nn.heads`), and their arrays have one more axis, by which the two are told apart.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
+import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
+import jax
 from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 
+from genjax.nn.heads import grouped
+from genjax.parallel.rules import path_name
 from genjax.train_state import TrainState
+
+Shape = tuple[int, ...]
 
 STAGE = "autoencoder"  # the name given to a first stage
 FOLDER = "first_stage"  # in the workdir of the run on its codes
@@ -105,3 +116,68 @@ def with_name(state: TrainState, like: TrainState) -> TrainState:
     return state.replace(
         params=moved(state.params, like.params), mutable=moved(state.mutable, like.mutable)
     )
+
+
+# ---- columns of queries, keys and values ---------------------------------------------------------
+
+_OF_HEADS = re.compile(r"(.*blocks/)(qkv|pair)/(kernel|bias)")
+
+
+def fits(path: str, saved: Shape | None, wanted: Shape | None) -> bool:
+    """Whether the array that is saved at `path` can be read as one of the shape `wanted`."""
+    return saved == wanted or _is_side_by_side(path, saved, wanted)
+
+
+def _is_side_by_side(path: str, saved: Shape | None, wanted: Shape | None) -> bool:
+    if not saved or not wanted or not _OF_HEADS.fullmatch(path):
+        return False
+    return saved == (*wanted[:-2], wanted[-2] * wanted[-1])
+
+
+def as_saved(abstract: Any, saved: Mapping[str, Shape]) -> Any:
+    """`abstract` with the shapes of a checkpoint whose columns lie side by side.
+
+    Args:
+      abstract: `ShapeDtypeStruct`s with their shardings, or a dict of them by path.
+      saved: the shape of each saved array by its path.
+    """
+
+    def leaf(path: tuple, like: Any) -> Any:
+        shape = saved.get(path_name(path))
+        if not _is_side_by_side(path_name(path), shape, like.shape):
+            return like
+        sharding = like.sharding
+        if isinstance(sharding, NamedSharding):
+            kept = (*sharding.spec, *[None] * len(like.shape))[: len(like.shape) - 2]
+            sharding = NamedSharding(sharding.mesh, PartitionSpec(*kept))
+        return jax.ShapeDtypeStruct(shape, like.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(leaf, abstract)
+
+
+def by_head(state: Any, abstract: Any, saved: Mapping[str, Shape]) -> Any:
+    """`state`, read as `as_saved` says, with the shapes of `abstract`."""
+
+    def leaf(path: tuple, array: Any, like: Any) -> Any:
+        name = path_name(path)
+        if not _is_side_by_side(name, saved.get(name), like.shape):
+            return array
+        group = partial(grouped, kv_heads=like.shape[-2], queries=_queries(name, saved))
+        return jax.jit(group, out_shardings=like.sharding)(array)
+
+    return jax.tree_util.tree_map_with_path(leaf, state, abstract)
+
+
+def _queries(path: str, saved: Mapping[str, Shape]) -> int:
+    """How many of the columns are of queries: as many as rows of the product after attention."""
+    blocks, layer, _ = _OF_HEADS.fullmatch(path).groups()
+    if layer == "pair":
+        return 0
+    ends = {name.removesuffix("merge/kernel"): shape for name, shape in saved.items()}
+    ends = {name: shape[-2] for name, shape in ends.items() if name.endswith("blocks/")}
+
+    def in_common(name: str) -> int:
+        pairs = zip(name.split("/")[::-1], blocks.split("/")[::-1], strict=False)
+        return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+    return ends[max(ends, key=in_common)]

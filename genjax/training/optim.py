@@ -39,7 +39,10 @@ def _muon(c: ConfigDict) -> optax.GradientTransformation:
         def leaf(path: Sequence[Any], p: jax.Array) -> MuonDimensionNumbers | None:
             if p.ndim < 2 or not path_name(path).endswith("kernel"):
                 return None
-            return MuonDimensionNumbers(tuple(range(p.ndim - 1)), (p.ndim - 1,))
+            # Columns of queries, keys and values are grouped by heads: see `nn.heads`.
+            by_head = re.search("blocks/(qkv|pair)/", path_name(path))
+            first = p.ndim - (2 if by_head else 1)
+            return MuonDimensionNumbers(tuple(range(first)), tuple(range(first, p.ndim)))
 
         return jax.tree_util.tree_map_with_path(leaf, params)
 

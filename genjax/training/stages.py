@@ -284,7 +284,7 @@ def _read(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, inside: bool = Fal
         source = name if inside and name in saved else f"{kind}/{network_path}"
         average = f"ema/{profile}/{network_path}" if profile else ""
         source = average if kind == "params" and average in saved else source
-        if saved.get(source) != leaf.shape:
+        if not older.fits(source, saved.get(source), leaf.shape):
             raise ConfigError(
                 f"config.stages.{stage.name}: {checkpoint} does not fit the config next to it: "
                 f"{source} is {saved.get(source, 'absent')}, expected {leaf.shape}. Give the "

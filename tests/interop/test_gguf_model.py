@@ -98,9 +98,12 @@ def tensors(params, tied):
             for part, array in blocks[ours].items():
                 name = "bias" if part == "bias" else "weight"
                 put(f"{theirs}.{name}", array[layer].T)
-        cuts = np.cumsum([SIZES[n] * SIZES["head_size"] for n in ("heads", "kv_heads")])
         for part, array in blocks["qkv"].items():
-            q, k, v = np.split(np.asarray(array[layer]).T, cuts)
+            by_head = np.asarray(array[layer])  # [D, K, (G + 2) H]: G queries, a key and a value
+            lead = by_head.shape[:-2]
+            by_head = by_head.reshape(*lead, SIZES["kv_heads"], -1, SIZES["head_size"])
+            parts = by_head[..., :-2, :], by_head[..., -2, :], by_head[..., -1, :]
+            q, k, v = (part.reshape(*lead, -1).T for part in parts)
             name = "bias" if part == "bias" else "weight"
             put(f"attn_q.{name}", turned(q, SIZES["heads"]))
             put(f"attn_k.{name}", turned(k, SIZES["kv_heads"]))

@@ -35,8 +35,8 @@ def make(**options):
 
 def test_the_tree_of_parameters_of_gpt2():
     norms = {f"norm{i}": {"scale": (2, 8), "bias": (2, 8)} for i in (1, 2)}
-    linear = {"qkv": (8, 24), "merge": (8, 8), "up": (8, 32), "down": (32, 8)}
-    blocks = {name: {"kernel": (2, *s), "bias": (2, s[1])} for name, s in linear.items()}
+    linear = {"qkv": (8, 2, 12), "merge": (8, 8), "up": (8, 32), "down": (32, 8)}
+    blocks = {name: {"kernel": (2, *s), "bias": (2, *s[1:])} for name, s in linear.items()}
     expected = {
         "embed": {"embedding": (7, 8)},
         "positions": (10, 8),
@@ -53,7 +53,8 @@ def test_without_biases_norms_have_none_either():
 
 def test_the_tree_of_parameters_of_llama():
     norms = {f"norm{i}": {"scale": (2, 8)} for i in (1, 2)}
-    linear = {"qkv": (8, 24), "merge": (12, 8), "up": (8, 20), "gate": (8, 20), "down": (20, 8)}
+    linear = {"qkv": (8, 1, 24), "merge": (12, 8)}
+    linear |= {"up": (8, 20), "gate": (8, 20), "down": (20, 8)}
     blocks = {name: {"kernel": (2, *s)} for name, s in linear.items()}
     expected = {
         "embed": {"kernel": (7, 8), "bias": (8,)},

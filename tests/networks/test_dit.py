@@ -55,6 +55,16 @@ def called(net, params, *, x, t, label=None, **named):
     return net.apply(params, {}, x, t, label, **named)[0]
 
 
+def by_head(layer, heads):
+    """Columns of queries, keys and values [..., 3 N H] as each head's three, [..., N, 3 H]."""
+    return {
+        name: array.reshape(*array.shape[:-1], 3, heads, -1)
+        .swapaxes(-3, -2)
+        .reshape(*array.shape[:-1], heads, -1)
+        for name, array in layer.items()
+    }
+
+
 def test_it_is_diffusers():
     """And so are the weights: this is how published ones would be read."""
     golden = {name[4:]: GOLDEN[name] for name in GOLDEN if name.startswith("net/")}
@@ -86,7 +96,7 @@ def test_it_is_diffusers():
         "label": {"embedding": golden[f"{first}.class_embedder.embedding_table.weight"]},
         "blocks": {
             "modulation": stacked("norm1.linear"),
-            "qkv": stacked("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+            "qkv": by_head(stacked("attn1.to_q", "attn1.to_k", "attn1.to_v"), 2),
             "merge": stacked("attn1.to_out.0"),
             "up": stacked("ff.net.0.proj"),
             "down": stacked("ff.net.2"),
@@ -292,7 +302,9 @@ def test_all_parameters_have_a_place_on_a_mesh():
     net = network(width=64, condition="cross_attention")
     placed = shardings(jax.eval_shape(net.init, KEY)[0], dit.RULES, mesh)["blocks"]
     into, out = PartitionSpec(None, "fsdp", "tensor"), PartitionSpec(None, "tensor", "fsdp")
-    for name in ("qkv", "query", "pair", "up"):
+    for name in ("qkv", "pair"):
+        assert placed[name]["kernel"].spec == PartitionSpec(None, None, "tensor", "fsdp")
+    for name in ("query", "up"):
         assert placed[name]["kernel"].spec == into
     for name in ("merge", "merge_cross", "down"):
         assert placed[name]["kernel"].spec == out

@@ -60,6 +60,16 @@ def test_attention_with_fewer_heads_of_keys(heads_of_mask):
     assert np.abs(dropped - attention(*given)).max() > 0.1
 
 
+def by_head(layer, heads):
+    """Columns of queries, keys and values [..., 3 N H] as each head's three, [..., N, 3 H]."""
+    return {
+        name: array.reshape(*array.shape[:-1], 3, heads, -1)
+        .swapaxes(-3, -2)
+        .reshape(*array.shape[:-1], heads, -1)
+        for name, array in layer.items()
+    }
+
+
 def test_the_norm_behind_the_sum_looking_both_ways_is_torchs():
     golden = {name[5:]: GOLDEN[name] for name in GOLDEN if name.startswith("post/")}
     options = {"width": 12, "depth": 2, "heads": 3, "hidden": 24, "activation": "relu"}
@@ -76,7 +86,7 @@ def test_the_norm_behind_the_sum_looking_both_ways_is_torchs():
         return {"scale": stacked(f"{name}.weight"), "bias": stacked(f"{name}.bias")}
 
     blocks = {
-        "qkv": linear("self_attn.in_proj", "_"),
+        "qkv": by_head(linear("self_attn.in_proj", "_"), 3),
         "merge": linear("self_attn.out_proj"),
         "up": linear("linear1"),
         "down": linear("linear2"),

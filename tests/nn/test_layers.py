@@ -12,8 +12,9 @@ from jax.test_util import check_grads
 from scipy import special
 
 from genjax.nn import layers
-from genjax.nn.attention import attention, softmax
+from genjax.nn.attention import attention
 from genjax.nn.functional import functional
+from genjax.nn.plain_attention import softmax
 
 
 def rand(*shape, seed=0):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from genjax import config as configs
+from genjax.config import ConfigError
 from genjax.data.alphabets import Characters
 from genjax.method import DataSpec, Field
 from genjax.parallel import rules
@@ -37,6 +38,7 @@ CASES = [
         SPREAD,
     ),
     ("gpt.py:tiny", {"model.lm.dropout": 0.2, "optimizer.clip_norm": 0.5}, SPREAD),
+    ("gpt.py:tiny", {"model.lm.heads": 4}, SPREAD | {"mesh.fsdp": 1, "mesh.sequence": 2}),
     ("lstm.py:tiny", {}, SPREAD),
     ("tcn_music.py:tiny", {}, SPREAD),
 ]
@@ -115,3 +117,36 @@ def test_eight_devices_make_the_update_of_one(location, keys, layout):
     assert (layout.get("mesh.fsdp", 1) > 1) == any("fsdp" in spec for spec in specs)
     divided = layout.get("mesh.tensor", 1) > 1 and location.startswith(("llama", "gpt"))
     assert divided == any("tensor" in spec for spec in specs)
+
+
+def test_a_run_over_a_split_length_has_the_same_losses():
+    """Ten steps of AdamW, the length over two devices: to the tolerance of float32."""
+    spec, batch = packed_rows(rolls=False)
+    losses = []
+    for layout, devices in (({"mesh.data": 1}, 1), ({"mesh.data": 1, "mesh.sequence": 2}, 2)):
+        plain = {"batch_size": ROWS, "evals.batch_size": ROWS, "dataset.text.length": T}
+        config = configs.load("configs/gpt.py:tiny", plain | layout)
+        run = assemble(config, spec, devices=jax.devices()[:devices])
+        with jax.set_mesh(run.mesh):
+            state, found = run.init(), []
+            for _ in range(10):
+                state, output = run.step(state, global_batch(batch, run.mesh))
+                found.append(np.divide(*jax.device_get(output.metrics["loss"])))
+        losses.append(found)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    assert losses[0][-1] < losses[0][0] - 0.05
+
+
+@pytest.mark.parametrize(
+    ("layout", "keys", "message"),
+    [
+        ({"mesh.sequence": 8}, {}, r"positions=12.*mesh\.sequence=8"),
+        ({"mesh.sequence": 4}, {"model.lm.heads": 2}, r"heads=2.*sequence x tensor = 4"),
+    ],
+)
+def test_a_mesh_that_cannot_split_the_length_is_refused(layout, keys, message):
+    spec, _ = packed_rows(rolls=False)
+    config = configs.load("configs/gpt.py:tiny", SGD | {"mesh.data": -1} | layout | keys)
+    run = assemble(config, spec)
+    with jax.set_mesh(run.mesh), pytest.raises(ConfigError, match=message):
+        run.step.trace(run.state, run.batch)

@@ -17,6 +17,7 @@ from genjax.networks.unet import Network as UNet
 from genjax.nn.attention import attention
 from genjax.nn.convolution import convolve
 from genjax.nn.functional import functional
+from genjax.nn.fused_attention import fused_attention
 from genjax.nn.layers import product
 from genjax.planning.flops import count
 
@@ -264,6 +265,25 @@ def test_cudnns_attention_by_hand():
     whole, causal = of(cudnn.MaskType.NO_MASK), of(cudnn.MaskType.CAUSAL)
     assert (whole.total, whole.model) == (7 * pair * T * T, 6 * pair * T * T)
     assert causal.total == 7 * pair * T * (T + 1) // 2
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_as_the_networks_call_it(causal):
+    """As of the mesh of an accelerator: a primitive, whose kernels are those below and above."""
+    B, T, N, K, H = 2, 8, 4, 2, 16
+    pairs = B * N * (T * (T + 1) // 2 if causal else T * T)
+    arrays = [spec(B, T, n, H) for n in (N, K, K)]
+
+    def attend(q, k, v):
+        return fused_attention(q, k, v, causal=causal)
+
+    def backward(q, k, v):
+        return jax.vjp(attend, q, k, v)[1](q)
+
+    assert counted(attend, *arrays).total == 2 * 2 * pairs * H
+    both = counted(backward, *arrays)
+    assert both.total == 2 * 7 * pairs * H  # what it gives is not needed forward
+    assert both.recomputed == 2 * 3 * pairs * H
 
 
 def test_splash_attention_by_hand():

@@ -1,6 +1,7 @@
 """Stages: codes as data, frozen networks in the state, what is trained first, what is refused."""
 
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -17,7 +18,7 @@ from genjax.data import catalogue
 from genjax.data.digest import data_digest
 from genjax.modes import runs
 from genjax.parallel import rules
-from genjax.parallel.mesh import make_mesh
+from genjax.parallel.mesh import global_batch, make_mesh
 from genjax.training import codes, stages, workdir
 from genjax.training.checkpoint import Checkpoints
 
@@ -74,7 +75,21 @@ def test_the_codes_are_those_of_each_example_by_the_averaged_encoder(vq, tmp_pat
 
     dataset = catalogue.load(config.dataset)
     monkeypatch.setenv("GENJAX_DATA", str(tmp_path / "cache"))  # not what earlier tests left there
+    programs, encode_all = [], codes._encode
+
+    def watched(config, apply, arrays, source, mesh):
+        rows = [source[i] for i in range(config.evals.batch_size)]
+        batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        placed = apply.lower(arrays, global_batch(batch, mesh))
+        programs.append(placed.compile().as_text())
+        return encode_all(config, apply, arrays, source, mesh)
+
+    monkeypatch.setattr(codes, "_encode", watched)
     found = codes.encoded(config, stage, arrays, dataset, mesh)
+    for text in programs:  # each device encodes its own examples
+        assert mesh.devices.size == 8
+        assert not re.search(rf"f32\[{config.evals.batch_size},\d", text)
+        assert re.search(rf"f32\[{config.evals.batch_size // 8},\d", text)
     assert found.spec == codes.code_spec(stage, dataset.spec)
     assert found.spec.generated.facts == {"vocabulary_size": 16}
     assert found.spec.generated.kind == found.spec.target == "code"
