@@ -56,6 +56,8 @@ setup(
         "cuda": ["jax[cuda13]"],  # needs a driver of 580 or newer
         "cuda12": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
+        # Compilers for chips that are not here, of jax's own version.
+        "plan": ["jax[tpu]", "jax-cuda12-plugin", "jax-cuda12-pjrt"],
         "text": ["tokenizers", "jinja2"],  # jinja2 renders the templates of chats
         "wandb": ["wandb"],
         "gcs": ["gcsfs>=2024.12"],  # runs in gs://BUCKET/FOLDER

@@ -17,6 +17,8 @@ Presets, as in --config=configs/ddpm.py:tiny:
   cifar10    the 35.7M-parameter network and the settings of Ho et al. 2020 for one accelerator
              (their FID after 800,000 steps: 3.17; not run by us)
   celeba64   the network of Song et al. 2021 (DDIM) for CelebA at 64 x 64 (not run by us)
+  imagenet64 the network of Nichol & Dhariwal 2021 for ImageNet at 64 x 64, without their learned
+             variances, for accelerators (not run by us)
   super_resolution       the default, conditioned on the image downscaled by 4 (not run yet)
   super_resolution_tiny  8 x 8 digits from 2 x 2 pixels: tiny with this condition
   inpainting             the default, conditioned on the image outside a rectangle (not run yet)
@@ -160,5 +162,19 @@ PRESETS = {
         "dataset.image_size": 64,
         "duration": "500000_steps",
         "model.denoiser.multipliers": (1, 2, 2, 2, 4),
+    },
+    "imagenet64": _PAPER
+    | {
+        "dataset.name": "imagenet_resized/64x64",
+        "precision": "bfloat16",
+        "duration": "1500000_steps",
+        "optimizer.learning_rate": 1e-4,
+        "diffusion.path": "cosine",
+        "diffusion.num_timesteps": 4000,
+        "model.denoiser.blocks": 3,
+        "model.denoiser.multipliers": (1, 2, 3, 4),
+        "model.denoiser.attention": (16, 8),
+        "model.denoiser.heads": 4,
+        "model.denoiser.dropout": 0.0,
     },
 }

@@ -14,12 +14,14 @@ WEIGHTS = ("ema", "guide_ema", "guide_checkpoint")  # flags that choose a run's 
 SWEEPS = ("solvers", "sweep_guidance")
 PATHS = ("config", "workdir", "output", "samples", "references", "conditions")
 INSIDE = ("options", "overrides", "command")  # attributes of the parsed flags that are not flags
+PLANNING = ("topology", "slices", "what", "price", "search")
 DRAWING = ("sample", "chat", *SWEEPS)  # modes that take sampling options
 # Flags that only some modes take -> these modes.
 OWN = {
     **dict.fromkeys(("conditions", "stream"), ("sample",)),
-    "num": ("sample", *SWEEPS),
+    "num": ("sample", *SWEEPS, "plan"),
     "seed": DRAWING,
+    **dict.fromkeys(PLANNING, ("plan",)),
     **dict.fromkeys(("samplers", "calls", "spacings"), ("solvers",)),
     **dict.fromkeys(("scales", "intervals"), ("sweep_guidance",)),
     "ema": ("sample", "chat", "eval", "export", *SWEEPS),
@@ -75,6 +77,11 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
     add("--intervals", default="", help="sweep_guidance: ranges of sigma / alpha: 0:inf,0.3:5")
     add("--conditions", default="", help="sample: file of conditions, or a split of the data")
     add("--stream", action="store_true", help="sample: print one text as it is generated")
+    add("--topology", default="", help="plan: chips, such as v5e:16x16 or h100:2x8; default: here")
+    add("--slices", type=int, default=1, help="plan: slices of TPUs, joined by the network")
+    add("--what", default="train", choices=("train", "sample"), help="plan: step or sampler")
+    add("--price", type=float, default=0.0, help="plan: price of one chip for an hour")
+    add("--search", type=int, nargs="?", const=8, default=0, help="plan: programs to compare")
     add("--format", default="huggingface", choices=FORMATS, help="export: target library")
     add("--output", default="", help="export, solvers: a folder; tokenizer: a new file")
     flags, rest = parser.parse_known_args(argv)
@@ -95,11 +102,12 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
     flags.command = ("genjax", *argv)
     overrides = flags.overrides = {}
     flags.options = {}
+    draws = flags.mode in DRAWING or (flags.mode, flags.what) == ("plan", "sample")
     for argument in rest:
         name, equals, value = argument.partition("=")
         if name.startswith("--config.") and equals:
             overrides[name.removeprefix("--config.")] = value
-        elif flags.mode in DRAWING and name.startswith("--") and equals:
+        elif draws and name.startswith("--") and equals:
             flags.options.setdefault(name[2:], []).append(value)
         else:
             known = [f"--{name}" for name in vars(flags) if name not in INSIDE]

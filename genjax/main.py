@@ -2,6 +2,7 @@
 
 python -m genjax.main --config=configs/ddpm.py[:preset] [--config.a.b=value ...] --workdir=DIR
     --mode=train|eval|sample|chat|solvers|sweep_guidance|inspect|statistics|tokenizer|export|config
+           |plan
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from genjax.interop.export import require_empty, write
 from genjax.modes.chat import chat
 from genjax.modes.evaluate import evaluate
 from genjax.modes.mixture import solvers_of_mixture
+from genjax.modes.plan import plan
 from genjax.modes.resolve import resolve
 from genjax.modes.runs import (
     fast_on_cpu,
@@ -53,6 +55,7 @@ from genjax.nn.cpu.memory import keep_heap
 from genjax.parallel import distributed
 from genjax.parallel.mesh import make_mesh
 from genjax.parallel.rules import path_name
+from genjax.planning import ahead
 from genjax.training import agreement
 from genjax.training.averages import Diverged
 from genjax.training.digests import digest, digests
@@ -169,6 +172,7 @@ MODES = {
     "tokenizer": tokenizer,
     "export": export,
     "config": describe,
+    "plan": plan,
 }
 RESUME = "run the same command to resume from the last checkpoint"
 
@@ -208,6 +212,8 @@ def main(argv: list[str] | None = None) -> int:
     flags, folders = argparse.Namespace(mode=""), {}
     try:
         flags, overrides = parse(sys.argv[1:] if argv is None else argv, MODES)
+        if flags.topology:
+            ahead.compute_on_cpu()
         if argv is None and not distributed.accelerated():
             keep_heap()
         with terminal_logging():
@@ -224,7 +230,8 @@ def main(argv: list[str] | None = None) -> int:
             folders["--workdir"] = folder
             if computes and distributed.several():
                 distributed.agree(agreement.of_command(config, folder, flags))
-            with fast_on_cpu(config) if computes else contextlib.nullcontext():
+            here = computes and not flags.topology
+            with fast_on_cpu(config) if here else contextlib.nullcontext():
                 return MODES[flags.mode](config, folder, flags)
     except (ConfigError, Diverged) as error:
         return failed(f"error: {error}")

@@ -43,6 +43,7 @@ from genjax.method import (
 from genjax.networks.sequence import begins
 from genjax.networks.transformer import unstacked
 from genjax.nn.functional import Bound, Functional, functional
+from genjax.parallel.mesh import platform
 from genjax.sampling import logits as processors
 from genjax.sampling import prompts
 from genjax.sampling.beam import beam_search
@@ -94,7 +95,7 @@ class Language(NamedTuple):
     def bound(self, params: dict, mutable: dict) -> Partial:
         """The network bound to its arrays, for `sampling/decode.py`."""
         net_params = params["lm"]
-        if jax.default_backend() == "cpu":
+        if platform() == "cpu":
             net_params = unstacked(net_params)
         return Partial(Bound(_apply, (self.network, outputs(self.spec))), net_params, mutable["lm"])
 

@@ -21,7 +21,7 @@ from genjax.training.checkpoint import check_path
 
 logger = logging.getLogger("genjax")
 
-NEEDS_NO_RUN = ("statistics", "tokenizer", "config")  # modes
+NEEDS_NO_RUN = ("statistics", "tokenizer", "config", "plan")  # modes
 
 
 def resolve(flags: argparse.Namespace, overrides: dict[str, str]) -> tuple[ConfigDict, epath.Path]:
@@ -77,7 +77,7 @@ def fit_to_run(
     if compare:
         workdir.check_same_config(folder, config, flags.allow_config_change, judges.with_sections)
     spec = workdir.read_spec(folder)
-    if spec is None or flags.mode == "config":
+    if spec is None or flags.mode == "config" or flags.topology:
         return config
     if not any(key.startswith("mesh.") for key in overrides):
         fitting = fitted(config, jax.device_count())

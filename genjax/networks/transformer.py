@@ -35,7 +35,7 @@ from genjax.nn.heads import QueryKeyValue
 from genjax.nn.layers import LayerNorm, Linear, RMSNorm, dropout
 from genjax.nn.positions import Rotation, frequencies, rotate, rotation
 from genjax.parallel.layout import EXAMPLES, LENGTH, UNITS, laid
-from genjax.parallel.rules import Rules, fsdp, replicate, tensor
+from genjax.parallel.rules import Rules, fsdp, replicate, table, tensor
 
 # How the mesh splits what goes from block to block, and what is inside one: [B, T, D], [B, T, F].
 STREAM, HIDDEN = (EXAMPLES, LENGTH, None), (EXAMPLES, LENGTH, UNITS)
@@ -44,7 +44,8 @@ STREAM, HIDDEN = (EXAMPLES, LENGTH, None), (EXAMPLES, LENGTH, UNITS)
 RULES: Rules = (
     (r"blocks/(up|gate)/kernel$", tensor(-1)),
     (r"blocks/(qkv|merge|down)/kernel$", tensor(-2)),
-    (r"(kernel|embedding)$", fsdp),
+    (r"embedding$", table),
+    (r"kernel$", fsdp),
     (r"(scale|bias|positions)$", replicate),
 )
 

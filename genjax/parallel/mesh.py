@@ -71,13 +71,11 @@ def arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
     place along `data`; if there are more slices than that, along the next axis too.
 
     Raises:
-      ConfigError: the slices have different numbers of devices.
+      ConfigError: the slices have different numbers of devices, or divide no axis.
     """
     if devices[0].platform == "cpu":
         return np.asarray(devices).reshape(sizes)
     counts = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
-    if len(counts) == 1:
-        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     if len(set(counts.values())) > 1:
         raise ConfigError(
             f"the {len(counts)} slices have different numbers of devices: {dict(counts)}. Use "
@@ -87,10 +85,30 @@ def arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
     for size in sizes:
         across.append(math.gcd(size, rest))
         rest //= across[-1]
+    if rest > 1:
+        raise ConfigError(
+            f"config.mesh={dict(zip(AXES, sizes, strict=True))}: {len(counts)} slices have to "
+            f"divide its axes. Set config.mesh.data={len(counts)}."
+        )
     inside = [size // slices for size, slices in zip(sizes, across, strict=True)]
-    return mesh_utils.create_hybrid_device_mesh(
-        inside, across, devices, allow_split_physical_axes=True
-    )
+
+    def arrange(split: bool) -> np.ndarray:
+        if len(counts) > 1:
+            return mesh_utils.create_hybrid_device_mesh(
+                inside, across, devices, allow_split_physical_axes=split
+            )
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=split)
+
+    try:
+        return arrange(split=False)
+    except NotImplementedError:  # an axis fills no whole sides of the torus
+        return arrange(split=True)
+
+
+def platform() -> str:
+    """The platform of the mesh in use (`jax.set_mesh`), whose devices need not be here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def fitted(config: ConfigDict, count: int) -> ConfigDict:

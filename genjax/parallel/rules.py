@@ -48,6 +48,18 @@ def fsdp(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(*spec)
 
 
+def table(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Shards the vectors of a table [..., entries, D] along D over `fsdp`, or what `fsdp` shards.
+
+    Each device then looks up its part of every vector. Of a table that is split by entries, each
+    device looks up all vectors, most of them zero, and those of a whole batch are summed.
+    """
+    size = mesh.shape["fsdp"]
+    if size > 1 and shape[-1] % size == 0 and np.prod(shape) >= MIN_SHARDED_SIZE:
+        return PartitionSpec(*[None] * (len(shape) - 1), "fsdp")
+    return fsdp(shape, mesh)
+
+
 def tensor(axis: int) -> Tactic:
     """Shards dimension `axis` over `tensor` (Shoeybi et al. 2019), and another over `fsdp`."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -70,43 +71,52 @@ def planned(method: Method, options: Mapping[str, Any]) -> tuple[dict[str, Any],
     return {n: v for n, v in keywords.items() if n not in arrays}, arrays
 
 
-def make_draw(
-    method: Method,
-    mesh: Mesh,
-    num: int,
-    condition: Mapping[str, np.ndarray] | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> Callable[..., np.ndarray]:
-    """The function (params, mutable, key) -> `num` samples, on the host of every process.
+class Drawing(NamedTuple):
+    """How samples are drawn: `rounds` calls of one program.
 
-    It is compiled at its first call. It also takes the `arrays` of another plan of the same shapes
-    (see `planned`) and other values of the same conditions, without another compilation. Each batch
-    of `BATCH` is drawn with the key folded with its index, so that the first samples depend neither
-    on how many follow nor on the devices.
+    Attributes:
+      program: the jitted function (params, mutable, key, index, condition, arrays) -> samples
+        [at_once, size, ...] of the batches with these indices.
+      arrays: of the options, see `planned`.
+      size: samples in one batch.
+      at_once: batches in one round.
+      rounds: how many.
+    """
+
+    program: Callable[..., jax.Array]
+    arrays: dict[str, Tree]
+    size: int
+    at_once: int
+    rounds: int
+
+    def index(self, number: int) -> np.ndarray:
+        """The indices of the batches of a round."""
+        return np.arange(number * self.at_once, (number + 1) * self.at_once)
+
+    def in_rounds(self, values: np.ndarray) -> np.ndarray:
+        """Rows taken in turn: [rounds, at_once, size, ...]."""
+        shape = (self.rounds, self.at_once, self.size)
+        turns = np.arange(math.prod(shape)) % len(values)
+        return np.asarray(values)[turns].reshape(*shape, *np.shape(values)[1:])
+
+
+def drawing(method: Method, mesh: Mesh, num: int, options: Mapping[str, Any]) -> Drawing:
+    """How `num` samples are drawn; nothing is compiled yet.
+
+    Each batch of `BATCH` is drawn with the key folded with its index, so that the first samples
+    depend neither on how many follow nor on the devices.
     If there are at least as many batches as devices along data x fsdp, or several whose size those
     devices do not divide, one batch per device is drawn at once. Else batches are drawn one after
     the other, each spread over the devices if they divide its size.
 
-    Args:
-      method: the method to sample from.
-      mesh: the devices.
-      num: how many samples.
-      condition: rows of each condition that is given, taken in turn.
-      options: of the method: those of its `plan`, or keywords of its `sample`.
-
     Raises:
-      ConfigError: the method does not support the value of an option; a method without a plan
-        raises it at the first call.
+      ConfigError: the method does not support the value of an option.
     """
-    (fixed, traced), split = planned(method, options or {}), mesh.shape["data"] * mesh.shape["fsdp"]
+    (fixed, arrays), split = planned(method, options or {}), mesh.shape["data"] * mesh.shape["fsdp"]
     size = min(num, BATCH)
     batches = -(-num // size)
     at_once = split if batches >= split or (batches > 1 and size % split) else 1
     rounds = -(-batches // at_once)
-
-    def in_rounds(values: np.ndarray) -> np.ndarray:
-        turns = np.arange(rounds * at_once * size) % len(values)
-        return np.asarray(values)[turns].reshape(rounds, at_once, size, *np.shape(values)[1:])
 
     spread = at_once > 1 or size % split == 0
     sharding = NamedSharding(mesh, OVER_DEVICES if spread else PartitionSpec())
@@ -132,22 +142,50 @@ def make_draw(
         return place(jax.vmap(sample)(place(keys), place(condition)))
 
     jitted = jax.jit(batch, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return Drawing(jitted, arrays, size, at_once, rounds)
+
+
+def make_draw(
+    method: Method,
+    mesh: Mesh,
+    num: int,
+    condition: Mapping[str, np.ndarray] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., np.ndarray]:
+    """The function (params, mutable, key) -> `num` samples, on the host of every process.
+
+    It is compiled at its first call. It also takes the `arrays` of another plan of the same shapes
+    (see `planned`) and other values of the same conditions, without another compilation.
+
+    Args:
+      method: the method to sample from.
+      mesh: the devices.
+      num: how many samples.
+      condition: rows of each condition that is given, taken in turn.
+      options: of the method: those of its `plan`, or keywords of its `sample`.
+
+    Raises:
+      ConfigError: the method does not support the value of an option; a method without a plan
+        raises it at the first call.
+    """
+    made = drawing(method, mesh, num, options or {})
 
     def draw(
         params: Tree,
         mutable: Tree,
         key: jax.Array,
-        arrays: Mapping[str, Tree] = traced,
+        arrays: Mapping[str, Tree] = made.arrays,
         condition: Mapping[str, np.ndarray] = condition or {},
     ) -> np.ndarray:
-        rows = {name: in_rounds(values) for name, values in condition.items()}
+        rows = {name: made.in_rounds(values) for name, values in condition.items()}
         key = stream(key, "sample")
         with jax.set_mesh(mesh), following("sampling", num) as advance:
-            drawn, count = [], at_once * size
-            for i in range(rounds):
+            drawn, count = [], made.at_once * made.size
+            for i in range(made.rounds):
                 conditions = {name: values[i] for name, values in rows.items()}
-                index = np.arange(i * at_once, (i + 1) * at_once)
-                samples = np.asarray(jitted(params, mutable, key, index, conditions, arrays))
+                samples = np.asarray(
+                    made.program(params, mutable, key, made.index(i), conditions, arrays)
+                )
                 drawn.append(samples.reshape(-1, *samples.shape[2:]))
                 advance(min(count, num - i * count))
         return np.concatenate(drawn)[:num]
