@@ -22,6 +22,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from golden_files import gpt_as_torch, written
 from racing import FOLDER, ONE_THREAD, among, either_way, fastest, measured, race, several, started
 
 from genjax import config as configs
@@ -29,14 +30,12 @@ from genjax.data.alphabets import Bytes
 from genjax.method import DataSpec, Field
 from genjax.modes.runs import fast_on_cpu
 from genjax.nn.cpu.memory import keep_heap
-from genjax.nn.heads import side_by_side
 from genjax.training.assemble import assemble
 
 VALUES, BATCH = 65, 12
 PRECISIONS = ("float32", "bfloat16")
 # Size -> layers, heads, width, length.
 SIZES = {"nanogpt": (4, 4, 128, 64), "6x384": (6, 6, 384, 256)}
-LAYERS = ("norm1", "qkv", "merge", "norm2", "up", "down")
 
 
 def assembled(size, precision):
@@ -86,22 +85,10 @@ def golden(size, path):
     loss = jax.jit(jax.value_and_grad(run.method.phases[0].loss, has_aux=True))
     (value, _), slopes = loss(params, mutable, {"token": token}, jax.random.key(0), 0)
 
-    def named(tree):
-        """Name of the peer's parameter -> array."""
-        tree, found = tree["lm"], {}
-        found["embed.weight"], found["positions"] = tree["embed"]["embedding"], tree["positions"]
-        found["norm.weight"] = tree["body"]["norm"]["scale"]
-        for name in LAYERS:
-            for i in range(SIZES[size][0]):
-                layer = {k: p[i] for k, p in tree["body"]["blocks"][name].items()}
-                if name == "qkv":
-                    layer["kernel"] = side_by_side(layer["kernel"], SIZES[size][2])
-                weight = layer["kernel"].T if "kernel" in layer else layer["scale"]
-                found[f"blocks.{i}.{name}.weight"] = weight
-        return found
-
-    np.savez(path, token=token, **{name: np.asarray(p) for name, p in named(params).items()})
-    norms = {name: float(np.linalg.norm(np.asarray(g))) for name, g in named(slopes).items()}
+    depth = SIZES[size][0]
+    written(path, gpt_as_torch(params, depth), {"token": token})
+    slopes = gpt_as_torch(slopes, depth).items()
+    norms = {name: float(np.linalg.norm(np.asarray(g))) for name, g in slopes}
     return {"loss": float(value), "norms": norms}
 
 

@@ -39,6 +39,7 @@ import jax
 import jax.numpy as jnp
 import lm_race
 import numpy as np
+from golden_files import flattened, folded_as_torch, written
 from racing import FOLDER, among, compare, measured, race, several, started
 
 from genjax import config as configs
@@ -50,8 +51,6 @@ from genjax.networks import dit
 from genjax.nn.cpu import onednn
 from genjax.nn.cpu.memory import keep_heap
 from genjax.nn.functional import functional
-from genjax.nn.heads import side_by_side
-from genjax.parallel.rules import path_name
 from genjax.sampling import bound
 from genjax.sampling.draw import planned
 from genjax.sampling.noise import normals
@@ -67,7 +66,7 @@ PICTURES = {  # network -> config
     "dcgan": "dcgan",
     "vqvae": "vqvae",
 }
-DIT = {"width": 256, "depth": 6, "heads": 4, "patch_size": 4}  # as in torch_dit.py
+DIT = {"width": 256, "depth": 6, "heads": 4, "patch_size": 4}  # torch_dit.py's
 NETWORKS = (*PICTURES, *lm_race.SIZES)
 DISCRETE = {
     "diffusion.path": "cosine",
@@ -182,21 +181,6 @@ def noise_of(network, key, mutable):
     return {"codes": mutable["autoencoder"]["books"]["0"]["codes"]}
 
 
-def flattened(tree):
-    """Path -> array. Those of the DiT, stacked over its blocks, are taken apart as torch's are."""
-    named = {path_name(path): p for path, p in jax.tree_util.tree_leaves_with_path(tree)}
-    stack = "denoiser/blocks/"
-    named = {
-        name: side_by_side(p, DIT["width"]) if name.startswith(f"{stack}qkv/") else p
-        for name, p in named.items()
-    }
-    return {
-        name.replace(stack, f"{stack}{i}/") if name.startswith(stack) else name: part
-        for name, p in named.items()
-        for i, part in enumerate(p if name.startswith(stack) else [p])
-    }
-
-
 def golden(network, path):
     """Writes parameters, images and noise for torch; returns our losses and gradients' norms."""
     if network in lm_race.SIZES:
@@ -222,15 +206,10 @@ def golden(network, path):
         value, slopes = jax.jit(jax.value_and_grad(loss))(own)
         losses[phase.trains] = float(value)
         norms |= {n: float(jnp.linalg.norm(g.reshape(-1))) for n, g in flattened(slopes).items()}
-    named = {name: np.asarray(p) for name, p in flattened(params).items()}
-    if network == "dcgan":  # torch folds images into vectors with channels first
-        stem, head = "generator/stem/kernel", "discriminator/head/linear/kernel"
-        named[stem] = named[stem].reshape(-1, 7, 7, 128).transpose(0, 3, 1, 2).reshape(-1, 6272)
-        named[head] = named[head].reshape(7, 7, 128).transpose(2, 0, 1).reshape(-1, 1)
-    for name, value in {**batch, **noise_of(network, key, mutable)}.items():
-        value = np.asarray(value)
-        named[name] = value.transpose(0, 3, 1, 2) if value.ndim == 4 else value
-    np.savez(path, **named)
+    named = flattened(params)
+    if network == "dcgan":
+        named = folded_as_torch(named, 7, 128)
+    written(path, named, {**batch, **noise_of(network, key, mutable)})
     return {"losses": losses, "norms": norms}
 
 

@@ -47,9 +47,9 @@ def carry(model, given):
     return found
 
 
-def check(peer, path):
+def check(peer, path, device="cpu"):
     """Losses, and the norms of their gradients by genjax's paths, of what is in a file."""
-    given = {name: torch.from_numpy(value) for name, value in np.load(path).items()}
+    given = {name: torch.from_numpy(value).to(device) for name, value in np.load(path).items()}
     if isinstance(peer.model, torch_lm.GPT):  # lm_race.py writes these as torch has them
         peer.model.load_state_dict({name: given[name] for name in peer.model.state_dict()})
         parameters = dict(peer.model.named_parameters())

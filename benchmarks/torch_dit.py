@@ -1,7 +1,8 @@
 """The DiT that benchmarks/step_race.py trains, in plain PyTorch.
 
-For benchmarks/torch_steps.py. Modules have the names of genjax's, so that parameters can be carried
-over; see genjax/networks/dit.py for what is computed. There are no labels.
+For benchmarks/torch_steps.py and gpu_torch.py. Modules have the names of genjax's, so that
+parameters can be carried over; see genjax/networks/dit.py for what is computed. There are
+no labels.
 """
 
 import math
@@ -10,35 +11,50 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-WIDTH, DEPTH, HEADS, PATCH, SIDE, FEATURES = 256, 6, 4, 4, 28, 256
+FEATURES = 256
 
 
 def frequencies(pairs):
     return torch.exp(-math.log(10_000.0) * torch.arange(pairs, dtype=torch.float64) / pairs)
 
 
-def positions(side):
-    """[1, side^2, WIDTH]: sines and cosines of the column, then those of the row."""
-    angle = torch.arange(side)[:, None] * frequencies(WIDTH // 4)
+def positions(side, width):
+    """[1, side^2, width]: sines and cosines of the column, then those of the row."""
+    angle = torch.arange(side)[:, None] * frequencies(width // 4)
     along = torch.cat([angle.sin(), angle.cos()], -1).float()
-    shape = (side, side, WIDTH // 2)
+    shape = (side, side, width // 2)
     both = torch.cat([along.expand(shape), along[:, None].expand(shape)], -1)
-    return both.reshape(1, side * side, WIDTH)
+    return both.reshape(1, side * side, width)
+
+
+def patches(x, patch):
+    """[B, C, H, W] -> [B, N, D]: row, column and channel of a pixel in its patch, in this order."""
+    B, C, H, W = x.shape
+    x = x.reshape(B, C, H // patch, patch, W // patch, patch).permute(0, 2, 4, 3, 5, 1)
+    return x.reshape(B, -1, patch**2 * C)
+
+
+def pixels(x, patch, side):
+    """The inverse of `patches`, for square images of `side`."""
+    grid = side // patch
+    x = x.reshape(len(x), grid, grid, patch, patch, -1).permute(0, 5, 1, 3, 2, 4)
+    return x.reshape(len(x), -1, side, side)
 
 
 class Block(nn.Module):
     """Self-attention and a two-layer network, shifted, scaled and gated by the time's vector."""
 
-    def __init__(self):
+    def __init__(self, width, heads):
         super().__init__()
-        self.modulation = nn.Linear(WIDTH, 6 * WIDTH)
-        self.qkv, self.merge = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+        self.modulation = nn.Linear(width, 6 * width)
+        self.qkv, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.heads = heads
 
     def forward(self, x, vector):
         B, T, _ = x.shape
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(vector)[:, None].chunk(6, -1)
-        qkv = self.qkv(modulated(x, shift1, scale1)).reshape(B, T, 3, HEADS, -1)
+        qkv = self.qkv(modulated(x, shift1, scale1)).reshape(B, T, 3, self.heads, -1)
         mixed = functional.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
         x = x + gate1 * self.merge(mixed.transpose(1, 2).reshape(x.shape))
         h = functional.gelu(self.up(modulated(x, shift2, scale2)), approximate="tanh")
@@ -52,14 +68,15 @@ def modulated(x, shift, scale):
 class DiT(nn.Module):
     """Predicts an image from a noisy one and its timestep."""
 
-    def __init__(self):
+    def __init__(self, side=28, colors=1, width=256, depth=6, heads=4, patch=4):
         super().__init__()
-        self.patch = nn.Linear(PATCH**2, WIDTH)
-        self.time1, self.time2 = nn.Linear(FEATURES, WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.blocks = nn.ModuleList([Block() for _ in range(DEPTH)])
-        self.modulation = nn.Linear(WIDTH, 2 * WIDTH)
-        self.head = nn.Linear(WIDTH, PATCH**2)
-        self.register_buffer("positions", positions(SIDE // PATCH), persistent=False)
+        self.side, self.patch_size = side, patch
+        self.patch = nn.Linear(patch**2 * colors, width)
+        self.time1, self.time2 = nn.Linear(FEATURES, width), nn.Linear(width, width)
+        self.blocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
+        self.modulation = nn.Linear(width, 2 * width)
+        self.head = nn.Linear(width, patch**2 * colors)
+        self.register_buffer("positions", positions(side // patch, width), persistent=False)
         speeds = frequencies(FEATURES // 2).float()
         self.register_buffer("frequencies", speeds, persistent=False)
 
@@ -67,10 +84,8 @@ class DiT(nn.Module):
         angle = t.float()[:, None] * self.frequencies
         vector = self.time1(torch.stack([angle.sin(), angle.cos()], -1).flatten(1))
         vector = functional.silu(self.time2(functional.silu(vector)))
-        h = functional.pixel_unshuffle(x, PATCH)
-        side = h.shape[-2:]
-        h = self.patch(h.flatten(2).transpose(1, 2)) + self.positions
+        h = self.patch(patches(x, self.patch_size)) + self.positions
         for block in self.blocks:
             h = block(h, vector)
         h = self.head(modulated(h, *self.modulation(vector)[:, None].chunk(2, -1)))
-        return functional.pixel_shuffle(h.transpose(1, 2).unflatten(2, side), PATCH).float()
+        return pixels(h, self.patch_size, self.side).float()

@@ -28,13 +28,13 @@ ADAM = {"default": {}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 class Block(nn.Module):
     """Self-attention and a two-layer network behind their norms."""
 
-    def __init__(self, width, heads):
+    def __init__(self, width, heads, bias):
         super().__init__()
-        self.norm1, self.norm2 = (nn.LayerNorm(width, bias=False) for _ in range(2))
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.merge = nn.Linear(width, width, bias=False)
-        self.up = nn.Linear(width, 4 * width, bias=False)
-        self.down = nn.Linear(4 * width, width, bias=False)
+        self.norm1, self.norm2 = (nn.LayerNorm(width, bias=bias) for _ in range(2))
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.merge = nn.Linear(width, width, bias=bias)
+        self.up = nn.Linear(width, 4 * width, bias=bias)
+        self.down = nn.Linear(4 * width, width, bias=bias)
         self.heads = heads
 
     def forward(self, x):
@@ -48,12 +48,12 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder with learned positions and a tied head; its mean loss of a token."""
 
-    def __init__(self, depth, heads, width, length):
+    def __init__(self, depth, heads, width, length, values=VALUES, bias=False):
         super().__init__()
-        self.embed = nn.Embedding(VALUES, width)
+        self.embed = nn.Embedding(values, width)
         self.positions = nn.Parameter(torch.empty(length, width))
-        self.blocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
-        self.norm = nn.LayerNorm(width, bias=False)
+        self.blocks = nn.ModuleList([Block(width, heads, bias) for _ in range(depth)])
+        self.norm = nn.LayerNorm(width, bias=bias)
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.02)
@@ -63,8 +63,7 @@ class GPT(nn.Module):
         for block in self.blocks:
             x = block(x)
         logits = self.norm(x) @ self.embed.weight.T
-        target = token[:, 1:].reshape(-1)
-        return nn.functional.cross_entropy(logits.float().reshape(-1, VALUES), target)
+        return nn.functional.cross_entropy(logits.float().flatten(0, 1), token[:, 1:].flatten())
 
 
 def timed(model, options):

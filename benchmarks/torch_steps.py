@@ -89,22 +89,24 @@ class Peer(NamedTuple):
     check: Callable[[dict], dict]
 
 
-def pictures(ready, batch):
-    return ready.placed(torch.randint(256, (batch, 1, 28, 28), dtype=torch.uint8))
+def pictures(ready, *shape):
+    return ready.placed(torch.randint(256, shape, dtype=torch.uint8, device=ready.device))
 
 
-def denoising(network):
+def denoising(network, shape=(1, 28, 28), batch=32, rate=1e-3, average=0.999):
     def peer(ready):
         model = ready.placed(torch_unet.Diffusion(network()))
-        player = Player(model.denoiser, torch.optim.AdamW, lr=1e-3, clip=1.0, average=0.999)
-        loss, batch = ready.function(model), 32
+        settings = {"lr": rate, "clip": 1.0, "average": average}
+        player = Player(model.denoiser, torch.optim.AdamW, **settings)
+        loss, device = ready.function(model), ready.device
 
         def step():
-            noise = ready.placed(torch.randn(batch, 1, 28, 28))
+            noise = ready.placed(torch.randn(batch, *shape, device=device))
             # One timestep of each of `batch` equal parts, as in genjax.
-            index = (torch.arange(batch) + torch.rand(batch)) / batch * torch_unet.TIMESTEPS
-            index = index.long().clamp(max=torch_unet.TIMESTEPS - 1)
-            player.descend(loss(pictures(ready, batch), index, noise))
+            part = torch.arange(batch, device=device) + torch.rand(batch, device=device)
+            index = (part / batch * torch_unet.TIMESTEPS).long()
+            index = index.clamp(max=torch_unet.TIMESTEPS - 1)
+            player.descend(loss(pictures(ready, batch, *shape), index, noise))
 
         def check(given):
             return {"denoiser": model(given["image"], given["index"].long(), given["noise"])}
@@ -131,28 +133,32 @@ def unet_sampling(ready):
     return Peer(model, batch, {}, step, check)
 
 
-def dcgan(ready):
-    model, batch = ready.placed(torch_gan.Game()), 64
-    settings = {"lr": 2e-4, "betas": (0.5, 0.999)}
-    players = {
-        "discriminator": Player(model.discriminator, torch.optim.Adam, **settings),
-        "generator": Player(model.generator, torch.optim.Adam, average=0.999, **settings),
-    }
-    judged, made = ready.function(model.discriminator_loss), ready.function(model.generator_loss)
+def dcgan(game, shape=(1, 28, 28), batch=64):
+    def peer(ready):
+        model = ready.placed(game())
+        settings = {"lr": 2e-4, "betas": (0.5, 0.999)}
+        players = {
+            "discriminator": Player(model.discriminator, torch.optim.Adam, **settings),
+            "generator": Player(model.generator, torch.optim.Adam, average=0.999, **settings),
+        }
+        judged = ready.function(model.discriminator_loss)
+        made = ready.function(model.generator_loss)
 
-    def step():
-        z = [torch.randn(batch, torch_gan.LATENT) for _ in range(2)]
-        players["discriminator"].descend(judged(pictures(ready, batch), z[0]))
-        model.discriminator.requires_grad_(False)
-        players["generator"].descend(made(z[1]))
-        model.discriminator.requires_grad_(True)
+        def step():
+            z = torch.randn(2, batch, torch_gan.LATENT, device=ready.device)
+            players["discriminator"].descend(judged(pictures(ready, batch, *shape), z[0]))
+            model.discriminator.requires_grad_(False)
+            players["generator"].descend(made(z[1]))
+            model.discriminator.requires_grad_(True)
 
-    def check(given):
-        z = given["z"]
-        judged = model.discriminator_loss(given["image"], z)
-        return {"discriminator": judged, "generator": model.generator_loss(z)}
+        def check(given):
+            z = given["z"]
+            judged = model.discriminator_loss(given["image"], z)
+            return {"discriminator": judged, "generator": model.generator_loss(z)}
 
-    return Peer(model, batch, players, step, check)
+        return Peer(model, batch, players, step, check)
+
+    return peer
 
 
 def vqvae(ready):
@@ -162,7 +168,7 @@ def vqvae(ready):
 
     def step():
         drawn = torch.randint(batch * 49, (torch_vqvae.CODES,))
-        player.descend(loss(pictures(ready, batch), drawn))
+        player.descend(loss(pictures(ready, batch, 1, 28, 28), drawn))
 
     def check(given):
         for name in ("codes", "sums"):
@@ -172,15 +178,16 @@ def vqvae(ready):
     return Peer(model, batch, {"autoencoder": player}, step, check)
 
 
-def gpt(size):
+def gpt(size, values=torch_lm.VALUES, batch=torch_lm.BATCH, bias=False, rate=1e-3, b2=0.99):
     def peer(ready):
-        model, length = torch_lm.GPT(*SIZES[size]), SIZES[size][-1]
-        settings = {"lr": 1e-3, "betas": (0.9, 0.99), "clip": 1.0}
+        model = ready.placed(torch_lm.GPT(*size, values, bias))
+        shape = (batch, size[-1] + 1)
+        settings = {"lr": rate, "betas": (0.9, b2), "clip": 1.0}
         player = Player(model, torch.optim.AdamW, matrices=0.1, **settings)
-        loss, batch = ready.function(model), torch_lm.BATCH
+        loss = ready.function(model)
 
         def step():
-            player.descend(loss(torch.randint(torch_lm.VALUES, (batch, length + 1))))
+            player.descend(loss(torch.randint(values, shape, device=ready.device)))
 
         def check(given):
             return {"lm": model(given["token"].long())}
@@ -194,9 +201,9 @@ PEERS = {
     "unet": denoising(torch_unet.UNet),
     "unet_sampling": unet_sampling,
     "dit": denoising(torch_dit.DiT),
-    "dcgan": dcgan,
+    "dcgan": dcgan(torch_gan.Game),
     "vqvae": vqvae,
-    **{size: gpt(size) for size in SIZES},
+    **{name: gpt(size) for name, size in SIZES.items()},
 }
 
 
@@ -206,19 +213,22 @@ class Ready(NamedTuple):
     compiled: bool = False
     low: bool = False
     layout: torch.memory_format = torch.contiguous_format
+    device: str = "cpu"
+    mode: str | None = None  # of torch.compile
 
     def placed(self, x):
-        """A model or a tensor [B, C, H, W] in the layout."""
+        """A model or a tensor [B, C, H, W] on the device and in the layout."""
         if isinstance(x, nn.Module):
-            return x.to(memory_format=self.layout)
+            return x.to(self.device, memory_format=self.layout)
         return x.contiguous(memory_format=self.layout)
 
     def function(self, call, options=None):
         """The function in the type; compiled if that is asked for."""
-        call = torch.compile(call, dynamic=False, options=options) if self.compiled else call
+        if self.compiled:
+            call = torch.compile(call, dynamic=False, options=options, mode=self.mode)
 
         def typed(*given):
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.low):
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.low):
                 return call(*given)
 
         return typed

@@ -1,7 +1,8 @@
 """The U-Net of configs/ddpm.py, its loss and its DDIM sampler in plain PyTorch.
 
-For benchmarks/torch_steps.py. Modules have the names of genjax's, so that parameters can be carried
-over; see genjax/networks/unet.py and genjax/sampling/solvers.py for what is computed.
+For benchmarks/torch_steps.py and gpu_torch.py. Modules have the names of genjax's, so that
+parameters can be carried over; see genjax/networks/unet.py and genjax/sampling/solvers.py
+for what is computed.
 """
 
 import math
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-CHANNELS, MULTIPLIERS, PATCH, TIMESTEPS = 32, (1, 4), 2, 1000
+TIMESTEPS = 1000
 
 
 def group_norm(features):
@@ -23,18 +24,20 @@ def group_norm(features):
 class ResidualBlock(nn.Module):
     """GroupNorm-SiLU-conv twice, the time embedding added in between, and a shortcut."""
 
-    def __init__(self, cin, cout, embedding):
+    def __init__(self, cin, cout, embedding, rate=0.0):
         super().__init__()
         self.norm1, self.norm2 = group_norm(cin), group_norm(cout)
         self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
         self.conv2 = nn.Conv2d(cout, cout, 3, padding=1)
         self.time = nn.Linear(embedding, cout)
         self.shortcut = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
+        self.rate = rate
 
     def forward(self, x, embedding):
         h = self.conv1(functional.silu(self.norm1(x)))
         h = h + self.time(functional.silu(embedding))[:, :, None, None]
-        return self.conv2(functional.silu(self.norm2(h))) + self.shortcut(x)
+        h = functional.dropout(functional.silu(self.norm2(h)), self.rate, self.training)
+        return self.conv2(h) + self.shortcut(x)
 
 
 class AttentionBlock(nn.Module):
@@ -57,42 +60,77 @@ class AttentionBlock(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution, and the convolution that resamples after them."""
 
-    def __init__(self, channels, embedding, resample):
+    def __init__(self, channels, embedding, attention, resample, rate):
         super().__init__()
         self.blocks = nn.ModuleDict(
-            {str(i): ResidualBlock(*pair, embedding) for i, pair in enumerate(channels)}
+            {str(i): ResidualBlock(*pair, embedding, rate) for i, pair in enumerate(channels)}
+        )
+        self.attention = nn.ModuleDict(
+            {str(i): AttentionBlock(pair[1]) for i, pair in enumerate(channels) if attention}
         )
         self.resample = resample
 
+    def block(self, name, x, embedding):
+        x = self.blocks[name](x, embedding)
+        return self.attention[name](x) if name in self.attention else x
+
 
 class UNet(nn.Module):
-    """Predicts an image from a noisy one and its timestep: one block a level, two on the way up."""
+    """Predicts an image from a noisy one and its timestep; one block more on the way up.
 
-    def __init__(self):
+    Args:
+      side: of the square images; it decides which levels have attention.
+      colors: channels of the images.
+      channels: width of the first level.
+      multipliers: width of each level, divided by `channels`.
+      blocks: residual blocks of each level on the way down.
+      attention: resolutions, after patching, whose blocks have attention.
+      patch: side of the squares of pixels that are folded into channels.
+      rate: of the dropout.
+    """
+
+    def __init__(
+        self,
+        side=28,
+        colors=1,
+        channels=32,
+        multipliers=(1, 4),
+        blocks=1,
+        attention=(),
+        patch=2,
+        rate=0.0,
+    ):
         super().__init__()
-        embedding, last = 4 * CHANNELS, len(MULTIPLIERS) - 1
-        self.time1, self.time2 = nn.Linear(CHANNELS, embedding), nn.Linear(embedding, embedding)
-        self.stem = nn.Conv2d(PATCH**2, CHANNELS, 3, padding=1)
-        skips, width = [CHANNELS], CHANNELS
+        embedding, last = 4 * channels, len(multipliers) - 1
+        self.patch, pixels = patch, patch**2 * colors
+        self.time1, self.time2 = nn.Linear(channels, embedding), nn.Linear(embedding, embedding)
+        self.stem = nn.Conv2d(pixels, channels, 3, padding=1)
+        skips, width = [channels], channels
         self.down, self.up = nn.ModuleDict(), nn.ModuleDict()
-        for i, multiplier in enumerate(MULTIPLIERS):
-            pairs = [(width, width := CHANNELS * multiplier)]
-            skips.append(width)
+        for i, multiplier in enumerate(multipliers):
+            pairs = []
+            for _ in range(blocks):
+                pairs.append((width, width := channels * multiplier))
+                skips.append(width)
             resample = None
             if i < last:
                 resample = nn.Conv2d(width, width, 3, stride=2)
                 skips.append(width)
-            self.down[str(i)] = Level(pairs, embedding, resample)
-        self.middle1 = ResidualBlock(width, width, embedding)
+            looks = side // patch >> i in attention
+            self.down[str(i)] = Level(pairs, embedding, looks, resample, rate)
+        self.middle1 = ResidualBlock(width, width, embedding, rate)
         self.middle_attention = AttentionBlock(width)
-        self.middle2 = ResidualBlock(width, width, embedding)
-        for i, multiplier in reversed(list(enumerate(MULTIPLIERS))):
-            pairs = [(width + skips.pop(), width := CHANNELS * multiplier) for _ in range(2)]
+        self.middle2 = ResidualBlock(width, width, embedding, rate)
+        for i, multiplier in reversed(list(enumerate(multipliers))):
+            pairs = []
+            for _ in range(blocks + 1):
+                pairs.append((width + skips.pop(), width := channels * multiplier))
             resample = nn.Conv2d(width, width, 3, padding=1) if i else None
-            self.up[str(i)] = Level(pairs, embedding, resample)
+            looks = side // patch >> i in attention
+            self.up[str(i)] = Level(pairs, embedding, looks, resample, rate)
         self.norm = group_norm(width)
-        self.head = nn.Conv2d(width, PATCH**2, 3, padding=1)
-        half = CHANNELS // 2
+        self.head = nn.Conv2d(width, pixels, 3, padding=1)
+        half = channels // 2
         frequencies = torch.exp(-math.log(10_000.0) * torch.arange(half) / (half - 1))
         self.register_buffer("frequencies", frequencies, persistent=False)
 
@@ -100,11 +138,11 @@ class UNet(nn.Module):
         angle = t.float()[:, None] * self.frequencies
         embedding = self.time1(torch.cat([angle.sin(), angle.cos()], -1))
         embedding = self.time2(functional.silu(embedding))
-        h = self.stem(functional.pixel_unshuffle(x, PATCH))
+        h = self.stem(functional.pixel_unshuffle(x, self.patch))
         skips = [h]
         for level in self.down.values():
-            for block in level.blocks.values():
-                h = block(h, embedding)
+            for name in level.blocks:
+                h = level.block(name, h, embedding)
                 skips.append(h)
             if level.resample is not None:
                 # "SAME" of an even size: the zeros at the far end alone.
@@ -113,11 +151,12 @@ class UNet(nn.Module):
         h = self.middle1(h, embedding)
         h = self.middle2(self.middle_attention(h), embedding)
         for level in self.up.values():
-            for block in level.blocks.values():
-                h = block(torch.cat([h, skips.pop()], 1), embedding)
+            for name in level.blocks:
+                h = level.block(name, torch.cat([h, skips.pop()], 1), embedding)
             if level.resample is not None:
                 h = level.resample(functional.interpolate(h, scale_factor=2, mode="nearest"))
-        return functional.pixel_shuffle(self.head(functional.silu(self.norm(h))), PATCH).float()
+        h = self.head(functional.silu(self.norm(h)))
+        return functional.pixel_shuffle(h, self.patch).float()
 
 
 def log_alpha_bar():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterable
 
 from genjax import config as configs
@@ -13,7 +14,8 @@ from genjax.interop.export import FORMATS
 WEIGHTS = ("ema", "guide_ema", "guide_checkpoint")  # flags that choose a run's weights
 SWEEPS = ("solvers", "sweep_guidance")
 PATHS = ("config", "workdir", "output", "samples", "references", "conditions")
-INSIDE = ("options", "overrides", "command")  # attributes of the parsed flags that are not flags
+# Attributes of the parsed flags that are not flags.
+INSIDE = ("options", "overrides", "command", "began")
 PLANNING = ("topology", "slices", "what", "price", "search")
 DRAWING = ("sample", "chat", *SWEEPS)  # modes that take sampling options
 # Flags that only some modes take -> these modes.
@@ -38,7 +40,8 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
 
     With the modes of `DRAWING`, any other `--name=value` is an option of the method's sampler or,
     with --mode=sample, a condition; `flags.options` maps its name to the list of its values. The
-    overrides are also in `flags.overrides`, and the whole command is in `flags.command`.
+    overrides are also in `flags.overrides`. `flags.command` is the whole command, and `flags.began`
+    the time of the call, by `time.perf_counter`.
 
     Raises:
       ConfigError: an argument is not understood, or does not fit the mode.
@@ -99,7 +102,7 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
         raise ConfigError(f"--samples does not use a run: leave out --{run_flags[0]}.")
     if flags.references and not flags.samples:
         raise ConfigError("--references needs --samples, a file of texts.")
-    flags.command = ("genjax", *argv)
+    flags.command, flags.began = ("genjax", *argv), time.perf_counter()
     overrides = flags.overrides = {}
     flags.options = {}
     draws = flags.mode in DRAWING or (flags.mode, flags.what) == ("plan", "sample")

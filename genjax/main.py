@@ -212,6 +212,8 @@ def main(argv: list[str] | None = None) -> int:
     flags, folders = argparse.Namespace(mode=""), {}
     try:
         flags, overrides = parse(sys.argv[1:] if argv is None else argv, MODES)
+        if argv is None:
+            flags.began = starting.BEGAN
         if flags.topology:
             ahead.compute_on_cpu()
         if argv is None and not distributed.accelerated():

@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from types import FrameType
 
+BEGAN = time.perf_counter()  # when the command began
 INTERRUPTED = 130  # exit code after Ctrl-C
 PROGRAM = "genjax.main"
 

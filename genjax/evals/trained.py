@@ -34,6 +34,7 @@ from genjax.parallel.rules import path_name
 from genjax.training import ema, loop, workdir
 from genjax.training.assemble import assemble
 from genjax.training.checkpoint import Checkpoints
+from genjax.training.meter import Meter
 from genjax.training.metrics import Writers, read_metrics
 from genjax.training.progress import marked
 
@@ -155,7 +156,7 @@ def _train(config: ConfigDict, dataset: Dataset, path: Path) -> None:
     def evaluation(writers: Writers) -> Evaluation:
         return Evaluation(run, dataset, folder, writers)
 
-    if code := loop.train(run, dataset, folder, start, evaluation):
+    if code := loop.train(run, dataset, folder, start, evaluation, Meter()):
         raise SystemExit(code)
     state = Checkpoints(folder).restore(run.state)
     params = ema.evaluation_params(config, state.params, state.ema)["classifier"]

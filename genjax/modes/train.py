@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -21,10 +22,12 @@ from genjax.files import place
 from genjax.modes.runs import logging_to, prepare, restore, tell_who_computes
 from genjax.nn.precision import settled
 from genjax.parallel.mesh import fitted, make_mesh
+from genjax.planning import chips, flops
 from genjax.train_state import TrainState
 from genjax.training import follow, lengths, loop, stages, workdir
 from genjax.training.assemble import Assembly, put_pretrained, read_pretrained
 from genjax.training.checkpoint import Checkpoints
+from genjax.training.meter import UNKNOWN, Meter, Peak
 from genjax.training.metrics import Writers, require_wandb
 
 
@@ -90,7 +93,8 @@ def train_stage(
     allow_change = flags.allow_config_change
     stage_config = workdir.with_own_precision(stage_config, stage_folder)
     workdir.check_same_config(stage_folder, stage_config, allow_change, judges.with_sections)
-    stage_flags = argparse.Namespace(**{**vars(flags), "config": location})
+    changed = {"config": location, "began": time.perf_counter()}
+    stage_flags = argparse.Namespace(**{**vars(flags), **changed})
     return train(stage_config, stage_folder, stage_flags)
 
 
@@ -141,7 +145,17 @@ def _train(
         begin()  # all checks have passed
         return evaluation
 
-    return loop.train(run, dataset, folder, start, evaluation)
+    meter = Meter(flags.began, peak_of(run.mesh.devices.flat, config.precision))
+    return loop.train(run, dataset, folder, start, evaluation, meter)
+
+
+def peak_of(devices: Iterable[jax.Device], precision: str) -> Peak:
+    """The makers' peak of devices for products of a type; unknown of CPUs and unknown kinds."""
+    known = [chips.of_device(device.device_kind) for device in devices]
+    if None in known:
+        return UNKNOWN
+    rates = [chip.bfloat16 if precision == "bfloat16" else chip.float32 for chip in known]
+    return Peak(lambda program: flops.count(program).model, sum(rates))
 
 
 def with_own_mesh(config: ConfigDict, folder: epath.Path) -> ConfigDict:

@@ -25,7 +25,7 @@ from genjax.training.checkpoint import FOLDER, numbered
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # Keys that may differ: the same data may have another path on another machine.
 OWN_KEYS = r"dataset\.(threads|path)"
-OWN_FLAGS = ("config", "workdir", "output", "overrides", "command")
+OWN_FLAGS = ("config", "workdir", "output", "overrides", "command", "began")
 
 
 def of_command(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> dict[str, str]:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -26,6 +27,7 @@ from genjax.training.averages import Averages
 from genjax.training.checkpoint import Checkpoints, best_metric
 from genjax.training.early_stop import exhausted
 from genjax.training.interruptions import Interruptions, signals
+from genjax.training.meter import Meter
 from genjax.training.metrics import (
     JsonlWriter,
     TensorBoardWriter,
@@ -61,6 +63,7 @@ def train(
     workdir: epath.Path,
     start: Callable[[Checkpoints], TrainState],
     evaluation: Callable[[Writers], Evaluation],
+    meter: Meter,
 ) -> int:
     """Trains until the run's end, an early stop, or a signal; resumes at `state.step`.
 
@@ -70,6 +73,7 @@ def train(
       workdir: the run's folder; the caller holds its lock.
       start: returns the state to begin with: restored, or initialised.
       evaluation: returns the evaluation that writes to these writers.
+      meter: measures the run's devices.
 
     Returns:
       The process's exit code: 0, or 128 + the signal that ended the run.
@@ -127,7 +131,7 @@ def train(
         stack.enter_context(answered(lambda: _answer(progress.doing)))
         return _steps(
             *(run, state, first, batches, evaluate, checkpoints, snapshot_store, averages),
-            *(progress, trace, received),
+            *(progress, trace, meter, received),
         )
 
 
@@ -203,6 +207,7 @@ def _steps(
     averages: Averages,
     progress: Progress,
     trace: StepTrace,
+    meter: Meter,
     received: Sequence[int],
 ) -> int:
     total, every = run.total_steps, _cadences(run)
@@ -224,11 +229,16 @@ def _steps(
         compiled.add(len(group))
         with progress.paused("compiling the training step") if new else contextlib.nullcontext():
             if len(group) == 1:
-                state, output = run.step(state, global_batch(next(batches), run.mesh))
+                program, batch = run.step, global_batch(next(batches), run.mesh)
             else:
-                state, output = run.steps(
-                    state, global_batches([next(batches) for _ in group], run.mesh)
-                )
+                rows = [next(batches) for _ in group]
+                program, batch = run.steps, global_batches(rows, run.mesh)
+            state, output = program(state, batch)
+            if new:
+                meter.compiled(partial(program.trace, state, batch), len(group))
+        if group[0] == first + 1:
+            jax.block_until_ready(output)
+            meter.stepped()
         if pending is not None:
             averages.add(group[0] - 1, pending)  # from the last dispatch, while this one runs
         pending, step = output, group[-1]
@@ -244,6 +254,7 @@ def _steps(
             means = averages.take()
             rate = progress.log(step, averages.loss(means))
             means["train/examples_per_second"] = rate
+            means |= meter.metrics(rate / run.examples_per_step)
             for name, learning_rate in rates(step - 1).items():
                 prefix = "" if len(run.learning_rates) == 1 else f"{name}/"
                 means[f"train/{prefix}learning_rate"] = float(learning_rate)

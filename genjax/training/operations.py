@@ -80,7 +80,9 @@ def read(space: bytes) -> Profile:
     planes = list(jax.profiler.ProfileData.from_serialized_xspace(space).planes)
     programs = origins(space)
     devices = [plane for plane in planes if plane.name.startswith("/device:")]
-    device_events = [[_device_events(line) for line in _streams(plane)] for plane in devices]
+    device_events = [
+        [_device_events(line, programs) for line in _streams(plane)] for plane in devices
+    ]
     device_events = [lines for lines in device_events if any(lines)]
     if not device_events:
         host = [plane for plane in planes if plane.name.startswith("/host:")]
@@ -191,15 +193,27 @@ def _streams(plane: Any) -> list[Any]:
     ]
 
 
-def _device_events(line: Any) -> list[Event]:
+def _device_events(line: Any, programs: Mapping[str, Mapping[str, Origin]]) -> list[Event]:
+    """Returns the operations of an accelerator's line.
+
+    A CUDA graph's kernels have the whole graph for their operation (openxla/xprof#3070). They are
+    told apart by their own names: XLA names a kernel after its operation, with "_" in place of "."
+    and "-".
+    """
+    kernels = {re.sub("[.-]", "_", name): name for names in programs.values() for name in names}
     events = []
     for event in line.events:
         stats = dict(event.stats)
-        # On TPUs an event's name is the whole instruction: %fusion.1 = f32[...] fusion(...)
-        name = stats.get("hlo_op") or re.sub(r"^%?([^\s=]+) = .*", r"\1", event.name, flags=re.S)
         program = str(stats.get("hlo_module", ""))
+        name = str(stats.get("hlo_op", "")).rpartition("::")[2]  # the innermost of several
+        known = programs.get(program, {})
+        whole_graph = name not in known or known[name].opcode in CONTROL
+        if not name or (known and whole_graph):
+            # On TPUs an event's name is the whole instruction: %fusion.1 = f32[...] fusion(...)
+            own_name = re.sub(r"^%?([^\s=]+) = .*", r"\1", event.name, flags=re.S)
+            name = kernels.get(own_name, own_name)
         end = event.start_ns + event.duration_ns
-        events.append(Event(program, str(name), event.start_ns, end, end))
+        events.append(Event(program, name, event.start_ns, end, end))
     return events
 
 

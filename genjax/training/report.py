@@ -52,7 +52,10 @@ FIRST = (
     *(r"precision\w*", r"recall\w*", r"density\w*|coverage\w*", r"psnr|ssim|lpips|mse|mae"),
     *(r"(lowest_)?code_perplexity", r"diversity\w*|self_bleu\w*|score\w*|distinct\w*"),
 )
-UNSAID = re.compile(r"_(se|std)$|^seconds$|^examples_per_second$")  # says nothing about quality
+# What says nothing about quality.
+UNSAID = re.compile(
+    r"_(se|std)$|^seconds$|^examples_per_second$|^mfu$|^peak_memory_bytes$|^seconds_to_first_step$"
+)
 TILES = 6
 # Metrics of which lower, or higher, values are better, by the words of their names.
 LOWER = re.compile(

@@ -1,11 +1,12 @@
 """--config.profile from the command line: the trace, its table, and a run that is as without."""
 
 import json
+import time
 
 import pytest
 from command_line import metrics, reported_digest
 
-TIMES = {"time", "train/examples_per_second", "eval/seconds"}
+TIMES = {"time", "train/examples_per_second", "eval/seconds", "train/seconds_to_first_step"}
 
 
 def numbers(workdir):
@@ -13,8 +14,10 @@ def numbers(workdir):
 
 
 def test_a_profiled_run_is_the_same_run_and_leaves_a_trace_and_a_table(finished_run, cli, tmp_path):
-    folder = tmp_path / "run"
+    folder, began = tmp_path / "run", time.time()
     _, err = cli.train(folder, "--config.profile=3_steps")
+    first, passed = metrics(folder)[0], metrics(folder)[0]["time"] - began
+    assert passed / 2 < first["train/seconds_to_first_step"] < passed
     assert "profile of steps 3 to 5" in err
     assert "/convolution/" in err
     assert err.split("profile of")[1].splitlines()[0] in (folder / "log.txt").read_text()

@@ -32,7 +32,7 @@ LONG = ["--config.duration=40_steps", "--config.evals.every=20_steps"]
 
 def train_metrics(workdir):
     """All that is logged but the clocks."""
-    clocks = ("time", "train/examples_per_second", "eval/seconds")
+    clocks = ("time", "train/examples_per_second", "eval/seconds", "train/seconds_to_first_step")
     return [{k: v for k, v in line.items() if k not in clocks} for line in metrics(workdir)]
 
 

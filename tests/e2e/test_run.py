@@ -28,6 +28,7 @@ def test_a_run_leaves_all_that_the_readme_names(finished_run):
     assert {"train/loss", "train/grad_norm", "train/skipped", "eval/bits_per_dim"} <= names
     evaluated = [line["step"] for line in lines if "eval/bits_per_dim" in line]
     assert evaluated == [6, 12]
+    assert [line["step"] for line in lines if "train/seconds_to_first_step" in line] == [1]
     assert sorted(p.name for p in (finished_run / "samples").iterdir()) == [
         "step_00000006.png",
         "step_00000012.png",

@@ -170,7 +170,7 @@ def test_an_interrupted_training_goes_on_and_ends_the_same(short, cache, monkeyp
 def test_another_data_set_or_config_has_a_classifier_of_its_own(short, monkeypatch):
     seen = []
 
-    def train(run, dataset, folder, start, evaluation):
+    def train(run, dataset, folder, start, evaluation, meter):
         seen.append(folder.name)
         raise KeyboardInterrupt
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from genjax.training import operations
 from genjax.training import profile as profiles
 from genjax.training.operations import Event, Origin, Profile, covered, own_times, profile, table
 from genjax.training.profile import StepTrace
@@ -164,6 +165,29 @@ def test_on_a_gpu_the_streams_kernels_are_read():
     ]
     assert read.operations[0].seconds == pytest.approx(400e-9)
     assert (read.seconds, read.idle) == pytest.approx((600e-9, 100e-9))
+
+
+def test_the_kernels_of_a_cuda_graph_are_told_apart_by_their_names():
+    graph, call, dot = (
+        stat(1, f'str_value: "{name}"') + stat(2, 'str_value: "jit_step"')
+        for name in ("command_buffer_7", "call.1", "call.1::dot.2")
+    )
+    given = plane(
+        "/device:GPU:0",
+        ["loop_add_fusion_3", "sm90_xmma_gemm", "other_kernel"],
+        line("Stream #20(Kernel)", (1, 0, 300, graph), (2, 300, 100, call), (3, 400, 50, dot)),
+    )
+    space = jax.profiler.ProfileData.text_proto_to_serialized_xspace(given)
+    (device,) = jax.profiler.ProfileData.from_serialized_xspace(space).planes
+    program = {
+        "call.1": Origin("call", "", ""),
+        "loop_add-fusion.3": Origin("fusion", "add", "unet.py:1 f"),
+        "dot.2": Origin("dot", "dot_general", "unet.py:2 f"),
+    }
+    events = operations._device_events(*device.lines, {"jit_step": program})
+    names = [event.name for event in events]
+    assert names == ["loop_add-fusion.3", "sm90_xmma_gemm", "dot.2"]
+    assert {event.program for event in events} == {"jit_step"}
 
 
 def test_on_a_tpu_the_operations_are_read_once():
