@@ -2,7 +2,7 @@
 
 import genjax
 
-run = genjax.train("ddpm:tiny", "runs/digits")
+run = genjax.train("flow:tiny", "runs/digits")
 images = run.sample(16, label=3, steps=20)
 run.picture(images).save("threes.png")
 
