@@ -150,8 +150,13 @@ class Run:
           ConfigError: the run's method does not generate text.
         """
         rows, options = self._request(given)
-        with fast_on_cpu(self.config):
-            yield from streamed(self.assembly, self.params, self.state, rows, options, seed)
+        pieces = streamed(self.assembly, self.params, self.state, rows, options, seed)
+        while True:
+            with fast_on_cpu(self.config):  # never while the caller's own code runs
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
 
     def texts(self, samples: np.ndarray) -> list[str]:
         """Decodes samples of token ids to texts.

@@ -59,4 +59,4 @@ def test_the_python_of_the_readme_trains_samples_and_evaluates(tmp_path, monkeyp
     assert Image.open("threes.png").mode == "RGB"
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1].startswith("dict_keys")
-    assert "'eval/loss': " in printed[-2]
+    assert "'eval/bits_per_dim': " in printed[-2]

@@ -45,7 +45,7 @@ def attention(
     """
     query, key, value = _over_heads(query, key, value)
     kept = rate == 0.0 or not train
-    if kept and (implied or mask is None) and fused.fits(query, key):
+    if kept and (implied or mask is None) and fused.fits(query, key, segment is not None):
         out = fused.fused_attention(query, key, value, causal=causal, segment=segment)
     else:
         options = {"causal": causal, "rate": rate, "draws": draws, "train": train}

@@ -1,6 +1,7 @@
 """Attention as one kernel: cuDNN's on GPUs, splash attention on TPUs.
 
-No [T, S] array of weights is written to memory, forward or backward. Which kernel runs is decided
+No [T, S] array of weights is written to memory, forward or backward; cuDNN reads the mask of packed
+documents from one. Which kernel runs is decided
 when a program is lowered for a platform; where there is none, it is the formula of
 `plain_attention`. Three primitives make derivatives of every order:
 
@@ -33,8 +34,11 @@ from genjax.parallel.layout import EXAMPLES, LENGTH, UNITS, dividing
 _LANES, _SHORTEST, _TILE = 128, 512, 512
 
 
-def fits(query: jax.Array, key: jax.Array) -> bool:
-    """Whether the accelerators of the mesh that is set have a kernel for these shapes and types."""
+def fits(query: jax.Array, key: jax.Array, segments: bool) -> bool:
+    """Whether the accelerators of the mesh that is set have a kernel for these shapes and types.
+
+    `segments` says whether a mask of packed documents is given: cuDNN then needs even lengths.
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
     (_, T, _, H), S, dtype = query.shape, key.shape[1], query.dtype
     if device is None:
@@ -43,7 +47,8 @@ def fits(query: jax.Array, key: jax.Array) -> bool:
         long = min(T, S) >= _SHORTEST and T % _LANES == S % _LANES == 0
         return long and dtype in (jnp.bfloat16, jnp.float32)
     if device.platform in ("gpu", "cuda"):
-        return H % 8 == 0 and H <= 128 and dtype in (jnp.bfloat16, jnp.float16)
+        even = not segments or T % 2 == S % 2 == 0
+        return even and H % 8 == 0 and H <= 128 and dtype in (jnp.bfloat16, jnp.float16)
     return False
 
 

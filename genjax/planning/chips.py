@@ -32,7 +32,8 @@ class Chip(NamedTuple):
       network_bytes_per_second: of one host to others, in one direction.
       per_host: devices of one host.
       per_chip: devices of one chip.
-      called: parts of `jax.Device.device_kind`, by which a device here is known.
+      called: values of `jax.Device.device_kind`, by which a device here is known. Other models of
+        a GPU, such as those on PCIe, have other rates and are not known.
     """
 
     name: str
@@ -79,11 +80,12 @@ def _gpu(
     hbm_bytes: int,
     nvlink_gbps: float,
     network_gbits: float,
+    *called: str,
 ) -> Chip:
     """A GPU of a host with eight, joined by NVSwitch; the network's figure is the host's."""
     return Chip(
         *(name, "gpu", bfloat16, tf32, hbm_gbps * GB, hbm_bytes, nvlink_gbps * GB, 0, 0),
-        *(network_gbits * GB / 8, 8, 1, (name.upper(),)),
+        *(network_gbits * GB / 8, 8, 1, called),
     )
 
 
@@ -102,10 +104,12 @@ CHIPS = {
         # Dense peaks and NVLink of NVIDIA's datasheets of A100, H100 SXM, H200 and HGX B200; one
         # direction is half of what they call NVLink bandwidth. Memory sizes: what the driver
         # reports. Networks: DGX A100 (8 x 200 Gbit/s), DGX H100, H200 and B200 (8 x 400 Gbit/s).
-        _gpu("a100", 3.12e14, 1.56e14, 2039, 85_100_068_864, 300, 8 * 200),
-        _gpu("h100", 9.89e14, 4.945e14, 3352, 84_942_979_072, 450, 8 * 400),
-        _gpu("h200", 9.89e14, 4.945e14, 4800, 151_397_597_184, 450, 8 * 400),
-        _gpu("b200", 2.25e15, 1.125e15, 7672, 191_514_411_008, 900, 8 * 400),
+        _gpu("a100", 3.12e14, 1.56e14, 2039, 85_100_068_864, 300, 8 * 200, "NVIDIA A100-SXM4-80GB"),
+        _gpu(
+            "h100", 9.89e14, 4.945e14, 3352, 84_942_979_072, 450, 8 * 400, "NVIDIA H100 80GB HBM3"
+        ),
+        _gpu("h200", 9.89e14, 4.945e14, 4800, 151_397_597_184, 450, 8 * 400, "NVIDIA H200"),
+        _gpu("b200", 2.25e15, 1.125e15, 7672, 191_514_411_008, 900, 8 * 400, "NVIDIA B200"),
     )
 }
 EXAMPLES = "v5e:16x16, v5p:8x8x8 (chips along each side of the torus), h100:2x8 (hosts x GPUs)"
@@ -208,5 +212,4 @@ def parse(text: str, slices: int = 1) -> Topology:
 
 def of_device(kind: str) -> Chip | None:
     """The chip that JAX calls `kind` (`jax.Device.device_kind`); None of one that is not known."""
-    known = [(name, chip) for chip in CHIPS.values() for name in chip.called if name in kind]
-    return max(known, key=lambda pair: len(pair[0]))[1] if known else None
+    return next((chip for chip in CHIPS.values() if kind in chip.called), None)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from genjax.checks import ConfigError
 from genjax.planning import flops, hlo, least, programs
 from genjax.planning.flops import Flops
 from genjax.planning.hlo import Collective
@@ -110,7 +111,8 @@ def estimate(
       options: of the sampler.
 
     Raises:
-      ConfigError: an option of drawing that the method does not have.
+      ConfigError: an option of drawing that the method does not have, or a compiled program of a
+        form that is not known.
     """
     training = what == "train"
     traced = programs.step(run) if training else programs.sampler(run, num, options or {})
@@ -120,7 +122,14 @@ def estimate(
     program = None
     if made.text:
         islands = [roof.island(device) for device in run.mesh.devices.flat]
-        program = read(made.text, islands.__getitem__, counted.total / devices)
+        try:
+            program = read(made.text, islands.__getitem__, counted.total / devices)
+        except ValueError as error:
+            raise ConfigError(
+                f"--mode=plan: the compiled program has a form that is not known here ({error}); "
+                f"it needs {made.peak / 2**30:.2f} GiB a device and {counted.total:.3g} FLOPs. "
+                "Use the jax version of launch/constraints.txt for Python 3.11."
+            ) from error
     examples = run.examples_per_step if training else num
     return Estimate(
         what,
@@ -195,6 +204,5 @@ def _memory(run: Assembly, made: Compiled, roof: Roof, training: bool) -> Memory
     known = sum(parts.values()) + batch
     # Of what lies in a TPU's own buffers the compiler counts nothing as temporary.
     temporaries = max(made.temporaries, made.peak - known, 0)
-    return Memory(
-        **parts, batch=batch, temporaries=temporaries, peak=made.peak, capacity=roof.hbm_bytes
-    )
+    capacity = made.available or roof.hbm_bytes
+    return Memory(**parts, batch=batch, temporaries=temporaries, peak=made.peak, capacity=capacity)

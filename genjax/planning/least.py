@@ -11,6 +11,8 @@ from jax.sharding import Mesh
 
 from genjax.method import Phase, Tree
 
+WHOLE = ("data", "fsdp", "sequence")  # axes over which gradients are summed that they do not split
+
 
 class Needed(NamedTuple):
     """What one device sends in a step at least.
@@ -53,7 +55,7 @@ def of_step(
             count = leaf.size
             for axis in split - {"fsdp"}:
                 count //= mesh.shape[axis]
-            whole = tuple(a for a in ("data", "fsdp") if a not in split and mesh.shape[a] > 1)
+            whole = tuple(a for a in WHOLE if a not in split and mesh.shape[a] > 1)
             if "fsdp" in split:
                 n = mesh.shape["fsdp"]
                 share = (n - 1) / n * count * times

@@ -37,6 +37,7 @@ class Compiled(NamedTuple):
       peak: bytes that one device needs at once.
       temporaries: of these, what is neither state nor batch; -1 if unknown.
       seconds: that compiling took.
+      available: bytes of the device that the compiler gives out; 0 if it has not said.
     """
 
     executable: jax.stages.Compiled | None
@@ -44,6 +45,7 @@ class Compiled(NamedTuple):
     peak: int
     temporaries: int
     seconds: float
+    available: int = 0
 
 
 def step(run: Assembly) -> Traced:
@@ -78,7 +80,7 @@ def compiled(traced: Traced) -> Compiled:
             needed = too_large(str(error))
             if needed is None:
                 raise
-            return Compiled(None, "", needed, -1, time.perf_counter() - start)
+            return Compiled(None, "", needed[0], -1, time.perf_counter() - start, needed[1])
     seconds = time.perf_counter() - start
     memory = program.memory_analysis()
     return Compiled(program, program.as_text(), peak(memory), memory.temp_size_in_bytes, seconds)
@@ -95,15 +97,17 @@ def peak(memory: Any) -> int:
     return max(known, getattr(memory, "peak_memory_in_bytes", 0))
 
 
-def too_large(message: str) -> int | None:
-    """The bytes that a compiler says are needed and not there; None of another error."""
+def too_large(message: str) -> tuple[int, int] | None:
+    """The bytes that a compiler says are needed, and available; None of another error."""
     forms = (
-        r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]?\w* hbm",
-        r"required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM",
+        r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)\w* hbm",
+        r"HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)",
     )
     for form in forms:
-        if found := re.search(form, message):
-            return int(float(found[1]) * UNITS.get(found[2], 1))
+        if match := re.search(form, message):
+            needed, available = match.groups()[:2], match.groups()[2:]
+            sizes = (int(float(n) * UNITS.get(unit, 1)) for n, unit in (needed, available))
+            return tuple(sizes)
     return None
 
 

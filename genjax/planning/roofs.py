@@ -15,7 +15,9 @@ from genjax.planning import chips
 from genjax.planning.chips import Topology
 from genjax.training import memory
 
-SIDE = 2048  # of the matrices that are multiplied
+SIDE = 1024  # of the matrices that are multiplied
+# JAX takes this share of a GPU's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+ALLOCATED = 0.75
 BYTES = 2**27  # of what all devices copy
 SECONDS = 0.3  # that each measurement takes at least
 
@@ -57,7 +59,7 @@ def of_topology(topology: Topology, precision: str) -> Roof:
     return Roof(
         chip.bfloat16 if precision == "bfloat16" else chip.float32,
         chip.hbm_bytes_per_second,
-        chip.hbm_bytes,
+        int(chip.hbm_bytes * (ALLOCATED if chip.kind == "gpu" else 1)),
         topology.inside,
         topology.across,
         island,
@@ -87,7 +89,7 @@ def measured(mesh: Mesh, precision: str) -> Roof:
     def products(x: jax.Array) -> jax.Array:
         return jnp.einsum("dij,djk->dik", x, x, preferred_element_type=jnp.float32)
 
-    matrices = jnp.ones((count, SIDE // 2, SIDE // 2), dtype, device=spread)
+    matrices = jnp.ones((count, SIDE, SIDE), dtype, device=spread)
     numbers = jnp.ones((BYTES // 4 // count * count,), jnp.float32, device=spread)
     with jax.set_mesh(mesh):
         product = _seconds(jax.jit(products), matrices)
@@ -99,7 +101,7 @@ def measured(mesh: Mesh, precision: str) -> Roof:
         return own * (count - 1) / gather if count > 1 else own / copy
 
     return Roof(
-        2 * (SIDE // 2) ** 3 / product,
+        2 * SIDE**3 / product,
         2 * own / copy,
         memory.of_device(),
         sent,

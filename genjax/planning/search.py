@@ -83,6 +83,7 @@ def candidates(config: ConfigDict, size: Size, devices: int, roof: Roof) -> list
                     "mesh.data": data,
                     "mesh.fsdp": fsdp,
                     "mesh.tensor": tensor,
+                    "mesh.sequence": 1,
                     "accumulation": accumulation,
                     **dict.fromkeys(remat, kind),
                 }
@@ -100,15 +101,25 @@ def searched(
 ) -> list[Found]:
     """Plans of at most `most` candidates in turn: those that fit first, the fastest ahead.
 
-    One that needs more memory than another that did not fit is left out.
+    One that needs more memory than another that did not fit is left out, and so is one that the
+    run's config or method refuses.
+
+    Raises:
+      ConfigError: all are refused; the reason is that of the last.
     """
+    refused: ConfigError | None = None
     found: list[Found] = []
     for keys in asked:
         if len(found) == most:
             break
         if any(not own.estimate.fits and larger(keys, own.keys) for own in found):
             continue
-        found.append(Found(keys, plan(keys)))
+        try:
+            found.append(Found(keys, plan(keys)))
+        except ConfigError as error:
+            refused = error
+    if refused and not found:
+        raise refused
     return sorted(found, key=lambda own: (not own.estimate.fits, seconds(own.estimate)))
 
 

@@ -241,7 +241,8 @@ def ranking(config: ConfigDict, found: Sequence[Found]) -> str:
     ]
     best = " ".join(f"--config.{key}={value}" for key, value in found[0].keys.items())
     fixed = f"batch_size={config.batch_size}; {ESTIMATED}"
-    return "\n".join([*lines, "", f"({fixed})", f"best: {best}", ""])
+    verdict = "best" if found[0].estimate.fits else "none of these fits; the nearest"
+    return "\n".join([*lines, "", f"({fixed})", f"{verdict}: {best}", ""])
 
 
 def gib(size: float) -> str:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from genjax.files import create_exclusively
+from genjax.parallel import distributed
 
 logger = logging.getLogger("genjax")
 
@@ -84,7 +85,13 @@ def _taken_over(path: epath.Path, name: str) -> bool:
     # Of several that watch, one makes the mark of what they saw; a late one finds another lock.
     mark = path.parent / f"{path.name}.{hashlib.sha256(seen).hexdigest()[:16]}"
     if not create_exclusively(mark, _content(name, 0)):
-        return False
+        maker = _read(mark)
+        time.sleep(LEASE)
+        if _read(path) != seen or _read(mark) != maker:
+            return False
+        mark.unlink(missing_ok=True)  # whoever made it died before it took the lock
+        if not create_exclusively(mark, _content(name, 0)):
+            return False
     try:
         if _read(path) != seen:
             return False
@@ -102,14 +109,16 @@ def _beat(path: epath.Path, name: str, over: threading.Event) -> None:
         beat += 1
         try:
             holder = _holder(_read(path))
-            if holder not in ("", name):
+            if holder != name:
+                owner = f"{holder} has taken over the run" if holder else "it has been removed"
                 print(
-                    f"error: {path} was not written for {LEASE:.0f} s or more, and {holder} has "
-                    "taken over the run. This process ends, so that two do not write one run.",
+                    f"error: {path} was not written for {LEASE:.0f} s or more, and {owner}. This "
+                    "process ends, so that two do not write one run.",
                     file=sys.stderr,
                     flush=True,
                 )
+                distributed.leave()
                 os._exit(LOST)
             path.write_bytes(_content(name, beat))
-        except OSError as error:  # the network, which may come back
+        except Exception as error:  # of the network, which may come back; each store has its own
             logger.warning("%s could not be written: %s", path, error)

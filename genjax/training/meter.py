@@ -70,8 +70,12 @@ class Meter:
           traced: returns the program; it is traced already, and JAX remembers that.
           steps: steps in the program.
         """
-        if self._peak.flops_per_second and not self._flops:
+        if not self._peak.flops_per_second or self._flops:
+            return
+        try:
             self._flops = self._peak.count(traced().jaxpr) / steps
+        except Exception as error:  # a metric may not end a run
+            logger.warning("no train/mfu: the FLOPs of a step cannot be counted: %r", error)
 
     def stepped(self) -> None:
         """Notes that the first step is done; later calls do nothing."""

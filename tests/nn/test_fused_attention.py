@@ -150,5 +150,13 @@ def test_derivatives_of_every_order_and_mapped(ids):
 def test_where_there_is_a_kernel(platform, length, size, dtype, expected):
     array = jax.ShapeDtypeStruct((2, length, 4, size), dtype)
     with jax.sharding.use_abstract_mesh(mesh_of(platform)):
-        assert fused.fits(array, array) == expected
-    assert not fused.fits(array, array)
+        assert fused.fits(array, array, segments=False) == expected
+    assert not fused.fits(array, array, segments=False)
+
+
+@pytest.mark.parametrize(("length", "expected"), [(1024, True), (1023, False)])
+def test_cudnn_takes_packed_documents_of_even_lengths(length, expected):
+    array = jax.ShapeDtypeStruct((2, length, 4, 64), jnp.bfloat16)
+    with jax.sharding.use_abstract_mesh(mesh_of("gpu")):
+        assert fused.fits(array, array, segments=False)
+        assert fused.fits(array, array, segments=True) == expected

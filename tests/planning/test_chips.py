@@ -68,7 +68,8 @@ def test_a_device_here_is_known_by_its_kind():
     kinds = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
     kinds |= {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA A100-SXM4-80GB": "a100", "TPU7x": "tpu7x"}
     assert {kind: of_device(kind).name for kind in kinds} == kinds
-    assert of_device("cpu") is None
+    for unknown in ("cpu", "NVIDIA H100 PCIe", "NVIDIA GH200 480GB", "NVIDIA A100-SXM4-40GB"):
+        assert of_device(unknown) is None
 
 
 def test_a_compiler_that_is_missing_is_named_with_its_extra():

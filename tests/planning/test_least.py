@@ -8,9 +8,9 @@ from genjax.method import Phase
 from genjax.planning.least import of_step
 
 
-def mesh(data, fsdp, tensor=1):
-    names = ("data", "fsdp", "tensor")
-    return jax.make_mesh((data, fsdp, tensor), names, (AxisType.Auto,) * 3)
+def mesh(data, fsdp, tensor=1, sequence=1):
+    names = ("data", "fsdp", "sequence", "tensor")
+    return jax.make_mesh((data, fsdp, sequence, tensor), names, (AxisType.Auto,) * 4)
 
 
 def matrix(on, *spec):
@@ -37,6 +37,13 @@ def test_data_parallelism_sums_gradients():
     assert (found.kind, found.axes, found.bytes) == ("all-reduce", ("data",), 2 * 7 / 8 * 4 * n)
 
 
+def test_gradients_are_summed_over_the_sequence():
+    on, n = mesh(1, 2, sequence=4), 512 * 256
+    found = {f.kind: f for f in of_step(matrix(on, "fsdp"), PHASES, on, "bfloat16")}
+    assert found["all-reduce"].axes == ("sequence",)
+    assert found["all-reduce"].bytes == 2 * 3 / 4 * 4 * n / 2
+
+
 def test_both_sum_the_parts_between_the_copies():
     on, n = mesh(2, 4), 512 * 256
     found = {f.kind: f for f in of_step(matrix(on, None, "fsdp"), PHASES, on, "float32")}
@@ -51,5 +58,6 @@ def test_what_is_split_over_tensor_is_smaller():
 
 
 def test_one_device_sends_nothing():
-    one = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
+    axes = ("data", "fsdp", "sequence", "tensor")
+    one = jax.make_mesh((1, 1, 1, 1), axes, devices=jax.devices()[:1])
     assert of_step(matrix(one, "fsdp"), PHASES, one, "float32") == []

@@ -43,7 +43,7 @@ def test_a_step_is_planned_and_measured(capsys):
     found, text = plan(capsys, *SMALL)
     assert found.keys() >= KEYS
     assert found["fits"]
-    assert found["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert found["mesh"] == {"data": 8, "fsdp": 1, "sequence": 1, "tensor": 1}
     assert 0 < found["model_flops"] <= found["flops"]
     assert found["seconds_measured"] > 0
     assert found["hbm_peak_bytes"] > 0
@@ -110,9 +110,9 @@ def test_a_compiler_says_how_much_is_missing():
     assert too_large(
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
         "temporaries (87.65G) exceeds available HBM (15.75G)."
-    ) == int(87.65 * 2**30)
+    ) == (int(87.65 * 2**30), int(15.75 * 2**30))
     assert too_large(
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
         "hbm. Used 22.94G of 15.75G hbm. Exceeded hbm capacity by 7.19G."
-    ) == int(22.94 * 2**30)
+    ) == (int(22.94 * 2**30), int(15.75 * 2**30))
     assert too_large("INTERNAL: something else") is None
