@@ -111,8 +111,8 @@ def test_samples_of_a_label_are_of_that_label(network):
     shape, num = (1, 2, 1), 4000
     method = token_prior.build(config(network, conditional=True), spec(shape, 2, 2))
     leaves, tree = jax.tree.flatten(method.init(KEY, {})[0])
-    keys = jax.random.split(KEY, len(leaves))
-    noisy = [p + 0.8 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    keys = jax.random.split(jax.random.key(3), len(leaves))
+    noisy = [p + 0.4 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
     params, mutable = tree.unflatten(noisy), method.init(KEY, {})[1]
     images = jnp.array(list(itertools.product(range(2), repeat=2)))
     label = jnp.arange(2 * num) % 2
