@@ -11,6 +11,8 @@ from typing import NamedTuple
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 _LINE = re.compile(r"\s*(ROOT )?%?([\w.\-]+) = (.*)")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{")
+# A kernel's configuration may go on over lines of its own, which begin with braces too.
+_END = re.compile(r"\}(\s*//.*)?\s*")
 _OPCODE = re.compile(r"([\w\-]+)\(")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=?]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -75,7 +77,7 @@ def parse(text: str) -> Module:
             if header is not None and not line.startswith("HloModule"):
                 now = computations.setdefault(header[2], {})
                 entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
+        elif _END.fullmatch(line):
             now = None
         elif (match := _LINE.match(line)) is not None:
             instruction = _instruction(*match.groups())

@@ -59,7 +59,7 @@ def test_fields_of_a_stage_mean_the_same():
 def test_a_condition_has_a_name_of_its_own(name):
     label = spec().fields["label"]
     assert check(method(conditions={"label": label}), "toy").conditions
-    with pytest.raises(ConfigError, match=r"method toy: conditions.*no option of sample"):
+    with pytest.raises(ConfigError, match=r"method toy: conditions.*not an option of sample"):
         check(method(conditions={name: label}), "toy")
 
 
