@@ -86,11 +86,14 @@ def alive(path):
             count += 1
             path.write_text(f"pid 1 on elsewhere\n{count}\n")
 
+    path.write_text("pid 1 on elsewhere\n0\n")  # before anybody looks
     thread = threading.Thread(target=beat)
     thread.start()
-    yield
-    over.set()
-    thread.join()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_the_lock_of_a_live_run_is_left_alone_and_that_of_a_dead_one_taken_over(store, capsys):
