@@ -98,8 +98,8 @@ def test_a_lost_process_ends_the_other_within_a_minute_with_its_name(cli, tmp_pa
     both[lost].kill()
     assert time.monotonic() - began < 60
     assert both[1 - lost].returncode != 0
-    last = err.strip().splitlines()[-1]
-    assert last.startswith("error: ")
+    # A thread of JAX may print what it sees of the connection before or after our own line.
+    last = [line for line in err.splitlines() if line.startswith("error: ")][-1]
     assert f"process {lost}" in last
     assert "run the same command to resume" in last
     assert "Traceback" not in err

@@ -118,15 +118,6 @@ FAMILIES = {
         "--config.model.lm.dropout=0.1",
         "--config.lm.label_smoothing=0.1",
     ],
-    "iwae.py:tiny": ["--config.steps_per_dispatch=4", "--config.evals.judges="],
-    # Codebooks by averages, which restart, and the shares that are kept beside them.
-    "vqvae.py:tiny": ["--config.vqvae.restart_below=1.0"],
-    # Two networks, of which the second begins in the middle, after the signal.
-    "autoencoder_kl.py:tiny": [
-        "--config.autoencoder_kl.adversarial_start=60_steps",
-        "--config.model.encoder.channels=(8,16)",
-        "--config.model.decoder.channels=(8,16)",
-    ],
     # Told a picture and random masks, which are drawn by the loader and hidden together.
     "ddpm.py:super_resolution_tiny": [
         '--config.dataset.derived=(("small","smaller",4),("mask","box",0.5))',

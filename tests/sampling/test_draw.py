@@ -23,10 +23,10 @@ def sample(params, mutable, key, num, condition, *, scale=1.0, name="a"):
     return x.at[:, 1].set(condition["label"]) if condition else x
 
 
-def mesh(*sizes):
-    """The first devices on the axes data, fsdp and tensor."""
-    devices = jax.devices()[: int(np.prod(sizes))]
-    return jax.make_mesh(sizes, AXES, (AxisType.Auto,) * 3, devices=devices)
+def mesh(data, fsdp, tensor):
+    """The first devices on these axes."""
+    devices = jax.devices()[: data * fsdp * tensor]
+    return jax.make_mesh((data, fsdp, 1, tensor), AXES, (AxisType.Auto,) * 4, devices=devices)
 
 
 METHOD = Method(None, (), None, sample, (), conditions={"label": LABEL})
