@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from racing import DISCRETE
 
 from genjax import config as configs
 from genjax.data import sources
@@ -22,12 +23,7 @@ EXAMPLES = 50_000  # of the data that are not there
 DIFFUSION = {
     "diffusion.class_conditional": False,
     "diffusion.guidance": 1.0,
-    "diffusion.path": "cosine",
-    "diffusion.num_timesteps": 1000,
-    "diffusion.prediction": "v",
-    "diffusion.times": "uniform",
-    "diffusion.sampler": "ddim",
-    "diffusion.steps": 50,
+    **DISCRETE,
 }
 
 

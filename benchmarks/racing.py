@@ -17,6 +17,15 @@ from pathlib import Path
 import numpy as np
 
 FOLDER = Path(__file__).resolve().parent
+# The diffusion of torch_unet.py and torch_dit.py, as keys of a config.
+DISCRETE = {
+    "diffusion.path": "cosine",
+    "diffusion.num_timesteps": 1000,
+    "diffusion.prediction": "v",
+    "diffusion.times": "uniform",
+    "diffusion.sampler": "ddim",
+    "diffusion.steps": 50,
+}
 # What makes each side use one thread of the CPU alone: XLA's variable, and OpenMP's.
 ONE_THREAD = {"NPROC": "1", "OMP_NUM_THREADS": "1"}
 

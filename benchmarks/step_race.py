@@ -40,7 +40,7 @@ import jax.numpy as jnp
 import lm_race
 import numpy as np
 from golden_files import flattened, folded_as_torch, written
-from racing import FOLDER, among, compare, measured, race, several, started
+from racing import DISCRETE, FOLDER, among, compare, measured, race, several, started
 
 from genjax import config as configs
 from genjax.data import sources
@@ -68,14 +68,6 @@ PICTURES = {  # network -> config
 }
 DIT = {"width": 256, "depth": 6, "heads": 4, "patch_size": 4}  # torch_dit.py's
 NETWORKS = (*PICTURES, *lm_race.SIZES)
-DISCRETE = {
-    "diffusion.path": "cosine",
-    "diffusion.num_timesteps": 1000,
-    "diffusion.prediction": "v",
-    "diffusion.times": "uniform",
-    "diffusion.sampler": "ddim",
-    "diffusion.steps": 50,
-}
 SAMPLES = 64  # of unet_sampling, at a time
 
 

@@ -301,7 +301,8 @@ def train(
     """Trains a run to its end, or resumes it, then loads it.
 
     Args:
-      config: the name or file of a config, or a config from `read_config`.
+      config: the name or file of a config, or a config from `read_config`. Name your own config
+        by its file if its method is a module next to it: then the run finds that module again.
       workdir: its folder.
       overrides: dotted key -> value.
       on_eval: called after each evaluation with its step, metrics and samples.
