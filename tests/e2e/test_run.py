@@ -111,7 +111,7 @@ def test_a_live_run_is_evaluated_and_its_files_are_left_alone(cli, tmp_path):
 
 
 def test_a_run_of_four_devices_is_used_and_resumed_on_one(cli, tmp_path):
-    mesh = {"data": 1, "fsdp": 2, "tensor": 2}
+    mesh = {"data": 1, "fsdp": 2, "sequence": 1, "tensor": 2}
     given = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
     folder = tmp_path / "run"
     _, err = cli.train(folder, *given, devices=4)
@@ -122,8 +122,9 @@ def test_a_run_of_four_devices_is_used_and_resumed_on_one(cli, tmp_path):
         flags = [f"--mode={mode[0]}", *mode[1:]]
         longer = ["--config.duration=13_steps"] if mode[0] == "train" else []
         out, err = cli.run(whole, *flags, *longer)
-        said = "the run's mesh data=1, fsdp=2, tensor=2 does not fit the devices here (1)"
-        assert f"{said}: using data=-1, fsdp=1, tensor=1" in err, mode
+        was = "the run's mesh data=1, fsdp=2, sequence=1, tensor=2"
+        now = "using data=-1, fsdp=1, sequence=1, tensor=1"
+        assert f"{was} does not fit the devices here (1): {now}" in err, mode
         if mode[0] == "inspect":
             assert f"sha256 {digest}\n" in out
     assert steps_logged(folder) == list(range(1, 14))
@@ -158,7 +159,7 @@ def test_fine_tuning_starts_from_another_runs_parameters(finished_run, cli, tmp_
         jax.tree.leaves(tuned.params), jax.tree.leaves(source.ema["0.999"]), strict=True
     ):
         np.testing.assert_allclose(a, b, atol=1e-12)
-    assert "took" in err
+    assert f"arrays from {finished_run}" in err
 
 
 def test_early_stopping_ends_a_run_and_keeps_its_best(cli, tmp_path):
