@@ -62,8 +62,17 @@ class Cli:
         )
 
 
+# Metrics that are times, or made of them: no two runs have the same.
+CLOCKS = {"time", "train/examples_per_second", "eval/seconds", "train/seconds_to_first_step"}
+
+
 def metrics(workdir):
     return [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless_metrics(workdir):
+    """All that is logged but the clocks."""
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in metrics(workdir)]
 
 
 def steps_logged(workdir):

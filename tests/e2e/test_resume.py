@@ -18,6 +18,7 @@ from command_line import (
     metrics,
     reported_digest,
     steps_logged,
+    timeless_metrics,
     wait_for_step,
 )
 
@@ -28,12 +29,6 @@ from genjax.training.digests import digest, digests
 from genjax.training.workdir import read_config, read_spec
 
 LONG = ["--config.duration=40_steps", "--config.evals.every=20_steps"]
-
-
-def train_metrics(workdir):
-    """All that is logged but the clocks."""
-    clocks = ("time", "train/examples_per_second", "eval/seconds", "train/seconds_to_first_step")
-    return [{k: v for k, v in line.items() if k not in clocks} for line in metrics(workdir)]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +55,7 @@ def test_killed_at_a_random_step_and_resumed_is_bitwise_the_same(cli, tmp_path, 
     _, err = cli.train(tmp_path / "run", *LONG)
     assert "resuming at step" in err
     assert reported_digest(tmp_path / "run") == reported_digest(uninterrupted)
-    assert train_metrics(tmp_path / "run") == train_metrics(uninterrupted)
+    assert timeless_metrics(tmp_path / "run") == timeless_metrics(uninterrupted)
     names = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert all(name.isdigit() for name in names), names  # nothing torn is left
 
@@ -80,7 +75,7 @@ def test_stopped_between_dispatches_and_resumed_is_bitwise_the_same(cli, tmp_pat
     assert stopped % 8 == 0 or 296 < stopped < 304
     cli.train(tmp_path / "run", *several)
     assert reported_digest(tmp_path / "run") == reported_digest(tmp_path / "whole")
-    assert train_metrics(tmp_path / "run") == train_metrics(tmp_path / "whole")
+    assert timeless_metrics(tmp_path / "run") == timeless_metrics(tmp_path / "whole")
 
 
 def test_killed_inside_a_window_of_the_log_and_resumed_logs_the_same_averages(cli, tmp_path):
@@ -98,7 +93,7 @@ def test_killed_inside_a_window_of_the_log_and_resumed_logs_the_same_averages(cl
     assert Checkpoints(tmp_path / "run").window(stopped)["sums"]
     cli.train(tmp_path / "run", *windows)
     assert reported_digest(tmp_path / "run") == reported_digest(tmp_path / "whole")
-    assert train_metrics(tmp_path / "run") == train_metrics(tmp_path / "whole")
+    assert timeless_metrics(tmp_path / "run") == timeless_metrics(tmp_path / "whole")
     assert steps_logged(tmp_path / "run") == [60, 120, 180]
 
 
@@ -144,7 +139,7 @@ def test_other_families_stopped_and_resumed_are_bitwise_the_same(cli, tmp_path, 
     assert 20 <= Checkpoints(tmp_path / "run").latest() < 150
     cli.run(*arguments, f"--workdir={tmp_path / 'run'}")
     assert reported_digest(tmp_path / "run") == reported_digest(tmp_path / "whole")
-    assert train_metrics(tmp_path / "run") == train_metrics(tmp_path / "whole")
+    assert timeless_metrics(tmp_path / "run") == timeless_metrics(tmp_path / "whole")
     whole, run = (
         {path.name: path.read_bytes() for path in (tmp_path / name / "samples").iterdir()}
         for name in ("whole", "run")
@@ -248,7 +243,9 @@ def test_two_processes_equal_one(cli, tmp_path, family, mesh):
     assert sorted(kept[0]) == ([2, 4, 6] if "--config.ema.snapshots=2_steps" in family else [])
     chex.assert_trees_all_close(*kept, rtol=1e-5, atol=1e-6)
     assert reported_digest(tmp_path / "two") == digest(digests(two))  # of arrays that both share
-    for a, b in zip(train_metrics(tmp_path / "one"), train_metrics(tmp_path / "two"), strict=True):
+    for a, b in zip(
+        timeless_metrics(tmp_path / "one"), timeless_metrics(tmp_path / "two"), strict=True
+    ):
         assert a.keys() == b.keys()
         for name in a:
             np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6, err_msg=name)
