@@ -32,6 +32,7 @@ from genjax.methods.denoiser import (
     rows_of,
     shape_of,
 )
+from genjax.methods.diffusion_likelihood import evaluate
 from genjax.networks import edm2_unet
 from genjax.networks import told as entering
 from genjax.nn.functional import Functional, functional
@@ -77,6 +78,9 @@ class Options(NamedTuple):
         `networks.told` for how each enters.
       context_width: width of the vectors for texts and rows, for cross-attention.
       label_dropout: share of training examples with all of their conditions hidden, for guidance.
+      likelihood_steps: steps of the ODE for the likelihood in evaluations, even; 0: none. A step
+        and its control take three calls of the network and its derivative per probe.
+      likelihood_probes: random directions for the divergence; 0 is exact, at a call per dimension.
       eval_timesteps: network calls per example in the estimate of the bound; in discrete time the
         first call is for the decoder, and 0 uses all T timesteps.
       sampler: default solver.
@@ -103,6 +107,8 @@ class Options(NamedTuple):
     conditions: tuple[str, ...] = ()
     context_width: Width = 128
     label_dropout: Rate = 0.1
+    likelihood_steps: Annotated[int, Range(0, 10_000)] = 0
+    likelihood_probes: Annotated[int, Range(0, 10_000)] = 1
     eval_timesteps: Annotated[int, Range(0, 1_000_000)] = 32
     sampler: str = "dpm++_2m"
     steps: Annotated[int, Range(0, 1_000_000)] = 20
@@ -146,6 +152,8 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
     K = o.eval_timesteps
     choice = f"0 (all of them, exact) or between 2 and num_timesteps={T}" if T else "at least 1"
     require((K == 0 or 2 <= K <= T) if T else K >= 1, "diffusion.eval_timesteps", K, choice)
+    steps = o.likelihood_steps
+    require(steps % 2 == 0, "diffusion.likelihood_steps", steps, "an even number, or 0")
     check_conditions(o, "diffusion", spec)
     plan(o, path)
     _guidable(o, o.guidance != 1, False)
@@ -331,7 +339,7 @@ def loss(
     x0 = model.data(batch)
     B = x0.shape[0]
     t = draw_times(o, path, key_time, B)
-    at = levels_of(path, t)
+    at = paths.tabulated(path, t)
     noise = coupled(o, x0, jax.random.normal(key_noise, x0.shape))
     x = paths.noised(at, x0, noise)
     variables = (params["denoiser"], mutable["denoiser"])
@@ -354,83 +362,6 @@ def loss(
             losses += LEARNED * path.steps * terms
     metrics = {"epsilon_mse": jnp.mean(jnp.square(prediction.epsilon - noise))}
     return model.summed_up(params, mutable, losses, at.told, metrics, changed)
-
-
-def levels_of(path: Path, t: Array) -> Levels:
-    """The levels at a batch of times; for discrete timesteps from tables computed in float64."""
-    if not path.steps:
-        return paths.levels(path, t)
-    tables = paths.levels(path, np.arange(path.steps))
-    return Levels(*(jnp.asarray(table, jnp.float32)[t] for table in tables))
-
-
-# ---- evaluation ----------------------------------------------------------------------------------
-
-
-def evaluate(
-    model: Denoiser, params: dict, mutable: dict, batch: Batch, key: Array
-) -> dict[str, Float[Array, "B"]]:
-    """Bits per dimension of each 8-bit image (variational bound), with prior and decoder terms.
-
-    x0_hat is clipped to [-1, 1], as in the sampler; the noise is drawn once per time. For other
-    data it is the squared error of epsilon, averaged over times uniform in lambda.
-    """
-    o, path = model.options, model.path
-    x0 = model.data(batch)
-    key_time, key_noise = (jax.random.fold_in(key, i) for i in range(2))
-    variables = (params["denoiser"], mutable["denoiser"])
-    told = model.tell(variables[0], model.known(batch))
-
-    def predicted(count: Array, at: Levels) -> tuple[Prediction, Array]:
-        noise = jax.random.normal(jax.random.fold_in(key_noise, count), x0.shape)
-        prediction = model.predict(*variables, paths.noised(at, x0, noise), at, told)
-        if model.clips:
-            prediction = prediction._replace(x0=jnp.clip(prediction.x0, -1.0, 1.0))
-        return prediction, noise
-
-    if path.steps and model.bounded:
-        return _discrete_bound(model, x0, predicted, key_time)
-    highest, lowest = (float(path.lam(t)) for t in (path.first, path.last))
-    lowest = max(lowest, -12.0)
-    K, B = o.eval_timesteps or path.steps, x0.shape[0]
-    u = (jnp.arange(K)[:, None] + bound.stratified_uniform(key_time, B)[None]) / K
-
-    def term(count: Array, u: Float[Array, "B"]) -> tuple[Array, Array]:
-        lam = lowest + u * (highest - lowest)
-        table = np.linspace(lowest, highest, 4097)  # told is a function of t, tabulated in float64
-        told = jnp.interp(lam, table, paths.levels_at(path, table).told)
-        at = Levels(told, *paths.scales(path.scaling, lam))
-        prediction, noise = predicted(count, at)
-        if model.bounded:
-            return count + 1, bound.integrand(path, at, x0, prediction.x0)
-        return count + 1, bound.per_example(jnp.square(prediction.epsilon - noise))
-
-    _, terms = jax.lax.scan(term, 0, u)
-    if not model.bounded:
-        return {"epsilon_mse": terms.mean(0)}
-    noise = jax.random.normal(jax.random.fold_in(key_noise, K), x0.shape)
-    start = paths.noised(Levels(*map(jnp.float32, paths.levels(path, path.first))), x0, noise)
-    decoder, prior = bound.decoder_term(path, x0, start), bound.prior_term(path, x0)
-    return bound.in_bits(prior, terms.mean(0), decoder)
-
-
-def _discrete_bound(model: Denoiser, x0: Array, predicted: Any, key: Array) -> dict[str, Array]:
-    """The bound of Ho et al. 2020, eq. 5."""
-    o, path, steps = model.options, model.path, bound.steps_of(model.path)
-    kind = "fixed_small" if o.variance == "learned" else o.variance
-    index, weight = bound.draw_timesteps(steps, kind, o.eval_timesteps, x0.shape[0], key)
-
-    def term(count: Array, index: Array) -> tuple[Array, Array]:
-        prediction, _ = predicted(count, levels_of(path, index))
-        if o.variance == "learned":
-            return count + 1, bound.learned_term(
-                steps, x0, prediction.x0, prediction.fraction, index
-            )
-        return count + 1, bound.term(steps, kind, x0, prediction.x0, index)
-
-    _, terms = jax.lax.scan(term, 0, index)
-    rest = (weight[1:] * terms[1:]).sum(axis=0)  # the first term is the decoder's, with weight 1
-    return bound.in_bits(bound.prior_term(path, x0), rest, terms[0])
 
 
 # ---- sampling ------------------------------------------------------------------------------------

@@ -92,6 +92,14 @@ def levels_at(path: Path, lam: Any) -> Levels:
     return Levels(path.told(path.time(lam)), *scales(path.scaling, lam))
 
 
+def tabulated(path: Path, t: Array) -> Levels:
+    """The levels at a batch of times; for discrete timesteps from tables computed in float64."""
+    if not path.steps:
+        return levels(path, t)
+    tables = levels(path, np.arange(path.steps))
+    return Levels(*(jnp.asarray(table, jnp.float32)[t] for table in tables))
+
+
 def like(value: Any, x: Float[Array, "B ..."]) -> Any:
     """A scalar, or one number per example [B], shaped to broadcast over x."""
     return value.reshape(value.shape + (1,) * (x.ndim - 1)) if jnp.ndim(value) else value

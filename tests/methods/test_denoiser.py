@@ -108,7 +108,7 @@ def full(request):
     @jax.jit
     def run(values, hidden):
         x = model.data(batch)
-        at = diffusion.levels_of(model.path, jnp.array([2, 5, 9]))
+        at = paths.tabulated(model.path, jnp.array([2, 5, 9]))
         return model(params, mutable, x, at, model.tell(params, Known(values, hidden)))[0]
 
     return SimpleNamespace(**locals())
@@ -144,7 +144,7 @@ def test_what_follows_the_end_of_a_text_changes_nothing(name):
     batch = values_of({n: FIELDS[n] for n in ("image", "text")}, 1)
 
     def run(text):
-        at = diffusion.levels_of(model.path, jnp.array([5]))
+        at = paths.tabulated(model.path, jnp.array([5]))
         said = model.tell(params, Known({"text": jnp.asarray([text])}))
         return model(params, mutable, model.data(batch), at, said)[0]
 
@@ -184,7 +184,7 @@ def test_ways_in_that_are_zero_leave_the_network_as_it_was(name):
 
     same = jax.tree_util.tree_map_with_path(filled, more)
     batch = values_of(FIELDS, 3)
-    at = diffusion.levels_of(model.path, jnp.array([2, 5, 9]))
+    at = paths.tabulated(model.path, jnp.array([2, 5, 9]))
     x = model.data(batch)
     before = jax.jit(lambda p: plain(p, mutable, x, at, told.Told())[0])(params)
     run = jax.jit(lambda p: model(p, mutable, x, at, model.tell(p, model.known(batch)))[0])
@@ -214,7 +214,7 @@ def test_a_few_steps_teach_it_to_look(name):
         params, state = step(params, state, jax.random.key(i))
     o = diffusion.options_from_config(config.diffusion, SPEC)
     model = diffusion.denoiser_of(network(config, SPEC, 1, o).net, o, SPEC)
-    at = diffusion.levels_of(model.path, jnp.full(8, 5))
+    at = paths.tabulated(model.path, jnp.full(8, 5))
     run = jax.jit(
         lambda values: model(
             params["denoiser"],
@@ -280,7 +280,7 @@ def exact(name, path):
 
     def apply(params, mutable, x, t, label, vector=None, context=None, context_mask=None, **_):
         m = mean(x, label, vector, context, context_mask)
-        at = diffusion.levels_of(path, jnp.round(t).astype(jnp.int32))
+        at = paths.tabulated(path, jnp.round(t).astype(jnp.int32))
         alpha, sigma = (v.reshape(-1, 1, 1, 1) for v in (at.alpha, at.sigma))
         gain = alpha * DEVIATION**2 / (alpha**2 * DEVIATION**2 + sigma**2)
         return m + params.get("gain", 1.0) * gain * (x[..., :2] - alpha * m), mutable
@@ -335,7 +335,7 @@ def test_guidance_is_its_formula_on_two_calls(kind):
     model, params, mutable = model_of("dit", conditions=ALL, label_dropout=0.1)
     batch = values_of(FIELDS, 3)
     known = model.known(batch)
-    x, at = model.data(batch), diffusion.levels_of(model.path, jnp.int32(4))
+    x, at = model.data(batch), paths.tabulated(model.path, jnp.int32(4))
     own = ({"denoiser": params}, {"denoiser": mutable})
     w = 0.7 if kind == "cfg++" else 2.5
     plan = diffusion.plan(model.options, model.path, sampler="ddim", guidance=w, guidance_kind=kind)
@@ -359,7 +359,7 @@ def test_worse_weights_are_told_by_their_own_ways_in():
     """Autoguidance: the embedding of words is the other network's, too."""
     model, params, mutable = model_of("dit", conditions=("text",), label_dropout=0.0)
     batch = values_of({n: FIELDS[n] for n in ("image", "text")}, 2)
-    x, at = model.data(batch), diffusion.levels_of(model.path, jnp.int32(4))
+    x, at = model.data(batch), paths.tabulated(model.path, jnp.int32(4))
     known = model.known(batch)
     worse = params | {OWN: moved(params[OWN])}
     plan = diffusion.plan(model.options, model.path, sampler="ddim", guidance=2.0)

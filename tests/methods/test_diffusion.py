@@ -134,7 +134,7 @@ def test_loss_does_not_depend_on_the_parametrisation(weighting):
 
     def denoise(prediction):
         def apply(x, t, label):
-            at = diffusion.levels_of(path, t.astype(jnp.int32))
+            at = paths.tabulated(path, t.astype(jnp.int32))
             if prediction == "edm":  # whose network sees x scaled
                 x = x / paths.like(parametrisation.preconditioning(at, 0.5).into, x)
             pair = parametrisation.interpret("x0", at, 0.8 * jnp.tanh(x), x)
@@ -230,7 +230,7 @@ def test_guidance_extrapolates_epsilon(prediction):
         return jnp.tanh(0.5 * x) + pull * (1 + 0.01 * t[:, None, None, None])
 
     def guided(x, t, label):
-        at = diffusion.levels_of(path, t.astype(jnp.int32))
+        at = paths.tabulated(path, t.astype(jnp.int32))
         with_label, without = (
             parametrisation.interpret(prediction, at, network(x, t, k), x).epsilon
             for k in (label, jnp.full_like(label, CLASSES))
