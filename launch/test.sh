@@ -7,4 +7,4 @@ bash "$root/launch/setup.sh" test
 cd "$root"
 .venv/bin/ruff format --check --quiet .
 .venv/bin/ruff check --quiet .
-exec .venv/bin/python -m pytest --numprocesses 2 "$@"
+exec .venv/bin/python -m pytest --numprocesses 2 --dist worksteal "$@"

@@ -16,7 +16,7 @@ from genjax.planning.roofs import Roof
 from genjax.planning.search import Found
 
 GIB = 2**30
-ESTIMATED = "estimates from the compiled program and the makers' peaks; nothing was run"
+ESTIMATED = "estimates from the compiled program and the makers' peaks"
 
 
 def told(

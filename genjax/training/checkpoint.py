@@ -24,6 +24,7 @@ import tensorstore
 from etils import epath
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
+from orbax.checkpoint._src.metadata import array_metadata_store  # has the types of random keys
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from genjax.checks import ConfigError, first_line
@@ -40,6 +41,7 @@ FOLDER = "checkpoints"
 # Next to the state: {"sha256": path -> digest, "window": of the log, "digest": of these two}.
 NOTES = "notes"
 NOTED = {"sha256", "window"}
+LEAST_SLICE = 2**20  # bytes that each device writes, if several share an array
 
 
 class Damaged(ConfigError):
@@ -89,7 +91,7 @@ class Checkpoints:
                 self.folder,
                 options=options,
                 item_handlers={
-                    "state": ocp.StandardCheckpointHandler(),
+                    "state": ocp.PyTreeCheckpointHandler(type_handler_registry=_array_types()),
                     NOTES: ocp.JsonCheckpointHandler(),
                 },
             )
@@ -173,7 +175,7 @@ class Checkpoints:
         sha256s = own_digests(state) if self._digests and writes else {}
         notes = {"sha256": sha256s, "window": dict(window or {})}
         notes["digest"] = _digest_of_notes(notes)
-        items = {"state": ocp.args.StandardSave(state), NOTES: ocp.args.JsonSave(notes)}
+        items = {"state": ocp.args.PyTreeSave(state), NOTES: ocp.args.JsonSave(notes)}
         with _disk(self.folder):
             self._orbax.save(
                 step,
@@ -213,9 +215,9 @@ class Checkpoints:
             )
         with self._reading(step):
             as_saved = older.as_saved(abstract, saved)
-            state = self._orbax.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(as_saved))
-            ).state
+            how = ocp.checkpoint_utils.construct_restore_args(as_saved)
+            wanted = ocp.args.PyTreeRestore(as_saved, restore_args=how)
+            state = self._orbax.restore(step, args=ocp.args.Composite(state=wanted)).state
             self._compare(step, state, self._types(step))
             for (path, leaf), like in zip(
                 jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(abstract), strict=True
@@ -516,6 +518,19 @@ def best_metric(config: ConfigDict) -> tuple[str, str]:
     if config.checkpoint.best:
         return config.checkpoint.best, config.checkpoint.mode
     return config.early_stop.metric, config.early_stop.mode
+
+
+def _array_types() -> Any:
+    """How orbax writes arrays: a small one, which many devices have, is written by one of them.
+
+    By default each of N devices writes an Nth. Cutting a small array takes longer than writing it,
+    and training waits for the cuts.
+    """
+    arrays = ocp.type_handlers.ArrayHandler(
+        min_slice_bytes_for_replica_parallel=LEAST_SLICE,
+        array_metadata_store=array_metadata_store.Store(),
+    )
+    return ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
 
 
 def _preservation(config: ConfigDict) -> keep.PreservationPolicy:
