@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from genjax.checks import Depth, OtherWidth, Positive, Rate, Weight, Width, one_of, require
+from genjax.checks import Depth, OtherWidth, Positive, Rate, Share, Weight, Width, one_of, require
 from genjax.networks import transformer
 from genjax.networks.kv_cache import Cache, placed
 from genjax.networks.sequence import Head, embedding, small
-from genjax.networks.transformer import STREAM, Transformer
+from genjax.networks.transformer import STREAM, RotaryShare, Transformer
 from genjax.nn.layers import dropout, plus
 from genjax.nn.positions import sinusoidal
 from genjax.parallel.layout import laid
@@ -27,7 +27,7 @@ class Network(nnx.Module):
     """Predicts the logits of the next token or frame; `sequence` describes how to call it.
 
     The defaults are GPT-2's. Llama has norm "rms", activation "swiglu", positions "rotary",
-    bias=False and mostly tied=False.
+    bias=False and mostly tied=False; `interop/architectures` has the options of others.
     """
 
     def __init__(
@@ -45,12 +45,20 @@ class Network(nnx.Module):
         activation: str = "gelu",
         norm: str = "layer",
         norm_eps: Positive = 1e-5,
+        norm_offset: Share = 0.0,
+        qk_norm: bool = False,
         norm_first: bool = True,
+        residual: str = "sequential",
         positions: str = "learned",
+        rotary_share: RotaryShare = 1.0,
         rope_base: Positive = 10_000.0,
         rope_scaling: tuple = (),
         bias: bool = True,
+        bias_of: str = "all",
+        head_bias: bool = False,
         tied: bool = True,
+        embed_scale: Positive = 1.0,
+        window: OtherWidth = 0,
         dropout: Rate = 0.0,
         attention_dropout: Rate = 0.0,
         init_std: Weight = 0.0,
@@ -68,7 +76,10 @@ class Network(nnx.Module):
           positions: "learned", one vector per position; "sinusoidal", which also multiplies the
             embedded input by sqrt(D) (Vaswani et al. 2017, sections 3.4 and 3.5); "rotary"; or
             "none".
+          head_bias: whether the head has a bias.
           tied: whether the head shares the embedding's weights.
+          embed_scale: multiplies the embedded input, rounded to the compute type (Gemma's is
+            sqrt(D)).
           dropout: rate on the embedded input and on what each block adds.
           dtype: compute type.
           rngs: for the initial parameters.
@@ -93,19 +104,26 @@ class Network(nnx.Module):
             activation=activation,
             norm=norm,
             norm_eps=norm_eps,
+            norm_offset=norm_offset,
+            qk_norm=qk_norm,
             norm_first=norm_first,
+            residual=residual,
             rotary=positions == "rotary",
+            rotary_share=rotary_share,
             rope_base=rope_base,
             rope_scaling=rope_scaling,
             bias=bias,
+            bias_of=bias_of,
+            window=window,
             dropout=dropout,
             attention_dropout=attention_dropout,
             init_std=init_std,
             remat=remat,
             **layer_options,
         )
-        self.head = Head(width, vocabulary_size, tied=tied, use_bias=False, rngs=rngs)
+        self.head = Head(width, vocabulary_size, tied=tied, use_bias=head_bias, rngs=rngs)
         self.kind, self.dropout, self.width = positions, dropout, width
+        self.embed_scale = embed_scale
 
     def __call__(
         self,
@@ -124,7 +142,10 @@ class Network(nnx.Module):
           ValueError: both a segment and a cache are given.
         """
         keys = [None] * 2 if key is None else jax.random.split(key)
-        h = self._add_positions(self.embed(x), placed(x.shape[1], segment, cache))
+        h = self.embed(x)
+        if self.embed_scale != 1:
+            h = h * jnp.asarray(self.embed_scale, h.dtype)
+        h = self._add_positions(h, placed(x.shape[1], segment, cache))
         h = dropout(h, self.dropout, keys[0], train)
         options = {"segment": segment, "cache": cache, "capacity": capacity}
         h, cache = self.body(h, **options, key=keys[1], train=train)

@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from genjax.checks import require
 from genjax.nn.layers import Embed, Initializer, Linear, contract
+from genjax.nn.plain_attention import causal_mask
 from genjax.parallel.layout import LENGTH, UNITS, ways
 
 small = jax.nn.initializers.normal(0.02)  # Radford et al. 2019
@@ -109,21 +110,26 @@ def places(segment: Int[Array, "B T"]) -> Int[Array, "B T"]:
 
 
 def visible(
-    T: int, causal: bool, segment: Int[Array, "B T"] | None
+    T: int, causal: bool, segment: Int[Array, "B T"] | None, window: int = 0
 ) -> Bool[Array, "B 1 T T"] | Bool[Array, "1 1 T T"] | None:
     """Which positions see which: those of the same segment, and only earlier ones if causal.
 
-    Padding sees padding, because it is a segment like the others; so each position sees itself.
+    With a `window` a causal position sees only so many, the last of them itself. Padding sees
+    padding, because it is a segment like the others; so each position sees itself.
     """
-    mask = jnp.tril(jnp.ones((1, 1, T, T), bool)) if causal else None
+    mask = causal_mask(T, T, window)[None, None] if causal else None
     if segment is None:
         return mask
     same = (segment[:, :, None] == segment[:, None, :])[:, None]
     return same if mask is None else same & mask
 
 
-def visible_of(segments: Int[Array, "1 B S"], T: int, at: Int[Array, ""]) -> Bool[Array, "B 1 T S"]:
-    """Which cache positions T new ones from index `at` on see: same segment, causal."""
+def visible_of(
+    segments: Int[Array, "1 B S"], T: int, at: Int[Array, ""], window: int = 0
+) -> Bool[Array, "B 1 T S"]:
+    """Which cache positions T new ones from index `at` on see, as `visible` if causal."""
     last = lax.dynamic_slice_in_dim(segments[0], at, 1, axis=1)
-    before = jnp.arange(segments.shape[2]) <= at + jnp.arange(T)[:, None]
+    index, own = jnp.arange(segments.shape[2]), at + jnp.arange(T)[:, None]
+    before = index <= own
+    before = before & (index > own - window) if window else before
     return ((segments[0] == last)[:, None] & before)[:, None]

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
@@ -21,7 +22,9 @@ from genjax.checks import (
     Depth,
     OtherWidth,
     Positive,
+    Range,
     Rate,
+    Share,
     Weight,
     Width,
     check_options,
@@ -58,7 +61,21 @@ ACTIVATIONS = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
-GATED = {"swiglu": jax.nn.silu, "geglu": jax.nn.gelu}  # Shazeer 2020
+GATED = {  # Shazeer 2020
+    "swiglu": jax.nn.silu,
+    "geglu": jax.nn.gelu,
+    "geglu_exact": ACTIVATIONS["gelu_exact"],
+}
+# What the two-layer network of a block sees: the sum with the attention; or what the attention
+# sees, normalised by a norm of its own (Wang & Komatsuzaki 2021) or by the attention's.
+RESIDUALS = ("sequential", "parallel", "parallel_shared")
+BIASES = {  # `bias_of` -> the linear layers of a block that have a bias
+    "all": ("qkv", "merge", "up", "gate", "down"),
+    "attention": ("qkv", "merge"),
+    "qkv": ("qkv",),
+    "mlp": ("up", "gate", "down"),
+}
+RotaryShare = Annotated[float, Range(0, 1, above=True)]
 
 
 def _unchanged(function: Callable) -> Callable:
@@ -90,15 +107,22 @@ class Options(NamedTuple):
       activation: one of ACTIVATIONS or GATED.
       norm: "layer" or "rms".
       norm_eps: added to the variance or the mean square in norms.
+      norm_offset: added to the scale of norms (Gemma's is 1).
+      qk_norm: whether each head's queries and keys are normalised (Dehghani et al. 2023).
       norm_first: True: a norm before each layer and one at the end (Radford et al. 2019); False: a
         norm after each sum and none at the end (Vaswani et al. 2017).
+      residual: one of RESIDUALS; parallel ones need `norm_first`.
       rotary: whether queries and keys have rotary positions.
+      rotary_share: the share of a head's elements that rotary positions turn, its first ones.
       rope_base: see `positions.frequencies`.
       rope_scaling: see `positions.frequencies`.
       bias: whether linear layers and layer norms have a bias.
+      bias_of: which linear layers then have one, a key of BIASES.
       dropout: rate on what each block adds.
       attention_dropout: rate on the attention weights.
       causal: whether a position sees only itself and those before it.
+      window: the most positions that a causal one sees, itself included (Beltagy et al. 2020); 0:
+        all of them.
       init_std: standard deviation of the initial weights, divided by sqrt(2 L) for those of layers
         that add to the sum (Radford et al. 2019, section 2.3); sqrt(2 / 5D) if 0 (Nguyen & Salazar
         2019, "SmallInit").
@@ -117,14 +141,20 @@ class Options(NamedTuple):
     activation: str = "gelu"
     norm: str = "layer"
     norm_eps: Positive = 1e-5
+    norm_offset: Share = 0.0
+    qk_norm: bool = False
     norm_first: bool = True
+    residual: str = "sequential"
     rotary: bool = False
+    rotary_share: RotaryShare = 1.0
     rope_base: Positive = 10_000.0
     rope_scaling: tuple = ()
     bias: bool = True
+    bias_of: str = "all"
     dropout: Rate = 0.0
     attention_dropout: Rate = 0.0
     causal: bool = True
+    window: OtherWidth = 0
     init_std: Weight = 0.0
     remat: str = "none"
     dtype: Any = jnp.float32
@@ -145,23 +175,35 @@ class Options(NamedTuple):
         one_of("activation", self.activation, (*ACTIVATIONS, *GATED))
         one_of("norm", self.norm, NORMS)
         one_of("remat", self.remat, tuple(REMAT))
-        head_size = self.head_size or self.width // self.heads
+        one_of("residual", self.residual, RESIDUALS)
+        one_of("bias_of", self.bias_of, tuple(BIASES))
+        fits = self.norm_first or self.residual == "sequential"
+        require(fits, "residual", self.residual, "'sequential' with norm_first=False")
+        require(self.causal or not self.window, "window", self.window, "0 with causal=False")
+        filled = self._replace(head_size=self.head_size or self.width // self.heads)
         if self.rotary:
-            frequencies(head_size, self.rope_base, self.rope_scaling)
-        return self._replace(
+            filled.frequencies()
+        return filled._replace(
             kv_heads=kv_heads,
-            head_size=head_size,
             hidden=self.hidden or 4 * self.width,
             init_std=self.init_std or math.sqrt(2 / (5 * self.width)),
             rope_scaling=tuple(self.rope_scaling),
         )
 
+    def frequencies(self) -> Float[np.ndarray, "h"]:
+        """The frequencies of the rotary positions, of filled options."""
+        size = int(self.rotary_share * self.head_size)
+        return frequencies(size, self.rope_base, self.rope_scaling)
 
-def norm(o: Options) -> LayerNorm | RMSNorm:
-    """Makes a norm of the kind that the options name."""
-    if o.norm == "rms":
-        return RMSNorm(o.width, eps=o.norm_eps)
-    return LayerNorm(o.width, eps=o.norm_eps, use_bias=o.bias)
+    def biased(self, layer: str) -> bool:
+        """Whether a linear layer of a block has a bias."""
+        return self.bias and layer in BIASES[self.bias_of]
+
+
+def norm(o: Options, size: int = 0) -> LayerNorm | RMSNorm:
+    """Makes a norm of the kind that the options name, of `size` elements or of the width."""
+    size, given = size or o.width, {"eps": o.norm_eps, "offset": o.norm_offset}
+    return RMSNorm(size, **given) if o.norm == "rms" else LayerNorm(size, use_bias=o.bias, **given)
 
 
 class Block(nnx.Module):
@@ -170,15 +212,19 @@ class Block(nnx.Module):
     def __init__(self, o: Options, rngs: nnx.Rngs):
         """Makes the parameters; `o` are options from `Options.filled`."""
         inner = {"init": normal(o.init_std), "dtype": o.dtype, "rngs": rngs}
-        back = {**inner, "init": normal(o.init_std / math.sqrt(2 * o.depth)), "use_bias": o.bias}
-        self.norm1, self.norm2 = norm(o), norm(o)
+        back = {**inner, "init": normal(o.init_std / math.sqrt(2 * o.depth))}
+        self.norm1 = norm(o)
+        self.norm2 = None if o.residual == "parallel_shared" else norm(o)
+        self.query_norm, self.key_norm = (
+            norm(o, o.head_size) if o.qk_norm else None for _ in range(2)
+        )
         heads = (o.heads, o.kv_heads, o.head_size)
-        self.qkv = QueryKeyValue(o.width, *heads, use_bias=o.bias, **inner)
-        self.merge = Linear(o.heads * o.head_size, o.width, **back)
-        self.up = Linear(o.width, o.hidden, use_bias=o.bias, **inner)
-        gated = o.activation in GATED
-        self.gate = Linear(o.width, o.hidden, use_bias=o.bias, **inner) if gated else None
-        self.down = Linear(o.hidden, o.width, **back)
+        self.qkv = QueryKeyValue(o.width, *heads, use_bias=o.biased("qkv"), **inner)
+        self.merge = Linear(o.heads * o.head_size, o.width, use_bias=o.biased("merge"), **back)
+        self.up = Linear(o.width, o.hidden, use_bias=o.biased("up"), **inner)
+        gate = partial(Linear, o.width, o.hidden, use_bias=o.biased("gate"), **inner)
+        self.gate = gate() if o.activation in GATED else None
+        self.down = Linear(o.hidden, o.width, use_bias=o.biased("down"), **back)
         self.options = o
 
     def look(
@@ -189,7 +235,12 @@ class Block(nnx.Module):
         part = REMAT[o.remat][1]
         heads = named(part(lambda x: self.qkv(self.norm1(x) if o.norm_first else x))(x))
         turned, value = self.qkv.turned_and_value(heads)
-        query, key = self.qkv.query_and_key(turned if turn is None else rotate(turned, turn))
+        if self.query_norm is not None:
+            query, key = self.qkv.query_and_key(turned)
+            query, key = self.query_norm(query), self.key_norm(key)
+            query, key = (x if turn is None else rotate(x, turn) for x in (query, key))
+        else:
+            query, key = self.qkv.query_and_key(turned if turn is None else rotate(turned, turn))
         return query, (key.transpose(2, 0, 1, 3), value.transpose(2, 0, 1, 3))
 
     def add(
@@ -207,18 +258,21 @@ class Block(nnx.Module):
         seen = [array.transpose(1, 2, 0, 3) for array in seen]
         part = REMAT[o.remat][1]
         causal = o.causal and not shared.back
-        mix = partial(attention, causal=causal, implied=not shared.back)
+        mix = partial(attention, causal=causal, window=o.window, implied=not shared.back)
         mix = partial(mix, rate=o.attention_dropout, train=train)
         h = part(mix)(query, *seen, shared.mask, segment=shared.segment, draws=keys[0])
         h = h.reshape(B, T, -1)
+        before = x
         x = x + dropout(named(self.merge(laid(h, *HIDDEN))), o.dropout, keys[1], train)
         x = x if o.norm_first else part(self.norm1)(x)
-        h = part(self._narrow)(*map(named, part(self._widen)(laid(x, *STREAM))))
+        seen = x if o.residual == "sequential" else before
+        h = part(self._narrow)(*map(named, part(self._widen)(laid(seen, *STREAM))))
         x = laid(x + dropout(h, o.dropout, keys[2], train), *STREAM)
         return x if o.norm_first else part(self.norm2)(x)
 
     def _widen(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T F"], ...]:
-        h = self.norm2(x) if self.options.norm_first else x
+        norm = self.norm1 if self.norm2 is None else self.norm2
+        h = norm(x) if self.options.norm_first else x
         layers = (self.up,) if self.gate is None else (self.up, self.gate)
         return tuple(laid(layer(h), *HIDDEN) for layer in layers)
 
@@ -280,14 +334,15 @@ class Transformer(nnx.Module):
         require(not capacity or capacity >= T, "capacity", capacity, f"at least {T} positions")
         place, turn = placed(T, segment, cache), None
         if o.rotary:
-            turn = rotation(place, frequencies(o.head_size, o.rope_base, o.rope_scaling))
+            turn = rotation(place, o.frequencies())
         segments = held_segments(B, T, segment, cache, capacity)
         if cache is None:
             held = self._empty_cache(B, capacity) if capacity else None
-            shared = _AttentionInputs(turn, visible(T, o.causal, segment), segment, 0, False)
+            mask = visible(T, o.causal, segment, o.window)
+            shared = _AttentionInputs(turn, mask, segment, 0, False)
         else:
             held = (cache.key, cache.value)
-            mask = visible_of(segments, T, cache.length)
+            mask = visible_of(segments, T, cache.length, o.window)
             shared = _AttentionInputs(turn, mask, None, cache.length, True)
         keys = None if key is None else jax.random.split(key, o.depth)
         x = laid(x.astype(o.dtype), *STREAM)

@@ -18,6 +18,7 @@ def attention(
     mask: Bool[Array, "..."] | None = None,
     *,
     causal: bool = False,
+    window: int = 0,
     segment: Int[Array, "B T"] | None = None,
     implied: bool = False,
     rate: float = 0.0,
@@ -37,6 +38,7 @@ def attention(
       mask: true where a query sees a key, [T, S] or [B or 1, N or 1, T, S]; each query must see at
         least one.
       causal: promises that the mask hides all later keys, and that T = S.
+      window: if above 0, promises that the mask hides all keys but the newest so many.
       segment: promises that the mask hides all other segments, and that T = S.
       implied: promises that the mask hides nothing else.
       rate: dropout rate of the weights.
@@ -45,8 +47,10 @@ def attention(
     """
     query, key, value = _over_heads(query, key, value)
     kept = rate == 0.0 or not train
-    if kept and (implied or mask is None) and fused.fits(query, key, segment is not None):
-        out = fused.fused_attention(query, key, value, causal=causal, segment=segment)
+    fits = fused.fits(query, key, segment is not None, window)
+    if kept and (implied or mask is None) and fits:
+        promised = {"causal": causal, "window": window, "segment": segment}
+        out = fused.fused_attention(query, key, value, **promised)
     else:
         options = {"causal": causal, "rate": rate, "draws": draws, "train": train}
         out = plain_attention(query, key, value, mask, **options)

@@ -26,7 +26,7 @@ from jax.interpreters import ad, batching, mlir, xla
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from genjax.nn.plain_attention import plain_attention
+from genjax.nn.plain_attention import causal_mask, plain_attention
 from genjax.parallel.layout import EXAMPLES, LENGTH, UNITS, dividing
 
 # Of splash attention: what lengths are a multiple of; the shortest that is worth a kernel; queries,
@@ -34,10 +34,11 @@ from genjax.parallel.layout import EXAMPLES, LENGTH, UNITS, dividing
 _LANES, _SHORTEST, _TILE = 128, 512, 512
 
 
-def fits(query: jax.Array, key: jax.Array, segments: bool) -> bool:
+def fits(query: jax.Array, key: jax.Array, segments: bool, window: int = 0) -> bool:
     """Whether the accelerators of the mesh that is set have a kernel for these shapes and types.
 
-    `segments` says whether a mask of packed documents is given: cuDNN then needs even lengths.
+    `segments` says whether a mask of packed documents is given: cuDNN then needs even lengths, and
+    is not asked for a window as well, because no GPU has shown here that it computes both.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     (_, T, _, H), S, dtype = query.shape, key.shape[1], query.dtype
@@ -47,7 +48,7 @@ def fits(query: jax.Array, key: jax.Array, segments: bool) -> bool:
         long = min(T, S) >= _SHORTEST and T % _LANES == S % _LANES == 0
         return long and dtype in (jnp.bfloat16, jnp.float32)
     if device.platform in ("gpu", "cuda"):
-        even = not segments or T % 2 == S % 2 == 0
+        even = not segments or (T % 2 == S % 2 == 0 and not window)
         return even and H % 8 == 0 and H <= 128 and dtype in (jnp.bfloat16, jnp.float16)
     return False
 
@@ -58,6 +59,7 @@ def fused_attention(
     value: Float[Array, "B S K H"],
     *,
     causal: bool,
+    window: int = 0,
     segment: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T N H"]:
     """`softmax(q k^T / sqrt(H)) v` per head, for shapes that `fits` allows.
@@ -67,11 +69,12 @@ def fused_attention(
       key: k; each head serves N / K of queries.
       value: v.
       causal: whether a query sees only keys up to its own.
+      window: if above 0, a causal query sees only so many keys, the last its own.
       segment: a query sees only keys of its own segment; T = S.
     """
     segments = () if segment is None else (segment,)
     mesh = jax.sharding.get_abstract_mesh()
-    return fused_p.bind(query, key, value, *segments, causal=causal, mesh=mesh)
+    return fused_p.bind(query, key, value, *segments, causal=causal, window=window, mesh=mesh)
 
 
 # ---- how it is computed --------------------------------------------------------------------------
@@ -84,30 +87,44 @@ def _same(segment: tuple[Array, ...]) -> Bool[Array, "B 1 T T"] | None:
     return segment[0][:, None, :, None] == segment[0][:, None, None, :]
 
 
-def formula(q: Array, k: Array, v: Array, *segment: Array, causal: bool) -> Array:
+def formula(q: Array, k: Array, v: Array, *segment: Array, causal: bool, window: int = 0) -> Array:
     """The attention by operations that all platforms have."""
     mask = _same(segment)
     if causal:
-        before = jnp.tril(jnp.ones((1, 1, q.shape[1], k.shape[1]), bool))
+        before = causal_mask(q.shape[1], k.shape[1], window)[None, None]
         mask = before if mask is None else mask & before
     return plain_attention(q, k, v, mask, causal=causal)
 
 
-def cudnn(q: Array, k: Array, v: Array, *segment: Array, causal: bool) -> Array:
+def cudnn(q: Array, k: Array, v: Array, *segment: Array, causal: bool, window: int = 0) -> Array:
     """The attention by cuDNN, which has no other platform."""
     return jax.nn.dot_product_attention(
-        q, k, v, mask=_same(segment), is_causal=causal, implementation="cudnn"
+        q,
+        k,
+        v,
+        mask=_same(segment),
+        is_causal=causal,
+        local_window_size=(window - 1, 0) if window else None,
+        implementation="cudnn",
     )
 
 
 def splash(
-    q: Array, k: Array, v: Array, *segment: Array, causal: bool, interpret: bool = False
+    q: Array,
+    k: Array,
+    v: Array,
+    *segment: Array,
+    causal: bool,
+    window: int = 0,
+    interpret: bool = False,
 ) -> Array:
     """The attention by splash attention; anywhere but on a TPU with `interpret`, slowly."""
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
     (_, T, N, H), S = q.shape, k.shape[1]
     mask = (library.CausalMask if causal else library.FullMask)((T, S))
+    if window:
+        mask = library.LocalMask((T, S), (window - 1, 0), 0)
     by_query, by_key = (math.gcd(length, _TILE) for length in (T, S))
     kernel = library.make_splash_mha(
         library.MultiHeadMask([mask] * N),
@@ -131,18 +148,21 @@ def splash(
     return jax.vmap(kernel)(*rows).swapaxes(1, 2)
 
 
-def _backward(forward: Callable, *arrays: Array, causal: bool) -> tuple[Array, Array, Array]:
+def _backward(
+    forward: Callable, *arrays: Array, causal: bool, window: int
+) -> tuple[Array, Array, Array]:
     """Gradients of q, k and v; the last array is that of the attention."""
     *inputs, slope = arrays
     segment = inputs[3:]
-    run = lambda q, k, v: forward(q, k, v, *segment, causal=causal)  # noqa: E731
+    run = lambda q, k, v: forward(q, k, v, *segment, causal=causal, window=window)  # noqa: E731
     return jax.vjp(run, *inputs[:3])[1](slope)
 
 
-def _forward_mode(*arrays: Array, causal: bool) -> Array:
+def _forward_mode(*arrays: Array, causal: bool, window: int) -> Array:
     """The derivative along the last three arrays, tangents of q, k and v."""
     *inputs, dq, dk, dv = arrays
-    run = lambda q, k, v: formula(q, k, v, *inputs[3:], causal=causal)  # noqa: E731
+    form = partial(formula, causal=causal, window=window)
+    run = lambda q, k, v: form(q, k, v, *inputs[3:])  # noqa: E731
     return jax.jvp(run, tuple(inputs[:3]), (dq, dk, dv))[1]
 
 
@@ -179,8 +199,8 @@ def _primitive(
     made.def_impl(partial(xla.apply_primitive, made))
     made.def_abstract_eval(lambda *avals, **_: result(*avals))
 
-    def on_any(*arrays: Array, mesh: AbstractMesh, causal: bool) -> Any:
-        return standard(*arrays, causal=causal)
+    def on_any(*arrays: Array, mesh: AbstractMesh, causal: bool, window: int) -> Any:
+        return standard(*arrays, causal=causal, window=window)
 
     mlir.register_lowering(made, mlir.lower_fun(on_any, multiple_results=several))
     for platform, kernel in kernels.items():
@@ -228,9 +248,11 @@ def _fused_jvp(primals: tuple, tangents: tuple, **parameters: Any) -> tuple[Arra
 def _by_formula(standard: Callable) -> Callable:
     """The derivative of a primitive is that of its formula."""
 
-    def rule(primals: tuple, tangents: tuple, *, causal: bool, mesh: AbstractMesh) -> tuple:
+    def rule(
+        primals: tuple, tangents: tuple, *, causal: bool, window: int, mesh: AbstractMesh
+    ) -> tuple:
         moved = tuple(ad.instantiate_zeros(t) for t in tangents)
-        return jax.jvp(partial(standard, causal=causal), tuple(primals), moved)
+        return jax.jvp(partial(standard, causal=causal, window=window), tuple(primals), moved)
 
     return rule
 

@@ -236,18 +236,24 @@ def standardised(x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
     return y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
 
 
+def _factor(scale: nnx.Param, offset: float) -> Float[Array, "D"]:
+    return scale[...] + offset if offset else scale[...]
+
+
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis (Ba et al. 2016), float32 statistics."""
 
-    def __init__(self, features: int, *, eps: float = 1e-5, use_bias: bool = True):
-        """Makes `scale` and `bias` [D]."""
-        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+    def __init__(
+        self, features: int, *, eps: float = 1e-5, use_bias: bool = True, offset: float = 0.0
+    ):
+        """Makes `scale` and `bias` [D]; the factor is `scale` + `offset`, at first 1."""
+        self.scale = nnx.Param(jnp.full((features,), 1.0 - offset, jnp.float32))
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32)) if use_bias else None
-        self.eps = eps
+        self.eps, self.offset = eps, offset
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Normalises each vector."""
-        y = standardised(x, self.eps) * self.scale[...]
+        y = standardised(x, self.eps) * _factor(self.scale, self.offset)
         return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
 
 
@@ -257,16 +263,16 @@ class RMSNorm(nnx.Module):
     The mean square is float32.
     """
 
-    def __init__(self, features: int, *, eps: float = 1e-5):
-        """Makes `scale` [D]."""
-        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
-        self.eps = eps
+    def __init__(self, features: int, *, eps: float = 1e-5, offset: float = 0.0):
+        """Makes `scale` [D]; the factor is `scale` + `offset`, at first 1."""
+        self.scale = nnx.Param(jnp.full((features,), 1.0 - offset, jnp.float32))
+        self.eps, self.offset = eps, offset
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Normalises each vector."""
         y = x.astype(jnp.float32)
         y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
-        return (y * self.scale[...]).astype(x.dtype)
+        return (y * _factor(self.scale, self.offset)).astype(x.dtype)
 
 
 class Embed(nnx.Module):

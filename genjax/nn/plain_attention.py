@@ -30,6 +30,12 @@ def _softmax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, 
     return y, y * (dx - (y * dx).sum(-1, keepdims=True))
 
 
+def causal_mask(T: int, S: int, window: int = 0) -> Bool[Array, "T S"]:
+    """Whether query i sees key j: j <= i, and i - window < j if there is a window."""
+    ahead = jnp.arange(S) - jnp.arange(T)[:, None]
+    return (ahead <= 0) & (ahead > -window) if window else ahead <= 0
+
+
 def plain_attention(
     query: Float[Array, "B T N D"],
     key: Float[Array, "B S K D"],

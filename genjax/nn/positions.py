@@ -59,13 +59,17 @@ def rotation(place: Int[Array, "B T"], frequencies: Float[np.ndarray, "h"]) -> R
 
 
 def rotate(x: Float[Array, "B T N H"], by: Rotation) -> Float[Array, "B T N H"]:
-    """Turns element i of each head with element i + H / 2 (Su et al. 2021, eq. 34), in x's dtype.
+    """Turns element i of each head with element i + h (Su et al. 2021, eq. 34), in x's dtype.
 
-    The pairs are those of Llama's published weights; the paper pairs neighbouring elements.
+    The pairs are those of Llama's published weights; the paper pairs neighbouring elements. If the
+    rotation has fewer than H / 2 angles, the elements from 2 h on stay as they are.
     """
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    h = by.cos.shape[-1]
+    turning, *rest = jnp.split(x, [2 * h], axis=-1) if 2 * h < x.shape[-1] else [x]
+    first, second = jnp.split(turning.astype(jnp.float32), 2, axis=-1)
     turned = (first * by.cos - second * by.sin, second * by.cos + first * by.sin)
-    return jnp.stack(turned, axis=-2).reshape(x.shape).astype(x.dtype)
+    turned = jnp.stack(turned, axis=-2).reshape(turning.shape).astype(x.dtype)
+    return jnp.concatenate([turned, *rest], axis=-1) if rest else turned
 
 
 def rotation_of_grid(height: int, width: int, size: int) -> Rotation:

@@ -91,7 +91,8 @@ def _fused(equation: JaxprEqn) -> tuple[float, float]:
     the kernel runs forward once more. A derivative along tangents is six.
     """
     (B, T, N, H), S = _shape(equation.invars[0]), _shape(equation.invars[1])[1]
-    pairs = T * (T + 1) // 2 if equation.params["causal"] else T * S
+    seen = np.arange(1, T + 1) if equation.params["causal"] else np.full(T, S)
+    pairs = int(np.minimum(seen, equation.params["window"] or S).sum())
     product = 2.0 * B * N * H * pairs
     total, again = {
         "fused_attention": (2, 0),
