@@ -45,6 +45,7 @@ setup(
         "filelock",  # jax asks for it to bound its cache of compiled programs
         "chex",
         "ml-collections",
+        "msgpack",  # of flax: its models are read
         "jaxtyping",
         "numpy",
         "pillow",

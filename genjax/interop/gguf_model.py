@@ -17,14 +17,16 @@ from jaxtyping import Float32
 from genjax.checks import ConfigError, one_of, require
 from genjax.data.packages import cache_root
 from genjax.files import write_atomic
-from genjax.interop import gguf, gguf_tokenizer, huggingface
+from genjax.interop import architectures, gguf, gguf_tokenizer, huggingface
+from genjax.interop.architecture import Description, Settings
 from genjax.interop.gguf import File
 from genjax.interop.huggingface import Pretrained
-from genjax.interop.huggingface_config import Description, Settings
+from genjax.networks.transformer import BIASES
 from genjax.nn.positions import frequencies
 
-# Architectures that are read, and whether the rows of queries and keys are turned: see `unturned`.
-ARCHITECTURES = {"llama": True, "qwen2": False}
+# Architectures that are read, named as in `architectures`, and whether the rows of queries and keys
+# are turned: see `unturned`.
+ARCHITECTURES = {"llama": True, "qwen2": False, "qwen3": False, "gemma": False}
 
 # Names of modules in the file -> those of transformers; {} stands for the layer.
 _MODULES = {
@@ -35,6 +37,8 @@ _MODULES = {
     "blk.{}.attn_q": "layers.{}.self_attn.q_proj",
     "blk.{}.attn_k": "layers.{}.self_attn.k_proj",
     "blk.{}.attn_v": "layers.{}.self_attn.v_proj",
+    "blk.{}.attn_q_norm": "layers.{}.self_attn.q_norm",
+    "blk.{}.attn_k_norm": "layers.{}.self_attn.k_norm",
     "blk.{}.attn_output": "layers.{}.self_attn.o_proj",
     "blk.{}.ffn_norm": "layers.{}.post_attention_layernorm",
     "blk.{}.ffn_up": "layers.{}.mlp.up_proj",
@@ -96,11 +100,9 @@ def _description(path: str, file: File) -> Description:
         require(same == size, f"{path}: {key}", same, f"{size}, the width of a head of queries")
     require(size % 2 == 0, f"{path}: width of a head", size, "an even number, to turn its pairs")
     window = settings.take(f"{kind}.attention.sliding_window", length)
-    expected = f"at least {length}, all positions, as in the decoder"
-    require(window >= length, f"{path}: {kind}.attention.sliding_window", window, expected)
     base = settings.take(f"{kind}.rope.freq_base", 10_000.0)
     require(base > 0, f"{path}: {kind}.rope.freq_base", base, "a number above 0")
-    bare = tuple(n for n, theirs in _OURS.items() if f"blk.0.{theirs}.bias" not in file.tensors)
+    architecture = architectures.find(kind)
     options = {
         "width": width,
         "depth": _needed(settings, f"{kind}.block_count"),
@@ -108,19 +110,26 @@ def _description(path: str, file: File) -> Description:
         "kv_heads": settings.divisor(f"{heads}_kv", head_count, head_count, heads),
         "head_size": size,
         "hidden": _needed(settings, f"{kind}.feed_forward_length"),
-        "activation": "swiglu",
-        "norm": "rms",
+        "activation": architecture.activations()[architecture.keys["activation"][1]],
         "norm_eps": settings.take(f"{kind}.attention.layer_norm_rms_epsilon", 1e-6),
-        "positions": "rotary",
         "rope_base": base,
         "rope_scaling": _rope(file, settings, kind, size, base),
-        "bias": len(bare) < len(_OURS),
         "tied": "output.weight" not in file.tensors,
-        "dropout": 0.0,
         "attention_dropout": 0.0,
+        "window": window if window < length else 0,
     }
+    options |= architecture.fixed_options(options) | _biases(path, file)
     vocabulary_size = (*file.tensors["token_embd.weight"].shape, 0)[0]
-    return Description("llama", options, vocabulary_size, length, bare)
+    return Description(kind, options, vocabulary_size, length)
+
+
+def _biases(path: str, file: File) -> dict[str, bool | str]:
+    """The options of the decoder about biases, by those that the first block has."""
+    found = tuple(n for n, theirs in _OURS.items() if f"blk.0.{theirs}.bias" in file.tensors)
+    names = [name for name, layers in BIASES.items() if set(layers) == set(found)]
+    known = ", ".join(" and ".join(layers) for layers in BIASES.values())
+    require(names or not found, f"{path}: layers with biases", found, f"none, or one of {known}")
+    return {"bias": bool(found), "bias_of": names[0] if names else "all"}
 
 
 def _check(settings: Settings, keys: str) -> None:
@@ -160,14 +169,15 @@ class _Dequantised(Mapping):
 
     def __init__(self, names: Mapping[str, str], file: File, model: Description):
         self._names, self._tensors, self._options = names, file.tensors, model.options
-        self._turned = ARCHITECTURES[file.metadata["general.architecture"]]
+        self._turned = ARCHITECTURES[model.architecture]
 
     def __getitem__(self, name: str) -> np.ndarray:
         array = gguf.dequantised(self._tensors[self._names[name]])
         for projection, heads in (("q_proj", "heads"), ("k_proj", "kv_heads")):
             if self._turned and projection in name:
                 return unturned(array, self._options[heads])
-        return array
+        offset = self._options.get("norm_offset", 0.0)  # GGUF's scales are the whole factor
+        return array - np.float32(offset) if offset and "norm" in name else array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

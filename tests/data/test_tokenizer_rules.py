@@ -80,7 +80,7 @@ def test_what_is_exported_begins_texts_as_the_run_did():
     """Of packed documents each begins with the end of the one before: the file is told."""
     made = subwords.train("bpe", ["one two three"], 300, end=True)
     end = made.special["eos"]
-    description = huggingface.Description("gpt2", {}, 300, 8, (), {"start": end, "eos": end})
+    description = huggingface.Description("gpt2", {}, 300, 8, {"start": end, "eos": end})
     plain = huggingface._tokenizer_files(description, made.to_json(), ())["tokenizer.json"]
     assert plain["post_processor"] is None
     told = huggingface._tokenizer_files(description, made.to_json(), (end,))["tokenizer.json"]

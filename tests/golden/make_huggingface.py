@@ -100,8 +100,6 @@ def exported(name: str) -> dict:
             **{"tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2},
         }
     whole = {"dtype": "float32", "eos_token_id": None, "pad_token_id": None} | default | given
-    if name == "llama_linear":
-        whole["mlp_bias"] = True  # of zeros: the decoder has biases everywhere or nowhere
     if name == "llama_gelu":
         whole["hidden_act"] = "gelu_new"  # the same function
     if isinstance(whole["eos_token_id"], list):
@@ -180,11 +178,6 @@ def main(path: pathlib.Path) -> None:
                     arrays[f"{name}/files/{file.name}"] = bytes_
             ours = exported(name)
             (folder / "config.json").write_text(json.dumps(ours))
-            if name == "llama_linear":
-                weights = safetensors.torch.load_file(folder / "model.safetensors")
-                for module, size in {"up": 24, "gate": 24, "down": 16}.items():
-                    weights[f"model.layers.0.mlp.{module}_proj.bias"] = torch.zeros(size)
-                safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
             np.testing.assert_allclose(logits(folder, TOKENS), expected, atol=2e-6)
         arrays[f"{name}/logits"], arrays[f"{name}/exported"] = expected, json.dumps(ours)
     np.savez_compressed(path, **arrays)
