@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import flax.serialization
 import mutations
 import numpy as np
 import scipy.io
@@ -23,7 +24,7 @@ from PIL import Image
 from genjax import files
 from genjax.config import ConfigError
 from genjax.data import documents, folders, npz, rolls, subwords, tokenizers
-from genjax.interop import gguf, gguf_model, gguf_tokenizer, safetensors, torch_file
+from genjax.interop import flax_file, gguf, gguf_model, gguf_tokenizer, safetensors, torch_file
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -78,6 +79,19 @@ def _safetensors_examples() -> list[bytes]:
 
 def _read_safetensors(path: Path) -> None:
     for array in safetensors.read(path).values():
+        assert array.nbytes <= path.stat().st_size
+        array.sum()
+
+
+def _flax_examples() -> list[bytes]:
+    tree = {"a": {"kernel": np.ones((2, 3), np.float32)}, "b": {"scale": np.arange(4)}}
+    chunks = {"0": np.ones(2, np.float16), "1": np.ones(1, np.float16)}
+    pieces = {flax_file.CHUNKED: True, "shape": {"0": 3, "1": 1}, "chunks": chunks}
+    return [flax.serialization.msgpack_serialize(t) for t in (tree, {**tree, "c": pieces})]
+
+
+def _read_flax(path: Path) -> None:
+    for array in flax_file.read(path).values():
         assert array.nbytes <= path.stat().st_size
         array.sum()
 
@@ -247,6 +261,7 @@ READERS = {
     "safetensors": Reader(
         ".safetensors", _safetensors_examples, mutations.of_safetensors, _read_safetensors
     ),
+    "flax": Reader(".msgpack", _flax_examples, mutations.of_bytes, _read_flax),
     "tokenizer": Reader(".json", _tokenizer_examples, mutations.of_json, _read_tokenizer),
     "picture": Reader(".png", _picture_examples, mutations.of_png, _read_picture),
     "archive": Reader(".zip", _archive_examples, mutations.of_zip, _read_archive),

@@ -16,7 +16,7 @@ import pytest
 HERE = Path(__file__).parent
 SECONDS = os.environ.get("GENJAX_FUZZ_SECONDS", "1")
 READERS = (
-    *("npz", "torch", "safetensors", "tokenizer", "picture"),
+    *("npz", "torch", "safetensors", "flax", "tokenizer", "picture"),
     *("archive", "lines", "text", "rolls", "json", "gguf", "gguf_model"),
 )
 

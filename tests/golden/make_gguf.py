@@ -45,7 +45,11 @@ MODELS = {  # architecture, type of its matrices, and whether the head is tied
     "llama_q4_1": ("llama", Kind.Q4_1, True),
     "llama_q8_0": ("llama", Kind.Q8_0, False),
     "qwen2": ("qwen2", Kind.Q8_0, True),
+    "qwen3": ("qwen3", Kind.F32, False),
+    "gemma": ("gemma", Kind.F32, True),
 }
+READ = ("llama", "qwen2")  # that transformers reads from such files, with heads of any size
+SMALLER = {"num_hidden_layers": 1, "intermediate_size": 24}
 TOKENS = np.random.default_rng(0).integers(0, 64, (2, 9), np.int32)
 MODULES = {
     "model.embed_tokens": "token_embd",
@@ -55,6 +59,8 @@ MODULES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "self_attn.o_proj": "attn_output",
     "post_attention_layernorm": "ffn_norm",
     "mlp.up_proj": "ffn_up",
@@ -152,25 +158,33 @@ def turned(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def model(folder: pathlib.Path, name: str) -> dict[str, np.ndarray]:
-    """A small model with random weights, and what transformers computes of its file."""
+    """A small model with random weights, and what transformers computes of its file.
+
+    Of an architecture that transformers does not read from such files, or not with heads of this
+    size, what it computes of the weights themselves.
+    """
     architecture, kind, tied = MODELS[name]
-    config = transformers.AutoConfig.for_model(architecture, **LLAMA, tie_word_embeddings=tied)
+    sizes = LLAMA if architecture in READ else {**LLAMA, **SMALLER}
+    config = transformers.AutoConfig.for_model(architecture, **sizes, tie_word_embeddings=tied)
     made = transformers.AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(0)
     writer = gguf.GGUFWriter(folder / "model.gguf", architecture)
-    writer.add_context_length(LLAMA["max_position_embeddings"])
-    writer.add_embedding_length(LLAMA["hidden_size"])
-    writer.add_block_count(LLAMA["num_hidden_layers"])
-    writer.add_feed_forward_length(LLAMA["intermediate_size"])
-    writer.add_head_count(LLAMA["num_attention_heads"])
-    writer.add_head_count_kv(LLAMA["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(LLAMA["rms_norm_eps"])
-    writer.add_rope_freq_base(LLAMA["rope_theta"])
-    writer.add_rope_dimension_count(LLAMA["head_dim"])
-    writer.add_vocab_size(LLAMA["vocab_size"])
+    writer.add_context_length(sizes["max_position_embeddings"])
+    writer.add_embedding_length(sizes["hidden_size"])
+    writer.add_block_count(sizes["num_hidden_layers"])
+    writer.add_feed_forward_length(sizes["intermediate_size"])
+    writer.add_head_count(sizes["num_attention_heads"])
+    writer.add_head_count_kv(sizes["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(sizes["rms_norm_eps"])
+    writer.add_rope_freq_base(sizes["rope_theta"])
+    writer.add_rope_dimension_count(sizes["head_dim"])
+    writer.add_key_length(sizes["head_dim"])
+    writer.add_vocab_size(sizes["vocab_size"])
     for key, value in made.named_parameters():
         fresh = 0.3 * torch.randn(value.shape, generator=generator) + float("norm" in key)
         array = fresh.bfloat16().float().numpy()
+        with torch.no_grad():
+            value.copy_(torch.from_numpy(array) - float(architecture == "gemma" and "norm" in key))
         module, _, end = key.rpartition(".")
         if module.startswith("model.layers."):
             _, _, layer, part = module.split(".", 3)
@@ -178,7 +192,7 @@ def model(folder: pathlib.Path, name: str) -> dict[str, np.ndarray]:
             heads = {"self_attn.q_proj": "num_attention_heads"}
             heads |= {"self_attn.k_proj": "num_key_value_heads"}
             if architecture == "llama" and part in heads:
-                array = turned(array, LLAMA[heads[part]])
+                array = turned(array, sizes[heads[part]])
         else:
             target = f"{MODULES[module]}.{end}"
         if array.ndim > 1 and kind != Kind.F32:
@@ -186,16 +200,18 @@ def model(folder: pathlib.Path, name: str) -> dict[str, np.ndarray]:
         else:
             writer.add_tensor(target, array)
     write(writer)
-    logits = computed(folder, TOKENS)
+    logits = computed(folder if architecture in READ else made, TOKENS)
     content = (folder / "model.gguf").read_bytes()
     return {f"{name}/file": np.frombuffer(content, np.uint8), f"{name}/logits": logits}
 
 
-def computed(folder: pathlib.Path, tokens: np.ndarray) -> np.ndarray:
-    """What transformers computes of model.gguf in a folder."""
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file="model.gguf", dtype=torch.float32
-    )
+def computed(given: pathlib.Path | transformers.PreTrainedModel, tokens: np.ndarray) -> np.ndarray:
+    """What transformers computes of a model, or of model.gguf in a folder."""
+    loaded = given
+    if isinstance(given, pathlib.Path):
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            given, gguf_file="model.gguf", dtype=torch.float32
+        )
     with torch.no_grad():
         return loaded.eval()(torch.from_numpy(tokens).long()).logits.numpy()
 

@@ -27,13 +27,15 @@ def arrays(dtype=jnp.float32, length=T):
     return [jnp.asarray(draws.normal(size=shape), dtype) for shape in shapes]
 
 
-def expected(q, k, v, causal, segment):
+def expected(q, k, v, causal, segment, window):
     """Attention head by head in float64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     out = np.empty_like(q)
     for b, n in np.ndindex(B, N):
         scores = q[b, :, n] @ k[b, :, n // 2].T / np.sqrt(H)
         seen = np.tril(np.ones(scores.shape, bool)) if causal else np.ones(scores.shape, bool)
+        if window:
+            seen &= np.triu(seen, 1 - window)
         if segment is not None:
             seen &= np.equal.outer(segment[b], segment[b])
         weights = np.where(seen, np.exp(scores - scores.max()), 0)
@@ -42,11 +44,15 @@ def expected(q, k, v, causal, segment):
 
 
 SEGMENT = np.repeat(np.array([[1, 1, 2, 3], [0, 1, 1, 1]]), T // 4, axis=1).astype(np.int32)
-CASES = [(True, None), (False, None), (True, SEGMENT)]
+CASES = {
+    "window": (True, None, 100),
+    "all": (False, None, 0),
+    "segments": (True, SEGMENT, 0),
+}
 
 
-@pytest.mark.parametrize(("causal", "segment"), CASES, ids=["causal", "all", "segments"])
-def test_splash_attention_and_its_gradients(causal, segment):
+@pytest.mark.parametrize(("causal", "segment", "window"), CASES.values(), ids=[*CASES])
+def test_splash_attention_and_its_gradients(causal, segment, window):
     """By Pallas's interpreter, against the formula."""
     given = arrays()
     ids = () if segment is None else (jnp.asarray(segment),)
@@ -54,7 +60,7 @@ def test_splash_attention_and_its_gradients(causal, segment):
 
     def run(form):
         def total(q, k, v):
-            out = form(q, k, v, *ids, causal=causal)
+            out = form(q, k, v, *ids, causal=causal, window=window)
             return (out * weight).sum(), out
 
         (_, out), slopes = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(*given)
@@ -62,16 +68,16 @@ def test_splash_attention_and_its_gradients(causal, segment):
 
     out, slopes = jax.jit(partial(run, partial(fused.splash, interpret=True)))()
     formula, right = jax.jit(partial(run, fused.formula))()
-    np.testing.assert_allclose(formula, expected(*given, causal, segment), atol=2e-6)
+    np.testing.assert_allclose(formula, expected(*given, causal, segment, window), atol=2e-6)
     np.testing.assert_allclose(out, formula, atol=5e-6)
     for slope, like in zip(slopes, right, strict=True):
         np.testing.assert_allclose(slope, like, atol=2e-5 * np.abs(like).max())
 
 
-def loss(q, k, v):
-    out = chosen.attention(
-        q, k, v, jnp.tril(jnp.ones((T * 2, T * 2), bool)), causal=True, implied=True
-    )
+def loss(q, k, v, window=0):
+    mask = jnp.tril(jnp.ones((T * 2, T * 2), bool))
+    mask &= jnp.triu(mask, 1 - (window or 2 * T))
+    out = chosen.attention(q, k, v, mask, causal=True, window=window, implied=True)
     return (out.astype(jnp.float32) ** 2).sum()
 
 
@@ -101,8 +107,24 @@ def test_programs_for_accelerators_call_the_kernels(monkeypatch):
     assert not [name for name in calls["cpu"] if "fmha" in name or "tpu" in name]
 
 
-@pytest.mark.parametrize("ids", [(), (np.array([[1, 1, 2, 2, 2], [1, 2, 2, 3, 3]], np.int32),)])
-def test_derivatives_of_every_order_and_mapped(ids):
+def test_cudnn_is_told_the_window(monkeypatch):
+    monkeypatch.setattr(
+        "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000
+    )
+    given = arrays(jnp.bfloat16, 2 * T)
+    with jax.sharding.use_abstract_mesh(mesh_of("gpu")):
+        slopes = jax.jit(jax.grad(partial(loss, window=30), (0, 1, 2)))
+        text = slopes.trace(*given).lower(lowering_platforms=("cuda",)).as_text()
+        assert re.findall(r"sliding_window_length\\22: (\d+)", text) == 3 * ["30"]
+        for segments, kernel in ((False, True), (True, False)):
+            assert fused.fits(*given[:2], segments=segments, window=30) == kernel
+
+
+SEGMENTS = np.array([[1, 1, 2, 2, 2], [1, 2, 2, 3, 3]], np.int32)
+
+
+@pytest.mark.parametrize(("ids", "window"), [((), 2), ((SEGMENTS,), 0)])
+def test_derivatives_of_every_order_and_mapped(ids, window):
     """A CPU computes the primitives by the formula: what is tested are their rules."""
     draws = np.random.default_rng(0)
     shapes = ((2, 5, 4, 3), (2, 5, 2, 3), (2, 5, 2, 3))
@@ -128,9 +150,10 @@ def test_derivatives_of_every_order_and_mapped(ids):
             jax.grad(jax.checkpoint(total))(*given),
         )
 
-    found = jax.jit(lambda: results(partial(fused.fused_attention, causal=True, segment=segment)))()
+    options = {"causal": True, "window": window}
+    found = jax.jit(lambda: results(partial(fused.fused_attention, **options, segment=segment)))()
     right = jax.jit(
-        lambda: results(lambda *a: fused.formula(*a, *map(jnp.asarray, ids), causal=True))
+        lambda: results(lambda *a: fused.formula(*a, *map(jnp.asarray, ids), **options))
     )()
     jax.tree.map(partial(np.testing.assert_allclose, atol=3e-5, rtol=1e-4), found, right)
 

@@ -267,15 +267,16 @@ def test_cudnns_attention_by_hand():
     assert causal.total == 7 * pair * T * (T + 1) // 2
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_attention_as_the_networks_call_it(causal):
+@pytest.mark.parametrize(("causal", "window"), [(True, 0), (False, 0), (True, 3)])
+def test_attention_as_the_networks_call_it(causal, window):
     """As of the mesh of an accelerator: a primitive, whose kernels are those below and above."""
     B, T, N, K, H = 2, 8, 4, 2, 16
     pairs = B * N * (T * (T + 1) // 2 if causal else T * T)
+    pairs = B * N * (1 + 2 + 3 * (T - 2)) if window else pairs
     arrays = [spec(B, T, n, H) for n in (N, K, K)]
 
     def attend(q, k, v):
-        return fused_attention(q, k, v, causal=causal)
+        return fused_attention(q, k, v, causal=causal, window=window)
 
     def backward(q, k, v):
         return jax.vjp(attend, q, k, v)[1](q)
