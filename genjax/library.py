@@ -41,6 +41,7 @@ from genjax.interop import export
 from genjax.method import Codec, Field, Tree
 from genjax.modalities import text
 from genjax.modalities.label import class_names
+from genjax.modes import chat
 from genjax.modes.evaluate import evaluate_checkpoint
 from genjax.modes.resolve import fit_to_run, resolve
 from genjax.modes.runs import (
@@ -55,7 +56,9 @@ from genjax.modes.sample import drawn, streamed
 from genjax.modes.train import train as train_run
 from genjax.nn.cpu.memory import keep_heap
 from genjax.parallel import distributed
+from genjax.sampling import chat as chats
 from genjax.sampling import conditions
+from genjax.sampling.chat import Message
 from genjax.sampling.draw import MOST_SAMPLES, Sampler, parse_options
 from genjax.train_state import TrainState
 from genjax.training import agreement
@@ -167,6 +170,27 @@ class Run:
         if self.field.kind != "text":
             raise ConfigError(f"the samples of this run are {self.field.kind}s, not texts.")
         return text.strings(samples, self.field)
+
+    def chat(self, messages: str | Sequence[Message], *, seed: int = 0, **options: Any) -> str:
+        """The answer of a language model to the last of `messages`, as `--mode=chat` gives it.
+
+        Args:
+          messages: of the chat so far, [{"role": "user", "content": "Hello"}, ...], or a text.
+          seed: random seed.
+          **options: of sampling, such as temperature=0 or max_new_tokens=100.
+
+        Raises:
+          ConfigError: the run's tokenizer has no chat template, the last message is not the user's,
+            or there is no such option.
+        """
+        asked = chats.conversation(messages)
+        chat.check(self.assembly)
+        rows, given = self._request(options)
+        require(not rows, "conditions", [*(rows or [{}])[0]], "none but the messages")
+        settings = chat.options_of_answers(self.assembly, given)
+        pieces = chat.answer(self.assembly, self.params, self.state, asked, settings, seed)
+        with fast_on_cpu(self.config):
+            return "".join(pieces)
 
     def picture(self, samples: np.ndarray) -> Image.Image:
         """Makes one picture of samples: a grid of images, or a plot for other kinds.

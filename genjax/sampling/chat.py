@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
-from genjax.checks import ConfigError, shown
+from genjax.checks import ConfigError, require, shown
 from genjax.data.alphabets import Tokenizer
 from genjax.sampling.templates import render
 
 Message = Mapping[str, str]
 
+ROLES = ("system", "user", "assistant")
 LEAST = 64  # columns of the shortest prompt that a program is compiled for
 PROBE = "Nineteen"  # an answer, to see what a template puts after one
 
@@ -41,6 +42,22 @@ def check(tokenizer: Tokenizer) -> None:
             "trained on chats, such as --config=import_lm:smollm2, or sample with --mode=sample "
             "--prompt=..."
         )
+
+
+def conversation(given: str | Sequence[Message]) -> list[Message]:
+    """The messages that are given, or the one of the user that a text is.
+
+    Raises:
+      ConfigError: there is none, one is not a role and a text, or the last is not the user's.
+    """
+    messages = [{"role": "user", "content": given}] if isinstance(given, str) else list(given)
+    for message in messages:
+        valid = isinstance(message, Mapping) and isinstance(message.get("content"), str)
+        expected = '{"role": ..., "content": a text} with one of the roles ' + ", ".join(ROLES)
+        require(valid and message.get("role") in ROLES, "messages", message, expected)
+    last = messages[-1]["role"] if messages else None
+    require(last == "user", "the last message", last, "one of the role 'user', to be answered")
+    return messages
 
 
 def rendered(tokenizer: Any, messages: Sequence[Message], answered: bool = False) -> str:

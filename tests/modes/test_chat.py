@@ -14,7 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from genjax.config import shipped
+import genjax
+from genjax.config import ConfigError, shipped
 from genjax.data import subwords
 from genjax.interop import huggingface
 from genjax.main import main
@@ -104,6 +105,28 @@ def test_messages_are_lines_of_the_standard_input(run, monkeypatch, capsys):
 def test_what_cannot_be_is_one_error(run, arguments, message, capsys):
     assert main([run, "--mode=chat", *arguments]) == 1
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_run_in_python_answers_as_the_command_does(run):
+    loaded = genjax.load(run.removeprefix("--workdir="))
+    assert loaded.chat("hello", temperature=0) == "AB"
+    said = [("user", "hello"), ("assistant", "AB"), ("user", "again")]
+    messages = [{"role": role, "content": text} for role, text in said]
+    assert loaded.chat(messages, temperature=0) == "D"
+    system = {"role": "system", "content": "Be kind."}
+    assert loaded.chat([system, messages[0]], temperature=0) == "C"
+    for given, options, message in (
+        ([], {}, "the last message=None: expected one of the role 'user'"),
+        (messages[:2], {}, "the last message='assistant': expected one of the role 'user'"),
+        ([{"role": "robot", "content": "a"}], {}, "messages=.*with one of the roles system, user"),
+        ([{"role": "user", "content": 3}], {}, 'messages=.*expected {"role": ..., "content": a t'),
+        ("a", {"prompt": "b"}, r"conditions=\['prompt'\]: expected none but the messages"),
+        ("a", {"max_new_tokens": 0}, "--max_new_tokens=0: expected a whole number"),
+        ("a", {"tempperature": 2}, "Nearest: temperature"),
+        ("<|im_end|>", {}, r"has <\|im_end\|> in it"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            loaded.chat(given, **options)
 
 
 def test_a_run_without_a_template_does_not_chat(tmp_path, capsys):

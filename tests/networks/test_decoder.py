@@ -8,6 +8,7 @@ from flax import nnx
 
 from genjax.config import ConfigError
 from genjax.networks import decoder
+from genjax.networks.transformer import Transformer
 from genjax.nn.functional import functional
 
 KEY = jax.random.key(0)
@@ -88,10 +89,11 @@ def test_initial_weights(option, std):
         assert not blocks[name]["bias"].any()
 
 
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
-def test_segments_are_seen_alone_and_their_places_count_from_their_start(positions):
+@pytest.mark.parametrize(("positions", "window"), [("learned", 0), ("rotary", 2)])
+def test_segments_are_seen_alone_and_their_places_count_from_their_start(positions, window):
     T = 9
-    net, params = make(positions=positions, frames=True)
+    options = {"window": window, "depth": 1} if window else {}
+    net, params = make(positions=positions, frames=True, **options)
     segment = np.array([0, 0, 1, 1, 1, 2, 2, 3, 3])
     x = jax.random.uniform(KEY, (1, T, 7))
     x = x.at[:, 5:7].set(x[:, 7:9])  # segments 2 and 3 are the same
@@ -104,6 +106,7 @@ def test_segments_are_seen_alone_and_their_places_count_from_their_start(positio
     logits, slopes = run(x)
     seen = np.abs(np.asarray(slopes)).sum(-1) > 0
     own = (segment[:, None] == segment) & np.tri(T, dtype=bool)
+    own &= np.triu(own, 1 - (window or T))
     np.testing.assert_array_equal(seen, own)
     np.testing.assert_allclose(logits[5:7], logits[7:9], atol=1e-5)
 
@@ -120,6 +123,22 @@ def test_the_order_of_positions_matters_unless_they_are_left_out():
 def test_what_cannot_be():
     with pytest.raises(ConfigError, match="Nearest: learned"):
         decoder.Network(7, 10, **SIZES, positions="learnt", rngs=nnx.Rngs(0))
+    for options, message in (
+        ({"residual": "parralel"}, "residual='parralel'.*Nearest: parallel"),
+        ({"residual": "parallel", "norm_first": False}, "expected 'sequential' with norm_first=F"),
+        ({"bias_of": "keys"}, "bias_of='keys': expected one of all, attention, qkv, mlp"),
+        ({"window": -1}, "window=-1: expected at least 0"),
+        (
+            {"rotary_share": 0.0, "positions": "rotary"},
+            "rotary_share=0.0: expected above 0",
+        ),
+        ({"rotary_share": 0.3, "positions": "rotary"}, "head_size=1: expected an even number"),
+        ({"norm_offset": 2.0}, "norm_offset=2.0: expected at least 0 and at most 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            decoder.Network(7, 10, **SIZES, **options, rngs=nnx.Rngs(0))
+    with pytest.raises(ConfigError, match="window=2: expected 0 with causal=False"):
+        Transformer(**SIZES, causal=False, window=2, rngs=nnx.Rngs(0))
     net, params = make()
     with pytest.raises(ConfigError, match="positions=11: expected at most 10"):
         net.apply(params, {}, jnp.zeros((1, 11), jnp.int32))

@@ -20,9 +20,12 @@ LLAMA = {
     "bias": False,
     "tied": False,
 }
+# What Mistral, Qwen 3, GPT-NeoX, Phi and Gemma have, at once.
+OTHERS = {"window": 3, "qk_norm": True, "norm_offset": 1.0, "residual": "parallel_shared"}
+OTHERS |= {"rotary_share": 0.7, "embed_scale": 4.0, "head_bias": True}
 NETWORKS = {
     "gpt": (decoder, {"width": 16, "depth": 2, "heads": 4}),
-    "llama": (decoder, {"width": 16, "depth": 2, "heads": 4, **LLAMA}),
+    "llama": (decoder, {"width": 16, "depth": 2, "heads": 4, **LLAMA, **OTHERS}),
     "vaswani": (
         decoder,
         {"width": 16, "depth": 2, "heads": 2, "norm_first": False, "positions": "sinusoidal"},

@@ -9,7 +9,9 @@ import pytest
 from jax.sharding import NamedSharding
 
 from genjax import config as configs
+from genjax.networks import decoder
 from genjax.nn.attention import attention
+from genjax.nn.functional import functional
 from genjax.nn.plain_attention import plain_attention
 from genjax.parallel.layout import EXAMPLES, LENGTH, UNITS, laid
 from genjax.parallel.mesh import make_mesh
@@ -92,3 +94,23 @@ def test_attention_over_a_split_length_is_attention(sizes, kv_heads, causal):
     assert len(re.findall(r" all-to-all\(", text)) >= 4
     examples = B // sizes.get("fsdp", 1)
     assert not re.search(rf"f32\[{examples},{T},(8|{kv_heads}),{H}\]", text)  # all heads of all
+
+
+def test_a_window_norms_of_queries_and_parallel_layers_over_a_split_length():
+    options = {"width": 16, "depth": 1, "heads": 4, "positions": "rotary", "rotary_share": 0.5}
+    options |= {"window": 3, "qk_norm": True, "residual": "parallel", "bias_of": "attention"}
+    net = functional(lambda rngs: decoder.Network(9, 8, **options, rngs=rngs))
+    shapes, _ = jax.eval_shape(net.init, jax.random.key(0))
+    draw = np.random.default_rng(0).standard_normal
+    params = jax.tree.map(lambda leaf: draw(leaf.shape, np.float32), shapes)
+    x = np.random.default_rng(1).integers(0, 9, (8, 8))
+    segment = np.repeat([[1, 2]], [5, 3], axis=1).repeat(8, axis=0)
+
+    def logits(params, x, segment):
+        return net.apply(params, {}, x, segment=segment, train=True)[0][0]
+
+    expected = jax.jit(logits)(params, x, segment)
+    with jax.set_mesh(mesh(fsdp=2, sequence=2, tensor=2)):
+        found = jax.jit(logits)(params, x, segment)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(expected).max() > 1
