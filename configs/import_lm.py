@@ -1,4 +1,6 @@
-"""Imports a GPT-2 or Llama model from a Hugging Face folder or a GGUF file as a run of genjax.
+"""Imports a language model from a Hugging Face folder or a GGUF file as a run of genjax.
+
+Types: GPT-2, Llama, Mistral, Qwen 2 and 3, Gemma 1, GPT-NeoX (Pythia) and Phi; see docs/lm.md.
 
 Default: the weights become a run of zero steps, to sample from, export or train further.
   command    launch/local.sh --config=configs/import_lm.py --config.weights=DIR --workdir=runs/mine

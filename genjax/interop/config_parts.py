@@ -8,6 +8,7 @@ from genjax.config import one_of, require
 from genjax.interop.architecture import Options, Part, Settings
 
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_SHARE = "partial_rotary_factor"
 _ROPE = {"default": (), "linear": ("factor",), "llama3": _LLAMA3}
 
 
@@ -27,12 +28,11 @@ def rope(share: float | None = None, names: tuple[str, str] = ("", "")) -> Part:
         require(not nested, path, values, "an object of numbers and a rope_type")
         inner = Settings(path, values)
         turned = 1.0 if share is None else share
-        for given, key in ((settings, share_key), (settings, ""), (inner, "")):
-            turned = given.take(key or "partial_rotary_factor", turned)
-        if share is None:
-            for given in (settings, inner):
-                given.only("partial_rotary_factor", 1.0)
-        require(0 < turned <= 1, f"{path}: partial_rotary_factor", turned, "above 0, at most 1")
+        for given, key in ((settings, share_key or _SHARE), (settings, _SHARE), (inner, _SHARE)):
+            if share is None:
+                given.only(key, 1.0)
+            turned = given.take(key, turned)
+        require(0 < turned <= 1, f"{path}: {_SHARE}", turned, "above 0, at most 1")
         base = settings.take(base_key or "rope_theta", 10_000.0)
         base = inner.take("rope_theta", settings.take("rope_theta", base))
         kind = inner.take("rope_type", inner.take("type", "default"))
@@ -57,7 +57,7 @@ def rope(share: float | None = None, names: tuple[str, str] = ("", "")) -> Part:
             "rope_scaling": scaling if numbers else None,
         }
         if share is not None:
-            values[share_key or "partial_rotary_factor"] = o["rotary_share"]
+            values[share_key or _SHARE] = o["rotary_share"]
         return values
 
     return Part(read, write)

@@ -33,7 +33,8 @@ def write(
 ) -> None:
     """Writes a model into `folder`, in a format of FORMATS.
 
-    "huggingface" is for `from_pretrained` of transformers: a GPT-2 or Llama of method lm.
+    "huggingface" is for `from_pretrained` of transformers: a decoder of method lm, written as the
+    type of model that has its options.
 
     Args:
       kind: the format.

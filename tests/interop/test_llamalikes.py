@@ -104,6 +104,19 @@ def test_files_are_of_every_kind(tmp_path):
     assert "qwen3/files/model.safetensors.index.json" in GOLDEN.files
 
 
+def test_buffers_that_older_files_have_are_no_parameters(tmp_path):
+    expected = huggingface.read(fetch("gpt_neox", tmp_path))
+    path = tmp_path / "model.safetensors"
+    arrays = {key: np.array(array) for key, array in safetensors.read(path).items()}
+    attention = "gpt_neox.layers.0.attention."
+    arrays[f"{attention}bias"] = np.ones((1, 1, 32, 32), bool)
+    arrays[f"{attention}masked_bias"] = np.array(-1e9, np.float32)
+    arrays[f"{attention}rotary_emb.inv_freq"] = np.ones(1, np.float32)
+    safetensors.write(path, arrays)
+    found = huggingface.read(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+
+
 @pytest.mark.parametrize("name", TYPES)
 def test_absent_keys_have_the_defaults_of_transformers(name):
     whole = json.loads(str(GOLDEN[f"defaults/{name}"]))
@@ -190,6 +203,11 @@ def test_what_the_decoder_does_not_compute_is_refused(name, values, message, tmp
         ("gpt_neox", {"rope_parameters": None, "rotary_emb_base": 7}, {"rope_base": 7.0}),
         ("phi", {"rope_parameters": None, "partial_rotary_factor": 0.4}, {"rotary_share": 0.4}),
         ("gemma", {"hidden_act": "gelu"}, {"activation": "geglu_exact"}),
+        (
+            "gemma",
+            {"hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh"},
+            {"activation": "geglu"},
+        ),
     ],
 )
 def test_what_configs_say_otherwise(name, values, options, tmp_path):

@@ -2,8 +2,21 @@
 
 import math
 
+from genjax.checks import one_of
+from genjax.interop.architecture import Options, Part, Settings
 from genjax.interop.architectures import llama
 from genjax.interop.config_parts import biases, rope
+
+
+def _activation(settings: Settings, options: Options, length: int) -> Options:
+    """The activation by `hidden_activation`, which older files have and which comes first."""
+    known, key = llama.ARCHITECTURE.activations(), "hidden_activation"
+    if settings.values.get(key) is None:
+        return {}
+    value = settings.take(key, "")
+    one_of(f"{settings.path}: {key}", value, tuple(known))
+    return {"activation": known[value]}
+
 
 ARCHITECTURE = llama.ARCHITECTURE._replace(
     model="GemmaForCausalLM",
@@ -26,7 +39,11 @@ ARCHITECTURE = llama.ARCHITECTURE._replace(
         "norm_offset": 1.0,
         "embed_scale": lambda o: math.sqrt(o["width"]),
     },
-    parts=(rope(), biases({"attention_bias": False}, {(False,): "", (True,): "attention"})),
+    parts=(
+        rope(),
+        biases({"attention_bias": False}, {(False,): "", (True,): "attention"}),
+        Part(_activation, lambda *_: {}),
+    ),
     allowed={**llama.ROTARY, "bias": (), "bias_of": ("all", "attention")},
     only={"use_bidirectional_attention": False},
 )
