@@ -24,7 +24,15 @@ from PIL import Image
 from genjax import files
 from genjax.config import ConfigError
 from genjax.data import documents, folders, npz, rolls, subwords, tokenizers
-from genjax.interop import flax_file, gguf, gguf_model, gguf_tokenizer, safetensors, torch_file
+from genjax.interop import (
+    flax_file,
+    gguf,
+    gguf_model,
+    gguf_tokenizer,
+    huggingface_config,
+    safetensors,
+    torch_file,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -94,6 +102,16 @@ def _read_flax(path: Path) -> None:
     for array in flax_file.read(path).values():
         assert array.nbytes <= path.stat().st_size
         array.sum()
+
+
+def _config_examples() -> list[bytes]:
+    golden = np.load(GOLDEN / "llamalikes.npz")
+    return [golden[key].tobytes() for key in golden.files if key.endswith("/config.json")]
+
+
+def _read_config(path: Path) -> None:
+    found = huggingface_config.read(str(path), files.read_json(path))
+    huggingface_config.family(huggingface_config.complete(found.options))
 
 
 def _tokenizer_examples() -> list[bytes]:
@@ -262,6 +280,7 @@ READERS = {
         ".safetensors", _safetensors_examples, mutations.of_safetensors, _read_safetensors
     ),
     "flax": Reader(".msgpack", _flax_examples, mutations.of_bytes, _read_flax),
+    "config": Reader(".json", _config_examples, mutations.of_json, _read_config),
     "tokenizer": Reader(".json", _tokenizer_examples, mutations.of_json, _read_tokenizer),
     "picture": Reader(".png", _picture_examples, mutations.of_png, _read_picture),
     "archive": Reader(".zip", _archive_examples, mutations.of_zip, _read_archive),

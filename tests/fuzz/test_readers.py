@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 SECONDS = os.environ.get("GENJAX_FUZZ_SECONDS", "1")
 READERS = (
     *("npz", "torch", "safetensors", "flax", "tokenizer", "picture"),
-    *("archive", "lines", "text", "rolls", "json", "gguf", "gguf_model"),
+    *("archive", "lines", "text", "rolls", "json", "config", "gguf", "gguf_model"),
 )
 
 
