@@ -56,7 +56,7 @@ def steps(text: str, *, batch_size: int, examples: int, total: int = 0) -> int:
     return max(1, math.ceil(amount / per_step[unit] - 1e-9)) if amount else 0
 
 
-def steps_within(config: ConfigDict, examples: int, key: str, text: str) -> int:
+def steps_within(config: ConfigDict, examples: int, key: str, text: str, slices: int = 1) -> int:
     """Converts the duration of a part of the run, such as the warm-up, to steps.
 
     A percentage refers to the run's present length. Before a method is built,
@@ -67,11 +67,12 @@ def steps_within(config: ConfigDict, examples: int, key: str, text: str) -> int:
       examples: examples in one epoch.
       key: key of the config with the duration.
       text: the duration; an empty one gives 0.
+      slices: batches that one step takes from the loader (`training.game.slices`).
 
     Raises:
       ConfigError: the text is not a duration, or is longer than the run.
     """
-    size = {"batch_size": config.batch_size, "examples": examples}
+    size = {"batch_size": config.batch_size * slices, "examples": examples}
     total = steps(config.duration, **size)
     try:
         stretch = steps(text, **size, total=total)

@@ -168,6 +168,42 @@ class Conv(nnx.Module):
         return y if self.bias is None else plus(y, self.bias[...])
 
 
+class Conv1D(nnx.Module):
+    """1D convolution over [B, T, C] at stride 1, as one product of all windows of k positions."""
+
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        kernel_size: int,
+        *,
+        padded: bool = True,
+        init: Initializer = uniform_fan_avg,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Makes the parameters `kernel` [k, in, out] and `bias` [out].
+
+        `padded`: with zeros, so that T stays, one more on the right if k is even. Otherwise only
+        whole windows count.
+        """
+        shape = (kernel_size, features_in, features_out)
+        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32))
+        self.padded, self.dtype = padded, dtype
+
+    def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B t F"]:
+        """Applies the layer; t = T if padded, else T - k + 1."""
+        size, features_in, features_out = self.kernel.shape
+        x = x.astype(self.dtype)
+        if self.padded:
+            x = jnp.pad(x, ((0, 0), ((size - 1) // 2, size // 2), (0, 0)))
+        T = x.shape[1] - size + 1
+        windows = jnp.stack([x[:, i : i + T] for i in range(size)], axis=2)
+        kernel = self.kernel[...].reshape(size * features_in, features_out)
+        return plus(product(windows.reshape(len(x), T, -1), kernel), self.bias[...])
+
+
 class ConvTranspose(nnx.Module):
     """2D transposed convolution that doubles H and W: `lax.conv_transpose`, stride 2, "SAME"."""
 

@@ -85,3 +85,27 @@ def test_gumbel_variables_have_the_mean_and_variance_of_theirs():
     g = categorical.gumbel(KEY, (1_000_000,))
     assert abs(float(g.mean()) - np.euler_gamma) < 4.5 * np.pi / np.sqrt(6e6)
     assert float(g.var()) == pytest.approx(np.pi**2 / 6, rel=0.01)
+
+
+@pytest.mark.parametrize("values", [1, 5, 1000])
+def test_inverted_draws_come_as_often_as_their_probabilities(values):
+    """Of few values and many, among them impossible ones, which never come."""
+    logits = np.random.default_rng(values).normal(size=values) * 2
+    logits[2::7] = -np.inf
+    count = 400_000 if values < 10 else 8000
+    p = np.exp(logits) / np.exp(logits).sum()
+    tiled = jnp.tile(jnp.asarray(logits, jnp.float32), (count // 4, 1))
+    draw = jax.jit(lambda key: categorical.inverted(key, tiled))
+    found = sum(np.bincount(draw(key), minlength=values) for key in jax.random.split(KEY, 4))
+    assert len(found) == values
+    assert not found[p == 0].any()
+    assert (np.abs(found / count - p) < 4.8 * np.sqrt(p / count) + 2 / count).all()
+
+
+@pytest.mark.parametrize("place", [-1.0, 0.0, 2.9, 3.0, 7.0])
+def test_no_place_is_in_a_value_that_is_impossible(place):
+    """The cumulative sums of (0, 1, 0, 2, 0): only 1 and 3 contain places."""
+    sums = jnp.array([0.0, 1.0, 1.0, 3.0, 3.0])
+    index, rest = categorical._containing(sums, jnp.float32(place))
+    assert index == (1 if place < 1 else 3)
+    np.testing.assert_allclose(rest, np.clip(place, 0, 3) - (place >= 1), rtol=1e-6)
