@@ -189,7 +189,10 @@ def train(folder, options, oracle, held_out, entropy):
             found |= {k: round(v, 4) for k, v in metrics.items() if k.endswith(kept) and v}
             seconds = round(time.perf_counter() - start)
             report(folder, f"step {done} of {run.total_steps}", {**found, "seconds": seconds})
-            if done == first:
+            if done == first:  # kept, as where other games may begin
+                kept_apart = Checkpoints(folder / "run", run.config, "likelihood")
+                kept_apart.save(state, done, {})
+                kept_apart.wait()
                 rows_of_likelihood(folder, state, oracle, held_out, entropy, options.samples)
     checkpoints.wait()
     found = judged(state.params["generator"], oracle, held_out, entropy, options.samples)
