@@ -36,7 +36,7 @@ from ml_collections import ConfigDict
 from genjax import config as configs
 from genjax.data.alphabets import Characters
 from genjax.method import DataSpec, Field
-from genjax.methods import text_gan
+from genjax.methods import text_game
 from genjax.networks import recurrent
 from genjax.nn.functional import functional
 from genjax.training.assemble import assemble
@@ -52,7 +52,7 @@ SPEC = DataSpec(
     {"train": TEXTS},
 )
 LSTM = functional(lambda rngs: recurrent.Network(V, T, width=WIDTH, rngs=rngs))
-MODEL = text_gan.TextGame(LSTM, None, text_gan.Options(), SPEC)
+MODEL = text_game.TextGame(LSTM, None, text_game.Options(), SPEC)
 
 
 def normal(params, deviation, seed):
@@ -71,7 +71,7 @@ def at_temperature(params, temperature):
 @jax.jit
 def _drawn(params, key):
     nothing = jnp.zeros((CHUNK, T), jnp.int32)
-    return text_gan.complete(MODEL, params, {}, nothing, nothing[:, 0], key)
+    return text_game.complete(MODEL, params, {}, nothing, nothing[:, 0], key)
 
 
 @jax.jit

@@ -13,7 +13,7 @@ from genjax import config as configs
 from genjax.checks import ConfigError
 from genjax.data.alphabets import Characters
 from genjax.method import DataSpec, Field
-from genjax.methods import text_gan
+from genjax.methods import text_game, text_gan
 from genjax.networks import recurrent
 from genjax.nn.functional import Functional, functional
 from genjax.training.assemble import assemble
@@ -52,11 +52,11 @@ def network(frames=False, values=V):
 
 
 def game(padded=False, **options):
-    options = text_gan.Options(**{"rollouts": 1, **options})
+    options = text_game.Options(**{"rollouts": 1, **options})
     net = network(frames=options.kind == "gumbel")
     if options.kind == "gumbel":
         net = text_gan._of_one_hot(net, V)
-    return text_gan.TextGame(net, table(), options, spec(padded), text_gan.Clock(0, 10, 110))
+    return text_game.TextGame(net, table(), options, spec(padded), text_game.Clock(0, 10, 110))
 
 
 def spread(network, seed):
@@ -102,7 +102,7 @@ def standard_errors(draws, truth):
 
 def test_values_are_the_mean_rewards_of_what_may_follow(world):
     played = game(rollouts=400)
-    found = jax.jit(lambda key: text_gan.values(played, *world, TEXTS, key))(KEY)
+    found = jax.jit(lambda key: text_game.values(played, *world, TEXTS, key))(KEY)
     truth = true_values(world[0]["rollout"])
     np.testing.assert_allclose(found[:, -1], jax.nn.sigmoid(LOGITS), rtol=1e-6)
     np.testing.assert_allclose(found, truth, atol=5 * 0.5 / math.sqrt(400))
@@ -154,7 +154,7 @@ def test_with_the_generators_own_rollouts_it_is_the_gradient_of_the_expected_rew
 
 @partial(jax.jit, static_argnums=0)
 def completed(padded, params, token, given, key):
-    return text_gan.complete(game(padded), params, {}, token, given, key)
+    return text_game.complete(game(padded), params, {}, token, given, key)
 
 
 NOTHING = jnp.zeros((5000, T), jnp.int32)
@@ -219,7 +219,7 @@ def test_relaxed_tokens_tend_to_exact_draws(world):
     params, _ = spread(played.generator, 3)
 
     def drawn(temperature, num=4000):
-        return text_gan.relaxed(played, params, {}, num, temperature, KEY)
+        return text_game.relaxed(played, params, {}, num, temperature, KEY)
 
     cold, warm, hot = (np.asarray(jax.jit(drawn)(t)) for t in (1e-4, 1.0, 1e4))
     np.testing.assert_allclose(cold.sum(-1), 1.0, rtol=1e-5)
@@ -282,8 +282,8 @@ def test_the_penalty_of_a_linear_critic_has_a_closed_form():
             mutable,
         ),
     )
-    options = text_gan.Options(kind="wgan_gp", loss="wasserstein", gradient_penalty=10.0)
-    played = text_gan.TextGame(even, critic, options, spec())
+    options = text_game.Options(kind="wgan_gp", loss="wasserstein", gradient_penalty=10.0)
+    played = text_game.TextGame(even, critic, options, spec())
     batch = {"token": jnp.pad(TEXTS, ((0, 0), (1, 0)), constant_values=2)}
     params, mutable = (
         {"generator": {}, "discriminator": {"w": w}},
