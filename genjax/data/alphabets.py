@@ -29,8 +29,8 @@ class Tokenizer(Protocol):
 
     Attributes:
       vocabulary_size: V; ids are 0 ... V - 1.
-      special: role -> id. The tokens "bos", "eos" and "pad", where they exist, never come from a
-        text; "eos_2", "eos_3", ... end a text too, but may also occur in one.
+      special: role -> id. The tokens "bos", "eos", "pad" and "mask", where they exist, never come
+        from a text; "eos_2", "eos_3", ... end a text too, but may also occur in one.
       begins: the ids that the tokenizer itself puts before each text, often none.
       spelling: the UTF-8 bytes that each token adds to a text; none for special tokens.
       chat_template: how messages become one text, in Jinja; "" if the tokenizer has none.

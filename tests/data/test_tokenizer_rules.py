@@ -115,6 +115,24 @@ def test_tokens_that_the_model_does_not_know_are_left_out(foreign, caplog):
     assert max(made.encode("the hotdog")) < whole
 
 
+def test_tokens_of_encoders_have_roles_by_their_own_names_or_the_usual_ones(foreign):
+    inner = library.Tokenizer.from_file(str(foreign / "tokenizer.json"))
+    names = ["[CLS]", "[SEP]", "[PAD]", "[MASK]"]
+    inner.add_special_tokens([*names, "<gap>"])
+    inner.save(str(foreign / "tokenizer.json"))
+    bos, eos, pad, mask, gap = map(inner.token_to_id, (*names, "<gap>"))
+    given = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
+    (foreign / "tokenizer_config.json").write_text(json.dumps(given | {"mask_token": "<gap>"}))
+    found = tokenizers.read(foreign)
+    assert found.special == {"bos": bos, "eos": eos, "pad": pad, "mask": gap}
+    assert tokenizers.from_json(found.to_json()).special == found.special
+    assert tokenizers.special_tokens(found) == {"start": 1, "eos": eos, "pad": pad}  # its own
+    (foreign / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"} | given))
+    assert tokenizers.read(foreign).special["eos"] == 2
+    (foreign / "tokenizer_config.json").unlink()
+    assert tokenizers.read(foreign).special["mask"] == mask
+
+
 def test_dropout_of_merges_is_off(tmp_path):
     made = subwords.train("bpe", ["the theme of the thesis " * 20], 300, end=False)
     state = json.loads(made.inner.to_str())
