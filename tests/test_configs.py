@@ -78,9 +78,26 @@ def gpt2(folder):
     return str(folder)
 
 
+def bert(folder):
+    """The same of an encoder; its tokenizer is one of genjax."""
+    keys = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", **keys}))
+    (folder / "tokenizer.json").write_text(Characters("abc", {}).to_json())
+    return str(folder)
+
+
+IMPORTED = {"import_lm": gpt2, "import_bert": bert}
+
+
+def weights(location, folder):
+    """The overrides of a config that imports a model."""
+    model = IMPORTED.get(Path(location).stem)
+    return {"weights": model(folder)} if model else {}
+
+
 def prepared(location, folder):
     """(the run of a config, what its samples look like), with the stage that it names, if any."""
-    given = {"weights": gpt2(folder)} if Path(location).stem == "import_lm" else {}
+    given = weights(location, folder)
     config = configs.load(location, given, judges.with_sections)
     if not config.stages:
         run = assemble(config, described(config), devices=jax.devices()[:4])
@@ -129,8 +146,7 @@ def test_init_step_evaluation_and_samples_have_shapes(location, tmp_path):
 @pytest.mark.parametrize("location", ALL, ids=lambda text: Path(text).name)
 def test_training_looks_at_a_split_that_is_there_and_not_at_the_test_split(location, tmp_path):
     """But where a paper's network is trained on all of train."""
-    given = {"weights": gpt2(tmp_path)} if Path(location).stem == "import_lm" else {}
-    config = configs.load(location, given)
+    config = configs.load(location, weights(location, tmp_path))
     data = config.dataset
     expected = "test" if location.endswith("ddpm.py:cifar10") else "validation"
     assert config.evals.split == expected

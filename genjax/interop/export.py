@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, one_of
 from genjax.data import tokenizers
-from genjax.interop import huggingface
+from genjax.interop import bert, huggingface
 from genjax.method import DataSpec
 
 Tree = Any
@@ -33,8 +33,8 @@ def write(
 ) -> None:
     """Writes a model into `folder`, in a format of FORMATS.
 
-    "huggingface" is for `from_pretrained` of transformers: a decoder of method lm, written as the
-    type of model that has its options.
+    "huggingface" is for `from_pretrained` of transformers. `WRITERS` has the models: a decoder is
+    written as the type that has its options, an encoder as BERT.
 
     Args:
       kind: the format.
@@ -47,14 +47,19 @@ def write(
       ConfigError: the format does not support this model, or there are several processes.
     """
     one_of("--format", kind, FORMATS)
-    network = config.model.get("network")
-    if (config.method, spec.generated.kind, network) != ("lm", "text", "decoder"):
+    made = config.method, config.model.get("network")
+    if made not in WRITERS or spec.generated.kind != "text":
+        known = " or ".join(f"method {method} with {network}" for method, network in WRITERS)
         raise ConfigError(
-            f"--format={kind} is for language models with model.network='decoder'; this run is "
-            f"method {config.method!r} with {network!r} on {spec.name}."
+            f"--format={kind} is for language models: {known}, on text; this run is method "
+            f"{made[0]!r} with {made[1]!r} on {spec.name}."
         )
     if jax.process_count() > 1:
         raise ConfigError("--mode=export runs in one process: start it alone.")
+    WRITERS[made](folder, config, spec, params)
+
+
+def _decoder(folder: Path, config: ConfigDict, spec: DataSpec, params: dict[str, Tree]) -> None:
     facts = spec.generated.facts
     special, tokenizer = dict(facts["special"]), facts["tokenizer"]
     begins = tokenizers.begins(tokenizer, special, config.dataset.text.documents)
@@ -71,3 +76,22 @@ def write(
         special,
         begins,
     )
+
+
+def _encoder(folder: Path, config: ConfigDict, spec: DataSpec, params: dict[str, Tree]) -> None:
+    tokenizer = spec.generated.facts["tokenizer"]
+    special = {"mask": spec.generated.facts["vocabulary_size"], **tokenizer.special}
+    own = jax.device_get(params["encoder"])
+    bert.write(
+        folder,
+        config.model.encoder.to_dict(),
+        len(own["embed"]["embedding"]),
+        config.model.length or spec.generated.shape[0],
+        own,
+        tokenizer.to_json(),
+        special,
+    )
+
+
+# (method, network) -> what writes its models.
+WRITERS = {("lm", "decoder"): _decoder, ("masked_lm", "encoder"): _encoder}

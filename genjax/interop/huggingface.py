@@ -77,7 +77,7 @@ def _drop_tied(path: str, model: Description, tensors: dict[str, np.ndarray]) ->
         del tensors[f"{head}.weight"]
 
 
-def _folder(path: str | Path) -> Path:
+def folder_of(path: str | Path) -> Path:
     """The folder of a model.
 
     Raises:
@@ -103,7 +103,7 @@ def describe(folder: str | Path) -> Pretrained:
       ConfigError: config.json is missing or damaged, or describes another type of model or a
         computation that the decoder does not support.
     """
-    folder = _folder(folder)
+    folder = folder_of(folder)
     config_path = str(folder / CONFIG)
     model = huggingface_config.read(config_path, read_json(config_path))
     tokenizer = str(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else None
@@ -120,7 +120,7 @@ def read(folder: str | Path) -> Pretrained:
       ConfigError: a file is missing or damaged, the model's type or a computation is not supported
         by the decoder, or names, shapes or dtypes of tensors do not fit config.json.
     """
-    folder = _folder(folder)
+    folder = folder_of(folder)
     config_path = str(folder / CONFIG)
     model = huggingface_config.read(config_path, read_json(config_path))
     tensors = _tensors(folder, architectures.find(model.architecture))

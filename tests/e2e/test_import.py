@@ -9,9 +9,9 @@ import pytest
 from command_line import ROOT
 
 from genjax.data.alphabets import Bytes
-from genjax.interop import huggingface
+from genjax.interop import bert, huggingface
 from genjax.main import main
-from genjax.networks import decoder
+from genjax.networks import decoder, encoder
 from genjax.nn.functional import functional
 
 IMPORT = f"--config={ROOT / 'configs' / 'import_lm.py'}"
@@ -111,3 +111,22 @@ def test_a_network_of_other_sizes_is_refused(folder, key, value, expected, tmp_p
 def test_an_image_model_is_not_exported(finished_run, tmp_path, capsys):
     assert main([f"--workdir={finished_run}", "--mode=export", f"--output={tmp_path}"]) == 1
     assert "language models" in capsys.readouterr().err
+
+
+def test_an_encoder_comes_out_as_it_went_in_and_fills_gaps(tmp_path, capsys):
+    options = OPTIONS | {"token_types": 2}
+    net = functional(lambda rngs: encoder.Network(258, 32, **options, rngs=rngs))
+    params, _ = net.init(jax.random.key(0))
+    folder, run, target = (tmp_path / name for name in ("weights", "run", "back"))
+    bert.write(folder, options, 258, 32, params, Bytes({"eos": 256}).to_json(), {"mask": 257})
+    config = f"--config={ROOT / 'configs' / 'import_bert.py'}"
+    assert main([config, f"--config.weights={folder}", f"--workdir={run}"]) == 0
+    assert main([f"--workdir={run}", "--mode=export", f"--output={target}"]) == 0
+    before, after = bert.read(folder), bert.read(target)
+    assert before[:3] == after[:3]
+    jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
+    capsys.readouterr()
+    assert main([f"--workdir={run}", "--mode=sample", "--prompt=ab[MASK 2]ef", "--steps=2"]) == 0
+    text = capsys.readouterr().out.split("tokens =====\n")[1]
+    assert text.startswith("ab")
+    assert "ef" in text

@@ -222,11 +222,11 @@ def chorales(path):
     savemat(path, cells)
 
 
-# An import has no steps: see test_import. Of configs of one family that differ in their options
+# Imports have no steps: see test_import. Of configs of one family that differ in their options
 # alone, which tests/methods and tests/test_configs.py cover, one is trained. vqvae and
 # autoencoder_kl are trained as stages of vqvae_prior and latent.
-ALIKE = ("import_lm", "ddpm", "flow", "edm", "edm2", "dit", "vqvae", "autoencoder_kl")
-ALIKE += ("lsgan", "beta_vae", "code")
+ALIKE = ("import_lm", "import_bert", "ddpm", "flow", "edm", "edm2", "dit", "vqvae")
+ALIKE += ("autoencoder_kl", "lsgan", "beta_vae", "code")
 TRAINED = [p for p in sorted((ROOT / "configs").glob("*.py")) if p.stem not in ALIKE]
 
 
