@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
     config.schedule.warmup = "6_percent"
     config.ema.decay = ()
     config.evals.samples = 8
+    config.evals.judges = ("ngrams",)
     config.evals.limit = 512
     config.log.every = "50_steps"
     with config.unlocked():

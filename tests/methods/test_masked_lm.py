@@ -448,7 +448,7 @@ def test_other_data_weights_and_options_of_samples_are_refused():
     data, config = spec(LETTERS, 12), config_of("replaced")
     with config.unlocked():
         config.weights = "a/bert"
-    with pytest.raises(ConfigError, match="as config.weights are of a BERT"):
+    with pytest.raises(ConfigError, match=r"as config\.weights are of a BERT"):
         masked_lm.build(config, data)
     image = data._replace(fields={"token": Field("image", (8, 8, 1), np.dtype(np.uint8))})
     with pytest.raises(ConfigError, match="needs text"):
