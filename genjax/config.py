@@ -162,8 +162,9 @@ def base() -> ConfigDict:
                 "batch_size": 128,
                 "limit": 0,  # examples per evaluation; 0 is all
                 "samples": 64,  # in the grid
-                # judges of the samples: "fidelity", "diversity", "overlap", or your own modules;
-                # their settings are in the section of evals with their name
+                # judges of the samples: "fidelity", "diversity", "overlap", "similarity",
+                # "text_fidelity", "ngrams", or your own modules; their settings are in the
+                # section of evals with their name
                 "judges": (),
             },
             "early_stop": {"metric": "", "mode": "min", "patience": 5, "min_delta": 0.0},

@@ -133,7 +133,7 @@ class Masked(NamedTuple):
         if segment is not None:
             counts = counts & jnp.pad(targets_of(segment), ((0, 0), (1, 0)))
         if "loss_mask" in batch:
-            counts = counts & batch["loss_mask"]
+            counts = counts & batch["loss_mask"].astype(bool)
         return token, counts, segment
 
 

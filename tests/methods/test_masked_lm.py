@@ -296,6 +296,49 @@ def test_the_encoder_is_asked_about_draws_of_the_generator():
     assert sum(shares) == pytest.approx(1)  # of one that says no of all
 
 
+def test_gradients_go_through_shared_vectors_but_not_through_draws():
+    V = 6
+
+    def network(name):
+        def apply(params, mutable, x, *, segment=None, at=None, key=None, train=False):
+            hidden = params["embed"][x]
+            hidden = hidden if at is None else jnp.take_along_axis(hidden, at[..., None], axis=1)
+            return Encoded(None, hidden @ params[name]), mutable
+
+        size = (4, V) if name == "generator" else (4,)
+        params = {"embed": jnp.ones((V, 4)) + jnp.arange(4), name: jnp.ones(size)}
+        return Functional(lambda key: (params, {}), apply)
+
+    options = Options("replaced", whole_words=False, mask_rate=0.5)
+    known = masking.vocabulary(spec(LETTERS, 12).generated)
+    networks = network("encoder"), network("generator")
+    method = masked_lm.from_networks(*networks, options, spec(LETTERS, 12), (), known)
+    batch = {"token": jnp.asarray(np.random.default_rng(0).integers(0, 4, (8, 12)))}
+    params, mutable = method.init(KEY, batch)
+    assert {name: set(tree) for name, tree in params.items()} == {
+        "encoder": {"embed", "encoder"},
+        "generator": {"generator"},
+    }
+    (phase,) = method.phases
+    assert phase.networks == ("encoder", "generator")
+
+    @jax.jit
+    def gradients(params):
+        def losses(params):
+            _, aux = phase.loss(params, mutable, batch, KEY, 0)
+            return jnp.stack([aux.metrics["masked_loss"], aux.metrics["detection_loss"]])
+
+        _, back = jax.vjp(losses, params)
+        return [back(row)[0] for row in jnp.eye(2)]
+
+    masked, detection = jax.device_get(gradients(params))
+    assert not any(leaf.any() for leaf in jax.tree.leaves(detection["generator"]))
+    assert all(leaf.any() for leaf in jax.tree.leaves(masked["generator"]))
+    assert all(leaf.any() for leaf in jax.tree.leaves(detection["encoder"]))
+    assert masked["encoder"]["embed"].any()
+    assert not masked["encoder"]["encoder"].any()
+
+
 # ---- samples -------------------------------------------------------------------------------------
 
 

@@ -25,9 +25,8 @@ SGD = {
     "batch_size": ROWS,
     "evals.batch_size": ROWS,
     "dataset.text.length": T,
-    "model.lm.width": 64,
-    "model.lm.dropout": 0.0,
 }
+WIDE = {"model.lm.width": 64, "model.lm.dropout": 0.0}
 SPREAD = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
 CASES = [
     ("llama.py:tiny", {"accumulation": 2}, {"mesh.data": 8}),
@@ -41,6 +40,7 @@ CASES = [
     ("gpt.py:tiny", {"model.lm.heads": 4}, SPREAD | {"mesh.fsdp": 1, "mesh.sequence": 2}),
     ("lstm.py:tiny", {}, SPREAD),
     ("tcn_music.py:tiny", {}, SPREAD),
+    ("bert.py:tiny", {"accumulation": 2}, SPREAD),
 ]
 
 
@@ -70,7 +70,8 @@ def packed_rows(rolls):
 def update(location, overrides, devices):
     """(parameters before, after, metrics, shardings of the parameters) of one step."""
     spec, batch = packed_rows("music" in location)
-    run = assemble(configs.load(f"configs/{location}", SGD | overrides), spec, devices=devices)
+    keys = SGD | ({"model.encoder.width": 64} if "bert" in location else WIDE) | overrides
+    run = assemble(configs.load(f"configs/{location}", keys), spec, devices=devices)
     with jax.set_mesh(run.mesh):
         state = run.init()
         before = jax.device_get(state.params)
@@ -85,7 +86,7 @@ def test_eight_devices_write_the_texts_of_one(options):
     texts = []
     for layout, devices in (({"mesh.data": 1}, jax.devices()[:1]), (SPREAD, jax.devices())):
         spec, _ = packed_rows(rolls=False)
-        overrides = SGD | layout | {"model.lm.kv_heads": 2}
+        overrides = SGD | WIDE | layout | {"model.lm.kv_heads": 2}
         run = assemble(configs.load("configs/llama.py:tiny", overrides), spec, devices=devices)
         with jax.set_mesh(run.mesh):
             params = jax.tree.map(lambda p: 8 * p, run.init().params)
@@ -115,7 +116,7 @@ def test_eight_devices_make_the_update_of_one(location, keys, layout):
     for name, value in metrics_one.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
     assert (layout.get("mesh.fsdp", 1) > 1) == any("fsdp" in spec for spec in specs)
-    divided = layout.get("mesh.tensor", 1) > 1 and location.startswith(("llama", "gpt"))
+    divided = layout.get("mesh.tensor", 1) > 1 and location.startswith(("llama", "gpt", "bert"))
     assert divided == any("tensor" in spec for spec in specs)
 
 
