@@ -231,7 +231,7 @@ def detect(
     A draw that equals the token has replaced nothing. No gradient goes through the draws.
     """
     token, _, segment = model.examples(batch)
-    drawn = categorical(draw_key, jax.lax.stop_gradient(found.logits))
+    drawn = categorical(draw_key, found.logits)
     drawn = jnp.where(found.chosen, drawn, found.token)
     x = token.at[jnp.arange(len(token))[:, None], found.at].set(drawn)
     out, changed = model.encode(params, mutable, x, segment, **training)
@@ -268,7 +268,7 @@ def evaluate(
 
     With the objective "replaced" these are the generator's; the encoder has `detection_loss` and
     `detection_accuracy` per token, and `replaced` is the share of tokens that were replaced. With
-    `pseudo_positions`, `pseudo_loss` is the mean of -log p of a token given all others.
+    `pseudo_positions` there are the metrics of `one_by_one`.
     """
     key_mask, key_draw, key_pseudo = jax.random.split(key, 3)
     found, _ = guess(model, params, mutable, batch, key_mask)
@@ -288,14 +288,17 @@ def evaluate(
             "replaced": ratio(said.replaced, said.seen),
         }
     if model.options.pseudo_positions:
-        metrics["pseudo_loss"] = pseudo_loss(model, params, mutable, batch, key_pseudo)
+        metrics |= one_by_one(model, params, mutable, batch, key_pseudo)
     return metrics
 
 
-def pseudo_loss(model: Masked, params: dict, mutable: dict, batch: Batch, key: Array) -> Ratio:
-    """-log p of a token given all others, summed over an example (Salazar et al. 2020, eq. 1).
+def one_by_one(
+    model: Masked, params: dict, mutable: dict, batch: Batch, key: Array
+) -> dict[str, Ratio]:
+    """`pseudo_loss` and `pseudo_accuracy` per token: of a token given all others.
 
-    Each of `pseudo_positions` tokens is masked alone, in a call of its own. They are drawn without
+    The first is minus the pseudo-log-likelihood (Salazar et al. 2020, eq. 1), in nats. Each of
+    `pseudo_positions` tokens is masked alone, in a call of its own. They are drawn without
     replacement and stand for all: the estimate is unbiased, and exact if there are no more tokens.
     """
     token, counts, segment = model.examples(batch)
@@ -303,16 +306,18 @@ def pseudo_loss(model: Masked, params: dict, mutable: dict, batch: Batch, key: A
     order = jnp.argsort(draw, axis=1)[:, : model.options.pseudo_positions]
     rows = jnp.arange(len(token))
 
-    def add(total: Array, at: Int[Array, "B"]) -> tuple[Array, None]:
+    def add(sums: tuple, at: Int[Array, "B"]) -> tuple[tuple, None]:
         x = token.at[rows, at].set(model.vocabulary.mask)
         logits, _ = model.predict(params, mutable, x, segment, at=at[:, None])
-        target = token[rows, at][:, None]
-        nll = optax.softmax_cross_entropy_with_integer_labels(logits, target)[:, 0]
-        return total + jnp.where(counts[rows, at], nll, 0.0), None
+        found = Guess(at[:, None], token[rows, at][:, None], counts[rows, at][:, None], logits)
+        terms = (jnp.where(found.chosen, v, 0.0)[:, 0] for v in (found.nll, found.correct))
+        return tuple(map(jnp.add, sums, terms)), None
 
-    total, _ = jax.lax.scan(add, jnp.zeros(len(token)), order.T)
+    sums, _ = jax.lax.scan(add, (jnp.zeros(len(token)),) * 2, order.T)
     count = counts.sum(-1).astype(jnp.float32)
-    return Ratio(total * count / jnp.clip(count, 1, order.shape[1]), count)
+    scale = count / jnp.clip(count, 1, order.shape[1])
+    names = ("pseudo_loss", "pseudo_accuracy")
+    return {name: Ratio(total * scale, count) for name, total in zip(names, sums, strict=True)}
 
 
 def derived(means: Mapping[str, float]) -> dict[str, float]:
