@@ -153,11 +153,13 @@ def base() -> ConfigDict:
                 "digests": True,  # of every array, stored with it and checked on reading
                 "best": "",  # also keep the best by this eval metric; "": early_stop's
                 "mode": "min",
-                "init_from": "",  # workdir; new runs start from its newest checkpoint
+                # a workdir, or a name in `stages`; new runs start from its newest checkpoint
+                "init_from": "",
                 "init_map": ((r"^(params|mutable)/(.*)$", r"\1/\2"),),
             },
             "evals": {
                 "every": "10_percent",
+                "start": False,  # also before the first step
                 "split": "validation",  # in training; --mode=eval defaults to "test"
                 "batch_size": 128,
                 "limit": 0,  # examples per evaluation; 0 is all

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from genjax import config as configs
 from genjax import method
-from genjax.data import catalogue, rolls
+from genjax.data import catalogue, preferences, problems, rolls
 from genjax.data import text as texts
 from genjax.data.alphabets import Characters
 from genjax.evals import judges
@@ -22,6 +22,7 @@ from genjax.modes import runs
 from genjax.sampling import draw
 from genjax.training import codes, optim
 from genjax.training.assemble import assemble
+from genjax.training.stages import network_shapes
 
 FOLDER = Path(__file__).parent.parent / "configs"
 
@@ -33,6 +34,7 @@ def presets(path):
     return ["", *getattr(module, "PRESETS", {})]
 
 
+WRITERS = ("lm", "rl_lm", "preference")  # their texts have any length
 ALL = [
     f"{path}:{preset}" if preset else str(path)
     for path in sorted(FOLDER.glob("*.py"))
@@ -53,6 +55,8 @@ def of_sequences(config):
 
 def described(config):
     """What a config's data look like, of which only the data tell texts, rolls, captions."""
+    if config.dataset.name in (*problems.NAMES, *preferences.NAMES):  # they need no file
+        return catalogue.spec(config.dataset)
     if not of_sequences(config):
         plain = config.dataset.copy_and_resolve_references()
         plain.text.tokenizer = "bytes"  # others are trained on the captions
@@ -102,14 +106,21 @@ def prepared(location, folder):
     if not config.stages:
         run = assemble(config, described(config), devices=jax.devices()[:4])
         return run, run.spec.generated.shape
-    ((name, place),) = config.stages.items()
-    first = configs.load(f"{FOLDER / place}")
-    spec = catalogue.spec(first.dataset)
-    made = method.build(first, spec)
-    networks = made.codec.networks if made.codec else ("denoiser",)
-    stage = method.Stage(name, first, spec, made, networks)
-    own = codes.code_spec(stage, spec) if config.dataset.codes else spec
-    run = runs.build(config, own, {name: stage}, folder, spec)
+    found, spec = {}, described(config)
+    for name, place in config.stages.items():
+        first = configs.load(f"{FOLDER / place}")
+        spec_of_stage = catalogue.spec(first.dataset)
+        made = method.build(first, spec_of_stage)
+        networks = (
+            made.codec.networks if made.codec else tuple(network_shapes(made, spec_of_stage)[0])
+        )
+        found[name] = method.Stage(name, first, spec_of_stage, made, networks)
+    if not config.dataset.codes:
+        run = runs.build(config, spec, found, folder, spec)
+        return run, spec.generated.shape
+    (stage,), spec = found.values(), spec_of_stage
+    own = codes.code_spec(stage, spec)
+    run = runs.build(config, own, found, folder, spec)
     return run, spec.generated.shape
 
 
@@ -138,7 +149,7 @@ def test_init_step_evaluation_and_samples_have_shapes(location, tmp_path):
             jax.eval_shape(samples, state.params, state.mutable, state.key)
         return
     drawn = jax.eval_shape(samples, state.params, state.mutable, state.key)
-    if run.config.method == "lm" and run.spec.generated.kind == "text":
+    if run.config.method in WRITERS and run.spec.generated.kind == "text":
         shape = (1 + NEW,)
     assert drawn.shape == (3, *shape)
 

@@ -33,6 +33,8 @@ from genjax.data import (
     packaged,
     packages,
     pairs,
+    preferences,
+    problems,
     records,
     rolls,
     sources,
@@ -73,7 +75,7 @@ class Dataset(NamedTuple):
 
 
 # Modules with NAMES and `load(dataset) -> (spec, splits, route)`, for data other than images.
-PROVIDERS = (text, rolls, pairs)
+PROVIDERS = (text, rolls, pairs, problems, preferences)
 OWN = [*(name for module in (*PROVIDERS, arrays) for name in module.NAMES), "folder"]
 
 # Split sizes of TFDS data sets. TFDS itself knows them only after it has prepared the data set.

@@ -7,11 +7,12 @@ position is one token among V, or the keys of a frame, each on or off (Boulanger
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +124,18 @@ def _apply(
     if known < logits.shape[-1]:
         logits = jnp.where(jnp.arange(logits.shape[-1]) < known, logits, -jnp.inf)
     return logits, cache
+
+
+def logits(model: Language, params: dict, mutable: dict, batch: Batch) -> Float[Array, "B T V"]:
+    """The logits of what follows each `token` of a batch, in its `segment` if there are any.
+
+    It is what the model offers to another run, as a reference or a teacher.
+    """
+    found, _ = _apply(
+        *(model.network, outputs(model.spec), params["lm"], mutable["lm"], batch["token"]),
+        segment=batch.get("segment"),
+    )
+    return found
 
 
 def tokens(
@@ -399,6 +412,7 @@ def from_network(
         sample=partial(sample if text else sample_frames, model),
         rules=rules,
         derived=derived if text else None,
+        apply=partial(logits, model) if text else None,
         conditions={"prompt": prompt_field(spec, documents)} if text else {},
         options=prompts.readers(spec.generated.facts["tokenizer"]) if text else {},
     )
@@ -423,6 +437,14 @@ _SIZE_ADVICE = {
 }
 
 
+class Parts(NamedTuple):
+    """What a config says of a language model's network; `context` is its most positions."""
+
+    network: Functional
+    context: int
+    rules: Rules
+
+
 def build(config: ConfigDict, spec: DataSpec) -> Method:
     """The model with the network of `config.model` on the sequences of `spec`.
 
@@ -435,19 +457,34 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     Raises:
       ConfigError: the data are not sequences, or the config asks for something that does not exist.
     """
+    options = read_options(config.lm, "lm", Options)
+    for name, value in options._asdict().items():
+        require(is_text(spec) or not value, f"config.lm.{name}", value, "0 with piano rolls")
+    network, context, rules = parts(config, spec)
+    documents = config.dataset.text.documents
+    return with_weights(config, from_network(network, options, spec, context, rules, documents))
+
+
+def parts(config: ConfigDict, spec: DataSpec, **given: Any) -> Parts:
+    """The network of `config.model`, as `build` describes it; `given` are more of its arguments.
+
+    Raises:
+      ConfigError: as `build`, or the network does not take an argument of `given`.
+    """
     if spec.generated.kind not in ("text", "roll"):
         raise ConfigError(
-            f"method lm needs text or piano rolls; {spec.target!r} of {spec.name} is of kind "
-            f"{spec.generated.kind!r}. Give a "
+            f"method {config.method} needs text or piano rolls; {spec.target!r} of {spec.name} is "
+            f"of kind {spec.generated.kind!r}. Give a "
             "--config.dataset.name such as tiny_shakespeare, or text with --config.dataset.path."
         )
-    options = read_options(config.lm, "lm", Options)
     module = find_module(
         "model.network", config.model.network, "genjax.networks", "Network", "RULES"
     )
+    for name in given:
+        known = name in inspect.signature(module.Network.__init__).parameters
+        expected = f"a network with the argument {name}, such as decoder"
+        require(known, "config.model.network", config.model.network, expected)
     text = is_text(spec)
-    for name, value in options._asdict().items():
-        require(text or not value, f"config.lm.{name}", value, "0 with piano rolls")
     sizes = {"length": spec.generated.shape[0] - text, "vocabulary_size": outputs(spec)}
     for name, least in sizes.items():
         sizes[name] = config.model[name] or least
@@ -464,14 +501,18 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
             config.model.lm,
             "model.lm",
             **sizes,
+            **given,
             frames=not text,
             dtype=jnp.dtype(config.precision),
             rngs=rngs,
         )
 
     context = ENDLESS if getattr(module, "ENDLESS", False) else sizes["length"]
-    documents = config.dataset.text.documents
-    method = from_network(functional(network), options, spec, context, module.RULES, documents)
+    return Parts(functional(network), context, module.RULES)
+
+
+def with_weights(config: ConfigDict, method: Method) -> Method:
+    """`method`, whose new runs start from the weights that `config.weights` names, if any."""
     if not config.get("weights"):
         return method
     return method._replace(pretrained=lambda: ({"lm": pretrained.read(config.weights).params}, {}))

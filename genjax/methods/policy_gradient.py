@@ -123,9 +123,10 @@ def value_loss(
 def k3(log_ratio: Float[Array, "N T"]) -> Float[Array, "N T"]:
     """An estimate of KL(p || reference) that is never negative (Schulman 2020, "k3").
 
-    Its mean over tokens drawn from p is the divergence. Its gradient, without that of the draws, is
-    that of the other divergence, KL(reference || p); multiplied by the ratio of p to what the
-    tokens were drawn from, it is the right one (DeepSeek-V3.2, section 3.1).
+    Its mean over tokens drawn from p is the divergence of a token's distribution. Its gradient,
+    without that of the draws, is that of the other divergence, KL(reference || p); multiplied by
+    the ratio of p to what the tokens were drawn from, it is the right one (DeepSeek-V3.2, section
+    3.1). Neither knows that a token also changes the divergence of the tokens after it.
 
     Args:
       log_ratio: log p of each token less its log p under the reference.

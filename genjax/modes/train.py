@@ -177,7 +177,11 @@ def first_state(run: Assembly, checkpoints: Checkpoints) -> TrainState:
     state = run.init()
     if source := run.config.checkpoint.init_from:
         mapping, follows = run.config.checkpoint.init_map, run.method.follows
-        source_checkpoints = Checkpoints(place(source, "--config.checkpoint.init_from"))
+        if source in run.config.stages:
+            source_folder = stages.place_of(source, run.config, checkpoints.folder.parent)
+        else:
+            source_folder = place(source, "--config.checkpoint.init_from")
+        source_checkpoints = Checkpoints(source_folder)
         state, restored_paths = source_checkpoints.restore_into(state, mapping, follows)
         loop.logger.info("restored %d arrays from %s", len(restored_paths), source)
     state = put_pretrained(state, *pretrained)

@@ -59,6 +59,7 @@ class Network(nnx.Module):
         tied: bool = True,
         embed_scale: Positive = 1.0,
         window: OtherWidth = 0,
+        outputs: OtherWidth = 0,
         dropout: Rate = 0.0,
         attention_dropout: Rate = 0.0,
         init_std: Weight = 0.0,
@@ -80,6 +81,8 @@ class Network(nnx.Module):
           tied: whether the head shares the embedding's weights.
           embed_scale: multiplies the embedded input, rounded to the compute type (Gemma's is
             sqrt(D)).
+          outputs: numbers that an untied head gives for each position, such as 1 for a value or a
+            reward, zero at first; 0 for the V logits.
           dropout: rate on the embedded input and on what each block adds.
           dtype: compute type.
           rngs: for the initial parameters.
@@ -121,7 +124,10 @@ class Network(nnx.Module):
             remat=remat,
             **layer_options,
         )
-        self.head = Head(width, vocabulary_size, tied=tied, use_bias=head_bias, rngs=rngs)
+        head = {"tied": tied, "use_bias": head_bias}
+        if outputs:
+            head |= {"tied": False, "init": jax.nn.initializers.zeros}
+        self.head = Head(width, outputs or vocabulary_size, **head, rngs=rngs)
         self.kind, self.dropout, self.width = positions, dropout, width
         self.embed_scale = embed_scale
 

@@ -39,10 +39,12 @@ class Averages:
 
     def add(self, step: int, output: StepOutput) -> None:
         """Fetches and adds the output of one step, or of several that end at `step`."""
-        output = jax.device_get(output)
+        output, not_finite = jax.device_get(output), []
         for name, value in output.metrics.items():
             rows = value.reshape(-1, 2).astype(np.float64)
-            rows = rows[np.isfinite(rows).all(1)]
+            finite = np.isfinite(rows).all(1)
+            not_finite += [] if finite[-1] else [name]
+            rows = rows[finite]
             if len(rows):
                 self._sums[name] = self._sums.get(name, 0.0) + rows.sum(0)
         skipped = np.reshape(output.skipped, -1)
@@ -52,7 +54,8 @@ class Averages:
             if self._in_a_row >= self._max:
                 raise Diverged(
                     f"{self._in_a_row} steps in a row until step {at} had a loss or gradient that "
-                    "was not finite; those updates were skipped. Lower optimizer.learning_rate, "
+                    "was not finite; those updates were skipped. Not finite in the last one: "
+                    f"{', '.join(not_finite) or 'nothing'}. Lower optimizer.learning_rate, "
                     "set optimizer.clip_norm, or look at the data. The last checkpoint is "
                     "untouched."
                 )

@@ -222,6 +222,9 @@ def _steps(
     def due(name: str, step: int) -> bool:
         return bool(every[name]) and step % every[name] == 0
 
+    if run.config.evals.start and not first:
+        with progress.paused("evaluating"):
+            evaluate(state, first)
     for group in dispatches(first, total, run.config.steps_per_dispatch, every.values()):
         with progress.paused():
             trace.begin(group, state)
