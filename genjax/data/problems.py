@@ -66,7 +66,8 @@ def load(dataset: ConfigDict) -> tuple[DataSpec, dict[str, Any], str]:
     """(spec, split -> source, route) of the problems of `dataset.name`, as rows with a prompt.
 
     An example has `token`, `segment`, `loss_mask` and `bytes`, as a padded text with a prompt has:
-    see `windows`. `dataset.validation` and `dataset.test` are taken out of train.
+    see `windows`. It also has the `prompt` alone, with -1 on the left, for samples.
+    `dataset.validation` and `dataset.test` are taken out of train.
 
     Raises:
       ConfigError: rows are too short, not "padded", or the tokenizer lacks a character.
@@ -87,6 +88,10 @@ def load(dataset: ConfigDict) -> tuple[DataSpec, dict[str, Any], str]:
     segment = (np.arange(token.shape[1]) < last[:, None]).astype(np.int32)
     spelled = (token_bytes(tokenizer)[token] * mask).sum(1).astype(np.float32)
     columns = {"token": token, "segment": segment, "loss_mask": mask, "bytes": spelled}
+    begin = np.argmax(mask, axis=1)
+    place = begin[:, None] - begin.max() + np.arange(begin.max())
+    taken = np.take_along_axis(token, np.maximum(place, 0), axis=1)
+    columns["prompt"] = np.where(place >= 0, taken, -1).astype(np.int32)
     split_sources = {
         split: sources.Columns({name: rows[indices] for name, rows in columns.items()})
         if indices is not None
@@ -94,6 +99,9 @@ def load(dataset: ConfigDict) -> tuple[DataSpec, dict[str, Any], str]:
         for split, (_, indices) in carved.items()
     }
     special = tokenizers.special_tokens(tokenizer)
-    fields = text.fields(split_sources["train"][0], tokenizer, special)
+    example = split_sources["train"][0]
+    prompt = example.pop("prompt")
+    fields = text.fields(example, tokenizer, special)
+    fields["prompt"] = fields["token"]._replace(shape=prompt.shape)
     sizes = {split: len(source) for split, source in split_sources.items()}
     return DataSpec(dataset.name, fields, "token", sizes), split_sources, "made by rule"

@@ -39,11 +39,11 @@ class Averages:
 
     def add(self, step: int, output: StepOutput) -> None:
         """Fetches and adds the output of one step, or of several that end at `step`."""
-        output, not_finite = jax.device_get(output), []
+        output, bad = jax.device_get(output), {}
         for name, value in output.metrics.items():
             rows = value.reshape(-1, 2).astype(np.float64)
             finite = np.isfinite(rows).all(1)
-            not_finite += [] if finite[-1] else [name]
+            bad[name] = ~finite
             rows = rows[finite]
             if len(rows):
                 self._sums[name] = self._sums.get(name, 0.0) + rows.sum(0)
@@ -52,10 +52,12 @@ class Averages:
         for at, count in enumerate(skipped, start=step - len(skipped) + 1):
             self._in_a_row = self._in_a_row + 1 if count else 0
             if self._in_a_row >= self._max:
+                index = at - step + len(skipped) - 1
+                names = ", ".join(name for name, steps in bad.items() if steps[index])
                 raise Diverged(
                     f"{self._in_a_row} steps in a row until step {at} had a loss or gradient that "
                     "was not finite; those updates were skipped. Not finite in the last one: "
-                    f"{', '.join(not_finite) or 'nothing'}. Lower optimizer.learning_rate, "
+                    f"{names or 'the gradient'}. Lower optimizer.learning_rate, "
                     "set optimizer.clip_norm, or look at the data. The last checkpoint is "
                     "untouched."
                 )

@@ -64,7 +64,9 @@ def test_a_row_is_a_padded_text_with_a_prompt():
         "segment": (16,),
         "loss_mask": (16,),
         "bytes": (),
+        "prompt": (8,),
     }
+    assert row["prompt"].tolist() == [-1] * (7 - len(prompt)) + expected[: 1 + len(prompt)]
 
 
 def test_a_rejected_answer_is_wrong_by_one_digit():

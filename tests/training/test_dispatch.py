@@ -93,8 +93,10 @@ def test_steps_that_diverge_inside_a_dispatch_are_counted_one_by_one():
     averages.add(4, StepOutput(metrics, np.array([0, 1, 1, 0])))
     taken = averages.take()
     assert taken == {"train/loss": 2.5, "train/skipped": 2.0}
-    with pytest.raises(Diverged, match="3 steps in a row until step 7"):
-        averages.add(8, StepOutput({}, np.array([1, 1, 1, 0])))
+    metrics["reward"] = np.array([[1.0, 1.0], [1.0, 1.0], [np.nan, 1.0], [4.0, 1.0]])
+    words = r"3 steps in a row until step 7 .* Not finite in the last one: loss, reward\."
+    with pytest.raises(Diverged, match=words):
+        averages.add(8, StepOutput(metrics, np.array([1, 1, 1, 0])))
 
 
 def test_no_step_at_all_is_refused():
