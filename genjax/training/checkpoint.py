@@ -315,12 +315,14 @@ class Checkpoints:
         if not sources:
             raise ConfigError(f"checkpoint.init_map={tuple(mapping)!r} matches no parameter.")
         flat = self.read(step, {source: leaf for source, leaf in sources.values()})
-        target = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: (
-                flat[sources[path_name(path)][0]] if path_name(path) in sources else leaf
-            ),
-            target,
-        )
+
+        def taken(path: tuple, leaf: jax.Array) -> jax.Array:
+            if path_name(path) not in sources:
+                return leaf
+            # A copy: two networks may take one array, but a step donates each of its own.
+            return jnp.copy(flat[sources[path_name(path)][0]])
+
+        target = jax.tree_util.tree_map_with_path(taken, target)
         ema = {
             profile: {name: jax.tree.map(jnp.array, target["params"][name]) for name in averaged}
             for profile, averaged in state.ema.items()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import small_world as world
 
+from genjax import config as configs
 from genjax.checks import ConfigError
 from genjax.data.alphabets import Characters
 from genjax.method import DataSpec, Field
@@ -398,6 +399,33 @@ def test_a_wrong_reward_of_the_host_skips_the_step(caplog):
 def test_options_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         method(**options)
+
+
+def test_a_value_network_needs_a_network_with_outputs():
+    config = configs.load("configs/lstm.py:tiny")
+    expected = r"network='recurrent': expected a network with the argument outputs, such as decoder"
+    with pytest.raises(ConfigError, match=expected):
+        lm.parts(config, spec(), outputs=1)
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ("rewards.exakt", r"rl_lm\.reward='rewards': .*rewards has no exakt"),
+        ("nothing.reward", r"rl_lm\.reward='nothing': no module 'nothing'"),
+        ("", r"rl_lm\.reward is empty and config\.stages has no 'reward'"),
+    ],
+)
+def test_a_reward_that_does_not_exist_is_refused(reward, message):
+    with pytest.raises(ConfigError, match=message):
+        rewards.find(reward, False, {}, spec())
+
+
+def test_data_without_prompts_are_refused():
+    plain = spec()._replace(fields={"token": spec().fields["token"]})
+    model = lm.Language(None, lm.Options(), plain, WIDTH - 1)
+    with pytest.raises(ConfigError, match=r"method rl_lm needs prompts; made has none"):
+        rl_lm.check(model, rl_lm.Options())
 
 
 def test_a_penalty_without_a_reference_is_refused(policy):

@@ -46,6 +46,15 @@ def test_the_tree_of_parameters_of_gpt2():
     assert jax.tree.map(jnp.shape, make()[1]) == expected
 
 
+def test_a_network_of_one_output_begins_at_zero():
+    """Its head is its own, although others are tied."""
+    net = functional(lambda rngs: decoder.Network(7, 10, **SIZES, outputs=1, rngs=rngs))
+    params, _ = net.init(KEY)
+    assert params["head"]["kernel"].shape == (8, 1)
+    (values, _), _ = net.apply(params, {}, jnp.arange(6).reshape(2, 3))
+    np.testing.assert_array_equal(values, np.zeros((2, 3, 1)))
+
+
 def test_without_biases_norms_have_none_either():
     found = make(bias=False)[1]
     assert set(found) == {"embed", "positions", "body"}

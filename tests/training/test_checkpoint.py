@@ -173,6 +173,21 @@ def test_partial_restore_follows_the_map(tmp_path):
     assert found.step == 0
 
 
+def test_two_networks_may_begin_as_one_saved_network(tmp_path):
+    checkpoints = opened(tmp_path)
+    checkpoints.save(make_state(9), 9, {})
+    checkpoints.wait()
+    fresh = make_state(0)
+    twins = fresh.replace(params={"a": fresh.params["net"], "b": fresh.params["net"]}, ema={})
+    mapping = ((r"^params/\w+/kernel$", r"params/net/kernel"),)
+    found, _ = Checkpoints(tmp_path).restore_into(twins, mapping)
+    expected = make_state(9).params["net"]["kernel"]
+    both = [found.params[name]["kernel"] for name in "ab"]
+    np.testing.assert_array_equal(both, [expected] * 2)
+    doubled = jax.jit(lambda a, b: (2 * a, 3 * b), donate_argnums=(0, 1))(*both)
+    np.testing.assert_array_equal(doubled, [2 * expected, 3 * expected])
+
+
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
