@@ -15,7 +15,7 @@ AVERAGES = ("sum", "length", "sequence", "token")
 
 
 def leave_one_out(reward: Float[Array, "N"], group: int) -> Float[Array, "N"]:
-    """The reward less the mean of the others in its group of `group` (Ahmadian et al. 2024, eq. 8).
+    """The reward less the mean of the others in its group of `group` (Ahmadian et al. 2024, RLOO).
 
     The baseline does not depend on the answer, so that the gradient stays unbiased.
     """

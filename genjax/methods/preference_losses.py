@@ -34,7 +34,7 @@ def kto(
     desirable: float = 1.0,
     undesirable: float = 1.0,
 ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
-    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, eq. 8), of good and of bad answers.
+    """Kahneman-Tversky optimisation of good and bad answers (Ethayarajh et al. 2024, section 4).
 
     Args:
       chosen: log(p / reference) of the good answers.
@@ -75,6 +75,6 @@ def bradley_terry(
     """Minus log p that the chosen answer wins (Bradley & Terry 1952; Ouyang et al. 2022, eq. 1).
 
     Only differences of rewards count; `centring` is the weight of the squared sum of a pair's
-    rewards, which keeps them near zero (Eisenstein et al. 2023, section 3).
+    rewards, which keeps them near zero (Eisenstein et al. 2023).
     """
     return -log_sigmoid(chosen - rejected) + centring * jnp.square(chosen + rejected)
