@@ -106,6 +106,8 @@ def base() -> ConfigDict:
                     "tokenizer": "bytes",
                     "vocabulary_size": 0,  # of bpe, wordpiece, unigram, trained on the train split
                     "length": 256,  # T: positions per input
+                    "source_length": 0,  # of the source of pairs; 0: as length
+                    "cut": False,  # cut the texts of pairs that are longer; else they are an error
                     "documents": "stream",  # "packed", "padded"
                     "field": "text",  # of JSON Lines
                     "prompt_field": "",  # precedes the text; excluded from the loss

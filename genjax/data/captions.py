@@ -41,9 +41,10 @@ def field(own: Tokenizer, length: int) -> Field:
 
 
 def encode(text: str, field: Field) -> Int32[np.ndarray, " n"]:
-    """The tokens of a text followed by the end token, of any length."""
-    eos = field.facts["special"]["eos"]
-    return np.append(field.facts["tokenizer"].encode(text), np.int32(eos)).astype(np.int32)
+    """The tokens of a text between those that begin and end every text, of any length."""
+    tokenizer, eos = field.facts["tokenizer"], field.facts["special"]["eos"]
+    ids = [getattr(tokenizer, "begins", ()), tokenizer.encode(text), [eos]]
+    return np.concatenate(ids).astype(np.int32)
 
 
 def padded(tokens: Int32[np.ndarray, " n"], field: Field) -> Int32[np.ndarray, " T"]:
@@ -54,11 +55,13 @@ def padded(tokens: Int32[np.ndarray, " n"], field: Field) -> Int32[np.ndarray, "
     return row
 
 
-def rows(texts: Sequence[str], field: Field, name: str, split: str) -> Int32[np.ndarray, "N T"]:
+def rows(
+    texts: Sequence[str], field: Field, name: str, split: str, cut: bool = True
+) -> Int32[np.ndarray, "N T"]:
     """The texts of a split as rows of tokens. Longer texts are cut, with one warning.
 
     Raises:
-      ConfigError: there are no texts, or one is empty.
+      ConfigError: there are no texts, one is empty, or some are longer and `cut` is false.
     """
     if not len(texts):
         raise ConfigError(f"{name}: the split {split} has no text. Expected at least one.")
@@ -68,13 +71,22 @@ def rows(texts: Sequence[str], field: Field, name: str, split: str) -> Int32[np.
                 f"{name}: text {index + 1} of the split {split} is empty; expected at least one "
                 "character. Give it one, or leave the example out."
             )
-    eos = np.int32(field.facts["special"]["eos"])
-    token_ids = [np.append(ids, eos) for ids in field.facts["tokenizer"].encode_all(list(texts))]
+    own, eos = field.facts["tokenizer"], field.facts["special"]["eos"]
+    token_ids = [
+        np.concatenate([own.begins, ids, [eos]]).astype(np.int32)
+        for ids in own.encode_all(list(texts))
+    ]
     (length,) = field.shape
-    if cut := sum(len(ids) > length for ids in token_ids):
+    if longer := sum(len(ids) > length for ids in token_ids):
+        said = f"{name}: {longer} of the {len(token_ids)} texts of {split} are longer than "
+        most = max(map(len, token_ids))
+        if not cut:
+            raise ConfigError(
+                f"{said}{length} tokens; the longest has {most}. Give a larger "
+                "--config.dataset.text.length or .source_length, or --config.dataset.text.cut=True "
+                "to cut them."
+            )
         log.warning(
-            "%s: %d of the %d texts of %s are longer than dataset.text.length=%d tokens and are "
-            "cut; the longest has %d",
-            *(name, cut, len(token_ids), split, length, max(map(len, token_ids))),
+            "%sdataset.text.length=%d tokens and are cut; the longest has %d", said, length, most
         )
     return np.stack([padded(ids, field) for ids in token_ids])

@@ -341,6 +341,27 @@ def _apt(package: Package, folder: Path) -> Path:
     return _only(folder, "*.deb")
 
 
+def fetch_index(languages: Sequence[str], folder: Path) -> Path:
+    """Fetches Debian's package index, with descriptions in `languages`, into a folder for it.
+
+    It is that of the machine's own apt sources; the machine's own lists stay as they are.
+
+    Raises:
+      ConfigError: apt-get is missing or failed.
+    """
+    for name in ("lists/partial", "cache/archives/partial"):
+        (folder / name).mkdir(parents=True)
+    settings = {
+        "Dir::State::lists": folder / "lists",
+        "Dir::Cache": folder / "cache",
+        "Acquire::Languages": ",".join(languages),
+        "Acquire::GzipIndexes": "false",
+    }
+    options = [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
+    _run(["apt-get", *options, "update"], folder)
+    return folder / "lists"
+
+
 def _is_requested(name: str, patterns: Sequence[str]) -> bool:
     matches = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
     return matches and ".." not in name.split("/")  # an archive may not write outside its folder

@@ -1,4 +1,4 @@
-"""Pairs of texts from JSON Lines: a source, and a target to generate from it."""
+"""Pairs of texts: a source, and a target to generate from it."""
 
 from __future__ import annotations
 
@@ -7,23 +7,27 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError
-from genjax.data import captions, documents, sources, splits
+from genjax.data import captions, debian, documents, sources, splits
+from genjax.data.documents import Documents
 from genjax.method import DataSpec
 
-NAMES = ("pairs",)
+NAMES = ("pairs", *debian.NAMES)
 DEFAULT = (("source", "text"), ("target", "text"))
 
 
 def load(dataset: ConfigDict) -> tuple[DataSpec, dict[str, Any], str]:
-    """(spec, split -> source, route) of the JSON Lines files in `dataset.path`.
+    """(spec, split -> source, route) of the pairs of `dataset.name`.
 
-    Each line is an object with the two texts that `dataset.fields` names, by default "source" and
-    "target". The second one, or `dataset.target`, is generated. Each text becomes
-    `dataset.text.length` tokens of `dataset.text.tokenizer`, including the end token. A split that
-    the files lack is taken out of train by `dataset.validation` and `dataset.test`.
+    For "pairs" they are in the JSON Lines files of `dataset.path`: each line is an object with the
+    two texts that `dataset.fields` names, by default "source" and "target". Other names are those
+    of `debian.NAMES`. The second text, or `dataset.target`, is generated. It becomes
+    `dataset.text.length` tokens of `dataset.text.tokenizer`, including the end token, and the other
+    text `dataset.text.source_length`, or as many. A split that the data lack is taken out of train
+    by `dataset.validation` and `dataset.test`; pairs of one source package stay together.
 
     Raises:
-      ConfigError: `dataset.fields` is not two texts, a file cannot be read, or a text is empty.
+      ConfigError: `dataset.fields` is not two texts, a file cannot be read, a text is empty, or one
+        is too long without `dataset.text.cut`.
     """
     fields = tuple(map(tuple, dataset.fields)) or DEFAULT
     if len(fields) != 2 or any(kind != "text" for _, kind in fields):
@@ -34,26 +38,41 @@ def load(dataset: ConfigDict) -> tuple[DataSpec, dict[str, Any], str]:
     target = dataset.target or names[1]
     if target not in names:
         raise ConfigError(f"config.dataset.target={target!r}: expected one of {names}.")
-    options = dataset.copy_and_resolve_references()
-    options.text.prompt_field, options.text.field = names
-    corpus = documents.corpus(options)
-    official = corpus.read()
-    carved = splits.carve({split: len(docs.texts) for split, docs in official.items()}, dataset)
-    parts = {
-        split: official[split] if indices is None else official["train"].at(indices)
-        for split, (_, indices) in carved.items()
-    }
+    parts, route = _read(dataset, names)
     all_texts = {split: [*docs.prompts, *docs.texts] for split, docs in parts.items()}
-    field = captions.field(captions.tokenizer(dataset, all_texts), dataset.text.length)
+    tokenizer, length = captions.tokenizer(dataset, all_texts), dataset.text.length
+    lengths = {name: dataset.text.source_length or length for name in names} | {target: length}
+    fields = {name: captions.field(tokenizer, lengths[name]) for name in names}
     split_sources = {
         split: sources.Columns(
             {
-                name: captions.rows(texts, field, f"{dataset.name} {name}", split)
+                name: captions.rows(
+                    texts, fields[name], f"{dataset.name} {name}", split, dataset.text.cut
+                )
                 for name, texts in zip(names, (docs.prompts, docs.texts), strict=True)
             }
         )
         for split, docs in parts.items()
     }
     sizes = {split: len(source) for split, source in split_sources.items()}
-    spec = DataSpec(dataset.name, dict.fromkeys(names, field), target, sizes)
-    return spec, split_sources, corpus.route
+    return DataSpec(dataset.name, fields, target, sizes), split_sources, route
+
+
+def _read(dataset: ConfigDict, names: list[str]) -> tuple[dict[str, Documents], str]:
+    """The pairs of each split, the first text as the prompt of the second, and their route."""
+    if dataset.name in debian.NAMES:
+        rows, route = debian.load(dataset.name, dataset.path)
+        prompts, texts, groups = map(list, zip(*rows, strict=True))
+        official = {"train": Documents(texts, prompts)}
+        carved = splits.carve_groups(groups, dataset)
+    else:
+        options = dataset.copy_and_resolve_references()
+        options.text.prompt_field, options.text.field = names
+        corpus = documents.corpus(options)
+        official, route = corpus.read(), corpus.route
+        carved = splits.carve({split: len(docs.texts) for split, docs in official.items()}, dataset)
+    parts = {
+        split: official[split] if indices is None else official["train"].at(indices)
+        for split, (_, indices) in carved.items()
+    }
+    return parts, route

@@ -147,6 +147,39 @@ def carve(
     return {"train": train, **dict(reversed(splits.items()))}
 
 
+def carve_groups(
+    groups: Sequence[str], dataset: ConfigDict
+) -> dict[str, tuple[int, Int[np.ndarray, " N"] | None]]:
+    """Like `carve` for examples in groups, none of which is in two splits.
+
+    Groups are held out, in an order that is the same in every run, until a split has as many
+    examples as `dataset` asks for, or a few more. Examples of one group are often nearly the same.
+
+    Raises:
+      ConfigError: as `carve`.
+    """
+    names, group = np.unique(np.asarray(groups, object), return_inverse=True)
+    rank = np.empty(len(names), np.int64)
+    rank[sources.order(len(names))] = np.arange(len(names))
+    in_order = np.sort(rank[group])  # the rank of each example's group, examples by rank
+    first, taken = {}, 0
+    for split in ("test", "validation"):
+        count = _amount(dataset[split], f"config.dataset.{split}", len(group))
+        if count:
+            end = min(taken + count, len(group)) - 1
+            border = int(np.searchsorted(in_order, in_order[end], side="right"))
+            first[split], taken = (taken, border), border
+    if taken >= len(group):
+        raise ConfigError(
+            f"config.dataset.validation={dataset.validation!r} and "
+            f"config.dataset.test={dataset.test!r} take all of the {len(names)} groups of pairs. "
+            "Ask for less, or set one of them to ''."
+        )
+    by_rank = np.argsort(rank[group], kind="stable")
+    borders = {"train": (taken, len(group)), **dict(reversed(first.items()))}
+    return {split: (b - a, np.sort(by_rank[a:b])) for split, (a, b) in borders.items()}
+
+
 def _amount(text: str, key: str, total: int) -> int:
     if not text:
         return 0

@@ -93,12 +93,29 @@ class Language(NamedTuple):
     spec: DataSpec
     context: int  # maximum number of positions of the network
 
+    name = "lm"  # of the network
+    slides = True  # whether a text may become longer than the context
+
+    def start(
+        self, params: dict, mutable: dict, num: int, condition: Condition, beams: int
+    ) -> tuple[Partial, Int[Array, "B P"]]:
+        """The network bound to its arrays, and the tokens that `num` samples begin with.
+
+        Raises:
+          ConfigError: several samples that would all be the same.
+        """
+        if "prompt" in condition:
+            prompt = condition["prompt"]
+        else:
+            expected = "1 with --beams, which is deterministic: all texts would be the same"
+            require(num == 1 or beams == 1, "--num", num, expected)
+            first = self.spec.generated.facts["special"]["start"]
+            prompt = jnp.full((num, 1), first, jnp.int32)
+        return self.bound(params, mutable), prompt
+
     def bound(self, params: dict, mutable: dict) -> Partial:
         """The network bound to its arrays, for `sampling/decode.py`."""
-        net_params = params["lm"]
-        if platform() == "cpu":
-            net_params = unstacked(net_params)
-        return Partial(Bound(_apply, (self.network, outputs(self.spec))), net_params, mutable["lm"])
+        return bound(self, params, mutable)
 
     def terms(self, params: Tree, mutable: Tree, batch: Batch, **training) -> tuple[Terms, Tree]:
         """The terms at every position, and the new mutable state."""
@@ -114,6 +131,15 @@ def is_text(spec: DataSpec) -> bool:
 def outputs(spec: DataSpec) -> int:
     """The number of logits per position: one per token, or one per key."""
     return spec.generated.facts["vocabulary_size"] if is_text(spec) else KEYS
+
+
+def bound(model: Language, params: dict, mutable: dict, **named: Array) -> Partial:
+    """The network of a model bound to its arrays, and to arguments of its call by name."""
+    net_params = params[model.name]
+    if platform() == "cpu":
+        net_params = unstacked(net_params)
+    apply = Bound(_apply, (model.network, outputs(model.spec)))
+    return Partial(apply, net_params, mutable[model.name], **named)
 
 
 def _apply(
@@ -182,7 +208,9 @@ def loss(
     model: Language, params: dict, mutable: dict, batch: Batch, key: Array, step: Array
 ) -> tuple[Float[Array, ""], Aux]:
     """Mean loss per target, in nats; a microbatch is weighted by its number of targets."""
-    terms, changed = model.terms(params["lm"], mutable["lm"], batch, key=key, train=True)
+    terms, changed = model.terms(
+        params[model.name], mutable[model.name], batch, key=key, train=True
+    )
     weight = terms.weight.sum()
 
     def mean(values: Float[Array, "B T"]) -> Float[Array, ""]:
@@ -191,7 +219,7 @@ def loss(
     metrics = {"accuracy": mean(terms.correct)}
     if any(model.options):
         metrics["nll"] = mean(terms.nll)
-    return mean(terms.loss), Aux(metrics, {"lm": changed}, weight)
+    return mean(terms.loss), Aux(metrics, {model.name: changed}, weight)
 
 
 def evaluate(
@@ -201,7 +229,7 @@ def evaluate(
 
     For piano rolls the first frame of a tune does not count, as in Bai et al. 2018.
     """
-    terms, _ = model.terms(params["lm"], mutable["lm"], batch)
+    terms, _ = model.terms(params[model.name], mutable[model.name], batch)
     weight = terms.weight
     if not is_text(model.spec):
         weight = weight * ~begins(batch["segment"])
@@ -253,12 +281,12 @@ def sample(
       mutable: its mutable state.
       key: random key of the draws.
       num: number of samples.
-      condition: `prompt` [num, P], with shorter prompts padded with -1 on the left; without it,
-        texts start from the beginning.
+      condition: for `Language.start`: `prompt` [num, P], with shorter prompts padded with -1 on the
+        left; without it, texts start from the beginning.
       decode: the tokenizer's `decode`; with it, there must be one prompt, and the continuation is
         returned as an iterator of texts.
-      max_new_tokens: maximum number of tokens to add to each prompt; 0 means 256, and with beams at
-        most as many as the network has positions left.
+      max_new_tokens: maximum number of tokens to add to each prompt; 0 means 256, and with beams
+        or without a sliding window at most as many as the network has positions left.
       temperature: divides the logits; 0 takes the most probable token.
       top_k: see `logits.Options`, also for the options down to `min_new_tokens`.
       top_p: see there.
@@ -282,16 +310,12 @@ def sample(
     """
     special = model.spec.generated.facts["special"]
     require(processors.whole_number(beams), "--beams", beams, "a whole number from 1")
-    if "prompt" in condition:
-        prompt = condition["prompt"]
-    else:
-        expected = "1 with --beams, which is deterministic: all texts would be the same"
-        require(num == 1 or beams == 1, "--num", num, expected)
-        prompt = jnp.full((num, 1), special["start"], jnp.int32)
+    apply, prompt = model.start(params, mutable, num, condition, beams)
     valid = processors.whole_number(max_new_tokens) and max_new_tokens >= 0
     require(valid, "--max_new_tokens", max_new_tokens, "a whole number, at least 0")
     positions_left = max(model.context + 1 - prompt.shape[1], 1)
-    new_tokens = max_new_tokens or (min(positions_left, NEW) if beams != 1 else NEW)
+    slides = model.slides and beams == 1
+    new_tokens = max_new_tokens or (NEW if slides else min(positions_left, NEW))
     eos = (*ends(special), *processors.ids("--end_tokens", end_tokens))
     processor_options = processors.Options(
         *(temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram),
@@ -304,7 +328,6 @@ def sample(
         "eos": eos,
         "processors": chain,
     }
-    apply = model.bound(params, mutable)
     if beams == 1:
         unchanged = length_penalty == 1 and early_stopping is False
         beam_options = (length_penalty, early_stopping)

@@ -249,10 +249,11 @@ class Block(nnx.Module):
         query: Float[Array, "B T N H"],
         seen: tuple[Float[Array, "K B S H"], Float[Array, "K B S H"]],
         shared: _AttentionInputs,
+        memory: Any,
         key: Array | None,
         train: bool,
     ) -> Float[Array, "B T D"]:
-        """Returns the block's output; `seen` are keys and values."""
+        """Returns the block's output; `seen` are keys and values, `memory` those of a context."""
         o, (B, T, _) = self.options, x.shape
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
         seen = [array.transpose(1, 2, 0, 3) for array in seen]
@@ -260,15 +261,30 @@ class Block(nnx.Module):
         causal = o.causal and not shared.back
         mix = partial(attention, causal=causal, window=o.window, implied=not shared.back)
         mix = partial(mix, rate=o.attention_dropout, train=train)
-        h = part(mix)(query, *seen, shared.mask, segment=shared.segment, draws=keys[0])
+        h = part(mix)(
+            query, *seen, shared.mask, segment=shared.segment, bias=shared.bias, draws=keys[0]
+        )
         h = h.reshape(B, T, -1)
         before = x
         x = x + dropout(named(self.merge(laid(h, *HIDDEN))), o.dropout, keys[1], train)
         x = x if o.norm_first else part(self.norm1)(x)
+        x = self.across(x, memory, shared, key, train)
         seen = x if o.residual == "sequential" else before
         h = part(self._narrow)(*map(named, part(self._widen)(laid(seen, *STREAM))))
         x = laid(x + dropout(h, o.dropout, keys[2], train), *STREAM)
         return x if o.norm_first else part(self.norm2)(x)
+
+    def across(
+        self,
+        x: Float[Array, "B T D"],
+        memory: Any,
+        shared: _AttentionInputs,
+        key: Array | None,
+        train: bool,
+    ) -> Float[Array, "B T D"]:
+        """What comes between self-attention and the last layers: nothing, in this block."""
+        del memory, shared, key, train
+        return x
 
     def _widen(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T F"], ...]:
         norm = self.norm1 if self.norm2 is None else self.norm2
@@ -287,11 +303,12 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """A stack of blocks, and a final norm if `norm_first`."""
 
-    def __init__(self, *, rngs: nnx.Rngs, **options: Any):
+    def __init__(self, *, rngs: nnx.Rngs, block: type[Block] = Block, **options: Any):
         """Builds the network.
 
         Args:
           rngs: for the initial parameters.
+          block: the class of its blocks.
           **options: see `Options`.
 
         Raises:
@@ -302,7 +319,7 @@ class Transformer(nnx.Module):
         @nnx.split_rngs(splits=o.depth)
         @nnx.vmap(in_axes=0, out_axes=0)
         def blocks(rngs: nnx.Rngs) -> Block:
-            return Block(o, rngs)
+            return block(o, rngs)
 
         self.blocks = blocks(rngs)
         self.norm = norm(o) if o.norm_first else None
@@ -315,10 +332,26 @@ class Transformer(nnx.Module):
         segment: Int[Array, "B T"] | None = None,
         cache: Cache | None = None,
         capacity: int = 0,
+        bias: Float[Array, "1 N T S"] | None = None,
+        memory: tuple | None = None,
+        seen: Bool[Array, "B S"] | None = None,
         key: Array | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Returns the new vectors and the cache; `sequence` describes the arguments.
+        """Returns the new vectors and the cache; `sequence` describes most arguments.
+
+        Args:
+          x: the vectors.
+          segment: see `sequence`, also for the next two.
+          cache: see there.
+          capacity: see there.
+          bias: is added to the products of queries and keys, in all blocks; S are the positions of
+            the cache, or T without one.
+          memory: arrays [L K, B, ...] of a context, which `Block.across` of each block gets as
+            [K, B, ...]; with parameters from `unstacked`, tuples of L of these.
+          seen: which vectors of that context are seen.
+          key: for dropout.
+          train: whether dropout is on.
 
         With parameters from `unstacked`, a Python loop replaces the scan over blocks, and the cache
         contains tuples.
@@ -339,14 +372,14 @@ class Transformer(nnx.Module):
         if cache is None:
             held = self._empty_cache(B, capacity) if capacity else None
             mask = visible(T, o.causal, segment, o.window)
-            shared = _AttentionInputs(turn, mask, segment, 0, False)
+            shared = _AttentionInputs(turn, mask, segment, 0, False, bias, seen)
         else:
             held = (cache.key, cache.value)
             mask = visible_of(segments, T, cache.length, o.window)
-            shared = _AttentionInputs(turn, mask, None, cache.length, True)
+            shared = _AttentionInputs(turn, mask, None, cache.length, True, bias, seen)
         keys = None if key is None else jax.random.split(key, o.depth)
         x = laid(x.astype(o.dtype), *STREAM)
-        x, held = self._run(x, shared, held, keys, train)
+        x, held = self._run(x, shared, held, memory, keys, train)
         x = x if self.norm is None else self.norm(x)
         if held is None:
             return x, None
@@ -377,6 +410,7 @@ class Transformer(nnx.Module):
         x: Array,
         shared: _AttentionInputs,
         held: tuple | None,
+        memory: tuple | None,
         keys: Array | None,
         train: bool,
     ) -> tuple[Float[Array, "B T D"], tuple | None]:
@@ -388,7 +422,7 @@ class Transformer(nnx.Module):
         graph, params, block_params = self._split_blocks()
 
         def block(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
-            (x, held), (params, key, layer) = carry, inputs
+            (x, held), (params, memory, key, layer) = carry, inputs
             net = nnx.merge(graph, params)
             query, seen = net.look(x, shared.turn)
             if held is not None:
@@ -400,19 +434,22 @@ class Transformer(nnx.Module):
                     else tuple(lax.dynamic_index_in_dim(h, layer, keepdims=False) for h in held)
                 )
                 seen = tuple(lax.bitcast_convert_type(h, self.options.dtype) for h in seen)
-            return (net.add(x, query, seen, shared, key, train), held), None
+            return (net.add(x, query, seen, shared, memory, key, train), held), None
 
         depth, K = self.options.depth, self.options.kv_heads
         if block_params is None:
             block = REMAT[self.options.remat][0](block)
             if held is not None:
                 held = tuple(h.reshape(depth, K, *h.shape[1:]) for h in held)
-            (x, held), _ = lax.scan(block, (x, held), (params, keys, jnp.arange(depth)))
+            memory = jax.tree.map(lambda m: m.reshape(depth, -1, *m.shape[1:]), memory)
+            inputs = (params, memory, keys, jnp.arange(depth))
+            (x, held), _ = lax.scan(block, (x, held), inputs)
             return x, None if held is None else tuple(h.reshape(-1, *h.shape[2:]) for h in held)
         caches = [None] * depth if held is None else list(zip(*held, strict=True))
         for i in range(depth):
             key = None if keys is None else keys[i]
-            (x, caches[i]), _ = block((x, caches[i]), (block_params[i], key, None))
+            part = None if memory is None else tuple(m[i] for m in memory)
+            (x, caches[i]), _ = block((x, caches[i]), (block_params[i], part, key, None))
         return x, None if held is None else tuple(zip(*caches, strict=True))
 
 
@@ -424,6 +461,8 @@ class _AttentionInputs(NamedTuple):
     segment: Int[Array, "B T"] | None
     at: Int[Array, ""] | int
     back: bool  # whether the cache holds earlier positions
+    bias: Float[Array, "1 N T S"] | None
+    seen: Bool[Array, "B S"] | None  # of a context
 
 
 def unstacked(params: Any) -> Any:

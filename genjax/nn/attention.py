@@ -17,6 +17,7 @@ def attention(
     value: Float[Array, "B S K D"],
     mask: Bool[Array, "..."] | None = None,
     *,
+    bias: Float[Array, "b N T S"] | None = None,
     causal: bool = False,
     window: int = 0,
     segment: Int[Array, "B T"] | None = None,
@@ -28,8 +29,8 @@ def attention(
     """`softmax(q k^T / sqrt(D)) v` per head (Vaswani et al. 2017, eq. 1), float32 softmax.
 
     K must divide N; each key head serves N / K consecutive query heads (Ainslie et al. 2023). On
-    accelerators, one kernel computes it if it can (`fused_attention`): without dropout, and with no
-    mask but an implied one.
+    accelerators, one kernel computes it if it can (`fused_attention`): without dropout, without a
+    bias, and with no mask but an implied one.
 
     Args:
       query: q.
@@ -37,6 +38,7 @@ def attention(
       value: v.
       mask: true where a query sees a key, [T, S] or [B or 1, N or 1, T, S]; each query must see at
         least one.
+      bias: is added to the products before the softmax, b is B or 1.
       causal: promises that the mask hides all later keys, and that T = S.
       window: if above 0, promises that the mask hides all keys but the newest so many.
       segment: promises that the mask hides all other segments, and that T = S.
@@ -46,13 +48,13 @@ def attention(
       train: whether to apply dropout.
     """
     query, key, value = _over_heads(query, key, value)
-    kept = rate == 0.0 or not train
+    plain = bias is not None or (rate > 0.0 and train)
     fits = fused.fits(query, key, segment is not None, window)
-    if kept and (implied or mask is None) and fits:
+    if not plain and (implied or mask is None) and fits:
         promised = {"causal": causal, "window": window, "segment": segment}
         out = fused.fused_attention(query, key, value, **promised)
     else:
-        options = {"causal": causal, "rate": rate, "draws": draws, "train": train}
+        options = {"bias": bias, "causal": causal, "rate": rate, "draws": draws, "train": train}
         out = plain_attention(query, key, value, mask, **options)
     return laid(out, EXAMPLES, LENGTH, UNITS, None)
 

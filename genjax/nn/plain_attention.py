@@ -42,6 +42,7 @@ def plain_attention(
     value: Float[Array, "B S K D"],
     mask: Bool[Array, "..."] | None = None,
     *,
+    bias: Float[Array, "b N T S"] | None = None,
     causal: bool = False,
     rate: float = 0.0,
     draws: jax.Array | None = None,
@@ -60,6 +61,8 @@ def plain_attention(
         examples, heads, _, S = (1,) * (4 - mask.ndim) + mask.shape
         groups = (1, 1) if heads == 1 else (K, N // K)
         mask = mask.reshape(examples, *groups, T, S).transpose(1, 0, 3, 2, 4)
+    if bias is not None:
+        bias = bias.reshape(len(bias), K, N // K, T, -1).transpose(1, 0, 3, 2, 4)
     size = max(-(-T // _MOST_BLOCKS), _LEAST_BLOCK) if causal else T
     # Split and concatenated again instead of sliced: the gradient of a slice would be padded.
     queries, keys, values = (
@@ -71,6 +74,8 @@ def plain_attention(
         rows, seen = slice(start, start + size), slice(start + size if causal else None)
         key, value = (jnp.concatenate(parts[: i + 1], axis=2) for parts in (keys, values))
         scores = contract("kbtgd,kbsd->kbtgs", queries[i], key) / math.sqrt(D)
+        if bias is not None:
+            scores = scores + bias[:, :, rows, :, seen].astype(jnp.float32)
         if mask is not None:
             scores = jnp.where(mask[:, :, rows, :, seen], scores, -jnp.inf)
         block_key = draws if draws is None or not start else jax.random.fold_in(draws, start)

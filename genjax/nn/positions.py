@@ -115,3 +115,29 @@ def sinusoidal(place: Int[Array, "*P"], features: int) -> Float[Array, "*P D"]:
     pair = jnp.arange(features) // 2
     angle = place.astype(jnp.float32)[..., None] * 10_000.0 ** (-2 * pair / features)
     return jnp.where(jnp.arange(features) % 2, jnp.cos(angle), jnp.sin(angle))
+
+
+def relative_bucket(
+    offset: Int[Array, "*P"], buckets: int, furthest: int, both: bool
+) -> Int[Array, "*P"]:
+    """Groups offsets of a key from its query: each short one alone, longer ones by their logarithm.
+
+    Raffel et al. 2020, section 2.1, with the formula of the authors' code. Offsets of `furthest`
+    and more share the last bucket.
+
+    Args:
+      offset: the place of the key minus that of the query.
+      buckets: number of groups.
+      furthest: the offset from which on all are in one group.
+      both: whether keys after the query have half of the buckets; if not, they are in bucket 0.
+    """
+    half = buckets // 2 if both else buckets
+    alone = half // 2
+    apart = np.arange(furthest + 1)
+    scale = np.float32((half - alone) / math.log(furthest / alone))
+    logarithm = np.log(np.maximum(apart, alone).astype(np.float32) / np.float32(alone))
+    far = np.minimum(alone + (logarithm * scale).astype(np.int32), half - 1)
+    table = jnp.asarray(np.where(apart < alone, apart, far), jnp.int32)
+    distance = jnp.abs(offset) if both else jnp.maximum(-offset, 0)
+    bucket = table[jnp.minimum(distance, furthest)]
+    return bucket + half * (offset > 0) if both else bucket

@@ -113,12 +113,29 @@ def test_both_texts_are_of_one_tokenizer_that_is_made_of_both(tmp_path):
 
 def test_texts_that_are_too_long_are_cut_and_counted(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        loaded = catalogue.load(wanted(put(tmp_path / "a.jsonl"), 6))
+        loaded = catalogue.load(wanted(put(tmp_path / "a.jsonl"), 6, **{"text.cut": True}))
     first, second = (r.getMessage() for r in caplog.records if r.name.startswith("genjax"))
     assert "pairs source: 2 of the 13 texts of train" in first  # 10 + 10 and 11 + 11
     assert "the longest has 8" in first
     assert "pairs target: 1 of the 13 texts of train" in second
     assert said(loaded, "train")[10] == ("10 + 1", "= 20")
+    with pytest.raises(ConfigError, match=r"source: 2 of the 13 texts of train .* has 8.*cut=True"):
+        catalogue.load(wanted(tmp_path / "a.jsonl", 6))
+
+
+def test_a_source_of_another_length(tmp_path):
+    path = put(tmp_path / "a.jsonl", [("a long question", "yes")])
+    lengths = {"text.source_length": 16}
+    loaded = catalogue.load(wanted(path, 4, **lengths))
+    assert {name: f.shape for name, f in loaded.spec.fields.items()} == {
+        "source": (16,),
+        "target": (4,),
+    }
+    assert said(loaded, "train") == [("a long question", "yes")]
+    other = catalogue.load(wanted(path, 16, target="source", **{"text.source_length": 4}))
+    assert other.spec.fields["target"].shape == (4,)
+    with pytest.raises(ConfigError, match="pairs target: 1 of the 1 texts"):
+        catalogue.load(wanted(path, 3, **lengths))
 
 
 @pytest.mark.parametrize(
