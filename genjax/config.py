@@ -191,6 +191,7 @@ RANGES: dict[str, Any] = {
     "dataset.max_pixels": Annotated[int, Range(1, 2**40)],
     "dataset.threads": Annotated[int, Range(0, 256)],
     "dataset.text.length": Annotated[int, Range(1, 2**20)],
+    "dataset.text.source_length": Annotated[int, Range(0, 2**20)],
     "dataset.text.vocabulary_size": Annotated[int, Range(0, 2**22)],
     "optimizer.learning_rate": Weight,
     "optimizer.b1": Momentum,

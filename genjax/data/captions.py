@@ -86,7 +86,5 @@ def rows(
                 "--config.dataset.text.length or .source_length, or --config.dataset.text.cut=True "
                 "to cut them."
             )
-        log.warning(
-            "%sdataset.text.length=%d tokens and are cut; the longest has %d", said, length, most
-        )
+        log.warning("%s%d tokens and are cut; the longest has %d", said, length, most)
     return np.stack([padded(ids, field) for ids in token_ids])

@@ -119,13 +119,18 @@ def tang_poems(files: Files) -> list[str]:
     poems: dict[str, None] = {}
     for path in sorted(files.values(), key=lambda p: int(p.name.split(".")[2])):
         for poem in json.loads(path.read_text("utf-8")):
-            text = re.sub(r"[\[\]［］]", "", _NOTE.sub("", "\n".join(poem["paragraphs"])))
-            lines = [
-                line for line in map(str.strip, text.split("\n")) if line.strip("，。？！；：、")
-            ]
-            if len(lines) > 1 and _POEM.fullmatch("\n".join(lines)):
-                poems["\n".join(lines)] = None
+            text = tang_poem(poem["paragraphs"])
+            if "\n" in text and _POEM.fullmatch(text):
+                poems[text] = None
     return list(poems)
+
+
+def tang_poem(paragraphs: Sequence[str]) -> str:
+    """The lines of a poem, without notes in brackets."""
+    text = re.sub(r"[\[\]［］]", "", _NOTE.sub("", "\n".join(paragraphs)))
+    return "\n".join(
+        line for line in map(str.strip, text.split("\n")) if line.strip("，。？！；：、")
+    )
 
 
 def brown(files: Files) -> list[str]:
@@ -244,16 +249,21 @@ _NOT_SOURCE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "
 _NOT_SOURCE |= {"encodings", "pydoc_data"}
 
 
-def _python() -> Corpus:
-    """The modules of the running Python's standard library without tests, one document each."""
+def python_files() -> list[Path]:
+    """The modules of the running Python's standard library, without its tests."""
     root = Path(sysconfig.get_path("stdlib"))
-    files = [
+    return [
         path
         for path in sorted(root.rglob("*.py"))
         if not _NOT_SOURCE.intersection(path.relative_to(root).parts)
         and not path.name.startswith("_sysconfigdata")
         and not path.relative_to(root).parts[0].startswith("config-")
     ]
+
+
+def _python() -> Corpus:
+    """The modules of the running Python's standard library without tests, one document each."""
+    root, files = Path(sysconfig.get_path("stdlib")), python_files()
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.relative_to(root)} {packages.sha256(path)}\n".encode())
@@ -265,5 +275,10 @@ def _python() -> Corpus:
                 texts.append(file.read())
         return {"train": Documents([text for text in texts if text], [])}
 
+    return Corpus(digest.hexdigest(), read, python_route())
+
+
+def python_route() -> str:
+    """Where `python_files` are from."""
     version = ".".join(map(str, sys.version_info[:3]))
-    return Corpus(digest.hexdigest(), read, f"the standard library of Python {version}")
+    return f"the standard library of Python {version}"

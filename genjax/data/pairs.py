@@ -7,11 +7,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError
-from genjax.data import captions, debian, documents, sources, splits
+from genjax.data import captions, debian, documents, headings, sources, splits
 from genjax.data.documents import Documents
 from genjax.method import DataSpec
 
-NAMES = ("pairs", *debian.NAMES)
+# Modules with NAMES and `load(name, path) -> (rows of source, target and group, route)`.
+PROVIDERS = (debian, headings)
+NAMES = ("pairs", *(name for provider in PROVIDERS for name in provider.NAMES))
 DEFAULT = (("source", "text"), ("target", "text"))
 
 
@@ -20,10 +22,10 @@ def load(dataset: ConfigDict) -> tuple[DataSpec, dict[str, Any], str]:
 
     For "pairs" they are in the JSON Lines files of `dataset.path`: each line is an object with the
     two texts that `dataset.fields` names, by default "source" and "target". Other names are those
-    of `debian.NAMES`. The second text, or `dataset.target`, is generated. It becomes
+    of PROVIDERS. The second text, or `dataset.target`, is generated. It becomes
     `dataset.text.length` tokens of `dataset.text.tokenizer`, including the end token, and the other
     text `dataset.text.source_length`, or as many. A split that the data lack is taken out of train
-    by `dataset.validation` and `dataset.test`; pairs of one source package stay together.
+    by `dataset.validation` and `dataset.test`; pairs of one group stay together.
 
     Raises:
       ConfigError: `dataset.fields` is not two texts, a file cannot be read, a text is empty, or one
@@ -60,8 +62,9 @@ def load(dataset: ConfigDict) -> tuple[DataSpec, dict[str, Any], str]:
 
 def _read(dataset: ConfigDict, names: list[str]) -> tuple[dict[str, Documents], str]:
     """The pairs of each split, the first text as the prompt of the second, and their route."""
-    if dataset.name in debian.NAMES:
-        rows, route = debian.load(dataset.name, dataset.path)
+    provider = next((p for p in PROVIDERS if dataset.name in p.NAMES), None)
+    if provider is not None:
+        rows, route = provider.load(dataset.name, dataset.path)
         prompts, texts, groups = map(list, zip(*rows, strict=True))
         official = {"train": Documents(texts, prompts)}
         carved = splits.carve_groups(groups, dataset)

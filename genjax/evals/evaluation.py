@@ -291,9 +291,8 @@ def describe(known: Mapping[str, Field], given: Mapping[str, np.ndarray], num: i
     for name, rows in given.items():
         texts = [modalities.text_of(row[None], known[name]) for row in rows[:num]]
         if all(text is not None for text in texts):
-            columns[name] = [
-                text.strip().splitlines()[-1] if text.strip() else "" for text in texts
-            ]
+            each = [text.strip().splitlines() for text in texts]
+            columns[name] = [" ".join(lines[1:] or lines) for lines in each]  # the first is a head
     lines = (
         [
             f"{i + 1}: " + ", ".join(f"{name} {values[i]}" for name, values in columns.items())

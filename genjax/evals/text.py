@@ -1,9 +1,10 @@
-"""Metrics of texts against references and each other: BLEU, chrF, distinct-n, repetition.
+"""Metrics of texts against references and each other: BLEU, chrF, ROUGE, distinct-n, repetition.
 
-Pure functions. BLEU and chrF take whole texts and give sacrebleu's numbers (Post 2018), from 0 to
-100. The others take sequences of any tokens: `words` splits a text in a language that puts spaces
-between its words, `list` splits it into characters. Use tokens that do not depend on the model's
-tokenizer; otherwise models cannot be compared.
+Pure functions. BLEU and chrF take whole texts and give sacrebleu's numbers (Post 2018), ROUGE takes
+them and gives those of the package rouge-score; all are from 0 to 100. The others take sequences of
+any tokens: `words` splits a text in a language that puts spaces between its words, `list` splits it
+into characters. Use tokens that do not depend on the model's tokenizer; otherwise models cannot be
+compared.
 """
 
 from __future__ import annotations
@@ -192,6 +193,52 @@ def chrf(
     return _f_score(total)
 
 
+def _common(a: Sequence[str], b: Sequence[str]) -> int:
+    """The length of the longest common subsequence."""
+    row = [0] * (len(b) + 1)
+    for x in a:
+        before = 0
+        for j, y in enumerate(b):
+            before, row[j + 1] = row[j + 1], before + 1 if x == y else max(row[j + 1], row[j])
+    return row[-1]
+
+
+def _f1(matches: int, ours: int, theirs: int) -> float:
+    """The harmonic mean of precision and recall, 0 to 100."""
+    return 200 * matches / (ours + theirs) if matches else 0.0
+
+
+def rouge(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004), with the numbers of rouge-score without stemming.
+
+    Words are runs of the letters a to z and digits, in lower case. Each score is the F1 score of
+    n-grams, or of the longest common subsequence, and the mean over the hypotheses; if one has
+    several references, the best counts.
+
+    Args:
+      hypotheses: the texts to judge.
+      references: one or more correct texts per hypothesis.
+
+    Returns:
+      `rouge_1`, `rouge_2` and `rouge_l`, from 0 to 100.
+
+    Raises:
+      ValueError: there is no hypothesis, or one without references.
+    """
+    scores = []
+    for hypothesis, texts in _pairs(hypotheses, references):
+        ours = re.findall("[a-z0-9]+", hypothesis.lower())
+        each = []
+        for text in texts:
+            theirs = re.findall("[a-z0-9]+", text.lower())
+            grams = [(_ngrams(ours, n), _ngrams(theirs, n)) for n in (1, 2)]
+            f1 = [_f1((a & b).total(), a.total(), b.total()) for a, b in grams]
+            each.append([*f1, _f1(_common(ours, theirs), len(ours), len(theirs))])
+        scores.append(np.max(each, axis=0))
+    means = np.mean(scores, axis=0)
+    return {f"rouge_{n}": float(mean) for n, mean in zip("12l", means, strict=True)}
+
+
 def distinct(sequences: Sequence[Tokens], n: int) -> float:
     """Distinct-n: distinct n-grams of all sequences per token (Li et al. 2016, section 5).
 
@@ -278,14 +325,24 @@ def units(texts: Sequence[str], spaced: bool) -> list[Sequence[str]]:
 
 
 def judge(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """`bleu`, `chrf` and the `diversity` of texts that have one reference each.
+    """`agreement` and `diversity` of texts that have one reference each.
+
+    Raises:
+      ValueError: there is no hypothesis, or the number of references differs.
+    """
+    metrics = agreement(hypotheses, references)
+    return metrics | diversity(units(hypotheses, has_spaces(references)))
+
+
+def agreement(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """`bleu`, `chrf` and the three of `rouge`, of texts that have one reference each.
 
     Raises:
       ValueError: there is no hypothesis, or the number of references differs.
     """
     lists = [[reference] for reference in references]
     metrics = {"bleu": bleu(hypotheses, lists), "chrf": chrf(hypotheses, lists)}
-    return metrics | diversity(units(hypotheses, has_spaces(references)))
+    return metrics | rouge(hypotheses, lists)
 
 
 def diversity(sequences: Sequence[Tokens]) -> dict[str, float]:

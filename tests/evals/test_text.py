@@ -28,6 +28,14 @@ def test_bleu_and_chrf_are_sacrebleus(name):
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_rouge_is_that_of_rouge_score(name):
+    case = CASES[name]
+    found = text.rouge(case["hypotheses"], case["references"])
+    assert list(found) == ["rouge_1", "rouge_2", "rouge_l"]
+    np.testing.assert_allclose(list(found.values()), 100 * np.array(case["rouge"]), rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", ALIKE)
 @pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
 def test_self_bleu_is_sacrebleus_sentence_bleu_against_all_others(name, order):

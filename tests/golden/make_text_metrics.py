@@ -1,8 +1,8 @@
-"""BLEU, chrF and words by sacrebleu, on awkward texts.
+"""BLEU, chrF and words by sacrebleu and ROUGE by rouge-score, on awkward texts.
 
 /path/to/parity/bin/python tests/golden/make_text_metrics.py [OUTPUT.npz]
 
-`cases` is JSON: by name the hypotheses, for each its references, and sacrebleu's scores; `words`
+`cases` is JSON: by name the hypotheses, for each its references, and the peers' scores; `words`
 has texts and what 13a makes of them; `alike` has texts and the mean of each one's sentence BLEU
 against all others, by order.
 """
@@ -17,6 +17,7 @@ import sys
 
 import numpy as np
 import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
@@ -75,7 +76,7 @@ def noise(rng: random.Random) -> str:
 
 
 def scores(corpus: list[tuple[str, list[str]]]) -> dict:
-    """A corpus and what sacrebleu makes of it."""
+    """A corpus and what sacrebleu and rouge-score make of it."""
     hypotheses, references = zip(*corpus, strict=True)
     most = max(map(len, references))
     streams = [[given[i] if i < len(given) else None for given in references] for i in range(most)]
@@ -84,6 +85,9 @@ def scores(corpus: list[tuple[str, list[str]]]) -> dict:
     for order in (0, 1, 2):
         score = sacrebleu.corpus_chrf(hypotheses, streams, word_order=order)
         found[f"chrf_{order}"] = score.score
+    rouge = RougeScorer(["rouge1", "rouge2", "rougeL"])
+    each = [rouge.score_multi(given, text) for text, given in corpus]
+    found["rouge"] = [float(np.mean([row[n].fmeasure for row in each])) for n in each[0]]
     return found
 
 
@@ -118,7 +122,10 @@ def main(path: pathlib.Path) -> None:
         },
     }
     arrays = {name: json.dumps(value) for name, value in written.items()}
-    arrays["peer"] = f"sacrebleu {importlib.metadata.version('sacrebleu')}"
+    versions = (
+        f"{name} {importlib.metadata.version(name)}" for name in ("sacrebleu", "rouge-score")
+    )
+    arrays["peer"] = ", ".join(versions)
     np.savez_compressed(path, **arrays)
 
 
