@@ -1,8 +1,8 @@
 """Titles: that of a Tang poem from its lines, character by character (Quan Tangshi).
 
-Not news: no package carries articles together with their titles. There are 54,194 poems with titles,
-of 3,226 authors, each of whom is in one split. Many titles name a person or an occasion that the
-poem does not, so no model can find them.
+Not news: no package carries articles together with their titles. There are 54,194 poems with
+titles, of 3,226 authors, each of whom is in one split. Many titles name a person or an occasion
+that the poem does not, so no model can find them.
 
 Default: an encoder and a decoder of 3 layers of width 192 each.
   command    NPROC=1 launch/local.sh --config=configs/titles.py

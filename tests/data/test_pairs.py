@@ -79,6 +79,24 @@ def test_other_names_and_the_first_as_the_target(tmp_path):
     )
 
 
+def test_tokens_are_cached_and_made_again_if_damaged(tmp_path, caplog):
+    path = put(tmp_path / "a.jsonl")
+    first = catalogue.load(wanted(path))
+    (folder,) = (tmp_path / "cache" / "pairs").iterdir()
+    stamp = folder.stat().st_mtime_ns
+    assert said(catalogue.load(wanted(path)), "train") == PAIRS
+    assert folder.stat().st_mtime_ns == stamp
+    rows = np.load(folder / "train_0.npy")
+    np.save(folder / "train_0.npy", rows[::-1])
+    with caplog.at_level(logging.WARNING):
+        again = catalogue.load(wanted(path))
+    assert "train_0.npy has different content" in caplog.text
+    assert said(again, "train") == PAIRS
+    assert again.spec == first.spec
+    put(path, PAIRS[:5])
+    assert said(catalogue.load(wanted(path)), "train") == PAIRS[:5]
+
+
 def test_official_splits_are_used_and_others_carved_out_of_train(tmp_path):
     put(tmp_path / "all" / "train.jsonl")
     put(tmp_path / "all" / "val.jsonl", PAIRS[:3])
