@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, one_of
 from genjax.data import tokenizers
-from genjax.interop import bert, huggingface
+from genjax.interop import bert, encoder_decoder, huggingface
+from genjax.interop.architecture import Description
 from genjax.method import DataSpec
 
 Tree = Any
@@ -34,7 +35,8 @@ def write(
     """Writes a model into `folder`, in a format of FORMATS.
 
     "huggingface" is for `from_pretrained` of transformers. `WRITERS` has the models: a decoder is
-    written as the type that has its options, an encoder as BERT.
+    written as the type that has its options, an encoder as BERT, an encoder with a decoder as T5,
+    BART or Marian.
 
     Args:
       kind: the format.
@@ -93,5 +95,24 @@ def _encoder(folder: Path, config: ConfigDict, spec: DataSpec, params: dict[str,
     )
 
 
+def _pair(folder: Path, config: ConfigDict, spec: DataSpec, params: dict[str, Tree]) -> None:
+    """Writes the model of method seq2seq, and its tokenizer."""
+    facts, sizes = spec.generated.facts, config.model
+    special, tokenizer = facts["special"], facts["tokenizer"]
+    start = special["start"] if config.seq2seq.start < 0 else config.seq2seq.start
+    texts = [field.shape[0] for field in spec.fields.values() if field.kind == "text"]
+    lengths = (sizes.get("source_length") or max(texts), sizes.get("length") or max(texts))
+    own = jax.device_get(params["seq2seq"])
+    size = own["embed"]["embedding"].shape[0]
+    described = Description("", {}, size, max(lengths), special)
+    files = huggingface.tokenizer_files(described, tokenizer.to_json(), tokenizer.begins)
+    options = config.model.seq2seq.to_dict()
+    encoder_decoder.write(folder, options, size, lengths, start, own, special, files)
+
+
 # (method, network) -> what writes its models.
-WRITERS = {("lm", "decoder"): _decoder, ("masked_lm", "encoder"): _encoder}
+WRITERS = {
+    ("lm", "decoder"): _decoder,
+    ("masked_lm", "encoder"): _encoder,
+    ("seq2seq", "encoder_decoder"): _pair,
+}

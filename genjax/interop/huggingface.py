@@ -162,7 +162,7 @@ def parameters(
     return unflatten_dict(params, sep="/")
 
 
-def _tokenizer_files(model: Description, text: str, begins: Sequence[int]) -> dict[str, Any]:
+def tokenizer_files(model: Description, text: str, begins: Sequence[int]) -> dict[str, Any]:
     """tokenizer.json, and tokenizer_config.json, by which `transformers` uses it unchanged.
 
     tokenizer_config.json also names the special tokens. Texts must begin with the tokens `begins`;
@@ -267,7 +267,7 @@ def write(
             tensors[f"{prefix}{tensor}"] = array
     files = {CONFIG: huggingface_config.write(model, dtype.name)}
     if tokenizer is not None:
-        files |= _tokenizer_files(model, tokenizer, begins)
+        files |= tokenizer_files(model, tokenizer, begins)
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.write(folder / weights.SAFETENSORS, tensors, {"format": "pt"})
     for name, content in files.items():

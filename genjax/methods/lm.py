@@ -95,6 +95,7 @@ class Language(NamedTuple):
 
     name = "lm"  # of the network
     slides = True  # whether a text may become longer than the context
+    never = ()  # sequences of tokens that are never drawn
 
     def start(
         self, params: dict, mutable: dict, num: int, condition: Condition, beams: int
@@ -319,7 +320,7 @@ def sample(
     eos = (*ends(special), *processors.ids("--end_tokens", end_tokens))
     processor_options = processors.Options(
         *(temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram),
-        *(tuple(allowed), tuple(banned), min_new_tokens),
+        *(tuple(allowed), (*banned, *model.never), min_new_tokens),
     )
     chain = processors.chain(processor_options, eos=eos, prompt=prompt.shape[1])
     settings = {

@@ -20,7 +20,8 @@ from ml_collections import ConfigDict
 
 from genjax.checks import ConfigError, Positive, Range, Rate, one_of, require
 from genjax.config import construct, read_options
-from genjax.interop import pretrained
+from genjax.data.text import TOKENIZER
+from genjax.interop import encoder_decoder
 from genjax.method import Batch, DataSpec, Field, Method, Phase, Tree, find_module
 from genjax.methods import lm
 from genjax.methods.corruption import corrupt_spans, infill, spans
@@ -116,6 +117,12 @@ class Seq2seq(NamedTuple):
         return lm.tokens(self, params, mutable, joined, **sources, **training)
 
     @property
+    def never(self) -> tuple[tuple[int], ...]:
+        """The token that pads targets, which a model does not learn to leave out."""
+        special = self.spec.generated.facts["special"]
+        return ((special["pad"],),) if special.get("pad", self._end) != self._end else ()
+
+    @property
     def _end(self) -> int:
         return self.spec.generated.facts["special"]["eos"]
 
@@ -161,6 +168,12 @@ def pairs_of(spec: DataSpec, options: Options) -> Pairs:
         fit them.
     """
     o, texts = options, [name for name, field in spec.fields.items() if field.kind == "text"]
+    if spec.name == TOKENIZER:  # no data: a model to sample from or to export
+        field = spec.generated._replace(shape=(spec.generated.shape[0] - 1,))
+        pair = DataSpec(spec.name, {SOURCE: field, TARGET: field}, TARGET, spec.sizes)
+        return Pairs(
+            pair, SOURCE, lambda batch, key: dict.fromkeys((SOURCE, TARGET), batch["token"])
+        )
     if len(texts) == 2 and spec.target in texts:
         expected = f"'' for {spec.name}, whose examples are pairs"
         require(not o.corruption, "config.seq2seq.corruption", o.corruption, expected)
@@ -260,8 +273,8 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     `config.model.network` names a module of `genjax.networks` (or a dotted path) with `Network` and
     `RULES`, such as `encoder_decoder`; `config.model.seq2seq` are its options. Lengths and
     vocabulary are those of the data unless `config.model.length`, `.source_length` and
-    `.vocabulary_size` are larger. With `config.weights` (see `interop.pretrained`), a new run
-    starts from these weights.
+    `.vocabulary_size` are larger. With `config.weights`, a folder of `interop.encoder_decoder`, a
+    new run starts from these weights.
 
     Raises:
       ConfigError: the data are not pairs of texts and cannot be made into such, or the config asks
@@ -292,5 +305,5 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     method = from_network(functional(network), options, pairs, context, rules)
     if not config.get("weights"):
         return method
-    name = Seq2seq.name
-    return method._replace(pretrained=lambda: ({name: pretrained.read(config.weights).params}, {}))
+    weights, name = config.weights, Seq2seq.name
+    return method._replace(pretrained=lambda: ({name: encoder_decoder.read(weights).params}, {}))

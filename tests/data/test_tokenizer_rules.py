@@ -81,9 +81,9 @@ def test_what_is_exported_begins_texts_as_the_run_did():
     made = subwords.train("bpe", ["one two three"], 300, end=True)
     end = made.special["eos"]
     description = huggingface.Description("gpt2", {}, 300, 8, {"start": end, "eos": end})
-    plain = huggingface._tokenizer_files(description, made.to_json(), ())["tokenizer.json"]
+    plain = huggingface.tokenizer_files(description, made.to_json(), ())["tokenizer.json"]
     assert plain["post_processor"] is None
-    told = huggingface._tokenizer_files(description, made.to_json(), (end,))["tokenizer.json"]
+    told = huggingface.tokenizer_files(description, made.to_json(), (end,))["tokenizer.json"]
     loaded = library.Tokenizer.from_str(json.dumps(told))
     assert loaded.encode("one").ids == [end, *made.encode("one").tolist()]
     assert loaded.encode("one", add_special_tokens=False).ids == made.encode("one").tolist()
