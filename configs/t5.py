@@ -36,6 +36,15 @@ def get_config() -> ConfigDict:
     config.evals.judges = ()
     config.seq2seq.corruption = "spans"
     config.seq2seq.label_smoothing = 0.0
+    with config.unlocked():
+        config.model.seq2seq.update(
+            norm_first=True,
+            norm="rms",
+            activation="geglu",
+            positions="relative",
+            embed_norm=False,
+            bias=False,
+        )
     return config
 
 

@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 
 from genjax import config as configs
 from genjax import method
-from genjax.data import catalogue, preferences, problems, rolls
+from genjax.data import catalogue, pairs, preferences, problems, rolls
 from genjax.data import text as texts
-from genjax.data.alphabets import Characters
+from genjax.data.alphabets import Bytes, Characters
 from genjax.evals import judges
+from genjax.interop import safetensors
 from genjax.method import Field
 from genjax.methods.lm import NEW
 from genjax.modes import runs
@@ -50,7 +51,7 @@ def no_data(tmp_path, monkeypatch):
 
 def of_sequences(config):
     """Whether a config is of text or rolls."""
-    return config.dataset.name in (*texts.NAMES, *rolls.NAMES)
+    return config.dataset.name in (*texts.NAMES, *rolls.NAMES, *pairs.NAMES)
 
 
 def described(config):
@@ -68,11 +69,15 @@ def described(config):
         return method.DataSpec("rolls", {"frame": frame, "segment": row}, "frame", sizes)
     facts = {"vocabulary_size": text.vocabulary_size or 100, "special": {"start": 0, "eos": 1}}
     facts["tokenizer"] = Characters("abc", {})
+    if config.dataset.name in pairs.NAMES:
+        lengths = {"source": text.source_length or text.length, "target": text.length}
+        fields = {name: Field("text", (n,), row.dtype, facts) for name, n in lengths.items()}
+        return method.DataSpec("pairs", fields, "target", sizes)
     token = Field("text", row.shape, row.dtype, facts)
     fields = {"token": token, "bytes": Field("real", (), np.dtype(np.float32))}
     if text.documents != "stream":
         fields["segment"] = row
-    return method.DataSpec("text", fields, "token", sizes)
+    return method.DataSpec(config.dataset.name, fields, "token", sizes)
 
 
 def gpt2(folder):
@@ -85,6 +90,24 @@ def gpt2(folder):
 def bert(folder):
     """The same of an encoder; its tokenizer is one of genjax."""
     keys = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", **keys}))
+    (folder / "tokenizer.json").write_text(Characters("abc", {}).to_json())
+    return str(folder)
+
+
+def t5(folder):
+    """The same of an encoder and decoder, with a tokenizer and a table of weights."""
+    keys = {"d_model": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 300}
+    (folder / "config.json").write_text(json.dumps({"model_type": "t5", **keys}))
+    table = {"shared.weight": np.zeros((300, 16), np.float32)}
+    safetensors.write(folder / "model.safetensors", table, {})
+    (folder / "tokenizer.json").write_text(Bytes({"eos": 256}).to_json())
+    return str(folder)
+
+
+IMPORTED = {"import_lm": gpt2, "import_bert": bert, "import_seq2seq": t5}
+
+
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", **keys}))
     (folder / "tokenizer.json").write_text(Characters("abc", {}).to_json())
     return str(folder)
@@ -140,6 +163,8 @@ def test_init_step_evaluation_and_samples_have_shapes(location, tmp_path):
     def samples(params, mutable, key):
         fixed, arrays = draw.planned(run.method, {})
         names = run.config.get(run.config.method, {}).get("conditions", ())
+        if run.config.method == "seq2seq":
+            return run.method.sample(params, mutable, key, 3, given_source(run), **fixed, **arrays)
         fields = {name: run.spec.fields[name] for name in names}
         given = {name: jnp.zeros((3, *f.shape), f.dtype) for name, f in fields.items()}
         return run.method.sample(params, mutable, key, 3, given, **fixed, **arrays)
@@ -151,7 +176,15 @@ def test_init_step_evaluation_and_samples_have_shapes(location, tmp_path):
     drawn = jax.eval_shape(samples, state.params, state.mutable, state.key)
     if run.config.method in WRITERS and run.spec.generated.kind == "text":
         shape = (1 + NEW,)
+    if run.config.method == "seq2seq":
+        shape = (1 + min(run.method.sample.args[0].context, NEW),)
     assert drawn.shape == (3, *shape)
+
+
+def given_source(run):
+    """Sources of three samples, of as many tokens as the network takes."""
+    ((name, field),) = run.method.conditions.items()
+    return {name: jnp.zeros((3, *field.shape), field.dtype)}
 
 
 @pytest.mark.parametrize("location", ALL, ids=lambda text: Path(text).name)
@@ -162,7 +195,7 @@ def test_training_looks_at_a_split_that_is_there_and_not_at_the_test_split(locat
     expected = "test" if location.endswith("ddpm.py:cifar10") else "validation"
     assert config.evals.split == expected
     if of_sequences(config):
-        assert data.validation or data.name in rolls.NAMES
+        assert data.validation or data.name in (*rolls.NAMES, texts.TOKENIZER)
     else:
         assert described(config).sizes[expected] > 100
 

@@ -62,13 +62,13 @@ class Pairs(NamedTuple):
     Attributes:
       spec: of the pairs; its fields are the source and the target.
       source: the name of the source.
-      make: (batch of the data, key) -> batch of pairs.
+      make: (batch of the data, key) -> batch of pairs; None if the data are pairs.
       gaps: the tokens that stand for the gaps of a source, in turn.
     """
 
     spec: DataSpec
     source: str
-    make: Callable[[Batch, Array], Batch]
+    make: Callable[[Batch, Array], Batch] | None
     gaps: tuple[int, ...] = ()
 
 
@@ -157,7 +157,8 @@ def evaluate(
     model: Seq2seq, params: dict, mutable: dict, batch: Batch, key: Array
 ) -> dict[str, lm.Ratio]:
     """`loss` in nats and `accuracy`, both per token of the targets, with their ends."""
-    return lm.evaluate(model, params, mutable, model.pairs.make(batch, key), key)
+    make = model.pairs.make
+    return lm.evaluate(model, params, mutable, make(batch, key) if make else batch, key)
 
 
 def pairs_of(spec: DataSpec, options: Options) -> Pairs:
@@ -170,15 +171,15 @@ def pairs_of(spec: DataSpec, options: Options) -> Pairs:
     o, texts = options, [name for name, field in spec.fields.items() if field.kind == "text"]
     if spec.name == TOKENIZER:  # no data: a model to sample from or to export
         field = spec.generated._replace(shape=(spec.generated.shape[0] - 1,))
+        expected = "a tokenizer with a token that ends a text"
+        require("eos" in field.facts["special"], "config.dataset.text.tokenizer", "", expected)
         pair = DataSpec(spec.name, {SOURCE: field, TARGET: field}, TARGET, spec.sizes)
-        return Pairs(
-            pair, SOURCE, lambda batch, key: dict.fromkeys((SOURCE, TARGET), batch["token"])
-        )
+        return Pairs(pair, SOURCE, _same)
     if len(texts) == 2 and spec.target in texts:
         expected = f"'' for {spec.name}, whose examples are pairs"
         require(not o.corruption, "config.seq2seq.corruption", o.corruption, expected)
         (source,) = (name for name in texts if name != spec.target)
-        return Pairs(spec, source, lambda batch, key: batch)
+        return Pairs(spec, source, None)
     if texts != ["token"]:
         raise ConfigError(
             f"method seq2seq needs two texts, one of them the target; {spec.name} has the texts "
@@ -191,6 +192,12 @@ def pairs_of(spec: DataSpec, options: Options) -> Pairs:
     expected = "'stream' with config.seq2seq.corruption, which fills each row"
     require(whole_rows, "config.dataset.text.documents", "packed or padded", expected)
     return _corrupted(spec, o)
+
+
+def _same(batch: Batch, key: Array) -> Batch:
+    """A text as the target of itself, which gives the shapes of pairs where there are no data."""
+    del key
+    return dict.fromkeys((SOURCE, TARGET), batch["token"][:, :-1])
 
 
 def _corrupted(spec: DataSpec, o: Options) -> Pairs:
@@ -262,8 +269,8 @@ def from_network(
         derived=lm.derived,
         conditions={pairs.source: source_field(pairs)},
         options=prompts.readers(facts["tokenizer"]),
-        output=pairs.spec.generated if pairs.gaps else None,
-        prepare=prepare if pairs.gaps else None,
+        output=pairs.spec.generated if pairs.make else None,
+        prepare=prepare if pairs.make else None,
     )
 
 

@@ -59,7 +59,8 @@ def texts():
 def config_of(*names, **evals):
     config = configs.base()
     config.evals.judges = names
-    config.evals.update(evals)
+    with config.unlocked():
+        config.evals.update(evals)
     return judges.with_sections(config, {})
 
 
@@ -145,6 +146,43 @@ def test_diversity_and_overlap_say_what_they_may_give():
         assert set(judge.judge(rows, rows, {})) == set(judge.metrics)
     assert overlap.judge(rows, rows, {})["bleu"] == pytest.approx(100)
     assert overlap.judge(rows, rows[::-1], {})["bleu"] < 50
+
+
+def pairs():
+    """Sources, and targets of which the first two words of a source are one."""
+    facts = texts().spec.generated.facts
+    field = Field("text", (24,), np.dtype(np.int32), facts)
+    sides = (LINES, [" ".join(line.split()[:2]) for line in LINES])
+    rows = [np.full((4, 24), -1, np.int32) for _ in sides]
+    for side, lines in zip(rows, sides, strict=True):
+        for row, line in zip(side, lines, strict=True):
+            row[: len(line)] = LETTERS.encode(line)
+    spec = DataSpec("pairs", {"source": field, "target": field}, "target", {"train": 4})
+    split = sources.Columns({"source": rows[0], "target": rows[1]})
+    return Dataset(spec, {"train": split}, "memory")
+
+
+def test_a_baseline_is_judged_beside_the_samples():
+    config = config_of("overlap", split="train", overlap={"baseline": "lead"})
+    (overlap,) = judges.build(config, pairs(), mesh())
+    overlap.prepare()
+    rows = pairs().splits["train"].take(np.arange(4))
+    found = overlap.judge(rows["target"][::-1], rows["target"], {"source": rows["source"]})
+    assert set(found) == set(overlap.metrics)
+    assert found["lead_rouge_l"] == pytest.approx(100)
+    assert found["rouge_l"] < 60  # lines 1 and 4 begin alike
+    without = overlap.judge(rows["target"], rows["target"], {})
+    assert "lead_bleu" not in without  # samples of a file have no sources
+
+
+def test_baselines_that_do_not_fit():
+    for data, baseline, match in (
+        (pairs(), "copy", "overlap.baseline='copy': expected one of lead, dictionary"),
+        (texts(), "lead", "besides 'token', lines has the texts none"),
+    ):
+        config = config_of("overlap", split="train", overlap={"baseline": baseline})
+        with pytest.raises(ConfigError, match=match):
+            judges.build(config, data, mesh())
 
 
 # ---- in a run ------------------------------------------------------------------------------------

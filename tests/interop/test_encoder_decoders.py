@@ -112,7 +112,7 @@ def model_of(name, folder):
         for key, length in (("source", 9), ("target", NEW))
     }
     spec = DataSpec("made", fields, "target", {})
-    pairs = seq2seq.Pairs(spec, "source", lambda batch, key: batch)
+    pairs = seq2seq.Pairs(spec, "source", None)
     options = seq2seq.Options(start=imported.start)
     method = seq2seq.from_network(built(imported), options, pairs, imported.length, network.RULES)
     return method, {"seq2seq": imported.params}

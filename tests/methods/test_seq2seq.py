@@ -11,7 +11,9 @@ import pytest
 from genjax import config as configs
 from genjax import modalities
 from genjax.config import ConfigError
+from genjax.data import tokenizers
 from genjax.data.alphabets import Characters
+from genjax.interop import encoder_decoder, export
 from genjax.method import DataSpec, Field, options_of
 from genjax.method import build as build_method
 from genjax.methods import seq2seq
@@ -204,3 +206,24 @@ def configs_with(**changed):
     with made.unlocked():
         made.model.length = 0
     return configs.override(made, changed)
+
+
+def test_a_trained_model_is_exported_and_read_back(tmp_path):
+    tied = {"head_scale": True, "head_size": 4}
+    made = config()
+    with made.unlocked():
+        made.model.seq2seq.update(tied)
+    method = build_method(made, spec())
+    params, _ = drawn(method)
+    export.write("huggingface", tmp_path, made, spec(), params)
+    model = encoder_decoder.read(tmp_path)
+    assert (model.kind, model.start, model.vocabulary_size) == ("t5", END, V)
+    assert tied.items() <= model.options.items()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), model.params, params["seq2seq"]
+    )
+    tokenizer = tokenizers.read(tmp_path)
+    assert tokenizer.decode(tokenizer.encode("fade")) == "fade"
+    made.model.seq2seq.width = 16  # as if these were another network's
+    with pytest.raises(ConfigError, match="the parameters do not fit the options"):
+        export.write("huggingface", tmp_path / "other", made, spec(), params)
