@@ -1,6 +1,7 @@
 """Pairs out of a package index made by hand, its snapshot, and source packages kept together."""
 
 import json
+import sys
 
 import pytest
 from datasets import arrays, dataset
@@ -119,6 +120,29 @@ def test_the_index_is_fetched_once_and_stored(index, monkeypatch, tmp_path):
     from_copy = catalogue.load(dataset(name="translation/it", path=str(copied)))
     assert from_copy.spec.sizes == {"train": 3}
     assert catalogue.load(dataset(name="pairs", path=str(copied))).spec.sizes == {"train": 3}
+
+
+def test_apt_is_asked_for_the_languages_in_folders_of_its_own(index, monkeypatch, tmp_path):
+    """A stand-in for apt-get, which copies the index to where it is told to put its lists."""
+    program = tmp_path / "bin" / "apt-get"
+    program.parent.mkdir()
+    program.write_text(
+        f"""#!{sys.executable}
+import pathlib, shutil, sys
+given = dict(part.split("=", 1) for part in sys.argv[1:] if "=" in part)
+lists, cache = (pathlib.Path(given[f"Dir::{{name}}"]) for name in ("State::lists", "Cache"))
+assert sys.argv[-1] == "update" and (lists / "partial").is_dir()
+assert (cache / "archives" / "partial").is_dir()
+assert given["Acquire::Languages"] == "en,it" and given["Acquire::GzipIndexes"] == "false"
+shutil.copytree({str(index)!r}, lists, dirs_exist_ok=True)
+"""
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    rows, _ = debian.load("translation/it", "")
+    assert rows == debian.pairs("translation/it", index)
+    stored = [path.name for path in (tmp_path / "cache" / "debian").iterdir()]
+    assert stored == ["translation-it.jsonl"]
 
 
 def test_pairs_of_one_source_package_are_in_one_split(tmp_path):
