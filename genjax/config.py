@@ -79,6 +79,14 @@ def base() -> ConfigDict:
             "profile": "",
             # convolutions and matrix products on one CPU: "onednn" if available, or "xla"
             "cpu_library": "onednn",
+            # (regex on a kernel's path, rank): train low-rank updates of the kernels that match,
+            # first match wins, 0 is none; what is left of their networks is frozen
+            "adapters": (),
+            "lora": {  # of these updates
+                "kind": "lora",  # "dora"
+                "alpha": 16.0,  # an update is multiplied by alpha / rank
+                "weights": "",  # folder of adapters in peft's format; new runs start from them
+            },
             # of matrix products: "float32", "bfloat16", or "auto": bfloat16 if the devices of the
             # run's start support it; parameters, sums and statistics stay float32
             "precision": "float32",
@@ -193,6 +201,7 @@ RANGES: dict[str, Any] = {
     "dataset.text.length": Annotated[int, Range(1, 2**20)],
     "dataset.text.source_length": Annotated[int, Range(0, 2**20)],
     "dataset.text.vocabulary_size": Annotated[int, Range(0, 2**22)],
+    "lora.alpha": Positive,
     "optimizer.learning_rate": Weight,
     "optimizer.b1": Momentum,
     "optimizer.b2": Momentum,
@@ -222,6 +231,7 @@ RANGES: dict[str, Any] = {
 }
 # Keys with rules (regex, value) -> the type of the value.
 RULES: dict[str, Any] = {
+    "adapters": Annotated[int, Range(0, 2**14)],
     "optimizer.weight_decay_rules": Weight,
     "optimizer.learning_rate_rules": Weight,
     "checkpoint.init_map": str,
@@ -507,6 +517,7 @@ def validate(config: ConfigDict) -> None:
     check("dataset.text.tokenizer", bool(config.dataset.text.tokenizer), "a name or a path")
     documents = config.dataset.text.documents
     one_of("config.dataset.text.documents", documents, ("stream", "packed", "padded"))
+    one_of("config.lora.kind", config.lora.kind, ("lora", "dora"))
     one_of("config.precision", config.precision, ("float32", "bfloat16", "auto"))
     one_of("config.cpu_library", config.cpu_library, ("onednn", "xla"))
     one_of("config.checkpoint.mode", config.checkpoint.mode, ("min", "max"))

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from genjax.adapters import Adapters, adapted
 from genjax.config import ConfigError, nearest
 from genjax.nn.precision import settled
 from genjax.parallel.rules import Rules
@@ -226,6 +227,7 @@ class Method(NamedTuple):
       guided: whether `sample` uses `params["guide/<network>"]` if present: other weights of a
         trained network of the same run, which samples are guided away from (Karras et al. 2024,
         "Guiding a Diffusion Model with a Bad Version of Itself").
+      adapters: those of `config.adapters`, which `build` adds; a family leaves it out.
     """
 
     init: Callable[[jax.Array, Batch], tuple[dict[str, Tree], dict[str, Tree]]]
@@ -247,6 +249,7 @@ class Method(NamedTuple):
     plan: Callable[..., Mapping[str, Any]] | None = None
     project: Mapping[str, Callable[[Tree], Tree]] = {}
     guided: bool = False
+    adapters: Adapters | None = None
 
 
 class Stage(NamedTuple):
@@ -348,7 +351,7 @@ def defaults(config: ConfigDict) -> dict[str, dict[str, Any]]:
 
 
 def build(config: ConfigDict, spec: DataSpec, stages: Mapping[str, Stage] | None = None) -> Method:
-    """Builds the method that `config.method` names.
+    """Builds the method that `config.method` names, with the adapters of `config.adapters`.
 
     `"diffusion"` imports `genjax.methods.diffusion`; any other module is imported by the name
     itself.
@@ -356,7 +359,8 @@ def build(config: ConfigDict, spec: DataSpec, stages: Mapping[str, Stage] | None
     uses its stages itself.
 
     Raises:
-      ConfigError: there is no such module, it has no `build`, or its `build` returns no `Method`.
+      ConfigError: there is no such module, it has no `build`, its `build` returns no `Method`, or
+        the adapters do not fit its networks.
     """
     config = settled(config)
     function = module(config).build
@@ -367,7 +371,7 @@ def build(config: ConfigDict, spec: DataSpec, stages: Mapping[str, Stage] | None
             f"config.method={config.method!r}: build returned a {type(method).__name__}, expected "
             "a genjax.method.Method."
         )
-    return check(method, config.method)
+    return adapted(check(method, config.method), config, spec.fields)
 
 
 def options_of(method: Method) -> dict[str, inspect.Parameter]:

@@ -12,6 +12,7 @@ LAYERS = [
     | {"starting"}
     | {"train_state"},
     {"parallel", "nn"},
+    {"adapters"},
     {"method"},
     {"networks", "data"},
     {"interop", "modalities"},

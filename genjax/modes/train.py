@@ -182,7 +182,9 @@ def first_state(run: Assembly, checkpoints: Checkpoints) -> TrainState:
         else:
             source_folder = place(source, "--config.checkpoint.init_from")
         source_checkpoints = Checkpoints(source_folder)
-        state, restored_paths = source_checkpoints.restore_into(state, mapping, follows)
+        adapters = run.method.adapters
+        adapted = adapters.networks if adapters else ()
+        state, restored_paths = source_checkpoints.restore_into(state, mapping, follows, adapted)
         loop.logger.info("restored %d arrays from %s", len(restored_paths), source)
     state = put_pretrained(state, *pretrained)
     params = follow.begin(run.method.follows, state.params, state.opt_state)

@@ -73,6 +73,28 @@ def tensor(axis: int) -> Tactic:
     return tactic
 
 
+def sharing(tactic: Tactic, whole: tuple[int, ...], axes: Sequence[int | None]) -> Tactic:
+    """The tactic of an array that shares axes with a larger one, such as a factor of a kernel.
+
+    Each shared axis is split over `tensor` if it is in the larger array; `fsdp` splits another.
+
+    Args:
+      tactic: of the larger array.
+      whole: its shape.
+      axes: for each axis of the array, its number in the larger one; None for one of its own.
+    """
+
+    def shared(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+        spec = tactic if isinstance(tactic, PartitionSpec) else tactic(whole, mesh)
+        names = [*spec, *[None] * (len(whole) - len(spec))]
+        names = [name if name == "tensor" else None for name in names]
+        own = [None if axis is None else names[axis] for axis in axes]
+        _shard_largest(own, shape, mesh)
+        return PartitionSpec(*own)
+
+    return shared
+
+
 def path_name(path: Sequence[Any]) -> str:
     """A key path of jax.tree_util as `a/0/b`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

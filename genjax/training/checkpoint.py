@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint._src.metadata import array_metadata_store  # has the types of random keys
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
+from genjax.adapters import BASE
 from genjax.checks import ConfigError, first_line
 from genjax.files import DISK, absolute, is_local, parse_json
 from genjax.parallel.rules import path_name
@@ -235,6 +236,14 @@ class Checkpoints:
         with self._reading(step):
             return dict(_shapes(self._orbax.item_metadata(step).state.tree))
 
+    def _keys(self, step: int) -> dict[str, tuple[str, ...]]:
+        """Path -> its keys: the name of a network, such as base/lm, may have slashes."""
+        with self._reading(step):
+            leaves = jax.tree_util.tree_leaves_with_path(
+                self._orbax.item_metadata(step).state.tree, is_leaf=lambda x: hasattr(x, "shape")
+            )
+        return {path_name(path): tuple(path_name((key,)) for key in path) for path, _ in leaves}
+
     def window(self, step: int) -> dict[str, Any]:
         """Returns the log's sums when the checkpoint was saved; {} for an older checkpoint.
 
@@ -252,12 +261,13 @@ class Checkpoints:
           wanted: saved path -> an array or `ShapeDtypeStruct` of a shape that fits the saved one
             (`older.fits`), with the dtype and sharding to read it with.
         """
-        saved = self.shapes(step)
-        abstract = {
-            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-            for path, leaf in wanted.items()
-        }
-        abstract = unflatten_dict(abstract, sep="/")
+        saved, keys = self.shapes(step), self._keys(step)
+        abstract = unflatten_dict(
+            {
+                keys[path]: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+                for path, leaf in wanted.items()
+            }
+        )
         nested = older.as_saved(abstract, saved)
         with self._reading(step):
             loaded = ocp.PyTreeCheckpointer().restore(
@@ -277,6 +287,7 @@ class Checkpoints:
         state: TrainState,
         mapping: Sequence[tuple[str, str]],
         follows: Collection[str] = (),
+        adapted: Collection[str] = (),
     ) -> tuple[TrainState, list[str]]:
         """Returns `state` with some parameters and mutables taken from the newest checkpoint.
 
@@ -286,6 +297,8 @@ class Checkpoints:
             to the saved path. The first matching regex counts; a path that matches none keeps
             its initial value.
           follows: networks that follow others; they are not taken.
+          adapted: networks with adapters. If the checkpoint has no adapters, it has their bases
+            under the networks' own names, to which the mapping applies, and no factors.
 
         Returns:
           The state, with its averages set to its parameters, and the paths that were taken.
@@ -299,12 +312,15 @@ class Checkpoints:
         saved = self.shapes(step)
         target = {"params": state.params, "mutable": state.mutable}
         sources = {}
+        plain = not any(name.startswith(f"params/{BASE}") for name in saved)
+        fresh = (*follows, *(adapted if plain else ()))
         for path, leaf in jax.tree_util.tree_leaves_with_path(target):
             name = path_name(path)
-            rule = next((r for r in mapping if re.search(r[0], name)), None)
-            if rule is None or path[1].key in follows:
+            given = name.replace(f"params/{BASE}", "params/", 1) if plain else name
+            rule = next((r for r in mapping if re.search(r[0], given)), None)
+            if rule is None or path[1].key in fresh:
                 continue
-            source = re.sub(rule[0], rule[1], name)
+            source = re.sub(rule[0], rule[1], given)
             if not older.fits(source, saved.get(source), tuple(leaf.shape)):
                 raise ConfigError(
                     f"checkpoint.init_map: {name} {tuple(leaf.shape)} maps to {source}, which is "
