@@ -517,6 +517,7 @@ def validate(config: ConfigDict) -> None:
     check("dataset.text.tokenizer", bool(config.dataset.text.tokenizer), "a name or a path")
     documents = config.dataset.text.documents
     one_of("config.dataset.text.documents", documents, ("stream", "packed", "padded"))
+    check("lora.weights", bool(config.adapters) or not config.lora.weights, "'' without adapters")
     one_of("config.lora.kind", config.lora.kind, ("lora", "dora"))
     one_of("config.precision", config.precision, ("float32", "bfloat16", "auto"))
     one_of("config.cpu_library", config.cpu_library, ("onednn", "xla"))

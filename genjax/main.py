@@ -101,7 +101,7 @@ def export(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) ->
     require_empty(target)
     run, state = restored(config, folder, flags.checkpoint)
     params = parameters(run, folder, state, weights_of(flags))
-    write(flags.format, target, config, run.spec, params)
+    write(flags.format, target, config, run.spec, params, run.method.adapters)
     print(f"wrote {target}")
     return 0
 

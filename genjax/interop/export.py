@@ -8,15 +8,16 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from genjax.adapters import BASE, Adapters
 from genjax.config import ConfigError, one_of
 from genjax.data import tokenizers
-from genjax.interop import bert, encoder_decoder, huggingface
+from genjax.interop import bert, encoder_decoder, huggingface, peft
 from genjax.interop.architecture import Description
 from genjax.method import DataSpec
 
 Tree = Any
 
-FORMATS = ("huggingface",)
+FORMATS = ("huggingface", "peft")
 
 
 def require_empty(folder: Path) -> None:
@@ -25,18 +26,52 @@ def require_empty(folder: Path) -> None:
         raise ConfigError(f"{folder} is not empty: give another --output, or delete it.")
 
 
+def _decoder_sizes(config: ConfigDict, spec: DataSpec) -> tuple[dict[str, Any], int, int]:
+    """The options, vocabulary and positions of the decoder of a run."""
+    return (
+        config.model.lm.to_dict(),
+        config.model.vocabulary_size or spec.generated.facts["vocabulary_size"],
+        config.model.length or spec.generated.shape[0] - 1,
+    )
+
+
+def with_adapters(
+    config: ConfigDict, spec: DataSpec, adapters: Adapters | None, key: str
+) -> peft.Network:
+    """The decoder of a run with its adapters, as `interop.peft` reads and writes it.
+
+    Raises:
+      ConfigError: the run has no decoder, or no adapters; the message begins with `key`.
+    """
+    network = config.model.get("network")
+    if (config.method, spec.generated.kind, network) != ("lm", "text", "decoder"):
+        raise ConfigError(
+            f"{key} is for language models with model.network='decoder'; this run is "
+            f"method {config.method!r} with {network!r} on {spec.name}."
+        )
+    if adapters is None or "lm" not in adapters.networks:
+        raise ConfigError(
+            f"{key} is for adapters, and the run has none: set config.adapters in training, such "
+            "as ((r'blocks/qkv/kernel', 8),), or export the model with --format=huggingface."
+        )
+    sizes = _decoder_sizes(config, spec)
+    return peft.Network(*sizes, adapters.networks["lm"], adapters.kind)
+
+
 def write(
     kind: str,
     folder: Path,
     config: ConfigDict,
     spec: DataSpec,
     params: dict[str, Tree],
+    adapters: Adapters | None = None,
 ) -> None:
     """Writes a model into `folder`, in a format of FORMATS.
 
-    "huggingface" is for `from_pretrained` of transformers. `WRITERS` has the models: a decoder is
-    written as the type that has its options, an encoder as BERT, an encoder with a decoder as T5,
-    BART or Marian.
+    "huggingface" is for `from_pretrained` of transformers, with adapters merged. `WRITERS` has the
+    models: a decoder is written as the type that has its options, an encoder as BERT, an encoder
+    with a decoder as T5, BART or Marian. "peft" is for `PeftModel.from_pretrained` of peft: the
+    adapters alone of a decoder.
 
     Args:
       kind: the format.
@@ -44,13 +79,15 @@ def write(
       config: the run's config.
       spec: of the run's data.
       params: by network.
+      adapters: of the run's method.
 
     Raises:
-      ConfigError: the format does not support this model, or there are several processes.
+      ConfigError: the format does not support this model, the run has no adapters to write, or
+        there are several processes.
     """
     one_of("--format", kind, FORMATS)
     made = config.method, config.model.get("network")
-    if made not in WRITERS or spec.generated.kind != "text":
+    if kind == "huggingface" and (made not in WRITERS or spec.generated.kind != "text"):
         known = " or ".join(f"method {method} with {network}" for method, network in WRITERS)
         raise ConfigError(
             f"--format={kind} is for language models: {known}, on text; this run is method "
@@ -58,7 +95,12 @@ def write(
         )
     if jax.process_count() > 1:
         raise ConfigError("--mode=export runs in one process: start it alone.")
-    WRITERS[made](folder, config, spec, params)
+    if kind == "peft":
+        network = with_adapters(config, spec, adapters, "--format=peft")
+        base, factors = (jax.device_get(params[name]) for name in (f"{BASE}lm", "lm"))
+        peft.write(folder, network, config.lora.alpha, base, factors, config.get("weights", ""))
+        return
+    WRITERS[made](folder, config, spec, adapters.merge(params) if adapters else params)
 
 
 def _decoder(folder: Path, config: ConfigDict, spec: DataSpec, params: dict[str, Tree]) -> None:
@@ -70,9 +112,7 @@ def _decoder(folder: Path, config: ConfigDict, spec: DataSpec, params: dict[str,
         del special["start"]  # such as a newline, after which a text may begin
     huggingface.write(
         folder,
-        config.model.lm.to_dict(),
-        config.model.vocabulary_size or facts["vocabulary_size"],
-        config.model.length or spec.generated.shape[0] - 1,
+        *_decoder_sizes(config, spec),
         jax.device_get(params["lm"]),
         tokenizer.to_json(),
         special,

@@ -9,16 +9,19 @@ from pathlib import Path
 
 import jax
 from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from genjax import config as configs
 from genjax import method as methods
+from genjax.adapters import BASE
 from genjax.config import ConfigError
 from genjax.data import catalogue
 from genjax.data.digest import data_digest
 from genjax.evals import judges
 from genjax.evals.evaluation import Evaluated, Evaluation, check_split
 from genjax.files import place
+from genjax.interop import export, peft
 from genjax.modes.runs import logging_to, prepare, restore, tell_who_computes
 from genjax.nn.precision import settled
 from genjax.parallel.mesh import fitted, make_mesh
@@ -186,6 +189,25 @@ def first_state(run: Assembly, checkpoints: Checkpoints) -> TrainState:
         adapted = adapters.networks if adapters else ()
         state, restored_paths = source_checkpoints.restore_into(state, mapping, follows, adapted)
         loop.logger.info("restored %d arrays from %s", len(restored_paths), source)
-    state = put_pretrained(state, *pretrained)
+    state = with_given_adapters(run, put_pretrained(state, *pretrained))
     params = follow.begin(run.method.follows, state.params, state.opt_state)
     return state.replace(params=params)
+
+
+def with_given_adapters(run: Assembly, state: TrainState) -> TrainState:
+    """The state with the adapters in `config.lora.weights`, if it names a folder.
+
+    Raises:
+      ConfigError: they do not fit the run.
+    """
+    if not run.config.lora.weights:
+        return state
+    folder = place(run.config.lora.weights, "--config.lora.weights")
+    network = export.with_adapters(run.config, run.spec, run.method.adapters, "config.lora.weights")
+    everywhere = NamedSharding(run.mesh, PartitionSpec())
+    with_lengths = network.kind == "dora"  # which are those of the base
+    needed = {name: state.params[name] for name in ("lm", *[f"{BASE}lm"] * with_lengths)}
+    here = jax.device_get(jax.jit(lambda tree: tree, out_shardings=everywhere)(needed))
+    factors = peft.read(folder, network, here.get(f"{BASE}lm", {}), here["lm"])
+    loop.logger.info("read the adapters in %s", folder)
+    return put_pretrained(state, {"lm": factors}, {})
