@@ -98,6 +98,7 @@ def base() -> ConfigDict:
                 "target": "",  # the one of these fields to generate
                 # (name, how, argument) of fields computed from the image: see data/derived.py
                 "derived": (),
+                "mixture": (),  # of "mixture": (name, path, weight) of each data set
                 "codes": "",  # the stage whose codes of the target are generated instead of it
                 "validation": "",  # taken from train if the data set has no such split
                 "test": "",
@@ -119,6 +120,7 @@ def base() -> ConfigDict:
                     "documents": "stream",  # "packed", "padded"
                     "field": "text",  # of JSON Lines
                     "prompt_field": "",  # precedes the text; excluded from the loss
+                    "template": "{}",  # of method lm on pairs: the prompt, with the source in {}
                 },
             },
             "optimizer": {
@@ -131,6 +133,7 @@ def base() -> ConfigDict:
                 "weight_decay": 0.0,
                 # (regex on the parameter's path, factor); first match wins, all must match
                 "weight_decay_rules": ((r"(kernel|embedding)$", 1.0), (r".*", 0.0)),
+                # also (regex, (first, last)): from the first block to the last of a scanned stack
                 "learning_rate_rules": ((r".*", 1.0),),
                 "freeze": (),  # regexes; a matching parameter is never updated
                 "clip_norm": 1.0,  # global norm per network; 0 is off
@@ -501,7 +504,10 @@ def validate(config: ConfigDict) -> None:
             pair = isinstance(entry, tuple | list) and len(entry) == 2
             expected = f"pairs of a regex and {'a replacement' if kind is str else 'a number'}"
             check(key, pair, expected)
-            check_value(f"config.{key}, rule {entry[0]!r}", entry[1], kind)
+            several = key == "optimizer.learning_rate_rules" and isinstance(entry[1], tuple | list)
+            check(key, not several or len(entry[1]) == 2, "one factor for a regex, or two")
+            expected_type = tuple[Positive, ...] if several else kind
+            check_value(f"config.{key}, rule {entry[0]!r}", entry[1], expected_type)
             check_regex(f"config.{key}", *(entry if kind is str else entry[:1]))
     for regex in config.optimizer.freeze:
         check_regex("config.optimizer.freeze", regex)

@@ -1,8 +1,9 @@
 """Names of data sets -> what they look like (`spec`) and their examples (`load`).
 
 A name is a name of one of the modules `PROVIDERS` (text, music, pairs of texts) or `arrays`, one of
-`packaged.NAMES`, "folder", any TFDS data set of images ("cifar10", "name/config"), or a module of
-your own that exports `load(config.dataset) -> Dataset`. For most images, `spec` reads no data.
+`packaged.NAMES`, "folder", "mixture", any TFDS data set of images ("cifar10", "name/config"), or a
+module of your own that exports `load(config.dataset) -> Dataset`. For most images, `spec` reads no
+data.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from genjax.data import (
     captions,
     derived,
     folders,
+    mixture,
     packaged,
     packages,
     pairs,
@@ -76,7 +78,7 @@ class Dataset(NamedTuple):
 
 # Modules with NAMES and `load(dataset) -> (spec, splits, route)`, for data other than images.
 PROVIDERS = (text, rolls, pairs, problems, preferences)
-OWN = [*(name for module in (*PROVIDERS, arrays) for name in module.NAMES), "folder"]
+OWN = [*(name for module in (*PROVIDERS, arrays) for name in module.NAMES), "folder", mixture.NAME]
 
 # Split sizes of TFDS data sets. TFDS itself knows them only after it has prepared the data set.
 SIZES = {
@@ -141,6 +143,8 @@ def load(dataset: ConfigDict) -> Dataset:
     for provider in PROVIDERS:
         if name in provider.NAMES:
             return Dataset(*provider.load(dataset))
+    if name == mixture.NAME:
+        return Dataset(*mixture.load(dataset, load))
     if name in arrays.NAMES:
         raw = arrays.load(dataset)
     elif name == "folder":

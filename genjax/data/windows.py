@@ -8,6 +8,7 @@ document, 0 for padding.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -241,3 +242,13 @@ class Rows:
 def targets_of(segment: Int[Array, "*B S"]) -> Bool[Array, "*B T"]:
     """Whether each position after the first is in the same segment as the position before it."""
     return (segment[..., 1:] == segment[..., :-1]) & (segment[..., 1:] > 0)
+
+
+def counted(source: Any) -> Any:
+    """A `Stream` or `Rows` with a `loss_mask`: if it has none, one in which every token counts."""
+    tokens = source._tokens
+    if tokens.loss_mask is not None:
+        return source
+    twin = copy.copy(source)
+    twin._tokens = tokens._replace(loss_mask=np.broadcast_to(np.uint8(1), tokens.ids.shape))
+    return twin

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from genjax.adapters import BASE, Adapters
 from genjax.config import ConfigError, one_of
-from genjax.data import tokenizers
+from genjax.data import prompted, tokenizers
 from genjax.interop import bert, encoder_decoder, huggingface, peft
 from genjax.interop.architecture import Description
 from genjax.method import DataSpec
@@ -28,10 +28,12 @@ def require_empty(folder: Path) -> None:
 
 def _decoder_sizes(config: ConfigDict, spec: DataSpec) -> tuple[dict[str, Any], int, int]:
     """The options, vocabulary and positions of the decoder of a run."""
+    pairs = prompted.of_pairs(spec, config.dataset.text.template)
+    length = (pairs.rows if pairs else spec).generated.shape[0] - 1
     return (
         config.model.lm.to_dict(),
         config.model.vocabulary_size or spec.generated.facts["vocabulary_size"],
-        config.model.length or spec.generated.shape[0] - 1,
+        config.model.length or length,
     )
 
 

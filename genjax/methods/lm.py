@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from genjax.checks import ConfigError, Rate, require
 from genjax.config import construct, read_options
-from genjax.data import tokenizers
+from genjax.data import prompted, tokenizers
 from genjax.data.alphabets import ends
 from genjax.data.rolls import KEYS
 from genjax.data.windows import targets_of
@@ -41,6 +41,7 @@ from genjax.method import (
     Tree,
     find_module,
 )
+from genjax.methods.lm_pairs import on_pairs
 from genjax.networks.sequence import begins
 from genjax.networks.transformer import unstacked
 from genjax.nn.functional import Bound, Functional, functional
@@ -472,6 +473,9 @@ class Parts(NamedTuple):
 def build(config: ConfigDict, spec: DataSpec) -> Method:
     """The model with the network of `config.model` on the sequences of `spec`.
 
+    Pairs of texts become prompts and answers by `config.dataset.text.template`; see
+    `data.prompted`.
+
     `config.model.network` names a module of `genjax.networks` (or a dotted path) with `Network`,
     `RULES` and, if its cache has no limit, `ENDLESS = True`, such as `decoder`, `recurrent` or
     `tcn`; `config.model.lm` are its options. Length and vocabulary are those of the data unless
@@ -481,6 +485,8 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     Raises:
       ConfigError: the data are not sequences, or the config asks for something that does not exist.
     """
+    if pairs := prompted.of_pairs(spec, config.dataset.text.template):
+        return on_pairs(build(config, pairs.rows), pairs, spec)
     options = read_options(config.lm, "lm", Options)
     for name, value in options._asdict().items():
         require(is_text(spec) or not value, f"config.lm.{name}", value, "0 with piano rolls")

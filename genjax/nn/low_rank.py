@@ -48,15 +48,18 @@ class Layout(NamedTuple):
         return shapes | {"magnitude": self.stack + self.outputs} if kind == "dora" else shapes
 
 
-def layout(path: str, shape: tuple[int, ...]) -> Layout | None:
-    """The layout of a parameter, from its path and shape; None if it is not a matrix.
+def stacked(path: str) -> bool:
+    """Whether a parameter is stacked over blocks that a scan runs through, by its path.
 
-    Parameters of blocks that a scan runs through are stacked: `blocks/up/kernel` is, and
-    `blocks/0/up/kernel` is not.
+    `blocks/up/kernel` is, and `blocks/0/up/kernel` is not.
     """
-    stacked = bool(re.search(r"(^|/)(blocks|layers)/(?!\d+/)", path))
+    return bool(re.search(r"(^|/)(blocks|layers)/(?!\d+/)", path))
+
+
+def layout(path: str, shape: tuple[int, ...]) -> Layout | None:
+    """The layout of a parameter, from its path and shape; None if it is not a matrix."""
     heads = 1 + bool(re.search(r"(^|/)(qkv|pair)/\w+$", path))
-    first, last = int(stacked), len(shape) - heads
+    first, last = int(stacked(path)), len(shape) - heads
     if last <= first:
         return None
     return Layout(shape[:first], shape[first:last], shape[last:])

@@ -46,10 +46,6 @@ class Gaps:
         """The text of the tokens that are not to be drawn."""
         return self.tokenizer.decode(ids)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of the tokens that are not to be drawn."""
-        return self.tokenizer.decode(ids)
-
 
 def readers(tokenizer: Tokenizer) -> dict[str, Callable[[str], Any]]:
     """Parsers of the options `stop`, `banned` and `allowed` of `methods.lm`, for `Method.options`.

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers, muon
 
 from genjax.config import ConfigError, nearest, one_of, require
+from genjax.nn.low_rank import stacked
 from genjax.parallel.rules import first_match, path_name
 
 Tree = Any
@@ -136,12 +137,25 @@ def _by_path(rules: Sequence[tuple[str, Any]], params: Tree, prefix: str, kind: 
     )
 
 
+def _over_depth(factor: float | Sequence[float], parameter: jax.Array) -> float | jax.Array:
+    """The factor of a learning rate; of two for a stack of blocks, one for each block.
+
+    The two are those of the first and the last block, and the logarithm is linear in between
+    (Howard & Ruder 2018, section 3.2, "discriminative fine-tuning").
+    """
+    if not isinstance(factor, tuple | list):
+        return factor
+    each = jnp.geomspace(*factor, parameter.shape[0], dtype=jnp.float32)
+    return each.reshape(-1, *[1] * (parameter.ndim - 1))
+
+
 def check_rules(config: ConfigDict, params: Mapping[str, Tree]) -> None:
     """Checks that the rules and the parameters of all networks fit each other.
 
     Raises:
       ConfigError: a freeze or learning-rate rule matches no parameter, a parameter matches no
-        learning-rate or weight-decay rule, or `config.optimizer.networks` names no network.
+        learning-rate or weight-decay rule, a rule has two factors for a parameter that is not
+        stacked over blocks, or `config.optimizer.networks` names no network.
     """
     for network in config.optimizer.networks:
         one_of("config.optimizer.networks", network, sorted(params))
@@ -164,6 +178,14 @@ def check_rules(config: ConfigDict, params: Mapping[str, Tree]) -> None:
                     f"config.optimizer.{key}: no rule matches {path!r}. End the rules with "
                     "('.*', 1.0)."
                 )
+    for path in paths:
+        factor = first_match(config.optimizer.learning_rate_rules, path, "learning rate")
+        if isinstance(factor, tuple | list) and not stacked(path):
+            raise ConfigError(
+                f"config.optimizer.learning_rate_rules: {path!r} has the factors {tuple(factor)}, "
+                "those of the first and the last block, and is not stacked over blocks. Put a rule "
+                "with one factor before this one."
+            )
 
 
 def build(
@@ -200,7 +222,8 @@ def build(
     def scale(updates: Tree, state: optax.EmptyState, params: Tree, *, step: jax.Array):
         factors = _by_path(c.learning_rate_rules, params, network, "learning rate")
         rate = schedule(step)
-        return jax.tree.map(lambda u, f: -rate * f * u, updates, factors), state
+        # A pair of factors is below the structure of the updates, so it comes whole.
+        return jax.tree.map(lambda u, f: -rate * _over_depth(f, u) * u, updates, factors), state
 
     chain = [optax.clip_by_global_norm(c.clip_norm)] if c.clip_norm else []
     chain.append(OPTIMIZERS[c.name](c))

@@ -345,3 +345,29 @@ def test_weight_clip_keeps_every_parameter_in_the_box():
     expected = jax.tree.map(lambda p: jnp.clip(p, -0.5, 0.5), after_one)
     chex.assert_trees_all_close(clipped, expected, atol=1e-7)
     assert max(float(jnp.abs(p).max()) for p in jax.tree.leaves(free)) > 0.5
+
+
+def test_two_factors_are_those_of_the_first_and_the_last_block():
+    """Howard & Ruder 2018: each layer learns 2.6 times as fast as the one before it."""
+    params = {"blocks": {"up": {"kernel": jnp.ones((4, 2, 3))}}, "head": {"kernel": jnp.ones(2)}}
+    rules = ((r"blocks/", (2.6**-3, 1.0)), (r".*", 2.0))
+    config = base(name="sgd", momentum=0.0, learning_rate_rules=rules)
+    configs.validate(configs.override(config, {"method": "lm"}))
+    optim.check_rules(config, {"net": params})
+    tx = optim.build(config, "net", optax.constant_schedule(0.1))
+    grads = jax.tree.map(jnp.ones_like, params)
+    updates, _ = tx.update(grads, tx.init(params), params, step=jnp.int32(0))
+    expected = -0.1 * 2.6 ** np.array([-3.0, -2, -1, 0])
+    kernel = updates["blocks"]["up"]["kernel"]
+    np.testing.assert_allclose(kernel, np.broadcast_to(expected[:, None, None], (4, 2, 3)), 1e-5)
+    np.testing.assert_allclose(updates["head"]["kernel"], -0.2)
+    config.optimizer.learning_rate_rules = ((r".*", (0.5, 1.0)),)
+    with pytest.raises(ConfigError, match=r"'net/head/kernel' has the factors .* not stacked"):
+        optim.check_rules(config, {"net": params})
+
+
+@pytest.mark.parametrize("factors", [(0.0, 1.0), (1.0,), (1.0, 2.0, 3.0), ("a", 1.0)])
+def test_other_factors_are_refused(factors):
+    config = base(learning_rate_rules=((r".*", factors),))
+    with pytest.raises(ConfigError, match="learning_rate_rules"):
+        configs.validate(configs.override(config, {"method": "lm"}))
