@@ -23,7 +23,7 @@ from genjax.nn.functional import Functional, functional
 NAME = "minilm"
 LONGEST = 256  # tokens of a text that are read, as the model's makers say
 STEP = 32  # texts of a batch are padded to a multiple of this
-BATCH = 32
+BATCH = 16
 
 
 class Sentences(NamedTuple):

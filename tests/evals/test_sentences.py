@@ -112,20 +112,20 @@ def test_the_paired_judge_reads_tokens_of_the_data():
 
 
 def test_the_distance_is_zero_of_the_data_and_grows_with_the_difference():
-    data, rows = dataset(TEXTS[:40])
-    judge = built("text_fidelity", data, references=40)
+    data, rows = dataset(TEXTS[:16])
+    judge = built("text_fidelity", data, references=16)
     judge.prepare()
     same = judge.judge(rows, None, {})
     assert set(same) == set(judge.metrics) == {"fd_minilm", "diversity_minilm"}
     assert same["fd_minilm"] == pytest.approx(0, abs=1e-4)
     assert same["diversity_minilm"] == pytest.approx(1)
-    few = judge.judge(np.repeat(rows[:4], 10, axis=0), None, {})
-    alike = judge.judge(np.repeat(rows[:1], 40, axis=0), None, {})
+    few = judge.judge(np.repeat(rows[:4], 4, axis=0), None, {})
+    alike = judge.judge(np.repeat(rows[:1], 16, axis=0), None, {})
     assert same["fd_minilm"] < few["fd_minilm"] < alike["fd_minilm"]
     assert alike["diversity_minilm"] == pytest.approx(0, abs=1e-6)
     # All alike: the distance of a point, |m1 - m2|^2 + tr C2.
     model = sentences.minilm()
-    ours, theirs = model.embed([TEXTS[0][:64]]), model.embed([text[:64] for text in TEXTS[:40]])
+    ours, theirs = model.embed([TEXTS[0][:64]]), model.embed([text[:64] for text in TEXTS[:16]])
     expected = np.square(ours[0] - theirs.mean(0)).sum() + theirs.var(0, ddof=1).sum()
     assert alike["fd_minilm"] == pytest.approx(expected, rel=1e-4)
 

@@ -224,7 +224,8 @@ def test_the_pseudo_perplexity_is_of_each_token_given_all_others(evaluated):
     assert each.total.std() > 0.1
     assert (each.weight == S).all()
     whole = made(spec(WORLD, S), exact, pseudo_positions=9)
-    found = masked_lm.one_by_one(whole, *EMPTY, {"token": jnp.asarray(EXAMPLES)}, KEY)
+    run = jax.jit(lambda batch: masked_lm.one_by_one(whole, *EMPTY, batch, KEY))
+    found = run({"token": jnp.asarray(EXAMPLES)})
     np.testing.assert_allclose(found["pseudo_loss"].total, expected, rtol=1e-5)
     right = np.zeros(len(EXAMPLES))
     for i in range(S):
@@ -236,28 +237,35 @@ def test_the_pseudo_perplexity_is_of_each_token_given_all_others(evaluated):
     free = made(
         spec(WORLD, 4), lambda x: Encoded(None, jnp.zeros((*x.shape, 5))), pseudo_positions=2
     )
-    found = masked_lm.one_by_one(free, *EMPTY, batch, KEY)["pseudo_loss"]
+    run = jax.jit(lambda batch: masked_lm.one_by_one(free, *EMPTY, batch, KEY))
+    found = run(batch)["pseudo_loss"]
     np.testing.assert_allclose((found.total[0], found.weight[0]), (2 * math.log(5), 2), rtol=1e-6)
     assert masked_lm.derived({"pseudo_loss": math.log(7)})["pseudo_perplexity"] == pytest.approx(7)
     assert masked_lm.derived({"loss": 1.0}) == {}
 
 
 def test_a_loss_is_a_mean_over_chosen_tokens_and_counts_by_their_number():
-    model = made(spec(WORLD, 400), lambda x: Encoded(None, jnp.zeros((*x.shape, 5))))
-    token = jnp.asarray(np.random.default_rng(0).integers(0, 3, (8, 400)))
-    value, aux = masked_lm.loss(model, *EMPTY, {"token": token}, KEY, 0)
+    def free(**options):
+        """Of one that knows nothing: what the function gives, compiled."""
+        model = made(spec(WORLD, 400), lambda x: Encoded(None, jnp.zeros((*x.shape, 5))), **options)
+        return lambda function, **named: jax.jit(
+            lambda batch: function(model, *EMPTY, batch, KEY, **named)
+        )(batch)
+
+    token = np.random.default_rng(0).integers(0, 3, (8, 400))
+    batch = {"token": jnp.asarray(token)}
+    value, aux = free()(masked_lm.loss, step=0)
     np.testing.assert_allclose(value, math.log(5), rtol=1e-6)
     words = 8  # all letters of a row are one word
     assert aux.weight in np.arange(words + 1) * masked_lm.capacity(400, 0.15)
-    alone = made(
-        spec(WORLD, 400), lambda x: Encoded(None, jnp.zeros((*x.shape, 5))), whole_words=False
-    )
-    _, aux = masked_lm.loss(alone, *EMPTY, {"token": token}, KEY, 0)
+    alone = free(whole_words=False)
+    _, aux = alone(masked_lm.loss, step=0)
     assert abs(aux.weight / token.size - 0.15) < 4.5 * math.sqrt(0.15 * 0.85 / token.size)
-    found, _ = masked_lm.guess(alone, *EMPTY, {"token": token}, KEY, train=True)
+    found, _ = alone(masked_lm.guess, train=True)
     assert found.at.shape == (8, masked_lm.capacity(400, 0.15)) == (8, 110)
     np.testing.assert_array_equal(found.token, np.take_along_axis(token, found.at, 1))
-    assert (np.diff(found.chosen.astype(int), axis=1) <= 0).all()  # what was not chosen comes last
+    chosen = np.asarray(found.chosen).astype(int)
+    assert (np.diff(chosen, axis=1) <= 0).all()  # what was not chosen comes last
 
 
 # ---- ELECTRA -------------------------------------------------------------------------------------
@@ -426,7 +434,8 @@ def test_the_embedding_of_a_text_is_the_mean_over_its_tokens():
 
     def embedded(tokenizer, **batch):
         model = made(spec(tokenizer, 6), encode)
-        return masked_lm.apply(model, *EMPTY, {"token": jnp.asarray(token), **batch})
+        run = jax.jit(lambda batch: masked_lm.apply(model, *EMPTY, batch))
+        return run({"token": jnp.asarray(token), **batch})
 
     def expected(*lengths):
         rows = [token[i, :n] for i, n in enumerate(lengths)]
@@ -465,7 +474,8 @@ def binary_entropy(p):
 
 def test_a_small_model_learns_a_cycle_of_letters():
     """abcdabcd: a token is certain given any other, and one in four without."""
-    config = config_of("replaced", **{"masked_lm.whole_words": False, "schedule.warmup": ""})
+    given = {"masked_lm.whole_words": False, "masked_lm.pseudo_positions": 0}
+    config = config_of("replaced", **given, **{"schedule.warmup": ""})
     config.optimizer.learning_rate, config.duration = 1e-2, "400_steps"
     run = assemble(config, spec(LETTERS, 12), devices=jax.devices()[:1])
     offset = np.random.default_rng(0).integers(0, 4, (400, config.batch_size, 1))
@@ -476,7 +486,6 @@ def test_a_small_model_learns_a_cycle_of_letters():
     found = jax.jit(run.method.evaluate)(state.params, state.mutable, batch, KEY)
     share = {name: (value.total.sum() / value.weight.sum()) for name, value in found.items()}
     assert share["accuracy"] > 0.8
-    assert share["pseudo_loss"] < 0.4
     assert share["detection_accuracy"] > 0.97
     assert share["detection_loss"] < 0.9 * binary_entropy(share["replaced"])
     assert not set(masked_lm.SHARED) & set(state.params["generator"])
