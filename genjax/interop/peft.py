@@ -126,12 +126,13 @@ class _File(NamedTuple):
     tensors: Mapping[str, np.ndarray]  # by name without the prefix and ".weight"
     taken: set[str]
 
+    def rank(self, module: str) -> int:
+        """The rank of the adapter of a module, if it has one."""
+        return int(self._of(module, "rank_pattern", "r"))
+
     def scale(self, module: str) -> float:
         """What the product of the factors of a module is multiplied by."""
-        rank, alpha = (
-            self._of(module, "rank_pattern", "r"),
-            self._of(module, "alpha_pattern", "lora_alpha"),
-        )
+        rank, alpha = self.rank(module), self._of(module, "alpha_pattern", "lora_alpha")
         return alpha / (math.sqrt(rank) if self.values.get("use_rslora") else rank)
 
     def _of(self, module: str, pattern: str, default: str) -> float:
@@ -140,8 +141,8 @@ class _File(NamedTuple):
                 return value
         return self.values[default]
 
-    def tensor(self, name: str, expected: tuple[int | None, ...]) -> np.ndarray | None:
-        """A tensor, in float32; None if there is none. None in `expected` is any size.
+    def tensor(self, name: str, expected: tuple[int, ...]) -> np.ndarray | None:
+        """A tensor, in float32; None if there is none.
 
         Raises:
           ConfigError: it has another shape.
@@ -150,15 +151,11 @@ class _File(NamedTuple):
         if array is None:
             return None
         self.taken.add(name)
-        fits = array.ndim == len(expected) and all(
-            wanted in (None, size) for size, wanted in zip(array.shape, expected, strict=True)
-        )
-        shape = [size or "r" for size in expected]
         require(
-            fits,
+            array.shape == expected,
             f"the shape of {name} in {self.folder / WEIGHTS}",
             list(array.shape),
-            f"{shape}: the adapters are of another base, {self.base}",
+            f"{list(expected)}: the adapters are of another base, {self.base}",
         )
         return np.asarray(array, np.float32)
 
@@ -197,11 +194,12 @@ def _opened(folder: Path) -> _File:
 
 
 def _is_regex(text: str) -> bool:
+    """Whether it is one, without a repeated group: files of strangers could use it to hang."""
     try:
         re.compile(text)
     except (re.error, OverflowError, RecursionError):
         return False
-    return True
+    return not re.search(r"\)[*+?{]", text)
 
 
 def read(folder: str | Path, network: Network, base: Tree, begun: Tree) -> Tree:
@@ -258,8 +256,8 @@ def _factors(
         lefts, rights, start = [], [], 0
         for module, size in zip(columns.modules, columns.sizes, strict=True):
             name = module.format(layer)
-            left = file.tensor(f"{name}.lora_A", (None, inputs))
-            right = file.tensor(f"{name}.lora_B", (size, None if left is None else len(left)))
+            left = file.tensor(f"{name}.lora_A", (file.rank(name), inputs))
+            right = file.tensor(f"{name}.lora_B", (size, file.rank(name)))
             if left is not None and right is not None:
                 wide = np.zeros((len(left), outputs), np.float32)
                 wide[:, start : start + size] = right.T * (file.scale(name) / adapter.scale)

@@ -326,6 +326,8 @@ class Checkpoints:
                     f"checkpoint.init_map: {name} {tuple(leaf.shape)} maps to {source}, which is "
                     f"{saved.get(source, 'absent')} in {self.folder / str(step)}. Map it to "
                     "another path, or exclude it from the regex."
+                    + " That run has adapters: give this one the same config.adapters, or start "
+                    "from what --mode=export makes of it." * (not plain)
                 )
             sources[name] = (source, leaf)
         if not sources:

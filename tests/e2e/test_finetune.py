@@ -130,6 +130,10 @@ def test_another_run_is_the_base(given, run, tmp_path, capsys):
     start = f"--config.checkpoint.init_from={run}"
     further = trained(given, tmp_path / "further", *SILENT, start, steps=0)
     equal(saved(further, "params/lm/"), saved(run, "params/lm/"))
+    bare = ["--config.adapters=()", f"--workdir={tmp_path / 'bare'}", *SILENT]
+    pairs, small = f"--config.dataset.path={given / 'pairs.jsonl'}", "--config.weights="
+    assert main([CONFIG, *SHORT, pairs, small, start, "--config.duration=1_steps", *bare]) == 1
+    assert "That run has adapters" in capsys.readouterr().err
     refused = [f"--workdir={plain}", "--mode=export", "--format=peft", "--output=nowhere"]
     assert main(refused) == 1
     assert "the run has none: set config.adapters" in capsys.readouterr().err

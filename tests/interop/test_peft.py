@@ -149,10 +149,9 @@ def test_what_does_not_fit_is_refused(tmp_path, bases):
         k: np.zeros([24 if n == 16 else n for n in v.shape], np.float32)
         for k, v in flatten_dict(llama.params, sep="/").items()
     }, sep="/"))  # fmt: skip
-    refused(
-        r"lora_A in .*=\[2, 16\]: expected \['r', 24\]: the adapters are of another", None, wide
-    )
-    for key, value in {"bias": "all", "r": 0, "peft_type": "IA3", "rank_pattern": {"(": 1}}.items():
+    refused(r"lora_A in .*=\[2, 16\]: expected \[2, 24\]: the adapters are of another", None, wide)
+    faults = {"bias": "all", "r": 0, "peft_type": "IA3", "rank_pattern": {"(": 1}}
+    for key, value in (faults | {"alpha_pattern": {"(a+)+": 1}}).items():
         other = put(GOLDEN, "llama", tmp_path / key)
         path = other / peft.CONFIG
         path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
