@@ -86,11 +86,13 @@ def _content(
 def of_pairs(spec: DataSpec, template: str) -> Prompted | None:
     """How the examples of `spec` become rows, if they are pairs of texts; else None.
 
+    Data with segments are rows already, such as those of `problems`, which have their prompts too.
+
     Raises:
       ConfigError: the template has not exactly one gap.
     """
     others = [n for n, f in spec.fields.items() if f.kind == "text" and n != spec.target]
-    if spec.generated.kind != "text" or len(others) != 1:
+    if spec.generated.kind != "text" or len(others) != 1 or "segment" in spec.fields:
         return None
     (source,) = others
     expected = f"a text with one {GAP}, where the source is put"
