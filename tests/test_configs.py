@@ -70,6 +70,7 @@ def described(config):
     facts = {"vocabulary_size": text.vocabulary_size or 100, "special": {"start": 0, "eos": 1}}
     facts["tokenizer"] = Characters("abc", {})
     if config.dataset.name in pairs.NAMES:
+        facts["tokenizer"] = Bytes({"eos": 256})  # which knows the letters of a template
         lengths = {"source": text.source_length or text.length, "target": text.length}
         fields = {name: Field("text", (n,), row.dtype, facts) for name, n in lengths.items()}
         return method.DataSpec("pairs", fields, "target", sizes)
@@ -156,10 +157,9 @@ def test_init_step_evaluation_and_samples_have_shapes(location, tmp_path):
     def samples(params, mutable, key):
         fixed, arrays = draw.planned(run.method, {})
         names = run.config.get(run.config.method, {}).get("conditions", ())
-        if run.config.method == "seq2seq":
+        if run.config.method == "seq2seq" or run.spec.target == "target":
             return run.method.sample(params, mutable, key, 3, given_source(run), **fixed, **arrays)
-        of_texts = [name for name in run.method.conditions if run.spec.target == "target"]
-        fields = {name: run.spec.fields[name] for name in (*names, *of_texts)}
+        fields = {name: run.spec.fields[name] for name in names}
         given = {name: jnp.zeros((3, *f.shape), f.dtype) for name, f in fields.items()}
         return run.method.sample(params, mutable, key, 3, given, **fixed, **arrays)
 
@@ -168,7 +168,7 @@ def test_init_step_evaluation_and_samples_have_shapes(location, tmp_path):
             jax.eval_shape(samples, state.params, state.mutable, state.key)
         return
     drawn = jax.eval_shape(samples, state.params, state.mutable, state.key)
-    if run.config.method in WRITERS and run.spec.generated.kind == "text":
+    if run.config.method in WRITERS and run.spec.target in ("token", "chosen"):
         shape = (1 + NEW,)
     if run.config.method == "seq2seq":
         shape = (1 + min(run.method.sample.args[0].context, NEW),)
