@@ -33,6 +33,8 @@ def _momentum(c: ConfigDict) -> optax.GradientTransformation:
 def _muon(c: ConfigDict) -> optax.GradientTransformation:
     """Muon for matrices (a convolution is the matrix [k k in, out]), Adam for everything else.
 
+    A stack over depth has one matrix per block.
+
     optax has only the whole optimizer; with a learning rate of -1 it returns the direction.
     """
 
@@ -43,7 +45,10 @@ def _muon(c: ConfigDict) -> optax.GradientTransformation:
             # Columns of queries, keys and values are grouped by heads: see `nn.heads`.
             by_head = re.search("blocks/(qkv|pair)/", path_name(path))
             first = p.ndim - (2 if by_head else 1)
-            return MuonDimensionNumbers(tuple(range(first)), tuple(range(first, p.ndim)))
+            begin = int(stacked(path_name(path)))
+            if first <= begin:
+                return None
+            return MuonDimensionNumbers(tuple(range(begin, first)), tuple(range(first, p.ndim)))
 
         return jax.tree_util.tree_map_with_path(leaf, params)
 

@@ -82,6 +82,14 @@ def test_equals_optax(options, peer):
     chex.assert_trees_all_close(run(base(**options)), reference(peer), rtol=1e-6, atol=1e-7)
 
 
+def test_muon_takes_a_stack_as_a_matrix_for_each_block():
+    kernel = jax.random.normal(jax.random.key(0), (3, 4, 6))
+    found = run(base(name="muon"), steps=1, params={"blocks": {"up": {"kernel": kernel}}})
+    for update in np.asarray(found["blocks"]["up"]["kernel"] - kernel, np.float64):
+        singular = np.linalg.svd(update, compute_uv=False)
+        assert singular.min() > 0.5 * singular.max()  # as a stack of 12 x 6 they are not
+
+
 def test_muon_takes_a_convolution_as_one_matrix():
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 4, 8))
     found = run(base(name="muon"), steps=1, params={"conv": {"kernel": kernel}})
