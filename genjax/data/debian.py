@@ -91,8 +91,11 @@ def origins(text: str) -> dict[str, str]:
 
 
 def _unique(rows: Iterable[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    """The rows without those whose source or pair occurred before, in order."""
-    return list({source: (source, target, group) for source, target, group in rows}.values())
+    """The first row of each source, in order."""
+    first: dict[str, tuple[str, str, str]] = {}
+    for row in rows:
+        first.setdefault(row[0], row)
+    return list(first.values())
 
 
 def summaries(english: Mapping[str, Described], origin: Mapping[str, str]) -> list[tuple]:

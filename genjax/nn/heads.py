@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -9,6 +11,9 @@ from jaxtyping import Array, Float
 
 from genjax.nn.layers import Initializer, contract, plus, product
 from genjax.parallel.layout import EXAMPLES, LENGTH, UNITS, laid, ways
+
+# Paths of the parameters of this module in networks: qkv of self-attention; keys and values alone.
+BY_HEAD = re.compile(r"(^|/)(qkv|pair|memory)/(kernel|bias)$")
 
 
 class QueryKeyValue(nnx.Module):

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from genjax.nn.heads import BY_HEAD
+
 Factors = dict[str, Array]  # "a", "b" and, for DoRA, "magnitude"
 
 
@@ -58,7 +60,7 @@ def stacked(path: str) -> bool:
 
 def layout(path: str, shape: tuple[int, ...]) -> Layout | None:
     """The layout of a parameter, from its path and shape; None if it is not a matrix."""
-    heads = 1 + bool(re.search(r"(^|/)(qkv|pair)/\w+$", path))
+    heads = 1 + bool(BY_HEAD.search(path))
     first, last = int(stacked(path)), len(shape) - heads
     if last <= first:
         return None

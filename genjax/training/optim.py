@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers, muon
 
 from genjax.config import ConfigError, nearest, one_of, require
+from genjax.nn.heads import BY_HEAD
 from genjax.nn.low_rank import stacked
 from genjax.parallel.rules import first_match, path_name
 
@@ -43,7 +44,7 @@ def _muon(c: ConfigDict) -> optax.GradientTransformation:
             if p.ndim < 2 or not path_name(path).endswith("kernel"):
                 return None
             # Columns of queries, keys and values are grouped by heads: see `nn.heads`.
-            by_head = re.search("blocks/(qkv|pair)/", path_name(path))
+            by_head = BY_HEAD.search(path_name(path))
             first = p.ndim - (2 if by_head else 1)
             begin = int(stacked(path_name(path)))
             if first <= begin:

@@ -180,3 +180,8 @@ def test_what_is_no_index(tmp_path, index, monkeypatch):
     with pytest.raises(ConfigError, match=r"apt-get is not installed.*Run it on such a machine"):
         debian.load("package_summaries", "")
     assert not list((tmp_path / "cache" / "debian").glob("*"))
+
+
+def test_of_pairs_with_one_source_the_first_is_kept():
+    english = {str(i): debian.Described(f"p{i}", f"synopsis {i}", ("the same",)) for i in range(2)}
+    assert debian.summaries(english, {"p1": "other"}) == [("the same", "synopsis 0", "p0")]

@@ -69,6 +69,9 @@ def test_layouts():
     assert low_rank.layout("net/blocks/up/kernel", (2, 4, 5)) == ((2,), (4,), (5,))
     assert low_rank.layout("net/blocks/conv/kernel", (2, 3, 3, 4, 5)) == ((2,), (3, 3, 4), (5,))
     assert low_rank.layout("net/blocks/pair/kernel", (2, 4, 3, 5)) == ((2,), (4,), (3, 5))
+    memory = low_rank.layout("net/decoder/blocks/memory/kernel", (2, 4, 3, 5))
+    assert memory == ((2,), (4,), (3, 5))
+    assert low_rank.layout("net/decoder/blocks/memory/bias", (2, 3, 5)) is None
     assert low_rank.layout("net/blocks/up/bias", (2, 5)) is None
     assert low_rank.layout("net/blocks/qkv/bias", (2, 3, 5)) is None
     assert low_rank.layout("net/norm/scale", (5,)) is None
