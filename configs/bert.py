@@ -1,19 +1,19 @@
-"""BERT (Devlin et al. 2018): an encoder that fills gaps in English, of Brown and presidents.
+"""BERT (Devlin et al. 2018): an encoder that fills gaps in English texts.
 
 Default: 4 layers of width 192 on the Brown corpus and the State of the Union addresses; 4,096
 WordPiece tokens, windows of 128, whole words masked. The judge `ngrams` gives what unigrams and
 bigrams of the same training texts reach; `bigram_gap` has the task of `pseudo_loss`, a token given
 all others.
   command    NPROC=1 launch/local.sh --config=configs/bert.py
-  hardware   two CPU cores
+  hardware   one CPU core of two
   time       not measured yet; meant for half an hour
   score      not measured yet
 
 Presets, as in --config=configs/bert.py:tiny:
   tiny       a very small model of Python's standard library, byte by byte: a test of the
              installation in about a minute
-  electra    ELECTRA (Clark et al. 2020): a generator of a quarter of the width replaces words,
-             the encoder finds them; not measured yet
+  electra    ELECTRA (Clark et al. 2020): a generator of width 48 replaces words, the encoder
+             finds them; not measured yet
   base       BERT base of the paper, 110 million parameters, on your own text
              (--config.dataset.path); for a machine with GPUs or TPUs; not run by us
   large      BERT large of the paper, 340 million parameters; likewise

@@ -8,10 +8,10 @@ summarise.py.
              launch/local.sh --workdir=runs/finetune --mode=sample --source="This package has ..."
              launch/local.sh --workdir=runs/finetune --mode=eval
              launch/local.sh --workdir=runs/finetune --mode=export --format=peft
-  hardware   two CPU cores
+  hardware   one CPU core of two
   time       not measured yet
   score      not measured yet; compare eval/rouge_l with those of the preset few_shot and of
-             summarise.py
+             summarise.py, by --mode=eval
 
 Other weights: --config.weights=DIR, a folder of Hugging Face, or a .gguf file. Adapters to start
 from: --config.lora.weights=DIR, a folder of peft. The whole model instead of adapters:
@@ -20,7 +20,8 @@ from: --config.lora.weights=DIR, a folder of peft. The whole model instead of ad
 Presets, as in --config=configs/finetune.py:tiny:
   tiny       a very small network with random weights, and docstrings: a test of the installation
              in about a minute
-  few_shot   the model as it is, with three examples in the prompt; nothing is trained
+  few_shot   the model as it is, with three examples in the prompt; nothing is trained;
+             --mode=eval gives its score
   dora       the same by DoRA
 """
 

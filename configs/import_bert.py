@@ -8,9 +8,11 @@ Default: the weights become a run of zero steps, to fill gaps with, export or tr
   time       not measured yet
   score      vectors and logits equal to those of transformers to 1e-4
 
-To train further, give data and a duration: --config.dataset.name=text --config.dataset.path=...
---config.dataset.text.length=127 --config.dataset.text.documents=padded
---config.duration=1000_steps.
+To train further, give data, a duration, and a workdir of its own, because the run of zero steps is
+finished:
+  launch/local.sh --config=configs/import_bert.py --config.weights=DIR --workdir=runs/further \\
+    --config.dataset.name=text --config.dataset.path=... --config.dataset.text.length=127 \\
+    --config.dataset.text.documents=padded --config.duration=1000_steps
 
 Presets, as in --config=configs/import_bert.py:tiny:
   tiny       the same, for small models

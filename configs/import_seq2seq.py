@@ -9,8 +9,10 @@ Default: the weights become a run of zero steps, to sample from, export or train
   time       not measured on a published model
   score      logits equal to those of transformers to 1e-4
 
-The folder needs a tokenizer.json. To train further, give pairs and a duration:
---config.dataset.name=pairs --config.dataset.path=... --config.duration=1000_steps.
+The folder needs a tokenizer.json. To train further, give pairs, a duration, and a workdir of its
+own, because the run of zero steps is finished:
+  launch/local.sh --config=configs/import_seq2seq.py --config.weights=DIR --workdir=runs/further \\
+    --config.dataset.name=pairs --config.dataset.path=pairs.jsonl --config.duration=1000_steps
 
 Presets, as in --config=configs/import_seq2seq.py:tiny:
   tiny       the same, for small models
@@ -31,7 +33,6 @@ def get_config() -> ConfigDict:
     """A model of pairs; `resolve` fills in the network's options."""
     config = SUMMARISE.get_config()
     config.dataset.name = "tokenizer"
-    config.dataset.validation = config.dataset.test = ""
     config.dataset.text.tokenizer = ""
     config.dataset.text.vocabulary_size = 0
     config.dataset.text.source_length = config.dataset.text.length = 0

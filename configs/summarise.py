@@ -6,7 +6,7 @@ fetches: see docs/seq2seq.md for other machines.
   command    NPROC=1 launch/local.sh --config=configs/summarise.py
              launch/local.sh --workdir=runs/summarise --mode=sample --source="This package has ..."
              launch/local.sh --workdir=runs/summarise --mode=eval
-  hardware   two CPU cores
+  hardware   one CPU core of two
   time       not measured yet
   score      not measured yet; beside ROUGE of the model, evaluations give that of the description's
              first words (lead_rouge_l)

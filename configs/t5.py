@@ -4,14 +4,14 @@ Default: the State of the Union addresses, 4,096 tokens; 15 % of the tokens of e
 taken out in spans of 3, and the decoder says what they were (Raffel et al. 2020).
   command    NPROC=1 launch/local.sh --config=configs/t5.py
              launch/local.sh --workdir=runs/t5 --mode=sample --source="Our [MASK] is strong."
-  hardware   two CPU cores
+  hardware   one CPU core of two
   time       not measured yet
   score      not measured yet
 
 Presets, as in --config=configs/t5.py:tiny:
   tiny       a very small model of Python's standard library, byte by byte: a test of the
              installation in about a minute
-  bart       text infilling: a third of the tokens is replaced by one mask for each span, and the
+  bart       text infilling: 30 % of the tokens are taken out, with one mask for each span, and the
              decoder writes the whole row (Lewis et al. 2020); not measured yet
 """
 

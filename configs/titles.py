@@ -7,7 +7,7 @@ that the poem does not, so no model can find them.
 Default: an encoder and a decoder of 3 layers of width 192 each.
   command    NPROC=1 launch/local.sh --config=configs/titles.py
              launch/local.sh --workdir=runs/titles --mode=sample --source="床前明月光，疑是地上霜。"
-  hardware   two CPU cores
+  hardware   one CPU core of two
   time       not measured yet
   score      not measured yet; chrF, because ROUGE and BLEU count words between spaces. Beside it
              evaluations give that of the poem's first line (lead_chrf)

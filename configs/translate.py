@@ -5,7 +5,7 @@ training, with no source package in two splits. The data are Debian's package in
 fetches: see docs/seq2seq.md for other machines.
   command    NPROC=1 launch/local.sh --config=configs/translate.py
              launch/local.sh --workdir=runs/translate --mode=sample --source="a tool" --beams=4
-  hardware   two CPU cores
+  hardware   one CPU core of two
   time       not measured yet
   score      not measured yet; beside BLEU of the model, evaluations give that of a dictionary that
              is learned from the pairs, word by word (dictionary_bleu)

@@ -241,7 +241,8 @@ class Run:
         """
         target = Path(folder)
         export.require_empty(target)
-        export.write(format, target, self.config, self.assembly.spec, self.params)
+        adapters = self.assembly.method.adapters
+        export.write(format, target, self.config, self.assembly.spec, self.params, adapters)
         return target
 
     def evaluate(
