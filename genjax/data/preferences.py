@@ -38,9 +38,10 @@ def load(dataset: ConfigDict) -> tuple[DataSpec, dict[str, Any], str]:
     by `dataset.validation` and `dataset.test`.
 
     Raises:
-      ConfigError: `dataset.fields` is not three texts, a file cannot be read, both answers are
-        equal, or a row is too short.
+      ConfigError: rows are not "padded" or too short, `dataset.fields` is not three texts, a file
+        cannot be read, or both answers are equal.
     """
+    answers.check_padded(dataset.text.documents, dataset.name)
     official, route = _read(dataset)
     carved = splits.carve({split: len(pairs.prompts) for split, pairs in official.items()}, dataset)
     parts = {
@@ -92,7 +93,6 @@ def _source(pairs: Pairs, tokenizer: Any, length: int, name: str) -> sources.Col
 def _read(dataset: ConfigDict) -> tuple[Mapping[str, Pairs], str]:
     """The pairs of each official split, and where they come from."""
     if dataset.name in MADE:
-        answers.check_padded(dataset.text.documents, dataset.name)
         made, rng = problems.documents(MADE[dataset.name]), np.random.default_rng(0)
         wrong = [problems.wrong(answer, rng) for answer in made.texts]
         return {"train": Pairs(made.prompts, made.texts, wrong)}, "made by rule"

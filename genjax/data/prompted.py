@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from genjax.checks import require
+from genjax.checks import ConfigError, require
 from genjax.data import tokenizers
 from genjax.data.alphabets import Tokenizer
 from genjax.method import Batch, DataSpec, Field
@@ -83,14 +83,25 @@ def _content(
     return first, end - first
 
 
+def refuse_preferences(spec: DataSpec) -> None:
+    """Raises ConfigError if the two texts of `spec` are a chosen and a rejected answer."""
+    if "chosen_mask" in spec.fields:
+        raise ConfigError(
+            f"config.dataset.name={spec.name!r}: its two texts are a better and a worse answer to "
+            "a prompt, and neither is made from the other. Expected method preference or "
+            "reward_model, as in configs/dpo.py, or other data."
+        )
+
+
 def of_pairs(spec: DataSpec, template: str) -> Prompted | None:
     """How the examples of `spec` become rows, if they are pairs of texts; else None.
 
     Data with segments are rows already, such as those of `problems`, which have their prompts too.
 
     Raises:
-      ConfigError: the template has not exactly one gap.
+      ConfigError: the template has not exactly one gap, or the texts are preferences.
     """
+    refuse_preferences(spec)
     others = [n for n, f in spec.fields.items() if f.kind == "text" and n != spec.target]
     if spec.generated.kind != "text" or len(others) != 1 or "segment" in spec.fields:
         return None

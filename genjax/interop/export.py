@@ -28,7 +28,8 @@ def require_empty(folder: Path) -> None:
 
 def _decoder_sizes(config: ConfigDict, spec: DataSpec) -> tuple[dict[str, Any], int, int]:
     """The options, vocabulary and positions of the decoder of a run."""
-    pairs = prompted.of_pairs(spec, config.dataset.text.template)
+    template = config.dataset.text.template
+    pairs = prompted.of_pairs(spec, template) if config.method == "lm" else None
     length = (pairs.rows if pairs else spec).generated.shape[0] - 1
     return (
         config.model.lm.to_dict(),
@@ -46,7 +47,8 @@ def with_adapters(
       ConfigError: the run has no decoder, or no adapters; the message begins with `key`.
     """
     network = config.model.get("network")
-    if (config.method, spec.generated.kind, network) != ("lm", "text", "decoder"):
+    is_decoder = (config.method, network) in WRITERS and network == "decoder"
+    if not is_decoder or spec.generated.kind != "text":
         raise ConfigError(
             f"{key} is for language models with model.network='decoder'; this run is "
             f"method {config.method!r} with {network!r} on {spec.name}."
@@ -155,6 +157,8 @@ def _pair(folder: Path, config: ConfigDict, spec: DataSpec, params: dict[str, Tr
 # (method, network) -> what writes its models.
 WRITERS = {
     ("lm", "decoder"): _decoder,
+    ("rl_lm", "decoder"): _decoder,
+    ("preference", "decoder"): _decoder,
     ("masked_lm", "encoder"): _encoder,
     ("seq2seq", "encoder_decoder"): _pair,
 }

@@ -1,7 +1,8 @@
 """Answers of a language model to prompts: their rows, their likelihood, and the reference model.
 
 A row has a prompt and an answer. `token` and `segment` are what the network reads; `answer` marks
-the tokens, all but a row's first, that belong to an answer.
+the tokens, all but a row's first, that belong to an answer. An answer to an empty prompt does not
+count: none of its tokens are marked.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.nn import logsumexp
 from jaxtyping import Array, Bool, Float, Int
 
+from genjax import adapters
 from genjax.config import ConfigError
 from genjax.method import Batch, DataSpec, Stage, Tree
 from genjax.methods import lm
@@ -20,7 +23,7 @@ from genjax.methods.lm import Language
 from genjax.sampling import logits as processors
 
 Logits = Float[Array, "N T V"]
-BASE = "base/lm"  # the weights without their adapter, in the parameters of a run that adapts them
+BASE = f"{adapters.BASE}lm"  # in the parameters of a run with adapters: the weights without them
 
 
 class Warping(NamedTuple):
@@ -67,10 +70,11 @@ class Warping(NamedTuple):
 def rows(tokens: Int[Array, "N S"], prompt: int) -> dict[str, Array]:
     """What the network reads of prompts of `prompt` columns with their answers."""
     drawn = tokens >= 0
+    asked = drawn[:, :prompt].any(1, keepdims=True)
     return {
         "token": jnp.maximum(tokens, 0),
         "segment": drawn.astype(jnp.int32),
-        "answer": (drawn & (jnp.arange(tokens.shape[1]) >= prompt))[:, 1:],
+        "answer": (drawn & asked & (jnp.arange(tokens.shape[1]) >= prompt))[:, 1:],
     }
 
 
@@ -78,6 +82,16 @@ def logits_of(model: Language, params: Mapping[str, Tree], mutable: Tree, batch:
     """The logits of the tokens 1 ... T of each row, without dropout."""
     inputs = {name: batch[name][:, :-1] for name in ("token", "segment")}
     return lm.logits(model, params, mutable, inputs)
+
+
+def support(logits: Logits, batch: Batch, warping: Warping) -> Bool[Array, "N T V"]:
+    """The tokens that can be drawn, and those that have been.
+
+    Decoding step by step rounds differently from one pass over the row, so that a token may be
+    drawn which these logits leave out by a hair.
+    """
+    target = jax.nn.one_hot(batch["token"][:, 1:], logits.shape[-1], dtype=bool)
+    return warping.support(logits) | (target & batch["answer"][..., None])
 
 
 def log_p(logits: Logits, batch: Batch, warping: Warping | None = None) -> Float[Array, "N T"]:
@@ -107,6 +121,28 @@ def same_tokenizer(name: str, stage: Stage, spec: DataSpec) -> None:
             )
 
 
+def output_shape(stage: Stage, columns: int) -> tuple[int, ...]:
+    """The shape of what a stage gives for two rows of `columns` tokens; () if it reads no rows.
+
+    Raises:
+      ConfigError: its network refuses such rows, for example because they are too long.
+    """
+
+    def output() -> Array:
+        batch = {name: jnp.zeros((1, *f.shape), f.dtype) for name, f in stage.spec.fields.items()}
+        given = dict.fromkeys(("token", "segment"), jnp.ones((2, columns), jnp.int32))
+        return stage.method.apply(*stage.method.init(jax.random.key(0), batch), given)
+
+    if stage.method.apply is None:
+        return ()
+    try:
+        return tuple(getattr(jax.eval_shape(output), "shape", ()))
+    except ConfigError as error:
+        raise ConfigError(f"config.stages.{stage.name}: {error}") from error
+    except (KeyError, TypeError, ValueError):
+        return ()
+
+
 def reference(
     model: Language, stages: Mapping[str, Stage], spec: DataSpec
 ) -> Callable[[Mapping[str, Any], Mapping[str, Any], Batch], Logits | None]:
@@ -121,7 +157,9 @@ def reference(
     stage = stages.get("reference")
     if stage is not None:
         same_tokenizer("reference", stage, spec)
-        if stage.method.apply is None or stage.method.codec is not None:
+        columns = spec.generated.shape[0] - 1
+        known = stage.config.model.get("vocabulary_size") or lm.outputs(spec)
+        if any(output_shape(stage, n) != (2, n, known) for n in (2, columns)):
             raise ConfigError(
                 f"config.stages.reference is a run of method {stage.config.method!r}: expected a "
                 "language model, such as a run of configs/gpt.py."

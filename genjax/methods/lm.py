@@ -495,8 +495,10 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     return with_weights(config, from_network(network, options, spec, context, rules, documents))
 
 
-def parts(config: ConfigDict, spec: DataSpec, **given: Any) -> Parts:
+def parts(config: ConfigDict, spec: DataSpec, *, whole: bool = False, **given: Any) -> Parts:
     """The network of `config.model`, as `build` describes it; `given` are more of its arguments.
+
+    It reads the rows of the data without their last token, or with it if `whole`.
 
     Raises:
       ConfigError: as `build`, or the network does not take an argument of `given`.
@@ -515,7 +517,8 @@ def parts(config: ConfigDict, spec: DataSpec, **given: Any) -> Parts:
         expected = f"a network with the argument {name}, such as decoder"
         require(known, "config.model.network", config.model.network, expected)
     text = is_text(spec)
-    sizes = {"length": spec.generated.shape[0] - text, "vocabulary_size": outputs(spec)}
+    length = spec.generated.shape[0] - (text and not whole)
+    sizes = {"length": length, "vocabulary_size": outputs(spec)}
     for name, least in sizes.items():
         sizes[name] = config.model[name] or least
         needed = f"at least {least}, as in the data, or 0"

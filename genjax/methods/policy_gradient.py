@@ -149,11 +149,12 @@ def weights(
       length: the most tokens of an answer.
 
     Returns:
-      (weights, divisors): the loss is (weights * losses).sum() / divisors.sum().
+      (weights, divisors): the loss is (weights * losses).sum() / divisors.sum(). A row without
+      tokens does not count.
     """
     tokens = mask.sum(1).astype(jnp.float32)
     each = {"sum": 1.0, "length": 1.0 / length, "token": 1.0}
     weight = mask * (
         1.0 / jnp.maximum(tokens, 1.0)[:, None] if average == "sequence" else each[average]
     )
-    return weight, tokens if average == "token" else jnp.ones_like(tokens)
+    return weight, tokens if average == "token" else mask.any(1).astype(jnp.float32)

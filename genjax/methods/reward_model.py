@@ -89,7 +89,7 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     """
     options = read_options(config.reward_model, "reward_model", Options)
     preference.check_pairs(spec, "reward_model")
-    network, _, rules = lm.parts(config, spec, outputs=1)
+    network, _, rules = lm.parts(config, spec, whole=True, outputs=1)
 
     def init(key: Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:
         params, mutable = network.init(key)

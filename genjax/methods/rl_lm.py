@@ -30,6 +30,7 @@ from genjax.method import (
     DataSpec,
     Method,
     Phase,
+    Ratio,
     Rules,
     Stage,
     Tree,
@@ -173,15 +174,15 @@ def judged(
 
     Each number per token belongs to the token after it, [N, S - 1]: `old` is log p when drawn,
     `reference` that of the reference, `advantage` and `weight` are those of the loss, `value` and
-    `target` those of the value network. `support` are the tokens that could be drawn. `divisor` and
-    `reward` have one number per row.
+    `target` those of the value network. `support`: see `answers.support`. `divisor` and `reward`
+    have one number per row. An answer to an empty prompt has no weight.
     """
     o = player.options
     made = answers.rows(tokens, batch["prompt"].shape[1])
     mask = made["answer"]
     logits = answers.logits_of(player.model, params, mutable, made)
     if player.warping.truncates:
-        made["support"] = player.warping.support(logits)
+        made["support"] = answers.support(logits, made, player.warping)
     made["old"] = answers.log_p(logits, made, player.warping)
     penalty = jnp.zeros(mask.shape)
     if o.beta:
@@ -228,13 +229,14 @@ def loss(
     new = answers.log_p(logits, batch, player.warping)
     log_ratio = new - batch["old"]
     each = pg.policy_loss(log_ratio, batch["advantage"], o.clip_low, o.clip_high)
-    ratio, tokens = jnp.exp(log_ratio), jnp.maximum(mask.sum(), 1)
+    ratio, tokens, given = jnp.exp(log_ratio), jnp.maximum(mask.sum(), 1), mask.any(1)
+    rows = jnp.maximum(given.sum(), 1)
     outside = (ratio < 1 - o.clip_low) | (ratio > 1 + o.clip_high)
     metrics = {
-        "reward": batch["reward"].mean(),
+        "reward": jnp.where(given, batch["reward"], 0).sum() / rows,
         "ratio": jnp.where(mask, ratio, 0).sum() / tokens,
         "clipped": (mask & outside).sum() / tokens,
-        "length": mask.sum(1).mean(dtype=jnp.float32),
+        "length": mask.sum() / rows,
         "entropy": -batch["old"].sum() / tokens,
     }
     if o.beta:
@@ -242,22 +244,23 @@ def loss(
         if o.penalty != "reward":
             moved = ratio if o.penalty == "weighted_k3" else 1.0
             each += o.beta * moved * pg.k3(distance)
-        metrics["kl"] = (batch["old"] - batch["reference"]).sum() / len(mask)
+        metrics["kl"] = (batch["old"] - batch["reference"]).sum() / rows
     if o.advantage == "gae":
         found = values(player, params, mutable, batch)
         error = pg.value_loss(found, batch["value"], batch["target"], o.value_clip)
         each += o.value_weight * error
         metrics["value_loss"] = jnp.where(mask, error, 0).sum() / tokens
     divisor = batch["divisor"].sum()
-    return (batch["weight"] * each).sum() / divisor, Aux(metrics, {}, divisor)
+    return (batch["weight"] * each).sum() / jnp.maximum(divisor, 1.0), Aux(metrics, {}, divisor)
 
 
 def evaluate(
     player: Player, params: Tree, mutable: Tree, batch: Batch, key: Array
-) -> dict[str, Float[Array, "B"]]:
+) -> dict[str, Ratio]:
     """`reward` of an answer drawn as in training, `greedy_reward`, `length`; `kl` in nats.
 
-    `kl` is log(p / reference) of the drawn answer, if there is a reference.
+    `kl` is log(p / reference) of the drawn answer, if there is a reference. Rows with an empty
+    prompt do not count.
     """
     tokens, given = answered(player, params, mutable, batch, key)
     greedy, _ = answered(player, params, mutable, batch, None)
@@ -271,10 +274,14 @@ def evaluate(
     if base is not None:
         logits = answers.logits_of(player.model, params, mutable, made)
         if player.warping.truncates:
-            made["support"] = player.warping.support(logits)
+            made["support"] = answers.support(logits, made, player.warping)
         log_p = (answers.log_p(found, made, player.warping) for found in (logits, base))
         metrics["kl"] = jnp.subtract(*log_p).sum(1)
-    return metrics
+    counts = made["answer"].any(1)
+    return {
+        name: Ratio(jnp.where(counts, value, 0.0), counts.astype(jnp.float32))
+        for name, value in metrics.items()
+    }
 
 
 # ---- the family ----------------------------------------------------------------------------------

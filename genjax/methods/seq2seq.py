@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from genjax.checks import ConfigError, Positive, Range, Rate, one_of, require
 from genjax.config import construct, read_options
+from genjax.data.prompted import refuse_preferences
 from genjax.data.text import TOKENIZER
 from genjax.interop import encoder_decoder
 from genjax.method import Batch, DataSpec, Field, Method, Phase, Tree, find_module
@@ -165,9 +166,10 @@ def pairs_of(spec: DataSpec, options: Options) -> Pairs:
     """The pairs that the data have, or that are made of their text.
 
     Raises:
-      ConfigError: the data are neither two texts nor rows of plain text, or `corruption` does not
-        fit them.
+      ConfigError: the data are neither two texts nor rows of plain text, they are preferences, or
+        `corruption` does not fit them.
     """
+    refuse_preferences(spec)
     o, texts = options, [name for name, field in spec.fields.items() if field.kind == "text"]
     if spec.name == TOKENIZER:  # no data: a model to sample from or to export
         field = spec.generated._replace(shape=(spec.generated.shape[0] - 1,))

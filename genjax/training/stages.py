@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 
 from genjax import files
 from genjax import method as methods
+from genjax.adapters import BASE, GUIDE
 from genjax.config import ConfigError, nearest, require
 from genjax.durations import steps
 from genjax.method import Batch, DataSpec, Method, Stage
@@ -85,6 +86,9 @@ def find(config: ConfigDict, folder: epath.Path) -> dict[str, Stage]:
 def _find(name: str, config: ConfigDict, folder: epath.Path) -> Stage:
     source, folder_of_stage = config.stages[name], place_of(name, config, folder)
     require(bool(re.fullmatch(r"\w+", name)), "a name in config.stages", name, "a word")
+    own = [prefix.rstrip("/") for prefix in (BASE, GUIDE)]
+    expected = f"another name than {' and '.join(own)}, which adapters and guides have in the state"
+    require(name not in own, "a name in config.stages", name, expected)
     if not source:
         raise ConfigError(
             f"config.stages.{name} is empty: give the workdir of a trained run, or a config that "

@@ -132,10 +132,13 @@ def test_a_bad_pair_is_refused(tmp_path, line, message):
         catalogue.load(asked)
 
 
-def test_rows_that_are_not_padded_are_refused():
-    asked = wanted("sorting")
+@pytest.mark.parametrize("name", ["sorting", "sorting_preferences", "preferences"])
+def test_rows_that_are_not_padded_are_refused(name, tmp_path):
+    asked = wanted(name)
     asked.text.documents = "packed"
-    with pytest.raises(ConfigError, match=r"documents='packed': each row of sorting is one prompt"):
+    if name == "preferences":
+        asked.path = str(written(tmp_path / "pairs.jsonl", [PAIR]))
+    with pytest.raises(ConfigError, match=rf"documents='packed': each row of {name} is one prompt"):
         catalogue.load(asked)
 
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import small_world as world
 
+from genjax import config as configs
 from genjax.checks import ConfigError
+from genjax.data import prompted
 from genjax.method import DataSpec, Field
-from genjax.methods import answers, lm, preference, reward_model
+from genjax.methods import answers, lm, preference, reward_model, seq2seq
 from genjax.methods import preference_losses as losses
 from genjax.parallel.rules import replicate
 from genjax.training.assemble import assemble, put_pretrained
@@ -134,6 +136,16 @@ def test_a_reward_model_learns_the_differences_of_rewards():
     assert np.abs(found.mean(1)).max() < 0.1
 
 
+def test_a_reward_model_with_learned_positions_reads_whole_rows():
+    config = configs.load("configs/reward_model.py:tiny", {"model.lm.positions": "learned"})
+    made = reward_model.build(config, spec())
+
+    def loss(batch):
+        return made.phases[0].loss(*made.init(jax.random.key(0), batch), batch, None, 0)[0]
+
+    assert jax.eval_shape(loss, pairs(0, 2)).shape == ()
+
+
 # ---- bad input -----------------------------------------------------------------------------------
 
 
@@ -141,6 +153,14 @@ def test_a_batch_without_pairs_is_refused():
     words = r"method preference needs pairs of answers; small_world has token"
     with pytest.raises(ConfigError, match=words):
         preference.from_network(world.model(), preference.Options(), RULES)
+
+
+def test_preferences_are_no_pairs_of_texts():
+    words = r"dataset\.name='pairs': its two texts are a better and a worse answer"
+    with pytest.raises(ConfigError, match=words):
+        prompted.of_pairs(spec(), "{}")
+    with pytest.raises(ConfigError, match=words):
+        seq2seq.pairs_of(spec(), seq2seq.Options())
 
 
 @pytest.mark.parametrize(

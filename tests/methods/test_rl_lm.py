@@ -11,8 +11,9 @@ import small_world as world
 from genjax import config as configs
 from genjax.checks import ConfigError
 from genjax.data.alphabets import Characters
-from genjax.method import DataSpec, Field
-from genjax.methods import answers, lm, rewards, rl_lm
+from genjax.interop import export, huggingface
+from genjax.method import DataSpec, Field, Stage
+from genjax.methods import answers, lm, reward_model, rewards, rl_lm
 from genjax.networks import decoder
 from genjax.nn.functional import functional
 from genjax.parallel.mesh import global_batch
@@ -244,6 +245,30 @@ def test_the_ratio_is_1_at_the_first_update(policy, step):
     assert aux.metrics["clipped"] > 0.1
 
 
+def test_a_drawn_token_that_the_whole_row_leaves_out_keeps_a_likelihood():
+    warping = answers.Warping(top_k=1)
+    row = {"token": jnp.zeros((1, 3), jnp.int32), "answer": jnp.asarray([[False, True]])}
+    logits = jnp.asarray([[[1.0, 1.001, 0.0]] * 2])  # decoding had 1.001 for the first one
+    row["support"] = answers.support(logits, row, warping)
+    assert row["support"].tolist() == [[[False, True, False], [True, True, False]]]
+    found = answers.log_p(logits, row, warping)
+    np.testing.assert_allclose(found, [[0, -np.log1p(np.exp(0.001))]], rtol=1e-5)
+
+
+def test_answers_to_empty_prompts_do_not_count():
+    """A row without an answer, and one that is the rest of a longer answer."""
+    given = batch(3)
+    given["loss_mask"][0] = False
+    given["loss_mask"][1] = np.arange(WIDTH) < 2
+    prompt = rl_lm.prompts(given, 2)
+    assert (prompt[:2] == -1).all()
+    made = answers.rows(jnp.concatenate([prompt, jnp.full((3, 2), 5)], 1), 2)
+    assert made["answer"].sum(1).tolist() == [0, 0, 2]
+    for average in rl_lm.pg.AVERAGES:
+        weight, divisor = rl_lm.pg.weights(made["answer"], average, 2)
+        assert (weight.any(1).tolist(), (divisor > 0).tolist()) == ([False, False, True],) * 2
+
+
 def packed(prepared):
     """The same answers, two or three in a row of another length."""
     kept = {name: np.asarray(rows) for name, rows in prepared.items()}
@@ -382,10 +407,11 @@ def test_a_wrong_reward_of_the_host_skips_the_step(caplog):
     run, state = begun(made)
     said = "returned an array of shape (2, 2) for 128 answers: expected one number for each"
     with jax.set_mesh(run.mesh):
-        for skipped, lines in ((1, 1), (1, 1), (0, 1)):
+        for skipped, lines, nan in ((1, 1, False), (1, 1, True), (0, 1, True)):
             state, output = run.step(state, global_batch(world.batch(16), run.mesh))
             assert int(output.skipped) == skipped
             assert caplog.text.count(said) == lines
+            assert ("returned NaN or infinity for 128 answers" in caplog.text) == nan
             moved = np.abs(state.params["lm"]["table"] - BASE["table"]).max()
             assert (moved > 0) != skipped
 
@@ -417,6 +443,10 @@ def test_a_value_network_needs_a_network_with_outputs():
     ("reward", "message"),
     [
         ("rewards.exakt", r"rl_lm\.reward='rewards': .*rewards has no exakt"),
+        (
+            "exact",
+            r"rl_lm\.reward='exact': expected the dotted path of a function, such as rewards",
+        ),
         ("nothing.reward", r"rl_lm\.reward='nothing': no module 'nothing'"),
         ("", r"rl_lm\.reward is empty and config\.stages has no 'reward'"),
     ],
@@ -424,6 +454,48 @@ def test_a_value_network_needs_a_network_with_outputs():
 def test_a_reward_that_does_not_exist_is_refused(reward, message):
     with pytest.raises(ConfigError, match=message):
         rewards.find(reward, False, {}, spec())
+
+
+def stage_of(name, method, positions="learned"):
+    """A stage with a tiny network of that method."""
+    text = spec().fields["token"]
+    mask = Field("mask", text.shape, np.dtype(bool))
+    fields = {"chosen": text, "rejected": text, "chosen_mask": mask, "rejected_mask": mask}
+    pairs = DataSpec("pairs", fields, "chosen", {"train": 64})
+    config, data, build = {
+        "lm": ("configs/arithmetic.py:tiny", spec(), lm.build),
+        "reward_model": ("configs/reward_model.py:tiny", pairs, reward_model.build),
+    }[method]
+    config = configs.load(config, {"model.lm.positions": positions})
+    return Stage(name, config, data, build(config, data), ())
+
+
+def test_a_stage_of_another_kind_is_refused(policy):
+    model = policy[0]
+    assert rewards.find("", False, {"reward": stage_of("reward", "reward_model")}, spec())
+    assert answers.reference(model, {"reference": stage_of("reference", "lm")}, spec())
+    with pytest.raises(
+        ConfigError, match=r"stages\.reward is a run of method 'lm': expected a mod"
+    ):
+        rewards.find("", False, {"reward": stage_of("reward", "lm")}, spec())
+    message = r"stages\.reference is a run of method 'reward_model': expected a language model"
+    with pytest.raises(ConfigError, match=message):
+        answers.reference(model, {"reference": stage_of("reference", "reward_model")}, spec())
+    longer = spec().fields["token"]._replace(shape=(WIDTH + 2,))
+    longer = spec()._replace(fields={**spec().fields, "token": longer})
+    with pytest.raises(ConfigError, match=r"stages\.reward: positions=15: expected at most 13"):
+        rewards.find("", False, {"reward": stage_of("reward", "reward_model")}, longer)
+
+
+@pytest.mark.parametrize("preset", ["grpo_arithmetic", "dpo"])
+def test_a_policy_is_exported(preset, tmp_path):
+    config = configs.load(f"configs/{preset}.py:tiny", {"model.lm.positions": "learned"})
+    network = lm.parts(config, spec()).network
+    params, _ = network.init(jax.random.key(0))
+    export.write("huggingface", tmp_path, config, spec(), {"lm": params})
+    found = huggingface.read(tmp_path)
+    assert found.length == WIDTH - 1
+    jax.tree.map(np.testing.assert_array_equal, found.params, params)
 
 
 def test_data_without_prompts_are_refused():

@@ -496,3 +496,12 @@ def test_codes_of_no_stage_at_all(tmp_path):
     config = configs.load(f"{FOLDER / 'vqvae.py'}:tiny", {"dataset.codes": "autoencoder"})
     with pytest.raises(ConfigError, match=r"codes='autoencoder': no such stage\..*names none"):
         stages.codes_of(config, stages.find(config, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["base", "guide"])
+def test_a_name_that_adapters_or_guides_have_is_refused(name, tmp_path):
+    config = load("")
+    with config.unlocked():
+        config.stages = {name: "vqvae.py"}
+    with pytest.raises(ConfigError, match=f"config.stages='{name}': expected another name than"):
+        stages.find(config, tmp_path)
