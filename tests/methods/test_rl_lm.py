@@ -9,6 +9,7 @@ import pytest
 import small_world as world
 
 from genjax import config as configs
+from genjax.adapters import Adapters
 from genjax.checks import ConfigError
 from genjax.data.alphabets import Characters
 from genjax.interop import export, huggingface
@@ -456,15 +457,18 @@ def test_a_reward_that_does_not_exist_is_refused(reward, message):
         rewards.find(reward, False, {}, spec())
 
 
-def stage_of(name, method, positions="learned"):
-    """A stage with a tiny network of that method."""
+def pairs_of_answers():
     text = spec().fields["token"]
     mask = Field("mask", text.shape, np.dtype(bool))
     fields = {"chosen": text, "rejected": text, "chosen_mask": mask, "rejected_mask": mask}
-    pairs = DataSpec("pairs", fields, "chosen", {"train": 64})
+    return DataSpec("pairs", fields, "chosen", {"train": 64})
+
+
+def stage_of(name, method, positions="learned"):
+    """A stage with a tiny network of that method."""
     config, data, build = {
         "lm": ("configs/arithmetic.py:tiny", spec(), lm.build),
-        "reward_model": ("configs/reward_model.py:tiny", pairs, reward_model.build),
+        "reward_model": ("configs/reward_model.py:tiny", pairs_of_answers(), reward_model.build),
     }[method]
     config = configs.load(config, {"model.lm.positions": positions})
     return Stage(name, config, data, build(config, data), ())
@@ -487,15 +491,20 @@ def test_a_stage_of_another_kind_is_refused(policy):
         rewards.find("", False, {"reward": stage_of("reward", "reward_model")}, longer)
 
 
-@pytest.mark.parametrize("preset", ["grpo_arithmetic", "dpo"])
-def test_a_policy_is_exported(preset, tmp_path):
+@pytest.mark.parametrize(
+    ("preset", "data"), [("grpo_arithmetic", spec()), ("dpo", pairs_of_answers())]
+)
+def test_a_policy_is_exported(preset, data, tmp_path):
     config = configs.load(f"configs/{preset}.py:tiny", {"model.lm.positions": "learned"})
-    network = lm.parts(config, spec()).network
+    network = lm.parts(config, data).network
     params, _ = network.init(jax.random.key(0))
-    export.write("huggingface", tmp_path, config, spec(), {"lm": params})
+    export.write("huggingface", tmp_path, config, data, {"lm": params})
     found = huggingface.read(tmp_path)
     assert found.length == WIDTH - 1
     jax.tree.map(np.testing.assert_array_equal, found.params, params)
+    adapters = Adapters("lora", {"lm": {}}, {}, None)
+    known = export.with_adapters(config, data, adapters, "--format=peft")
+    assert (known.vocabulary_size, known.length) == (V, WIDTH - 1)
 
 
 def test_data_without_prompts_are_refused():
