@@ -31,7 +31,14 @@ from jaxtyping import Array, Float
 from genjax.nn.bilinear import bilinear, differentiated, precision_of
 from genjax.nn.cpu import convolution as cpu
 from genjax.nn.cpu import onednn
-from genjax.nn.window import Shape, Window, channels_last, result_size, window_of
+from genjax.nn.window import (
+    Shape,
+    Window,
+    channels_last,
+    kernel_padding,
+    result_size,
+    window_of,
+)
 
 
 def convolution(
@@ -171,10 +178,25 @@ def _image_gradient(g: Array, w: Array, *, size: Shape, window: Window, precisio
 def _kernel_gradient(
     x: Array, g: Array, *, taps: Shape, window: Window, precision: Any, dtype: Any
 ) -> Array:
-    channels = x.shape[-1] // window.groups
-    kernel = jax.ShapeDtypeStruct((*taps, channels, g.shape[-1]), dtype)
-    forward = partial(_convolution, x, window=window, precision=precision)
-    return jax.linear_transpose(lambda w: forward(w=w), kernel)(g)[0]
+    """A convolution of x with g that exchanges examples and channels.
+
+    The transpose that JAX derives would round the gradient to x's type.
+    """
+    rank, space = x.ndim - 2, tuple(range(1, x.ndim - 1))
+    gradient = lax.conv_general_dilated(
+        x,
+        g,
+        window.dilation,
+        kernel_padding(x.shape[1:-1], g.shape[1:-1], taps, window),
+        rhs_dilation=window.strides,
+        dimension_numbers=lax.ConvDimensionNumbers(
+            (rank + 1, 0, *space), (rank + 1, 0, *space), (rank, rank + 1, *range(rank))
+        ),
+        batch_group_count=window.groups,
+        precision=precision,
+        preferred_element_type=dtype,
+    )
+    return gradient[tuple(slice(k) for k in taps)]
 
 
 def _batched(bind: Callable, first: tuple[int, int], second: tuple[int, int], both: tuple) -> Any:

@@ -52,6 +52,21 @@ def result_size(size: Shape, taps: Shape, window: Window) -> Shape:
     )
 
 
+def kernel_padding(size: Shape, small: Shape, taps: Shape, window: Window) -> list[tuple[int, int]]:
+    """The padding of an image of `size` for a kernel's gradient from a result of size `small`.
+
+    The gradient is a convolution of the two with strides and dilation exchanged. Where it reaches
+    further than the taps, what lies behind them is to be cut off.
+    """
+    padding = []
+    for n, m, k, (low, _), s, d in zip(
+        size, small, taps, window.padding, window.strides, window.dilation, strict=True
+    ):
+        reach = (k - 1) * d + (m - 1) * s + 1  # size of an image that the result and all taps cover
+        padding.append((low, max(reach - n - low, 0)))
+    return padding
+
+
 def channels_last(rank: int) -> lax.ConvDimensionNumbers:
     """Dimension numbers of images [B, *space, C] and kernels [*k, C, F] with `rank` axes."""
     space = range(1, rank - 1)

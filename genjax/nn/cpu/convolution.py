@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from genjax.nn.window import Window, channels_last
+from genjax.nn.window import Window, channels_last, kernel_padding
 
 
 def convolution(
@@ -87,22 +87,18 @@ def kernel_gradient(
     if window.groups != 1:
         return None
     space = range(1, x.ndim - 1)
-    padding = []
-    for axis, k in zip(space, taps, strict=True):
-        low, s, d = window.padding[axis - 1][0], window.strides[axis - 1], window.dilation[axis - 1]
-        reach = (k - 1) * d + (g.shape[axis] - 1) * s + 1  # input size that g and all taps cover
-        padding.append((low, max(reach - x.shape[axis] - low, 0)))
     gradient = lax.conv_general_dilated(
         x.transpose(-1, *space, 0),
         g.transpose(*space, 0, -1),
         window.dilation,
-        padding,
+        kernel_padding(x.shape[1:-1], g.shape[1:-1], taps, window),
         rhs_dilation=window.strides,
         dimension_numbers=channels_last(x.ndim),
         precision=precision,
+        preferred_element_type=dtype,
     )
     gradient = gradient[:, *(slice(k) for k in taps)]
-    return gradient.transpose(*space, 0, -1).astype(dtype)
+    return gradient.transpose(*space, 0, -1)
 
 
 def _mirrored(
