@@ -155,13 +155,18 @@ def coefficients(
       The coefficients, whose sum is 1, and the norm of the error of their weights, relative to the
       norm of the requested weights.
     """
-    t, gamma = np.array(steps, np.float64), np.array([exponent(d) for d in deviations])
-    requested = np.array([step], np.float64), np.array([exponent(deviation)])
+    wide = np.longdouble  # the system is nearly singular: the residual wants the digits
+    t, gamma = np.array(steps, wide), np.array([exponent(d) for d in deviations], wide)
+    requested = np.array([step], wide), np.array([exponent(deviation)], wide)
     products = inner(t[:, None], gamma[:, None], t, gamma)
     target, square = inner(t, gamma, *requested), inner(*requested, *requested).item()
     norms = np.sqrt(np.diag(products))
     scaled = products / np.outer(norms, norms)
-    factors = np.linalg.lstsq(scaled, target / norms, rcond=NOISE)[0] / norms
+    solution = np.zeros_like(target)
+    for _ in range(3):  # the second and third correct the first's rounding
+        residual = target / norms - scaled @ solution
+        solution += np.linalg.lstsq(*(a.astype(np.float64) for a in (scaled, residual)), NOISE)[0]
+    factors = solution / norms
     factors = factors / factors.sum()
     missed = square - 2 * factors @ target + factors @ products @ factors
-    return factors, float(np.sqrt(max(missed, 0.0) / square))
+    return factors.astype(np.float64), float(np.sqrt(max(missed, 0.0) / square))
