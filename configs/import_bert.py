@@ -23,7 +23,6 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from genjax import config as base
-from genjax.config import ConfigError
 from genjax.interop import bert, pretrained
 
 BERT = base.read_module(Path(__file__).with_name("bert.py"))
@@ -55,25 +54,12 @@ def resolve(config: ConfigDict) -> ConfigDict:
     Raises:
       ConfigError: no weights are given, or they cannot be read.
     """
-    if not config.weights:
-        raise ConfigError(
-            "config.weights is empty: give --config.weights=DIR, a Hugging Face folder with a "
-            "config.json, a tokenizer.json and safetensors files."
-        )
-    description = bert.describe(pretrained.located(config.weights))
-    text = config.dataset.text
-    text.length = text.length or description.length - 1
-    text.tokenizer = text.tokenizer or description.tokenizer or ""
-    if not text.tokenizer:
-        raise ConfigError(
-            f"config.weights={config.weights!r} has no tokenizer.json: give one as "
-            "--config.dataset.text.tokenizer=FILE (transformers' save_pretrained of a fast "
-            "tokenizer writes it), or bytes."
-        )
-    with config.unlocked():
-        config.model.encoder = ConfigDict(description.options | config.model.encoder.to_dict())
-        config.model.length = config.model.length or description.length
-        config.model.vocabulary_size = config.model.vocabulary_size or description.vocabulary_size
+    files = "a config.json, a tokenizer.json and safetensors files"
+    weights = pretrained.required(config, f"a Hugging Face folder with {files}")
+    model = bert.describe(pretrained.located(weights))
+    config.dataset.text.length = config.dataset.text.length or model.length - 1
+    sizes = {"length": model.length, "vocabulary_size": model.vocabulary_size}
+    pretrained.fill(config, "encoder", model.options, model.tokenizer or "", sizes)
     return config
 
 

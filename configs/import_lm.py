@@ -26,7 +26,6 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from genjax import config as base
-from genjax.config import ConfigError
 from genjax.interop import pretrained
 
 CHAR = base.read_module(Path(__file__).with_name("gpt_char.py"))
@@ -55,26 +54,14 @@ def resolve(config: ConfigDict) -> ConfigDict:
     Raises:
       ConfigError: no weights are given, or they cannot be read.
     """
-    if not config.weights:
-        raise ConfigError(
-            "config.weights is empty: give --config.weights=DIR, a Hugging Face "
-            "folder with a config.json and safetensors files, or --config.weights=FILE.gguf."
-        )
-    description = pretrained.describe(config.weights)
-    text = config.dataset.text
-    text.length = text.length or description.length
-    default_tokenizer = "gpt2" if description.vocabulary_size == 50257 else ""
-    text.tokenizer = text.tokenizer or pretrained.tokenizer(config.weights) or default_tokenizer
-    if not text.tokenizer:
-        raise ConfigError(
-            f"config.weights={config.weights!r} has no tokenizer.json: give one as "
-            "--config.dataset.text.tokenizer=FILE (transformers' save_pretrained of a fast "
-            "tokenizer writes it), or bytes."
-        )
-    with config.unlocked():
-        config.model.lm = ConfigDict(description.options | config.model.lm.to_dict())
-        config.model.length = config.model.length or description.length
-        config.model.vocabulary_size = config.model.vocabulary_size or description.vocabulary_size
+    expected = "a Hugging Face folder with a config.json and safetensors files"
+    weights = pretrained.required(config, f"{expected}, or --config.weights=FILE.gguf")
+    model = pretrained.describe(weights)
+    config.dataset.text.length = config.dataset.text.length or model.length
+    default = "gpt2" if model.vocabulary_size == 50257 else ""
+    tokenizer = pretrained.tokenizer(weights) or default
+    sizes = {"length": model.length, "vocabulary_size": model.vocabulary_size}
+    pretrained.fill(config, "lm", model.options, tokenizer, sizes)
     return config
 
 

@@ -23,8 +23,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from genjax import config as base
-from genjax.config import ConfigError
-from genjax.interop import encoder_decoder
+from genjax.interop import encoder_decoder, pretrained
 
 SUMMARISE = base.read_module(Path(__file__).with_name("summarise.py"))
 
@@ -56,28 +55,15 @@ def resolve(config: ConfigDict) -> ConfigDict:
     Raises:
       ConfigError: no weights are given, or they cannot be read.
     """
-    if not config.weights:
-        raise ConfigError(
-            "config.weights is empty: give --config.weights=DIR, a Hugging Face folder with a "
-            f"config.json and safetensors files, of {', '.join(encoder_decoder.KINDS)}."
-        )
-    model = encoder_decoder.describe(config.weights)
-    text = config.dataset.text
-    text.length = text.length or min(model.length, 512)
-    text.tokenizer = text.tokenizer or model.tokenizer or ""
-    if not text.tokenizer:
-        raise ConfigError(
-            f"config.weights={config.weights!r} has no tokenizer.json: give one as "
-            "--config.dataset.text.tokenizer=FILE (transformers' save_pretrained of a fast "
-            "tokenizer writes it)."
-        )
-    tied = {"tied": encoder_decoder.tied(config.weights)}
-    with config.unlocked():
-        options = model.options | tied | config.model.seq2seq.to_dict()
-        config.model.seq2seq = ConfigDict(options)
-        for name in ("length", "source_length"):
-            config.model[name] = config.model[name] or model.length
-        config.model.vocabulary_size = config.model.vocabulary_size or model.vocabulary_size
+    kinds = ", ".join(encoder_decoder.KINDS)
+    files = "a config.json and safetensors files"
+    weights = pretrained.required(config, f"a Hugging Face folder with {files}, of {kinds}")
+    model = encoder_decoder.describe(weights)
+    config.dataset.text.length = config.dataset.text.length or min(model.length, 512)
+    options = model.options | {"tied": encoder_decoder.tied(weights)}
+    sizes = dict.fromkeys(("length", "source_length"), model.length)
+    sizes["vocabulary_size"] = model.vocabulary_size
+    pretrained.fill(config, "seq2seq", options, model.tokenizer or "", sizes)
     if config.seq2seq.start < 0:
         config.seq2seq.start = model.start
     return config

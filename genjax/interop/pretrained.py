@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from genjax.checks import ConfigError
 from genjax.data import packages
@@ -98,3 +102,47 @@ def tokenizer(weights: str) -> str:
     if _is_gguf(path):
         return gguf_model.tokenizer(path)
     return huggingface.describe(path).tokenizer or ""
+
+
+def required(config: ConfigDict, expected: str) -> str:
+    """`config.weights`.
+
+    Raises:
+      ConfigError: it is empty; the message says what is `expected`.
+    """
+    if not config.weights:
+        raise ConfigError(f"config.weights is empty: give --config.weights=DIR, {expected}.")
+    return config.weights
+
+
+def fill(
+    config: ConfigDict,
+    section: str,
+    options: Mapping[str, Any],
+    tokenizer: str,
+    sizes: Mapping[str, int],
+) -> None:
+    """Takes network, sizes and tokenizer of a config from a model, unless they are given.
+
+    Args:
+      config: with `weights`; it is changed.
+      section: of `config.model`, for the network's options.
+      options: of the network.
+      tokenizer: its path or name; "" if the model has none.
+      sizes: key of `config.model` -> value.
+
+    Raises:
+      ConfigError: neither the model nor the config has a tokenizer.
+    """
+    text = config.dataset.text
+    text.tokenizer = text.tokenizer or tokenizer
+    if not text.tokenizer:
+        raise ConfigError(
+            f"config.weights={config.weights!r} has no tokenizer.json: give one as "
+            "--config.dataset.text.tokenizer=FILE (transformers' save_pretrained of a fast "
+            "tokenizer writes it), or bytes."
+        )
+    with config.unlocked():
+        config.model[section] = ConfigDict({**options, **config.model[section].to_dict()})
+        for name, size in sizes.items():
+            config.model[name] = config.model[name] or size
