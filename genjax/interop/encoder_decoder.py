@@ -125,12 +125,6 @@ def _bart(settings: Settings, marian: bool) -> tuple[Options, int, int]:
     return options, vocabulary, settings.take("max_position_embeddings", 1024)
 
 
-def is_one(folder: str | Path) -> bool:
-    """Whether a folder's config.json is that of a model of KINDS."""
-    path = Path(folder) / CONFIG
-    return path.is_file() and read_json(str(path)).get("model_type") in KINDS
-
-
 def describe(folder: str | Path) -> Pretrained:
     """The model in a folder without its parameters.
 
