@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,25 @@ FOLDER = "checkpoints"
 NOTES = "notes"
 NOTED = {"sha256", "window"}
 LEAST_SLICE = 2**20  # bytes that each device writes, if several share an array
+
+
+class Saved(NamedTuple):
+    """What a checkpoint's metadata say of an array.
+
+    Attributes:
+      shape: its shape.
+      dtype: its dtype.
+      keys: its path, key by key: the name of a network, such as base/lm, may have slashes.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    keys: tuple[str, ...]
+
+
+def shapes_of(arrays: Mapping[str, Saved]) -> dict[str, tuple[int, ...]]:
+    """Path -> shape."""
+    return {path: array.shape for path, array in arrays.items()}
 
 
 class Damaged(ConfigError):
@@ -200,7 +219,8 @@ class Checkpoints:
           Damaged: it cannot be read, or its numbers are not those that were written.
         """
         step = self.find(step)
-        saved = self.shapes(step)
+        arrays = self.arrays(step)
+        saved = shapes_of(arrays)
         expected = {path: shape for path, shape in _shapes(jax.eval_shape(as_data, abstract))}
         different = [
             f"  {path}: saved {saved.get(path, 'absent')}, expected {expected.get(path, 'absent')}"
@@ -219,7 +239,7 @@ class Checkpoints:
             how = ocp.checkpoint_utils.construct_restore_args(as_saved)
             wanted = ocp.args.PyTreeRestore(as_saved, restore_args=how)
             state = self._orbax.restore(step, args=ocp.args.Composite(state=wanted)).state
-            self._compare(step, state, self._types(step))
+            self._compare(step, state, arrays)
             for (path, leaf), like in zip(
                 jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(abstract), strict=True
             ):
@@ -227,22 +247,31 @@ class Checkpoints:
                     raise ValueError(f"{path_name(path)} is {leaf.dtype}, expected {like.dtype}")
         return older.by_head(state, abstract, saved)
 
+    def arrays(self, step: int) -> dict[str, Saved]:
+        """Path -> what the metadata say of every saved array, which is not read.
+
+        Raises:
+          Damaged: the metadata cannot be read.
+        """
+        with self._reading(step):
+            tree = self._orbax.item_metadata(step).state.tree
+            leaves = jax.tree_util.tree_leaves_with_path(
+                tree, is_leaf=lambda leaf: hasattr(leaf, "shape")
+            )
+        return {
+            path_name(path): Saved(
+                tuple(leaf.shape), leaf.dtype, tuple(path_name((key,)) for key in path)
+            )
+            for path, leaf in leaves
+        }
+
     def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
         """Path -> shape of every saved array, read from the metadata alone.
 
         Raises:
           Damaged: the metadata cannot be read.
         """
-        with self._reading(step):
-            return dict(_shapes(self._orbax.item_metadata(step).state.tree))
-
-    def _keys(self, step: int) -> dict[str, tuple[str, ...]]:
-        """Path -> its keys: the name of a network, such as base/lm, may have slashes."""
-        with self._reading(step):
-            leaves = jax.tree_util.tree_leaves_with_path(
-                self._orbax.item_metadata(step).state.tree, is_leaf=lambda x: hasattr(x, "shape")
-            )
-        return {path_name(path): tuple(path_name((key,)) for key in path) for path, _ in leaves}
+        return shapes_of(self.arrays(step))
 
     def window(self, step: int) -> dict[str, Any]:
         """Returns the log's sums when the checkpoint was saved; {} for an older checkpoint.
@@ -253,18 +282,27 @@ class Checkpoints:
         with self._reading(step):
             return self._notes(step).get("window", {})
 
-    def read(self, step: int, wanted: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def read(
+        self,
+        step: int,
+        wanted: Mapping[str, jax.Array],
+        arrays: Mapping[str, Saved] | None = None,
+    ) -> dict[str, jax.Array]:
         """Reads some of the arrays saved at `step`: path -> array.
 
         Args:
           step: of a whole checkpoint.
           wanted: saved path -> an array or `ShapeDtypeStruct` of a shape that fits the saved one
             (`older.fits`), with the dtype and sharding to read it with.
+          arrays: what `arrays` says of this step, if that was asked before.
         """
-        saved, keys = self.shapes(step), self._keys(step)
+        arrays = self.arrays(step) if arrays is None else arrays
+        saved = shapes_of(arrays)
         abstract = unflatten_dict(
             {
-                keys[path]: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+                arrays[path].keys: jax.ShapeDtypeStruct(
+                    leaf.shape, leaf.dtype, sharding=leaf.sharding
+                )
                 for path, leaf in wanted.items()
             }
         )
@@ -278,7 +316,7 @@ class Checkpoints:
                     partial_restore=True,
                 ),
             )
-            self._compare(step, loaded, self._types(step))
+            self._compare(step, loaded, arrays)
         loaded = older.by_head(loaded, abstract, saved)
         return {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(loaded)}
 
@@ -309,7 +347,8 @@ class Checkpoints:
         step = self.latest()
         if step is None:
             raise ConfigError(f"{self.folder}: no checkpoint to start from.")
-        saved = self.shapes(step)
+        arrays = self.arrays(step)
+        saved = shapes_of(arrays)
         target = {"params": state.params, "mutable": state.mutable}
         sources = {}
         plain = not any(name.startswith(f"params/{BASE}") for name in saved)
@@ -332,7 +371,7 @@ class Checkpoints:
             sources[name] = (source, leaf)
         if not sources:
             raise ConfigError(f"checkpoint.init_map={tuple(mapping)!r} matches no parameter.")
-        flat = self.read(step, {source: leaf for source, leaf in sources.values()})
+        flat = self.read(step, {source: leaf for source, leaf in sources.values()}, arrays)
 
         def taken(path: tuple, leaf: jax.Array) -> jax.Array:
             if path_name(path) not in sources:
@@ -358,12 +397,28 @@ class Checkpoints:
             self._orbax.wait_until_finished()
         step, self._written = self._written, None
         if step is not None:
-            self.shapes(step)
+            self._open_again(step)
 
     def close(self) -> None:
         """Waits for the last save, and ends the threads."""
         with _disk(self.folder):
             self._orbax.close()
+
+    def _open_again(self, step: int) -> None:
+        """Lists the parts of a checkpoint's arrays, to see that they can be found."""
+        state = self.folder / str(step) / "state"
+        if not is_local(state):
+            self.arrays(step)
+            return
+        base = {"driver": "file", "path": f"{state}/"}
+        with self._reading(step):
+            if (
+                not tensorstore.KvStore.open({"driver": "ocdbt", "base": base})
+                .result()
+                .list()
+                .result()
+            ):
+                raise ValueError("it has no arrays")
 
     # ---- damaged checkpoints ---------------------------------------------------------------------
 
@@ -395,17 +450,10 @@ class Checkpoints:
             raise ValueError(f"{NOTES}/metadata is not what was written")
         return content
 
-    def _types(self, step: int) -> dict[str, Any]:
-        """Path -> dtype of every saved array."""
-        leaves = jax.tree_util.tree_leaves_with_path(
-            self._orbax.item_metadata(step).state.tree, is_leaf=lambda x: hasattr(x, "shape")
-        )
-        return {path_name(path): leaf.dtype for path, leaf in leaves}
-
-    def _compare(self, step: int, tree: Tree, types: Mapping[str, Any] | None = None) -> None:
+    def _compare(self, step: int, tree: Tree, arrays: Mapping[str, Saved] | None = None) -> None:
         """Raises ValueError if an array does not have the digest that was written for it.
 
-        Arrays without a digest, or read with another dtype than in `types`, are not compared.
+        Arrays without a digest, or read with another dtype than in `arrays`, are not compared.
         """
         saved = self._notes(step).get("sha256", {})
         if not saved:
@@ -414,8 +462,12 @@ class Checkpoints:
             path_name(path): leaf
             for path, leaf in jax.tree_util.tree_leaves_with_path(as_data(tree))
         }
-        if types is not None:
-            flat = {path: leaf for path, leaf in flat.items() if leaf.dtype == types.get(path)}
+        if arrays is not None:
+            flat = {
+                path: leaf
+                for path, leaf in flat.items()
+                if path in arrays and leaf.dtype == arrays[path].dtype
+            }
         different = [
             path for path, array in flat.items() if path in saved and saved[path] != sha256(array)
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from genjax.parallel.rules import path_name
 from genjax.train_state import TrainState
 from genjax.training import ema, game
 from genjax.training.assemble import Assembly
-from genjax.training.checkpoint import Checkpoints
+from genjax.training.checkpoint import Checkpoints, Saved
 
 Tree = Any
 logger = logging.getLogger("genjax")
@@ -148,11 +148,13 @@ def read(run: Assembly, checkpoints: Checkpoints, step: int) -> TrainState:
     return run.state.replace(step=jnp.int32(step), **arrays, **empty)
 
 
-def _read(checkpoints: Checkpoints, step: int, like: Tree) -> Tree:
+def _read(
+    checkpoints: Checkpoints, step: int, like: Tree, arrays: Mapping[str, Saved] | None = None
+) -> Tree:
     """Reads some of the arrays saved at `step`, with the shapes and shardings of `like`."""
     leaves = jax.tree_util.tree_leaves_with_path(like)
-    arrays = checkpoints.read(step, {path_name(path): leaf for path, leaf in leaves})
-    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[path_name(path)], like)
+    found = checkpoints.read(step, {path_name(path): leaf for path, leaf in leaves}, arrays)
+    return jax.tree_util.tree_map_with_path(lambda path, _: found[path_name(path)], like)
 
 
 def _combined(
@@ -190,9 +192,12 @@ def _combined(
         return jax.tree.map(lambda a, b: a + factor * b, total, average)
 
     with jax.set_mesh(run.mesh):
-        total = zeros()
-        for (step, name), factor in zip(sources, factors, strict=True):
-            here = step == last
-            average = state.ema[name] if here else _read(checkpoints, step, {name: like})[name]
-            total = add(total, average, factor)
+        total, weights = zeros(), iter(factors)
+        for step in steps:
+            arrays = checkpoints.arrays(step)
+            for name in deviations:
+                average = _read(checkpoints, step, {name: like}, arrays)[name]
+                total = add(total, average, next(weights))
+        for name in deviations:
+            total = add(total, state.ema[name], next(weights))
     return total

@@ -34,7 +34,7 @@ from genjax.durations import steps
 from genjax.method import Batch, DataSpec, Method, Stage
 from genjax.parallel.rules import STATE_RULES, Tactic, first_match, path_name
 from genjax.training import ema, follow, game, older, workdir
-from genjax.training.checkpoint import Checkpoints, Damaged
+from genjax.training.checkpoint import Checkpoints, Damaged, shapes_of
 from genjax.training.digests import digest, digests
 
 Tree = Any
@@ -276,7 +276,8 @@ def _read(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, inside: bool = Fal
         )
     checkpoint = checkpoints.folder / str(step)
     with _naming_stage(stage):
-        saved = checkpoints.shapes(step)
+        arrays = checkpoints.arrays(step)
+    saved = shapes_of(arrays)
     everywhere = NamedSharding(mesh, PartitionSpec())
     profile = "" if inside else next(iter(ema.profiles(stage.config)), "")
     abstract = _abstract(stage)._asdict()
@@ -297,9 +298,9 @@ def _read(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, inside: bool = Fal
         paths[name] = source
         requested[source] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
     with _naming_stage(stage):
-        arrays = checkpoints.read(step, requested)
+        found = checkpoints.read(step, requested, arrays)
     return Arrays(
-        **jax.tree_util.tree_map_with_path(lambda path, _: arrays[paths[path_name(path)]], abstract)
+        **jax.tree_util.tree_map_with_path(lambda path, _: found[paths[path_name(path)]], abstract)
     )
 
 

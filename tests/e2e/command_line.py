@@ -10,6 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 DDPM = str(ROOT / "configs" / "ddpm.py")
+# XLA_FLAGS of processes that have one device, not the eight of the tests.
+ONE_DEVICE = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
 
 # The tiny preset, smaller still: a run of seconds whose compiled step all tests share.
 FAST = [
@@ -38,7 +40,7 @@ class Cli:
         self.cwd = cwd
 
     def start(self, *arguments, devices=1, environment=None, preexec_fn=None):
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        flags = ONE_DEVICE.replace("device_count=1", f"device_count={devices}")
         return subprocess.Popen(
             [sys.executable, "-m", "genjax.main", *map(str, arguments)],
             env={**os.environ, "XLA_FLAGS": flags, **(environment or {})},

@@ -15,9 +15,10 @@ from genjax.training.assemble import assemble
 from genjax.training.checkpoint import Checkpoints
 from genjax.training.workdir import read_config
 
-KEPT = ["--config.ema.power=(0.05,0.1)", "--config.ema.snapshots=2_steps"]
+KEPT = ["--config.ema.power=(0.05,0.1)", "--config.ema.snapshots=4_steps"]
 TRAIN = [f"--config={DDPM}:tiny", *FAST, *KEPT, "--config.model.denoiser.channels=16"]
 TRAIN += ["--config.mesh.data=1", "--config.mesh.fsdp=8", "--config.evals.samples=0"]
+TRAIN += ["--config.evals.every=4_steps"]
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +39,15 @@ def test_a_resumed_run_keeps_the_same_averages_bit_for_bit(run, tmp_path):
     whole = assemble(read_config(run))
     like = snapshots.of(whole.config, whole.state)
     before = kept_in(run, like)
-    assert list(before) == [2, 4, 6, 8, 10, 12]
+    assert list(before) == [4, 8, 12]
     for step, found in before.items():
         assert list(found) == ["power_0.05", "power_0.1"], step
     chex.assert_trees_all_equal(before[12], snapshots.of(whole.config, at(run, whole, 12)))
     shutil.copytree(run, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "12")
-    for step in ("8", "10", "12"):
+    for step in ("8", "12"):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / step)
         shutil.rmtree(tmp_path / "run" / "ema" / step)
-    shutil.copytree(run / "ema" / "2", tmp_path / "run" / "ema" / "8")
+    shutil.copytree(run / "ema" / "4", tmp_path / "run" / "ema" / "8")
     assert main([*TRAIN, f"--workdir={tmp_path / 'run'}"]) == 0
     chex.assert_trees_all_equal(kept_in(tmp_path / "run", like), before)
     assert reported_digest(tmp_path / "run") == reported_digest(run)
@@ -70,9 +71,9 @@ def test_a_sum_of_snapshots_is_sharded_as_the_parameters_and_is_that_sum(run):
         *({k: v.sharding for k, v in flat(t).items()} for t in (found, whole.state.params))
     )
     assert any(not leaf.sharding.is_fully_replicated for leaf in flat(found).values())
-    early = snapshots.parameters(whole, run, at(run, whole, 6), "0.08", "--ema")
-    sources = [(d, step) for d, step in sources if step <= 6]
-    factors, _ = ema.coefficients(*zip(*sources, strict=True), 0.08, 6)
+    early = snapshots.parameters(whole, run, at(run, whole, 8), "0.08", "--ema")
+    sources = [(d, step) for d, step in sources if step <= 8]
+    factors, _ = ema.coefficients(*zip(*sources, strict=True), 0.08, 8)
     chex.assert_trees_all_close(
         early["denoiser"], sum_of(trees[: len(sources)], factors), rtol=1e-5, atol=1e-6
     )
@@ -97,14 +98,17 @@ def samples_of(folder, *arguments):
 
 def test_samples_and_evaluations_use_the_average_that_is_named(run, capsys):
     lines = len(metrics(run))
-    found = [samples_of(run, *given) for given in ([], ["--ema=0.08"], ["--ema=0.1"])]
-    assert len({samples.tobytes() for samples in found}) == 3
+    found = [samples_of(run, *given) for given in (["--ema=0.08"], ["--ema=0.1"])]
+    assert (found[0] != found[1]).any()
     split = "--config.evals.split=validation"
-    bits = []
-    for given in (["--ema=0.08"], ["--ema=power_0.1"]):
-        assert main([f"--workdir={run}", "--mode=eval", split, *given]) == 0
-        bits.append(capsys.readouterr().out.partition("eval/bits_per_dim ")[2].split()[0])
-    assert bits[0] != bits[1]
+    assert main([f"--workdir={run}", "--mode=eval", split, "--ema=0.08"]) == 0
+    bits = float(capsys.readouterr().out.partition("eval/bits_per_dim ")[2].split()[0])
+    (own,) = [
+        m["eval/bits_per_dim"]
+        for m in metrics(run)
+        if m.get("step") == 12 and "eval/bits_per_dim" in m
+    ]
+    assert 0 < abs(bits / own - 1) < 0.5
     assert len(metrics(run)) == lines  # they are not the run's own evaluations
 
 
@@ -157,7 +161,6 @@ def test_guides_are_other_averages_and_other_checkpoints(guided):
 
     for given, step, average in [
         (["--guide_ema=0.08"], 100, "0.08"),
-        (["--guide_checkpoint=50"], 50, ""),
         (["--guide_checkpoint=50", "--guide_ema=none", "--ema=0.1"], 50, "none"),
         (["--guide_checkpoint=50", "--ema=0.07"], 50, "0.07"),
     ]:

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from command_line import ROOT, metrics, reported_digest, wait_for_step
+from command_line import ONE_DEVICE, ROOT, metrics, reported_digest, wait_for_step
 
 from genjax.training.checkpoint import Checkpoints
 
 RUN = [f"--config={ROOT / 'tests' / 'e2e' / 'ordered.py'}", "--config.duration=400_steps"]
-ONE_DEVICE = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ONE_DEVICE, "JAX_PLATFORMS": "cpu"}
 
 
 def executable(path, text):
@@ -42,7 +42,7 @@ def checkout(tmp_path_factory):
 def start(command, cwd, **environment):
     return subprocess.Popen(
         list(map(str, command)),
-        env=os.environ | ONE_DEVICE | environment,
+        env=os.environ | ENVIRONMENT | environment,
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -10,7 +10,7 @@ import nbclient
 import nbformat
 import numpy as np
 import pytest
-from command_line import FAST, ROOT
+from command_line import FAST, ONE_DEVICE, ROOT
 from PIL import Image
 
 from genjax.config import read_module
@@ -95,7 +95,7 @@ def run(name, folder):
         "GENJAX_SOURCE": str(ROOT),
         "IPYTHONDIR": str(folder / "ipython"),
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "",  # one device
+        "XLA_FLAGS": ONE_DEVICE,
     }
     resources = {"metadata": {"path": str(folder)}}
     nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute(env=environment)

@@ -12,7 +12,7 @@ import time
 
 import fsspec
 import pytest
-from command_line import DDPM, FAST, ROOT, steps_logged
+from command_line import DDPM, FAST, ONE_DEVICE, ROOT, steps_logged
 from etils import epath
 from store import install
 
@@ -152,7 +152,7 @@ def test_two_processes_that_were_killed_go_on_by_themselves(store, tmp_path):
                 "GENJAX_PROCESS_COUNT": "2",
                 "GENJAX_PROCESS_INDEX": str(index),
                 "PYTHONPATH": str(ROOT),
-                "XLA_FLAGS": "",
+                "XLA_FLAGS": ONE_DEVICE,
             }
             with open(tmp_path / f"log_{index}", "w") as log:
                 yield subprocess.Popen(

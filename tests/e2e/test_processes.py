@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from command_line import DDPM, FAST, ROOT, wait_for_step
+from command_line import DDPM, FAST, ONE_DEVICE, ROOT, wait_for_step
 
 from genjax.config import ConfigError
 from genjax.parallel import distributed
@@ -159,7 +159,7 @@ def join(**environment):
     }
     return subprocess.run(
         [sys.executable, "-c", JOIN],
-        env=os.environ | {"XLA_FLAGS": ""} | slurm | environment,
+        env=os.environ | {"XLA_FLAGS": ONE_DEVICE} | slurm | environment,
         capture_output=True,
         text=True,
     )

@@ -119,6 +119,16 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path):
         Checkpoints(tmp_path).restore(abstract(make_state(4)))
 
 
+def test_a_save_that_the_disk_has_lost_is_an_error(tmp_path):
+    checkpoints = opened(tmp_path)
+    checkpoints.save(make_state(4), 4, {})
+    checkpoints._orbax.wait_until_finished()
+    (manifest,) = (tmp_path / "checkpoints" / "4" / "state").glob("manifest.ocdbt")
+    manifest.write_bytes(b"")
+    with pytest.raises(Damaged, match=r"checkpoints/4 cannot be read"):
+        checkpoints.wait()
+
+
 def test_a_checkpoint_cut_short_is_never_picked_up(tmp_path):
     checkpoints = opened(tmp_path)
     checkpoints.save(make_state(4), 4, {})
