@@ -174,7 +174,7 @@ def test_guides_are_other_averages_and_other_checkpoints(guided):
     ("arguments", "expected"),
     [
         (["--ema=0.9"], ["--ema=0.9", "0.999, power_0.05, power_0.1", "config.ema.decay=(0.9,)"]),
-        (["--guide_checkpoint=6"], ["guidance=1 is none", "give --mode=sample --guidance=2"]),
+        (["--guide_checkpoint=8"], ["guidance=1 is none", "give --mode=sample --guidance=2"]),
         (["--mode=inspect", "--ema=0.1"], ["--ema belongs to --mode=sample"]),
         (["--mode=export", "--guide_ema=0.1"], ["--guide_ema belongs to --mode=sample"]),
         (["--mode=eval", "--samples=test", "--ema=0.1"], ["leave out --ema"]),

@@ -1,7 +1,6 @@
 """A run killed anywhere and resumed is the run that was not."""
 
 import fcntl
-import json
 import random
 import signal
 import time
@@ -15,7 +14,6 @@ from command_line import (
     FAST,
     ROOT,
     Cli,
-    metrics,
     reported_digest,
     steps_logged,
     timeless_metrics,
@@ -131,7 +129,7 @@ def test_other_families_stopped_and_resumed_are_bitwise_the_same(cli, tmp_path, 
 
 
 def test_a_signal_in_an_evaluation_is_answered_at_once_and_ends_the_run_behind_it(cli, tmp_path):
-    slow = ("--config.diffusion.num_timesteps=500", "--config.diffusion.eval_timesteps=0")
+    slow = ("--config.diffusion.num_timesteps=200", "--config.diffusion.eval_timesteps=0")
     flags = (f"--config={DDPM}:tiny", *FAST, *slow, "--config.evals.limit=0")
     process = cli.start(*flags, f"--workdir={tmp_path / 'run'}")
     lines = iter(process.stderr.readline, "")
@@ -225,14 +223,3 @@ def test_an_error_on_the_first_process_does_not_leave_the_other_waiting(cli, tmp
         assert "is in use by another run" in err
         both[1].communicate(timeout=120)
         assert both[1].returncode != 0
-
-
-def test_a_damaged_tail_of_the_metrics_is_dropped_on_resume(cli, tmp_path):
-    cli.train(tmp_path / "run")
-    path = tmp_path / "run" / "metrics.jsonl"
-    beyond = json.dumps({"step": 13, "time": 0.0, "train/loss": 5.0})
-    path.write_text(path.read_text() + beyond + '\n{"step": 14, "ti')
-    cli.train(tmp_path / "run", "--config.duration=13_steps")
-    assert steps_logged(tmp_path / "run") == list(range(1, 14))
-    last = next(m for m in metrics(tmp_path / "run") if m["step"] == 13)
-    assert last["train/loss"] != 5.0

@@ -222,45 +222,35 @@ def chorales(path):
     savemat(path, cells)
 
 
-# Imports have no steps: see test_import. Of configs of one family that differ in their options
-# alone, which tests/methods and tests/test_configs.py cover, one is trained. Stages of another
-# config are trained with it.
-ALIKE = ("import_lm", "import_bert", "import_seq2seq", "ddpm", "flow", "edm", "edm2", "dit")
-ALIKE += ("vqvae", "fsq", "autoencoder_kl", "gan", "cgan", "lsgan", "wgan", "beta_vae", "vae")
-ALIKE += ("iwae", "code", "gpt", "llama", "poetry", "arithmetic", "translate", "titles")
-TRAINED = [p for p in sorted((ROOT / "configs").glob("*.py")) if p.stem not in ALIKE]
-
-# What shows that a run learns, if it is not its loss or its error: (metric, what it is then
-# multiplied by at least or at most).
-LEARNS = {
-    "grpo_arithmetic": ("train/reward", 1.0),
-    "ppo": ("train/reward", 1.0),
-    "seqgan": ("train/generator/loss", 0.9),  # of its maximum likelihood, before the game
-    "wgan_gp_text": ("train/discriminator/loss", 0.9),
-}
+# What other tests of whole runs do not train. tests/test_configs.py steps every config.
+TRAINED = ("bert", "classifier", "dcgan", "gpt_char", "grpo_arithmetic", "mdlm", "seqgan")
+TRAINED += ("summarise", "tcn_music", "vae", "vqvae_prior")
 
 
-@pytest.mark.parametrize("path", TRAINED, ids=lambda p: p.stem)
-def test_every_tiny_preset_trains_as_it_stands(path, cli, tmp_path):
+@pytest.mark.parametrize("name", TRAINED)
+def test_tiny_presets_train_as_they_stand(name, cli, tmp_path):
     given = []
-    if path.stem == "tcn_music":  # whose data are a download
+    if name == "tcn_music":  # whose data are a download
         chorales(tmp_path / "chorales.mat")
         given = [
             "--config.dataset.name=rolls",
             f"--config.dataset.path={tmp_path / 'chorales.mat'}",
         ]
+    path = ROOT / "configs" / f"{name}.py"
     cli.run(f"--config={path}:tiny", *given, f"--workdir={tmp_path / 'run'}")
     lines = [line for line in metrics(tmp_path / "run") if "train/skipped" in line]
     assert not any(line["train/skipped"] for line in lines)
-    falling = [n for n in ("train/loss", "train/autoencoder/mse") if n in lines[0]]
-    name, factor = LEARNS.get(path.stem, (falling[0] if falling else "", 0.9))
-    if name:
-        # A likelihood falls to no less than the data's entropy, and the first line is already the
-        # mean of many steps.
-        values = [line[name] for line in lines if name in line]
-        learnt = values[-1] > values[0] if factor == 1 else values[-1] < factor * values[0]
-        assert learnt, values
-    else:  # a game: losses need not fall, but its samples differ as the data do
+    if name == "dcgan":  # losses need not fall, but its samples differ as the data do
         spread = [lines[i]["train/generator/fake_std"] for i in (0, -1)]
         assert spread[1] > 0.3 * lines[-1]["train/generator/real_std"], spread
+    elif name == "grpo_arithmetic":
+        rewards = [line["train/reward"] for line in lines]
+        assert rewards[-1] > rewards[0]
+    else:
+        # A likelihood falls to no less than the data's entropy, and the first line is already the
+        # mean of many steps. A game of texts begins with maximum likelihood.
+        names = ("train/loss", "train/autoencoder/mse", "train/generator/loss")
+        loss = next(n for n in names if n in lines[0])
+        losses = [line[loss] for line in lines if loss in line]
+        assert losses[-1] < 0.9 * losses[0]
     assert reported_digest(tmp_path / "run")

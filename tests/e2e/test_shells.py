@@ -62,7 +62,7 @@ def test_what_was_ignored_is_ignored(cli, tmp_path):
     )
     wait_for_step(process, tmp_path / "run", 3)
     process.send_signal(signal.SIGHUP)
-    wait_for_step(process, tmp_path / "run", 500)
+    wait_for_step(process, tmp_path / "run", 60)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, err

@@ -32,6 +32,7 @@ def run(tmp_path_factory):
         "diffusion.guidance": 2.0,
         "diffusion.steps": 4,
         "duration": "60_steps",
+        "evals.every": "",
         "evals.samples": 8,
         "model.denoiser.multipliers": (1,),
         "model.denoiser.attention": (),
