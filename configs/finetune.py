@@ -36,7 +36,7 @@ TINY = base.read_module(Path(__file__).with_name("summarise.py")).TINY
 
 # The network of the preset tiny, which has no weights to take it from.
 SMALL = {"width": 32, "depth": 2, "heads": 4, "kv_heads": 2, "norm": "rms", "bias": False}
-SMALL |= {"positions": "rotary", "activation": "swiglu", "tied": False}
+SMALL |= {"positions": "rotary", "activation": "swiglu"}
 
 TEMPLATE = "Description:\n{}\n\nSynopsis:\n"
 SHOTS = (
@@ -92,11 +92,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 PRESETS = {
     "tiny": {key: value for key, value in TINY.items() if not key.startswith("model.")}
-    | {
-        "weights": "",
-        "adapters": ((r"(blocks/\w+|head)/kernel$", 4),),
-        "optimizer.learning_rate": 1e-2,
-    },
+    | {"weights": "", "adapters": ((r"blocks/\w+/kernel$", 4),), "optimizer.learning_rate": 1e-2},
     "few_shot": {
         "adapters": (),
         "duration": "0_steps",
