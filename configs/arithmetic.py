@@ -5,11 +5,13 @@ It is the policy that grpo_arithmetic.py, ppo.py and dpo.py start from.
 Default: 3 layers of width 128, on 23,092 problems of data/problems.py.
   command    NPROC=1 launch/local.sh --config=configs/arithmetic.py
   hardware   one CPU core of two
-  time       not measured yet
-  score      not measured yet
+  time       12 min 37 s, other programs beside it
+  score      82 of 100 held-out problems right (greedy 84), 95.0% of the digits
 
 Presets, as in --config=configs/arithmetic.py:tiny:
   tiny       a very small model that only sorts: a test of the installation
+  early      stopped after 600 steps, in 2 minutes: 43 of 100 problems are right (greedy 52), and
+             a reward has something to teach
 """
 
 from pathlib import Path
@@ -52,4 +54,7 @@ TINY = {
     "model.lm.depth": 2,
     "model.lm.heads": 2,
 }
-PRESETS = {"tiny": TINY | {"batch_size": 64, "duration": "300_steps"}}
+PRESETS = {
+    "tiny": TINY | {"batch_size": 64, "duration": "300_steps"},
+    "early": {"duration": "600_steps"},
+}

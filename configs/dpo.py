@@ -1,7 +1,7 @@
 """A small GPT that learns from pairs of a right and a wrong answer (DPO, Rafailov et al. 2023).
 
-The policy of arithmetic.py is the reference. eval/accuracy is the share of held-out pairs in which
-the right answer has become more probable, against the reference, than the wrong one.
+The policy of arithmetic.py:early is the reference. eval/accuracy is the share of held-out pairs in
+which the right answer has become more probable, against the reference, than the wrong one.
 
 Default: DPO on arithmetic and sorting; --config.preference.loss=ipo, kto or orpo for the others.
   command    launch/local.sh --config=configs/dpo.py
@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     config.method = "preference"
     config.dataset.name = "problems_preferences"
     config.duration = "500_steps"
+    config.optimizer.learning_rate = 2e-4
     with config.unlocked():
         del config["rl_lm"]
         config.preference = ConfigDict(Options()._asdict())

@@ -4,11 +4,11 @@ Default: LoRA of rank 16 on all linear maps of the blocks: 4.3 million parameter
 134.5 million are frozen. The model reads a description and a line that asks for the synopsis, and
 only the synopsis counts in the loss. The packages for validation and test are those of
 summarise.py.
-  command    NPROC=1 launch/local.sh --config=configs/finetune.py
+  command    launch/local.sh --config=configs/finetune.py
              launch/local.sh --workdir=runs/finetune --mode=sample --source="This package has ..."
              launch/local.sh --workdir=runs/finetune --mode=eval
              launch/local.sh --workdir=runs/finetune --mode=export --format=peft
-  hardware   one CPU core of two
+  hardware   2 CPU cores
   time       not measured yet
   score      not measured yet; compare eval/rouge_l with those of the preset few_shot and of
              summarise.py, by --mode=eval
@@ -63,9 +63,9 @@ def get_config() -> ConfigDict:
     config.dataset.text.source_length = 128
     config.dataset.text.length = 32
     config.dataset.text.cut = True
-    config.batch_size = 16
+    config.batch_size = 8
     config.evals.batch_size = 32
-    config.duration = "300_steps"
+    config.duration = "200_steps"
     config.precision = "auto"
     config.optimizer.learning_rate = 5e-4
     config.optimizer.weight_decay = 0.0
