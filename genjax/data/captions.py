@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 from jaxtyping import Int32
@@ -38,6 +39,36 @@ def field(own: Tokenizer, length: int) -> Field:
     special = tokenizers.special_tokens(own)
     facts = {"vocabulary_size": own.vocabulary_size, "special": special, "tokenizer": own}
     return Field("text", (length,), np.dtype(np.int32), facts)
+
+
+def delivered(
+    dataset: ConfigDict, texts: Mapping[str, Sequence[str] | Sequence[Sequence[str]]], name: str
+) -> tuple[Field, dict[str, Int32[np.ndarray, "N T"] | Int32[np.ndarray, "N K T"]]]:
+    """The field of captions, and the tokens of each split's captions.
+
+    If each example has K > 1 captions, the field's fact `wordings` is K, and one of them is chosen
+    as an example is read: see `modalities.text.transforms`.
+
+    Args:
+      dataset: the section of the config.
+      texts: split -> the caption of each example, or its K captions.
+      name: of the data set, for error messages.
+
+    Raises:
+      ConfigError: as for `rows`.
+    """
+    listed = {
+        split: [[given] if isinstance(given, str) else list(given) for given in split_texts]
+        for split, split_texts in texts.items()
+    }
+    flat = {split: list(chain.from_iterable(groups)) for split, groups in listed.items()}
+    own = field(tokenizer(dataset, flat), dataset.text.length)
+    wordings = len(next(groups[0] for groups in listed.values() if groups))
+    tokens = {split: rows(split_texts, own, name, split) for split, split_texts in flat.items()}
+    if wordings > 1:
+        own = own._replace(facts={**own.facts, "wordings": wordings})
+        tokens = {split: ids.reshape(-1, wordings, ids.shape[-1]) for split, ids in tokens.items()}
+    return own, tokens
 
 
 def encode(text: str, field: Field) -> Int32[np.ndarray, " n"]:
