@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int, Int32, UInt8
+from jaxtyping import Bool, Float32, Float64, Int, Int32, UInt8
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError
 from genjax.data import packages, pixel_art, sources
-from genjax.data.pixel_art import Matrix
 from genjax.data.transforms import fit, height_and_width
 from genjax.method import Field
 
@@ -194,7 +193,8 @@ class Characters(NamedTuple):
     values: Mapping[str, Int32[np.ndarray, " N"]]
     chances: Mapping[str, Float64[np.ndarray, " N"]]
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
         """N."""
         return len(self.values["hair"])
 
@@ -322,64 +322,85 @@ def style(path: Path) -> dict[str, Any]:
     return definition
 
 
-def compose(
-    characters: Characters, definition: Mapping[str, Any]
-) -> UInt8[np.ndarray, "N 16 16 3"]:
-    """The pictures of characters on white, drawn by a style's definition."""
-    images = np.ones((len(characters), pixel_art.SIDE, pixel_art.SIDE, 3), np.float32)
-    for name, elements, matrix in _parts(definition):
+class Drawings(NamedTuple):
+    """A part of the style in all variants and colours that characters have.
+
+    Attributes:
+      variants: for each value of the attribute, the numbers of its first variant and of the next
+        value's; then the number of all.
+      colors: likewise, for colours.
+      layers: of each variant in each colour.
+    """
+
+    variants: Int[np.ndarray, " V"]
+    colors: Int[np.ndarray, " C"]
+    layers: Float32[np.ndarray, "variants colors S S 4"]
+
+
+def drawings(definition: Mapping[str, Any]) -> dict[str, Drawings]:
+    """The parts by name, from back to front, as a style's definition draws them."""
+    canvas = definition["canvas"]["elements"]
+    head = [element for element in canvas if element["type"] == "element"]
+    places = {
+        element["name"]: element.get("attributes", {}).get("transform")
+        for element in canvas
+        if element["type"] == "component"
+    }
+    made = {}
+    for name in (HEAD, *places):
         part = STYLE[name]
-        if name == HEAD:
-            variants, variant = [elements], np.zeros(len(characters), np.int64)
-        else:
-            chance = characters.chances[f"variant of {name}"]
-            number = characters.values[part.variants]
-            names, variant = _chosen(PARTS[part.variants].values(), number, chance)
-            made = definition["components"][name]["variants"]
-            variants = [made[v]["elements"] if v else () for v in names]
-        hexes, number = COLORS.get(part.colors), characters.values.get(part.colors)
-        if hexes is None:
-            hexes, number = {"": PLAIN[part.colors]}, np.zeros(len(characters), np.int64)
-        chance = characters.chances[f"color of {part.colors}"]
-        colors, color = _chosen(hexes.values(), number, chance)
-        drawings = np.stack(
+        matrix = pixel_art.within(pixel_art.IDENTITY, places.get(name))
+        names = [n or ("",) for n in PARTS[part.variants].values()] if name != HEAD else [(HEAD,)]
+        colors = [c or ("",) for c in COLORS.get(part.colors, {"": PLAIN.get(name)}).values()]
+        elements = {variant: () for group in names for variant in group}
+        for variant in elements:
+            if variant == HEAD:
+                elements[variant] = head
+            elif variant:
+                elements[variant] = definition["components"][name]["variants"][variant]["elements"]
+        layers = [
             [
-                pixel_art.draw(elements, {part.color: color or "#000000"}, matrix)
-                for elements in variants
-                for color in colors
+                pixel_art.draw(elements[variant], {part.color: color or "black"}, matrix)
+                for group in colors
+                for color in group
             ]
-        ).astype(np.float32)
+            for group_of_variants in names
+            for variant in group_of_variants
+        ]
+        borders = (np.cumsum([0, *map(len, groups)]) for groups in (names, colors))
+        made[name] = Drawings(*borders, np.asarray(layers, np.float32))
+    return made
+
+
+def compose(
+    characters: Characters, parts: Mapping[str, Drawings]
+) -> UInt8[np.ndarray, "N 16 16 3"]:
+    """The pictures of characters, on white, from the `drawings` of a style."""
+    images = np.ones((characters.count, pixel_art.SIDE, pixel_art.SIDE, 3), np.float32)
+    for name, drawn_part in parts.items():
+        part, layers = STYLE[name], drawn_part.layers
+        of_variant = characters.values.get(part.variants), characters.chances[f"variant of {name}"]
+        of_color = characters.values.get(part.colors), characters.chances[f"color of {part.colors}"]
+        if part.colors not in COLORS:
+            of_color = None, of_color[1]
+        variant = _chosen(drawn_part.variants, *of_variant)
+        color = _chosen(drawn_part.colors, *of_color)
         for start in range(0, len(images), _CHUNK):
             rows = slice(start, start + _CHUNK)
-            layer = drawings[variant[rows] * len(colors) + color[rows]]
+            layer = layers[variant[rows], color[rows]]
             images[rows] += layer[..., 3:] * (layer[..., :3] - images[rows])
     return np.rint(255 * images).astype(np.uint8)
 
 
-def _parts(definition: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[Any], Matrix]]:
-    """Each part of a style from back to front: its name, its elements if it is the head, where."""
-    elements = definition["canvas"]["elements"]
-    yield HEAD, [e for e in elements if e["type"] == "element"], pixel_art.IDENTITY
-    for element in elements:
-        if element["type"] == "component":
-            place = element.get("attributes", {}).get("transform")
-            yield element["name"], (), pixel_art.within(pixel_art.IDENTITY, place)
-
-
 def _chosen(
-    groups: Iterable[Sequence[str]],
-    number: Int[np.ndarray, " N"],
+    borders: Int[np.ndarray, " V"],
+    number: Int[np.ndarray, " N"] | None,
     chance: Float64[np.ndarray, " N"],
-) -> tuple[list[str], Int[np.ndarray, " N"]]:
-    """All names of the groups ("" for an empty one), and which of them each character has.
-
-    It is a name of the group `number`, by `chance`.
-    """
-    filled = [tuple(group) or ("",) for group in groups]
-    sizes = np.array([len(group) for group in filled])
-    starts = np.cumsum(sizes) - sizes
-    names = [name for group in filled for name in group]
-    return names, starts[number] + np.floor(chance * sizes[number]).astype(np.int64)
+) -> Int[np.ndarray, " N"]:
+    """A number from `borders[number]` to below the next border, by chance; None stands for 0."""
+    number = np.zeros(len(chance), np.int64) if number is None else number
+    sizes = np.diff(borders)
+    return borders[number] + np.floor(chance * sizes[number]).astype(np.int64)
 
 
 # ---- the data set --------------------------------------------------------------------------------
@@ -413,12 +434,13 @@ def read(dataset: ConfigDict, pictures: bool = True) -> sources.Raw:
             f"{side} x {side}. Expected a multiple of {side}, such as {2 * side}."
         )
     shape = (height, width, dataset.channels or 3)
-    definition, route = _fetch() if pictures else (None, "nothing fetched")
+    definition, route = _fetch() if pictures else ({}, "nothing fetched")
+    parts = drawings(definition) if pictures else {}
     splits = {}
     for split, drawn_characters in characters().items():
-        images = np.broadcast_to(np.uint8(0), (len(drawn_characters), *shape))
+        images = np.broadcast_to(np.uint8(0), (drawn_characters.count, *shape))
         if pictures:
-            images = compose(drawn_characters, definition)
+            images = compose(drawn_characters, parts)
             if shape[-1] == 1:
                 images = np.stack([fit(image, 1, (0, 0)) for image in images])
             images = images.repeat(height // side, 1).repeat(width // side, 2)

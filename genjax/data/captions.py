@@ -41,34 +41,39 @@ def field(own: Tokenizer, length: int) -> Field:
     return Field("text", (length,), np.dtype(np.int32), facts)
 
 
-def delivered(
-    dataset: ConfigDict, texts: Mapping[str, Sequence[str] | Sequence[Sequence[str]]], name: str
-) -> tuple[Field, dict[str, Int32[np.ndarray, "N T"] | Int32[np.ndarray, "N K T"]]]:
-    """The field of captions, and the tokens of each split's captions.
+Texts = Sequence[str] | Sequence[Sequence[str]]  # the caption of each example, or its K captions
 
-    If each example has K > 1 captions, the field's fact `wordings` is K, and one of them is chosen
-    as an example is read: see `modalities.text.transforms`.
 
-    Args:
-      dataset: the section of the config.
-      texts: split -> the caption of each example, or its K captions.
-      name: of the data set, for error messages.
+def described(dataset: ConfigDict, texts: Mapping[str, Texts]) -> Field:
+    """The field of the captions of each split.
+
+    If each example has K > 1 captions, the fact `wordings` is K, and one caption is chosen as an
+    example is read: see `modalities.text.transforms`.
 
     Raises:
-      ConfigError: as for `rows`.
+      ConfigError: as for `tokenizer`.
     """
-    listed = {
-        split: [[given] if isinstance(given, str) else list(given) for given in split_texts]
-        for split, split_texts in texts.items()
-    }
-    flat = {split: list(chain.from_iterable(groups)) for split, groups in listed.items()}
-    own = field(tokenizer(dataset, flat), dataset.text.length)
-    wordings = len(next(groups[0] for groups in listed.values() if groups))
-    tokens = {split: rows(split_texts, own, name, split) for split, split_texts in flat.items()}
-    if wordings > 1:
-        own = own._replace(facts={**own.facts, "wordings": wordings})
-        tokens = {split: ids.reshape(-1, wordings, ids.shape[-1]) for split, ids in tokens.items()}
-    return own, tokens
+    made = field(tokenizer(dataset, {s: _flat(t) for s, t in texts.items()}), dataset.text.length)
+    first = next(iter(texts["train"]), "")
+    several = {} if isinstance(first, str) else {"wordings": len(first)}
+    return made._replace(facts={**made.facts, **several})
+
+
+def tokens(
+    texts: Texts, field: Field, name: str, split: str
+) -> Int32[np.ndarray, "N T"] | Int32[np.ndarray, "N K T"]:
+    """The tokens of the captions of a split, cut with one warning.
+
+    Raises:
+      ConfigError: there are no captions, or one is empty.
+    """
+    made = rows(_flat(texts), field, name, split)
+    several = field.facts.get("wordings")
+    return made.reshape(-1, several, made.shape[-1]) if several else made
+
+
+def _flat(texts: Texts) -> list[str]:
+    return list(chain.from_iterable([t] if isinstance(t, str) else t for t in texts))
 
 
 def encode(text: str, field: Field) -> Int32[np.ndarray, " n"]:

@@ -108,7 +108,10 @@ def spec(dataset: ConfigDict) -> DataSpec:
     _check(dataset)
     name, size = dataset.name, height_and_width(dataset.image_size)
     if name in avatars.NAMES:
-        return _finished(dataset, avatars.read(dataset, pictures=False)).spec
+        raw = avatars.read(dataset, pictures=False)
+        fields = {**raw.fields, "text": captions.described(dataset, raw.texts)}
+        sizes = {split: len(source) for split, source in raw.splits.items()}
+        return _spec(dataset, fields, raw.target, sizes)
     if name in OWN or _own_module(name):
         return load(dataset).spec
     if entry := packaged.find(name, max(size)):
@@ -160,11 +163,6 @@ def load(dataset: ConfigDict) -> Dataset:
         return loaded._replace(spec=derived.added(dataset, loaded.spec))
     else:
         raw = _resolve(dataset)
-    return _finished(dataset, raw)
-
-
-def _finished(dataset: ConfigDict, raw: Raw) -> Dataset:
-    """A data set with held-out splits and captions."""
     carved = splits.carve({split: len(source) for split, source in raw.splits.items()}, dataset)
     split_sources = {
         split: raw.splits[split]
@@ -178,8 +176,9 @@ def _finished(dataset: ConfigDict, raw: Raw) -> Dataset:
             split: raw.texts[split] if indices is None else [raw.texts["train"][i] for i in indices]
             for split, (_, indices) in carved.items()
         }
-        fields["text"], tokens = captions.delivered(dataset, texts, dataset.name)
-        for split, rows in tokens.items():
+        fields["text"] = field = captions.described(dataset, texts)
+        for split, split_texts in texts.items():
+            rows = captions.tokens(split_texts, field, name, split)
             split_sources[split] = sources.Joined(
                 split_sources[split], sources.Columns({"text": rows})
             )

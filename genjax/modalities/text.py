@@ -99,5 +99,5 @@ def transforms(dataset: ConfigDict, spec: DataSpec, train: bool) -> list[Transfo
     If an example has several captions, one is drawn in training; in evaluations it is the first.
     """
     streamed = spec.target == "token" and dataset.text.documents == "stream"
-    worded = [name for name, field in spec.fields.items() if field.facts.get("wordings", 1) > 1]
+    worded = [name for name, field in spec.fields.items() if "wordings" in field.facts]
     return [shift] * (train and streamed) + [one_of(train, *worded)] * bool(worded)
