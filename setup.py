@@ -87,6 +87,8 @@ setup(
             "sentencepiece==0.2.3",
             "sacrebleu==2.6.0",
             "mido==1.3.3",
+            "resvg-py==0.5.0",
+            "dicebear-styles==10.6.0",
         ],
     },
 )

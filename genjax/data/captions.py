@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 from jaxtyping import Int32
@@ -38,6 +39,41 @@ def field(own: Tokenizer, length: int) -> Field:
     special = tokenizers.special_tokens(own)
     facts = {"vocabulary_size": own.vocabulary_size, "special": special, "tokenizer": own}
     return Field("text", (length,), np.dtype(np.int32), facts)
+
+
+Texts = Sequence[str] | Sequence[Sequence[str]]  # the caption of each example, or its K captions
+
+
+def described(dataset: ConfigDict, texts: Mapping[str, Texts]) -> Field:
+    """The field of the captions of each split.
+
+    If each example has K > 1 captions, the fact `wordings` is K, and one caption is chosen as an
+    example is read: see `modalities.text.transforms`.
+
+    Raises:
+      ConfigError: as for `tokenizer`.
+    """
+    made = field(tokenizer(dataset, {s: _flat(t) for s, t in texts.items()}), dataset.text.length)
+    first = next(iter(texts["train"]), "")
+    several = {} if isinstance(first, str) else {"wordings": len(first)}
+    return made._replace(facts={**made.facts, **several})
+
+
+def tokens(
+    texts: Texts, field: Field, name: str, split: str
+) -> Int32[np.ndarray, "N T"] | Int32[np.ndarray, "N K T"]:
+    """The tokens of the captions of a split, cut with one warning.
+
+    Raises:
+      ConfigError: there are no captions, or one is empty.
+    """
+    made = rows(_flat(texts), field, name, split)
+    several = field.facts.get("wordings")
+    return made.reshape(-1, several, made.shape[-1]) if several else made
+
+
+def _flat(texts: Texts) -> list[str]:
+    return list(chain.from_iterable([t] if isinstance(t, str) else t for t in texts))
 
 
 def encode(text: str, field: Field) -> Int32[np.ndarray, " n"]:

@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from genjax.config import ConfigError, nearest
 from genjax.data import (
     arrays,
+    avatars,
     captions,
     derived,
     folders,
@@ -79,6 +80,7 @@ class Dataset(NamedTuple):
 # Modules with NAMES and `load(dataset) -> (spec, splits, route)`, for data other than images.
 PROVIDERS = (text, rolls, pairs, problems, preferences)
 OWN = [*(name for module in (*PROVIDERS, arrays) for name in module.NAMES), "folder", mixture.NAME]
+OWN += avatars.NAMES
 
 # Split sizes of TFDS data sets. TFDS itself knows them only after it has prepared the data set.
 SIZES = {
@@ -105,6 +107,11 @@ def spec(dataset: ConfigDict) -> DataSpec:
     """
     _check(dataset)
     name, size = dataset.name, height_and_width(dataset.image_size)
+    if name in avatars.NAMES:
+        raw = avatars.read(dataset, pictures=False)
+        fields = {**raw.fields, "text": captions.described(dataset, raw.texts)}
+        sizes = {split: len(source) for split, source in raw.splits.items()}
+        return _spec(dataset, fields, raw.target, sizes)
     if name in OWN or _own_module(name):
         return load(dataset).spec
     if entry := packaged.find(name, max(size)):
@@ -149,6 +156,8 @@ def load(dataset: ConfigDict) -> Dataset:
         raw = arrays.load(dataset)
     elif name == "folder":
         raw = folders.read(dataset)
+    elif name in avatars.NAMES:
+        raw = avatars.read(dataset)
     elif module := _own_module(name):
         loaded = module.load(dataset)
         return loaded._replace(spec=derived.added(dataset, loaded.spec))
@@ -167,10 +176,9 @@ def load(dataset: ConfigDict) -> Dataset:
             split: raw.texts[split] if indices is None else [raw.texts["train"][i] for i in indices]
             for split, (_, indices) in carved.items()
         }
-        tokenizer = captions.tokenizer(dataset, texts)
-        fields["text"] = field = captions.field(tokenizer, dataset.text.length)
+        fields["text"] = field = captions.described(dataset, texts)
         for split, split_texts in texts.items():
-            rows = captions.rows(split_texts, field, name, split)
+            rows = captions.tokens(split_texts, field, name, split)
             split_sources[split] = sources.Joined(
                 split_sources[split], sources.Columns({"text": rows})
             )

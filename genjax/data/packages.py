@@ -133,6 +133,14 @@ EMOJI_WORDS = Package(
     },
 )
 
+_PIXEL_ART = "634c8925c165663052d76c768d6edcd750bd11ae932c2c619cbeee1cb24fc9bb"
+PIXEL_ART = Package(
+    "pip", "dicebear-styles", "10.6.0", {"dicebear_styles/pixel-art.json": _PIXEL_ART}
+)
+PIXEL_ART_NPM = Package(
+    "npm", "@dicebear/styles", "10.6.0", {"package/src/pixel-art.json": _PIXEL_ART}
+)
+
 STAMPS_FOLDER = "usr/share/tuxpaint/stamps/"
 STAMPS = Package(
     "apt",

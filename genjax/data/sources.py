@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt64
 
 from genjax.data import transforms
 from genjax.data.transforms import Example
@@ -39,14 +39,15 @@ class Raw(NamedTuple):
       fields: the fields of one example.
       target: the field that is generated.
       route: where it came from.
-      texts: split -> the caption of each example; None if there are no captions.
+      texts: split -> the caption of each example, or its captions, equally many in all examples;
+        None if there are no captions.
     """
 
     splits: dict[str, Any]
     fields: dict[str, Field]
     target: str
     route: str
-    texts: dict[str, Sequence[str]] | None = None
+    texts: dict[str, Sequence[str] | Sequence[Sequence[str]]] | None = None
 
 
 def image_fields(
@@ -277,17 +278,22 @@ class Joined:
             yield from content(source)
 
 
-def order(count: int) -> Int[np.ndarray, " N"]:
-    """A fixed permutation of range(count): positions sorted by their SplitMix64 hash.
+def splitmix64(numbers: UInt64[np.ndarray, " N"]) -> UInt64[np.ndarray, " N"]:
+    """The outputs number n, from 0, of the generator SplitMix64 with seed 0.
 
-    It does not use a library's generator, so that no seed or release can change which examples are
-    held out or sampled.
+    Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators". As it is not a
+    library's generator, no seed or release can change what depends on it.
     """
     with np.errstate(over="ignore"):
-        z = (np.arange(1, count + 1, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (numbers + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")
+    return z ^ (z >> np.uint64(31))
+
+
+def order(count: int) -> Int[np.ndarray, " N"]:
+    """A fixed permutation of range(count), by which examples are held out or sampled."""
+    return np.argsort(splitmix64(np.arange(count, dtype=np.uint64)), kind="stable")
 
 
 def fits(count: int, fields: Mapping[str, Field]) -> bool:

@@ -122,7 +122,8 @@ def carve(
     """Split -> (size, indices into the official train split; None if an official split is whole).
 
     `dataset.validation` and `dataset.test` ("10_percent", "5000_examples") are taken out of train
-    by a permutation that is the same in every run, unless `sizes` has them.
+    by a permutation that is the same in every run, unless `sizes` has them. Splits of other names
+    are kept as they are.
 
     Raises:
       ConfigError: an invalid unit, or nothing is left to train on.
@@ -144,7 +145,8 @@ def carve(
             "Ask for less, or set one of them to ''."
         )
     train = (total - taken, np.sort(order[taken:]) if taken else None)
-    return {"train": train, **dict(reversed(splits.items()))}
+    others = {split: (size, None) for split, size in sizes.items() if split not in sources.SPLITS}
+    return {"train": train, **dict(reversed(splits.items())), **others}
 
 
 def carve_groups(

@@ -221,6 +221,18 @@ def crop(padding: int, *names: str) -> Transform:
     return apply
 
 
+def one_of(random: bool, *names: str) -> Transform:
+    """One of the K rows of each of the fields `names` [K, ...]: a random one, or else the first."""
+
+    def apply(example: Example, rng: np.random.Generator) -> Example:
+        chosen = {
+            name: example[name][rng.integers(len(example[name])) if random else 0] for name in names
+        }
+        return {**example, **chosen}
+
+    return apply
+
+
 def dequantize(*names: str) -> Transform:
     """uint8 x -> float32 (x + u) / 256 in [0, 1), u uniform on [0, 1), for the fields `names`.
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from genjax.config import ConfigError
 from genjax.data import captions
 from genjax.data.documents import decode
-from genjax.data.transforms import Transform, shift
+from genjax.data.transforms import Transform, one_of, shift
 from genjax.method import DataSpec, Field
 
 SAMPLES = 1
@@ -94,6 +94,10 @@ def lines(flag: str, file: str) -> list[str]:
 
 
 def transforms(dataset: ConfigDict, spec: DataSpec, train: bool) -> list[Transform]:
-    """In training, windows of a text stream start at a random token."""
+    """In training, windows of a text stream start at a random token.
+
+    If an example has several captions, one is drawn in training; in evaluations it is the first.
+    """
     streamed = spec.target == "token" and dataset.text.documents == "stream"
-    return [shift] if train and streamed else []
+    worded = [name for name, field in spec.fields.items() if "wordings" in field.facts]
+    return [shift] * (train and streamed) + [one_of(train, *worded)] * bool(worded)
