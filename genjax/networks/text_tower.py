@@ -52,7 +52,7 @@ class Network(nnx.Module):
         pool: str = "end",
         dropout: Rate = 0.0,
         attention_dropout: Rate = 0.0,
-        init_std: Weight = 0.02,
+        init_std: Weight = 0.0,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -77,8 +77,8 @@ class Network(nnx.Module):
           ConfigError: an option is out of range, or does not fit the others.
         """
         one_of("pool", pool, POOLS)
-        self.embed = Embed(vocabulary_size, width, init=normal(init_std), dtype=dtype, rngs=rngs)
-        self.positions = nnx.Param(normal(init_std)(rngs.params(), (length, width)))
+        self.embed = Embed(vocabulary_size, width, init=normal(0.02), dtype=dtype, rngs=rngs)
+        self.positions = nnx.Param(normal(0.01)(rngs.params(), (length, width)))
         self.body = Transformer(
             width=width,
             depth=depth,

@@ -39,7 +39,7 @@ class Network(nnx.Module):
         pool: str = "token",
         dropout: Rate = 0.0,
         attention_dropout: Rate = 0.0,
-        init_std: Weight = 0.02,
+        init_std: Weight = 0.0,
         remat: str = "none",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -64,13 +64,13 @@ class Network(nnx.Module):
         height, wide, channels = shape
         fits = height % patch_size == wide % patch_size == 0
         require(fits, "patch_size", patch_size, f"a divisor of the image's sides {height}, {wide}")
-        made = {"init": normal(init_std), "rngs": rngs}
+        draw = normal(width**-0.5)
         count = height // patch_size * (wide // patch_size) + (pool == "token")
         inner = patch_size**2 * channels
         self.patch = Linear(inner, width, use_bias=False, dtype=dtype, rngs=rngs)
         token = pool == "token"
-        self.class_token = nnx.Param(made["init"](rngs.params(), (width,))) if token else None
-        self.positions = nnx.Param(made["init"](rngs.params(), (count, width)))
+        self.class_token = nnx.Param(draw(rngs.params(), (width,))) if token else None
+        self.positions = nnx.Param(draw(rngs.params(), (count, width)))
         self.norm = LayerNorm(width)
         self.body = Transformer(
             width=width,
