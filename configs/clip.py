@@ -11,8 +11,8 @@ Presets, as in --config=configs/clip.py:tiny:
   tiny       16 x 16 emoji, a very small model: a test of the installation in under a minute
   cnn        a convolutional image tower; not measured yet
   siglip     the sigmoid loss (Zhai et al. 2023); not measured yet
-  vit_b32    the paper's ViT-B/32 and its recipe on your own captioned pictures
-             (--config.dataset.path); for accelerators; not run by us
+  vit_b32    the paper's ViT-B/32 and its recipe, for accelerators and your own captioned pictures
+             (--config.dataset.name=folder --config.dataset.path=DIR); not run by us
 """
 
 from ml_collections import ConfigDict
@@ -103,24 +103,22 @@ PRESETS = {
     },
     "cnn": {"model.network": "cnn"},
     "siglip": {"clip.loss": "siglip"},
-    # Section 2.5 and tables 18 to 20; the captions' tokenizer is CLIP's own in the paper.
+    # Radford et al. 2021, tables 18 and 20: 32 epochs of 400 million pairs. The paper crops at
+    # random, and its tokenizer is one of its own.
     "vit_b32": {
-        "dataset.name": "folder",
         "dataset.image_size": 224,
         "dataset.crop_padding": 0,
-        "dataset.validation": "1_percent",
-        "dataset.test": "",
         "dataset.text.tokenizer": "bpe",
         "dataset.text.vocabulary_size": 49152,
         "dataset.text.length": 77,
         "precision": "bfloat16",
         "batch_size": 32768,
-        "duration": "32_epochs",
+        "duration": "12800000000_examples",
         "optimizer.learning_rate": 5e-4,
         "schedule.warmup": "2000_steps",
         "ema.decay": (),
         "evals.batch_size": 1024,
-        "evals.every": "1_epochs",
+        "evals.every": "1_percent",
         "clip.features": 512,
         "model.vit.patch_size": 32,
         "model.vit.width": 768,

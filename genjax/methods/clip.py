@@ -236,7 +236,7 @@ def siglip(
     """The sum over captions of -log sigmoid(z (scale s + bias)) for each image, in nats.
 
     z is 1 for the image's own caption and -1 for the others. Its mean over images is the loss of
-    Zhai et al. 2023 (section 3.2); the arguments are those of `infonce`.
+    Zhai et al. 2023 (algorithm 1); the arguments are those of `infonce`.
     """
     z = 2 * jnp.eye(len(similarity)) - 1
     terms = -jax.nn.log_sigmoid(z * (scale * similarity + bias))
