@@ -10,8 +10,9 @@ Default: GRPO with the mean over all tokens, and the penalty as part of the rewa
              trains the policy first, in stages/reference under the workdir; to use a trained one:
              --config.stages.reference=runs/arithmetic
   hardware   2 CPU cores
-  time       not measured yet
-  score      not measured yet
+  time       2 min for the policy and 12 min, on one core with other programs beside it
+  score      right answers to 1,000 held-out problems: 43.2% to 48.6%, greedy 51.9% to 56.2%, still
+             rising; standard errors are 1.6%
 
 Presets, as in --config=configs/grpo_arithmetic.py:tiny:
   tiny       a very small model that only sorts, a test of the installation, evaluated on 64

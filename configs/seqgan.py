@@ -3,8 +3,9 @@
 Default: an LSTM of width 128 that writes 32 characters, first trained by maximum likelihood.
   command    NPROC=1 launch/local.sh --config=configs/seqgan.py
   hardware   one CPU core of two
-  time       not measured yet
-  score      not measured yet
+  time       21 min 53 s, other programs beside it
+  score      perplexity per character 6.82 before the game and 7.08 after 500 steps of it; the
+             discriminator does not tell its texts from real ones, a reader does
 
 Presets, as in --config=configs/seqgan.py:tiny:
   tiny       a very small model of Python's standard library, byte by byte: a test of the
