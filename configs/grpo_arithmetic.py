@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     config.checkpoint.init_map = ((r"^(params|mutable)/(lm/.*)$", r"\1/\2"),)
     config.batch_size = 64
     config.duration = "600_steps"
-    config.optimizer.learning_rate = 5e-5  # 2e-4 learns less: it follows the noise of the rewards
+    config.optimizer.learning_rate = 5e-5  # at 2e-4: 45.1% after 100 steps, and not 46.5%
     config.optimizer.b2 = 0.999
     config.optimizer.weight_decay = 0.0
     config.schedule.name = "constant"

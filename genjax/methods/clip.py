@@ -117,8 +117,8 @@ def captions(spec: DataSpec) -> Field:
     if field is None or field.kind != "text" or "eos" not in field.facts.get("special", {}):
         raise ConfigError(
             f"method clip needs captions, a field 'text', and {spec.name} has the fields "
-            f"{', '.join(spec.fields)}. Use 'emoji', 'stamps', or a folder in which every a.png "
-            "has its caption in a.txt."
+            f"{', '.join(spec.fields)}. Use 'emoji', 'stamps', 'avatars', or a folder in which "
+            "every a.png has its caption in a.txt."
         )
     return field
 

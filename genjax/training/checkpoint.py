@@ -410,14 +410,10 @@ class Checkpoints:
         if not is_local(state):
             self.arrays(step)
             return
-        base = {"driver": "file", "path": f"{state}/"}
+        spec = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{state}/"}}
         with self._reading(step):
-            if (
-                not tensorstore.KvStore.open({"driver": "ocdbt", "base": base})
-                .result()
-                .list()
-                .result()
-            ):
+            parts = tensorstore.KvStore.open(spec).result()
+            if not parts.list().result():
                 raise ValueError("it has no arrays")
 
     # ---- damaged checkpoints ---------------------------------------------------------------------

@@ -46,7 +46,10 @@ def measure(state):
     params = perceptual.from_torch(state)
 
     def total(x, y):
-        apart = perceptual.distance(*(TRUNK.apply(params, {}, image)[0] for image in (x, y)))
+        # Both in one batch: the compiler may round two calls of the trunk in different ways.
+        maps, _ = TRUNK.apply(params, {}, jnp.concatenate([x, y]))
+        halves = zip(*(jnp.split(m, 2) for m in maps), strict=True)
+        apart = perceptual.distance(*map(list, halves))
         return apart.sum(), apart
 
     jitted = jax.jit(jax.value_and_grad(total, has_aux=True))
@@ -101,10 +104,8 @@ def test_equal_images_are_at_zero_and_the_distance_is_symmetric(measure):
     y = np.concatenate([photograph(), photograph()[:, :, ::-1]])
     apart, slope = measure(x, y)
     assert 0 <= apart[0] < 1e-12  # the square of what float32 rounds
+    assert np.abs(slope[0]).max() < 1e-7 * np.abs(slope[1]).max()
     assert apart[1] > 0.1
-    # The slope goes with the gaps of the features, whose squares the distance sums.
-    rounding = np.sqrt(1e-12 / apart[1])
-    assert np.abs(slope[0]).max() < 10 * rounding * np.abs(slope[1]).max()
     np.testing.assert_allclose(measure(y, x)[0], apart, rtol=1e-5)
 
 
