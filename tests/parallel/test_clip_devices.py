@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import updates
 
 from genjax import config as configs
 from genjax.data.alphabets import Bytes
@@ -12,14 +13,7 @@ from genjax.parallel.mesh import global_batch
 from genjax.training.assemble import assemble
 
 ROWS, T, SIDE, EOS = 16, 8, 8, 256
-KEYS = {
-    "optimizer.name": "sgd",
-    "optimizer.momentum": 0.0,
-    "optimizer.clip_norm": 0.0,
-    "optimizer.learning_rate": 1000.0,  # far beyond the rounding of the parameters
-    "optimizer.weight_decay": 0.0,
-    "schedule.name": "constant",
-    "schedule.warmup": "",
+KEYS = updates.SGD | {
     "batch_size": ROWS,
     "evals.batch_size": ROWS,
     "dataset.text.length": T,

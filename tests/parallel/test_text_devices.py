@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import updates
 
 from genjax import config as configs
 from genjax.config import ConfigError
@@ -14,14 +15,7 @@ from genjax.sampling.draw import make_draw
 from genjax.training.assemble import assemble
 
 ROWS, T, VALUES, KEYS = 16, 12, 64, 88
-SGD = {
-    "optimizer.name": "sgd",
-    "optimizer.momentum": 0.0,
-    "optimizer.clip_norm": 0.0,
-    "optimizer.learning_rate": 1000.0,  # far beyond the rounding of the parameters
-    "optimizer.weight_decay": 0.0,
-    "schedule.name": "constant",
-    "schedule.warmup": "",
+SGD = updates.SGD | {
     "batch_size": ROWS,
     "evals.batch_size": ROWS,
     "dataset.text.length": T,
