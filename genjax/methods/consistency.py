@@ -236,6 +236,8 @@ def model_of(
         class_conditional=o.class_conditional,
         conditions=o.conditions,
         context_width=o.context_width,
+        context_depth=o.context_depth,
+        context_heads=o.context_heads,
         label_dropout=o.label_dropout,
     )
     denoiser = diffusion.denoiser_of(net, diffusion_options, spec)

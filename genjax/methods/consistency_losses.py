@@ -61,6 +61,8 @@ class Options(NamedTuple):
       conditions: names of other fields that the network is conditioned on: see
         `methods.diffusion.Options`.
       context_width: see there.
+      context_depth: see there.
+      context_heads: see there.
       label_dropout: share of training examples with all of their conditions hidden.
       eval_levels: number of noise levels in an evaluation.
       steps: default number of sampling steps.
@@ -92,6 +94,8 @@ class Options(NamedTuple):
     class_conditional: bool = False
     conditions: tuple[str, ...] = ()
     context_width: Width = 128
+    context_depth: Annotated[int, Range(0, 1000)] = 0
+    context_heads: Width = 4
     label_dropout: Rate = 0.0
     eval_levels: Annotated[int, Range(2, 10_000)] = 18
     steps: Annotated[int, Range(1, 10_000)] = 2

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError, construct, nearest
+from genjax.config import ConfigError, construct, nearest, require
 from genjax.method import Aux, Batch, DataSpec, Field, Rules, Tree, find_module
 from genjax.modalities.label import NAME, label_condition, num_classes, required_classes
 from genjax.networks import told as entering
@@ -41,6 +41,8 @@ class Section(Protocol):
     class_conditional: bool
     conditions: tuple[str, ...]
     context_width: int
+    context_depth: int
+    context_heads: int
     label_dropout: float
 
 
@@ -109,7 +111,11 @@ def rows_of(o: Section, spec: DataSpec) -> Functional | None:
     rows = {n: f for n, f in fields.items() if entering.way_of(n, f) == "context"}
     if not rows:
         return None
-    return functional(lambda rngs: entering.Rows(rows, o.context_width, rngs=rngs))
+    width, depth, heads = o.context_width, o.context_depth, o.context_heads
+    if depth:
+        require(width % heads == 0, "context_heads", heads, f"a divisor of context_width={width}")
+    options = entering.RowOptions(width, depth, heads)
+    return functional(lambda rngs: entering.Rows(rows, options, rngs=rngs))
 
 
 # ---- the network ---------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from genjax.checks import Finite, Positive, Range, Rate, Share, Width, is_number
 from genjax.config import ConfigError, one_of, read_options, require
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree
+from genjax.methods.composition import NO_PROMPTS, Prompts, others_of, parsed_prompts, prompt_of
 from genjax.methods.denoiser import (
     Denoiser,
     Known,
@@ -77,6 +78,9 @@ class Options(NamedTuple):
       conditions: names of other fields of the data that the network is conditioned on: see
         `networks.told` for how each enters.
       context_width: width of the vectors for texts and rows, for cross-attention.
+      context_depth: number of blocks of a transformer over the vectors of a text, which is trained
+        with the network; 0: none.
+      context_heads: its attention heads.
       label_dropout: share of training examples with all of their conditions hidden, for guidance.
       likelihood_steps: steps of the ODE for the likelihood in evaluations, even; 0: none. A step
         and its control take three calls of the network and its derivative per probe.
@@ -106,6 +110,8 @@ class Options(NamedTuple):
     class_conditional: bool = False
     conditions: tuple[str, ...] = ()
     context_width: Width = 128
+    context_depth: Annotated[int, Range(0, 1000)] = 0
+    context_heads: Width = 4
     label_dropout: Rate = 0.1
     likelihood_steps: Annotated[int, Range(0, 10_000)] = 0
     likelihood_probes: Annotated[int, Range(0, 10_000)] = 1
@@ -235,7 +241,9 @@ def from_network(
         phases=(Phase(names if uncertainty else "denoiser", partial(loss, model)),),
         evaluate=partial(evaluate, model),
         sample=partial(sample, model),
-        plan=partial(plan, options, model.path),
+        plan=partial(
+            plan, options, model.path, spec.fields.get(prompt_of(options.conditions, spec))
+        ),
         guided=True,
         rules=rules,
         project=project,
@@ -370,6 +378,7 @@ def loss(
 def plan(
     o: Options,
     path: Path,
+    prompt: Field | None = None,
     *,
     sampler: str | None = None,
     steps: int | None = None,
@@ -389,6 +398,8 @@ def plan(
     guidance_radius: float = math.inf,
     guidance_parallel: float = 1.0,
     guidance_momentum: float = 0.0,
+    negative_prompt: str = "",
+    more_prompts: tuple = (),
     threshold: float = 0.0,
 ) -> dict[str, Any]:
     """Turns options into keywords of `sample`; None takes the value of the `diffusion` section.
@@ -396,6 +407,7 @@ def plan(
     Args:
       o: the section.
       path: path of the model.
+      prompt: field of the text that the network is conditioned on.
       sampler: a name in `solvers.SOLVERS`.
       steps: number of steps; in discrete time 0 uses all T.
       spacing: spacing of the steps: see `grids.times`.
@@ -414,6 +426,9 @@ def plan(
       guidance_radius: parameter of "projected".
       guidance_parallel: parameter of "projected".
       guidance_momentum: parameter of "projected".
+      negative_prompt: a text to guide away from, in place of none.
+      more_prompts: pairs (text, weight). Each adds guidance towards its text, of the scale times
+        its weight, or away from it (Liu et al. 2022, eq. 11).
       threshold: percentile of dynamic thresholding, such as 99.5; 0 clips to the data's range.
 
     Raises:
@@ -471,10 +486,17 @@ def plan(
             f"threshold={threshold:g}: with guidance_kind='cfg++' epsilon does not match x_0. "
             "Remove one."
         )
+    guided = g.scale != 1 or guidance_kind == "cfg++" or bool(more_prompts)
+    if negative_prompt and not guided:
+        raise ConfigError(
+            f"negative_prompt={negative_prompt!r} has no effect without guidance: give guidance=2, "
+            "for example, or leave it out."
+        )
     return {
         "table": table,
         "strength": Guidance(*map(np.float64, g)),
-        "guided": g.scale != 1 or guidance_kind == "cfg++",
+        "prompts": parsed_prompts(prompt, negative_prompt, more_prompts),
+        "guided": guided,
         "kind": guidance_kind,
         "stochastic": table.stochastic,
         "threshold": float(threshold),
@@ -488,6 +510,7 @@ def denoiser(
     known: Known,
     *,
     strength: Guidance,
+    prompts: Prompts = NO_PROMPTS,
     guided: bool,
     kind: str,
     threshold: float,
@@ -498,13 +521,18 @@ def denoiser(
     """
     variables, by_weights = (params["denoiser"], mutable["denoiser"]), "guide/denoiser" in params
     _guidable(model.options, guided, by_weights)
+    if by_weights and any(part is not None for part in prompts):
+        raise ConfigError(
+            "negative_prompt, more_prompts: with --guide_ema or --guide_checkpoint both networks "
+            "have the same text. Remove one."
+        )
     told = model.tell(variables[0], known)
     if by_weights:
         worse = (params["guide/denoiser"], mutable["denoiser"])
         told_worse = model.tell(worse[0], known)
     elif guided:
-        null = model.tell(variables[0], known.all_hidden())
-        twice = jax.tree.map(lambda *parts: jnp.concatenate(parts), told, null)
+        others = [model.tell(variables[0], other) for other in others_of(model, known, prompts)]
+        every = jax.tree.map(lambda *parts: jnp.concatenate(parts), told, *others)
 
     def unguided(x: Array, at: Levels, memory: Any) -> tuple[Prediction, Any]:
         return model.predict(*variables, x, at, told), memory
@@ -512,9 +540,11 @@ def denoiser(
     def both(x: Array, at: Levels) -> tuple[Prediction, Prediction]:
         if by_weights:
             return model.predict(*variables, x, at, told), model.predict(*worse, x, at, told_worse)
-        pair = model.predict(*variables, jnp.concatenate([x, x]), at, twice)
-        halves = [jnp.split(part, 2) if part is not None else (None, None) for part in pair]
-        return tuple(Prediction(*(half[i] for half in halves)) for i in range(2))
+        count = 1 + len(others)
+        all_at_once = model.predict(*variables, jnp.concatenate([x] * count), at, every)
+        split = [[None] * count if y is None else jnp.split(y, count) for y in all_at_once]
+        good, bad, *further = (Prediction(*parts) for parts in zip(*split, strict=True))
+        return guiding.composed(good, bad, further, prompts.weights), bad
 
     denoise = guiding.guided(both, strength, kind) if guided else unguided
     if threshold:
@@ -534,6 +564,7 @@ def sample(
     *,
     table: Table,
     strength: Guidance,
+    prompts: Prompts = NO_PROMPTS,
     guided: bool,
     kind: str,
     stochastic: bool,
@@ -552,6 +583,7 @@ def sample(
         mutable,
         known,
         strength=strength,
+        prompts=prompts,
         guided=guided,
         kind=kind,
         threshold=threshold,

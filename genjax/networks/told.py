@@ -19,6 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from genjax.config import ConfigError
 from genjax.method import Field
+from genjax.networks.text_tower import seen as own_tokens
+from genjax.networks.transformer import Transformer
 from genjax.nn.layers import Embed, Linear, space_to_depth
 from genjax.nn.pixels import to_float
 from genjax.nn.positions import sinusoidal
@@ -86,6 +88,20 @@ class Sizes(NamedTuple):
     channels: int = 0
     vector_width: int = 0
     context_width: int = 0
+
+
+class RowOptions(NamedTuple):
+    """The options of texts and rows.
+
+    Attributes:
+      width: width of the vectors, E.
+      depth: number of blocks of the transformer over a text's vectors; 0 for none.
+      heads: its attention heads.
+    """
+
+    width: int
+    depth: int = 0
+    heads: int = 4
 
 
 def is_real(field: Field) -> bool:
@@ -194,16 +210,23 @@ def on_grid(
 
 
 class Row(nnx.Module):
-    """Maps a condition's tokens or vectors to vectors for cross-attention; has a null vector."""
+    """Maps a condition's tokens or vectors to vectors for cross-attention; has a null vector.
 
-    def __init__(self, field: Field, width: int, *, rngs: nnx.Rngs):
-        """Makes an embedding of tokens, or a linear map of vectors, to `width` features."""
-        real = is_real(field)
+    A transformer over a text's vectors tells which words belong together: without it, a red hat
+    with a blue shirt is hardly another text than a blue hat with a red shirt.
+    """
+
+    def __init__(self, field: Field, o: RowOptions, *, rngs: nnx.Rngs):
+        """Makes an embedding of tokens, or a linear map of vectors, and the text's transformer."""
+        real, width = is_real(field), o.width
         self.map = Linear(field.shape[-1], width, rngs=rngs) if real else None
         self.token = None if real else Embed(field.facts["vocabulary_size"], width, rngs=rngs)
         self.null = nnx.Param(jax.random.normal(rngs.params(), (width,)))
         special = field.facts.get("special", {})
         self.end, self.pad = special.get("eos", -1), special.get("pad", -1)
+        sizes = {"width": width, "depth": o.depth, "heads": o.heads, "causal": False}
+        encoded = field.kind == "text" and o.depth > 0
+        self.body = Transformer(**sizes, rngs=rngs) if encoded else None
 
     def __call__(
         self, x: Array, hidden: Bool[Array, "B"] | None
@@ -218,11 +241,11 @@ class Row(nnx.Module):
             x = x.reshape(len(x), -1)
             y = self.token(x)
             y = y + sinusoidal(jnp.arange(x.shape[1]), y.shape[-1])
-            ended = jnp.cumsum(x == self.end, axis=1) - (x == self.end) > 0
-            first = jnp.arange(x.shape[1]) == 0
-            seen = first | ~(ended | (x == self.pad))
+            seen = own_tokens(x, self.end, self.pad)
+        if self.body is not None:
+            y, _ = self.body(y, segment=seen.astype(jnp.int32))
         if hidden is not None:
-            y = jnp.where(hidden[:, None, None], self.null[...], y)
+            y = jnp.where(hidden[:, None, None], self.null[...].astype(y.dtype), y)
             seen = jnp.where(hidden[:, None], jnp.arange(y.shape[1]) == 0, seen)
         return y, seen
 
@@ -230,10 +253,10 @@ class Row(nnx.Module):
 class Rows(nnx.Module):
     """The context: the vectors of all its conditions, concatenated."""
 
-    def __init__(self, fields: Mapping[str, Field], width: int, *, rngs: nnx.Rngs):
+    def __init__(self, fields: Mapping[str, Field], o: RowOptions, *, rngs: nnx.Rngs):
         """Makes a `Row` for each field, under its name."""
         self.names = tuple(fields)
-        self.rows = nnx.Dict({name: Row(field, width, rngs=rngs) for name, field in fields.items()})
+        self.rows = nnx.Dict({name: Row(field, o, rngs=rngs) for name, field in fields.items()})
 
     def __call__(
         self,

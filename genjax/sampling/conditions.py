@@ -28,6 +28,7 @@ from genjax.modalities.text import read_file
 Condition = Mapping[str, Array]
 Rows = list[dict[str, np.ndarray]]
 
+PROMPT = "prompt"
 _INLINE_KINDS = ("text", "label", "code", "real")  # values of other kinds are names of files
 
 # ---- for methods ---------------------------------------------------------------------------------
@@ -125,19 +126,21 @@ def parse(known: Mapping[str, Field], given: Mapping[str, Sequence[str]]) -> Row
 
     Args:
       known: the conditions of the method.
-      given: flag -> its values. The value of `NAME_file` is a file with the text of condition NAME.
+      given: flag of `flags_of` -> its values. The value of `NAME_file` is a file with the text of
+        condition NAME.
         If a condition is a single number, a Python tuple gives several values.
 
     Raises:
       ConfigError: a value that its condition does not allow, or different numbers of values.
     """
     columns: dict[str, list[np.ndarray]] = {}
+    flags: dict[str, str] = {}  # of each condition
     for flag, texts in given.items():
-        name = flag.removesuffix("_file") if flag not in known else flag
+        name, in_file = _condition_of(flag, known)
         if name in columns:
-            raise ConfigError(f"--{name} and --{name}_file are both given: leave one out.")
-        field = known[name]
-        if flag != name:
+            raise ConfigError(f"--{flags[name]} and --{flag} are both given: leave one out.")
+        field, flags[name] = known[name], flag
+        if in_file:
             files = [at_home(file, f"--{flag}") for file in texts]
             texts = [
                 read_file(f"--{flag}", file).removesuffix("\n").removesuffix("\r") for file in files
@@ -198,8 +201,20 @@ def _in_turn(columns: Mapping[str, Sequence[np.ndarray]]) -> Rows:
 
 
 def flags_of(known: Mapping[str, Field]) -> list[str]:
-    """The flags of conditions."""
-    return [flag for name, f in known.items() for flag in (name, f"{name}_file")[: 1 + _is_text(f)]]
+    """The flags of conditions. `PROMPT` is another name of the only text."""
+    texts = [name for name, field in known.items() if _is_text(field)]
+    also = [PROMPT] if len(texts) == 1 and PROMPT not in known else []
+    files = [f"{name}_file" for name in (*texts, *also)]
+    return [*known, *also, *files]
+
+
+def _condition_of(flag: str, known: Mapping[str, Field]) -> tuple[str, bool]:
+    """The condition that a flag of `flags_of` gives, and whether it names a file."""
+    in_file = flag not in known and flag.endswith("_file")
+    name = flag.removesuffix("_file") if in_file else flag
+    if name not in known:
+        name = next(text for text, field in known.items() if _is_text(field))
+    return name, in_file
 
 
 def _is_text(field: Field) -> bool:

@@ -8,7 +8,7 @@ of the network without the label (Ho & Salimans 2022), or of a worse network wit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -110,6 +110,29 @@ def guided(both: Both, g: Guidance, kind: str = "linear") -> Denoise:
         return Prediction(x0, of_x0(at, x0, x).epsilon, good.fraction), memory
 
     return denoise
+
+
+def composed(
+    good: Prediction, bad: Prediction, more: Sequence[Prediction], weights: Any
+) -> Prediction:
+    """The prediction for several conditions at once: good + sum_i weights_i (more_i - bad).
+
+    Guidance of scale w then adds w (good - bad) and w weights_i (more_i - bad), which is the score
+    of a product of conditions (Liu et al. 2022, eq. 11).
+
+    Args:
+      good: for the first condition.
+      bad: for none.
+      more: for each of the others.
+      weights: of these, relative to the first.
+    """
+    if not more:
+        return good
+    x0, epsilon = good.x0, good.epsilon
+    for each, weight in zip(more, weights, strict=True):
+        x0 = x0 + weight * (each.x0 - bad.x0)
+        epsilon = epsilon + weight * (each.epsilon - bad.epsilon)
+    return good._replace(x0=x0, epsilon=epsilon)
 
 
 def classifier_guided(

@@ -73,6 +73,7 @@ def values_of(fields, count, seed=0):
 def config_of(name, **section):
     model = {"network": name, "denoiser": NETWORKS[name]}
     section = {"context_width": 8, "num_timesteps": 10, "steps": 3, "eval_timesteps": 2} | section
+    section = {"context_depth": 1, "context_heads": 2} | section
     return ConfigDict({"diffusion": section, "model": model, "precision": "float32"})
 
 
@@ -372,6 +373,85 @@ def test_worse_weights_are_told_by_their_own_ways_in():
     assert np.abs(good - bad).max() > 1e-3
     want = jnp.clip(bad + 2 * (good - bad), -1, 1)
     np.testing.assert_allclose(found.x0, want, rtol=1e-3, atol=1e-3)
+
+
+WORDS = {"a": 3, "b": 4, "c": 5}
+
+
+class Letters:
+    """A tokenizer of single letters."""
+
+    begins = ()
+
+    def encode(self, given):
+        return np.array([WORDS[letter] for letter in given])
+
+
+def test_a_text_is_read_in_its_order_if_it_has_a_transformer():
+    """The context of a b c is that of c b a in another order only without one."""
+    found = {}
+    for depth in (0, 1):
+        model, params, _ = model_of("dit", conditions=("text",), context_depth=depth)
+        rows = params[OWN]["rows"]["text"]["token"]["embedding"]
+        told_of = jax.jit(lambda t, p=params, m=model: m.tell(p, Known({"text": t})).context)
+        contexts = told_of(jnp.array([[3, 4, 5, END, PAD], [5, 4, 3, END, PAD]]))
+        positions = told.sinusoidal(jnp.arange(5), rows.shape[1])
+        found[depth] = np.abs((contexts[0] - positions)[:3] - (contexts[1] - positions)[2::-1])
+    assert found[0].max() < 1e-5
+    assert found[1].max() > 1e-2
+
+
+def test_prompts_are_composed_as_the_scores_of_their_products():
+    """x_0 = n + w (g - n) + w sum_i v_i (p_i - n) (Liu et al. 2022, eq. 11)."""
+    tokenizer = FIELDS["text"]._replace(facts=TEXT | {"tokenizer": Letters()})
+    spec = SPEC._replace(fields=FIELDS | {"text": tokenizer})
+    model, params, mutable = model_of("dit", spec, conditions=("text",))
+    batch = values_of({n: FIELDS[n] for n in ("image", "text")}, 2)
+    x, at = model.data(batch), paths.tabulated(model.path, jnp.int32(9))
+    method = diffusion.build(config_of("dit", conditions=("text",)), spec)
+
+    @jax.jit
+    def x0(texts):
+        return model.predict(params, mutable, x, at, model.tell(params, texts)).x0
+
+    known = model.known(batch)
+    texts = {"ab": (3, 4, END, PAD, PAD), "c": (5, END, *[PAD] * 3), "b": (4, END, *[PAD] * 3)}
+    rows = {letters: jnp.tile(jnp.array(ids), (2, 1)) for letters, ids in texts.items()}
+    good, null = x0(known), x0(known.all_hidden())
+    ab, c, b = (x0(Known({"text": rows[word]})) for word in ("ab", "c", "b"))
+    assert min(np.abs(good - y).max() for y in (null, ab, c, b)) > 1e-3
+    for options, want in (
+        ({"guidance": 1.5, "negative_prompt": "ab"}, ab + 1.5 * (good - ab)),
+        (
+            {"guidance": 0.5, "more_prompts": (("c", 0.6), ("b", -0.4))},
+            null + 0.5 * (good - null) + 0.5 * (0.6 * (c - null) - 0.4 * (b - null)),
+        ),
+    ):
+        plan = method.plan(sampler="ddim", **options)
+        named = {n: plan[n] for n in ("strength", "prompts", "guided", "kind", "threshold")}
+        own = ({"denoiser": params}, {"denoiser": mutable})
+        found, _ = diffusion.denoiser(model, *own, known, **named)(x, at, ())
+        np.testing.assert_allclose(found.x0, jnp.clip(want, -1, 1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"negative_prompt": "a"}, "negative_prompt='a' has no effect without guidance"),
+        ({"guidance": 2, "more_prompts": ("a",)}, "more_prompts.*expected pairs"),
+        ({"guidance": 2, "more_prompts": (("a", "b"),)}, "more_prompts.*expected pairs"),
+        ({"guidance": 2, "negative_prompt": "abcab"}, "a text of 6 tokens, expected at most 5"),
+    ],
+)
+def test_wrong_prompts_are_refused(options, message):
+    tokenizer = FIELDS["text"]._replace(facts=TEXT | {"tokenizer": Letters()})
+    spec = SPEC._replace(fields=FIELDS | {"text": tokenizer})
+    method = diffusion.build(config_of("dit", conditions=("text",)), spec)
+    with pytest.raises(ConfigError, match=message):
+        method.plan(**options)
+    without = diffusion.build(config_of("dit"), SPEC)
+    with pytest.raises(ConfigError, match="not conditioned on a text"):
+        without.plan(guidance=2, negative_prompt="a")
 
 
 def test_a_sample_does_not_depend_on_those_beside_it():
