@@ -9,9 +9,6 @@ Default: Fashion-MNIST, 6 blocks of width 256 over 4 x 4 patches, conditioned on
 Presets, as in --config=configs/dit.py:tiny:
   tiny                 8 x 8 digits, a test of the installation in under 90 s; the samples are
                        blurred
-  captions             32 x 32 emoji from their names and keywords, with cross-attention to word
-                       embeddings (not run to the end yet)
-  captions_tiny        the same at 16 x 16 for 100 steps, a test
   imagenet256-latent   DiT-XL/2 (SiT-XL/2) over the latents of autoencoder_kl.py:imagenet256, for
                        accelerators (not run by us)
 """
@@ -36,36 +33,11 @@ def get_config() -> ConfigDict:
     return config
 
 
-_CAPTIONS = {
-    "dataset.name": "emoji",
-    "dataset.image_size": 32,
-    "dataset.validation": "10_percent",
-    "dataset.text.tokenizer": "wordpiece",
-    "dataset.text.vocabulary_size": 2048,
-    "dataset.text.length": 64,
-    "diffusion.class_conditional": False,
-    "diffusion.conditions": ("text",),
-    "diffusion.guidance": 3.0,
-}
 TINY = {k: v for k, v in FLOW.TINY.items() if not k.startswith("model.")}
 PRESETS = {
     "tiny": TINY
     | {
         "model.denoiser.patch_size": 2,
-        "model.denoiser.width": 32,
-        "model.denoiser.depth": 2,
-        "model.denoiser.heads": 2,
-    },
-    "captions": _CAPTIONS,
-    "captions_tiny": _CAPTIONS
-    | {
-        "dataset.image_size": 16,
-        "duration": "100_steps",
-        "schedule.warmup": "20_steps",
-        "evals.every": "50_percent",
-        "evals.limit": 64,
-        "evals.samples": 16,
-        "log.every": "20_steps",
         "model.denoiser.width": 32,
         "model.denoiser.depth": 2,
         "model.denoiser.heads": 2,

@@ -138,7 +138,8 @@ def parse(known: Mapping[str, Field], given: Mapping[str, Sequence[str]]) -> Row
     for flag, texts in given.items():
         name, in_file = _condition_of(flag, known)
         if name in columns:
-            raise ConfigError(f"--{flags[name]} and --{flag} are both given: leave one out.")
+            first, second = sorted((flags[name], flag), key=lambda f: f.endswith("_file"))
+            raise ConfigError(f"--{first} and --{second} are both given: leave one out.")
         field, flags[name] = known[name], flag
         if in_file:
             files = [at_home(file, f"--{flag}") for file in texts]

@@ -69,6 +69,22 @@ def test_one_value_goes_with_as_many_as_there_are_of_the_others(tmp_path):
     assert conditions.parse(KNOWN, {}) == []
 
 
+def test_the_only_text_is_also_the_prompt(tmp_path):
+    (tmp_path / "text.txt").write_text("b")
+    known = {"label": LABEL, "text": CAPTION}
+    assert {"text", "prompt", "text_file", "prompt_file"} <= set(conditions.flags_of(known))
+    rows = conditions.parse(known, {"prompt": ["a"]})
+    np.testing.assert_array_equal(
+        rows[0]["text"], conditions.parse(known, {"text": ["a"]})[0]["text"]
+    )
+    (row,) = conditions.parse(known, {"prompt_file": [str(tmp_path / "text.txt")]})
+    assert row["text"][0] == ord("b")
+    with pytest.raises(ConfigError, match="--text and --prompt are both given"):
+        conditions.parse(known, {"text": ["a"], "prompt": ["b"]})
+    assert conditions.flags_of({"text": CAPTION, "more": CAPTION}).count("prompt") == 0
+    assert conditions.flags_of(KNOWN).count("prompt") == 1
+
+
 def test_numbers_that_do_not_go_together_are_refused():
     for label in ["(1, 2)"], ["1", "2"]:
         with pytest.raises(
