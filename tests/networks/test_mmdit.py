@@ -364,6 +364,7 @@ def test_diffusion_tells_it_texts_and_numbers_and_needs_a_text():
 
     def made(*conditions):
         section = {"context_width": 8, "conditions": conditions, "num_timesteps": 10, "steps": 3}
+        section |= {"eval_timesteps": 2}
         size = {"patch_size": 4, "width": 16, "depth": 2, "heads": 2}
         model = {"network": "mmdit", "denoiser": size}
         config = ConfigDict({"diffusion": section, "model": model, "precision": "float32"})
