@@ -4,10 +4,10 @@ Patches of the image and tokens of a context are two streams. Each has weights o
 attention sees both. The blocks are scanned, except for the last, which has no context output.
 
 The conventions are those of `dit`: sines and cosines of a time alternate, and kernels are stacked
-over depth. Four things differ from `diffusers.SD3Transformer2DModel`. The last block makes no
-queries of the context, which the peer computes and drops. Shift comes before scale in all
-modulations, also in the last ones. Positions are whole numbers from 0; the published weights know
-those of a square cut out of the middle of a larger grid, with smaller steps. Tokens of the context
+over depth. `diffusers.SD3Transformer2DModel` differs in three more ways. Its last block makes
+queries of the context too, and drops what they find. The modulations of its last norms, which are
+two, have the scale before the shift. Its positions are those of a square in the middle of a larger
+grid, in smaller steps; here they are whole numbers from 0. Beyond the peer, tokens of the context
 can be hidden, images need not be square, and a label can be added to the embedding of time.
 """
 
