@@ -14,6 +14,9 @@ Presets, as in --config=configs/autoencoder_kl.py:tiny:
              resized to 256 x 256, for one GPU or TPU; not run by us. The likelihood's scale b is
              learned here, so relative to the paper's absolute error the KL has weight 1e-6 b
   imagenet256  the same on ImageNet; not run by us
+  captions256  the same with 16 channels of latents (Esser et al. 2024), for text2image.py:sd3-medium, on
+             pictures with captions; not run by us. Emoji stand in for your own:
+             --config.dataset.name=folder --config.dataset.path=DIR
 """
 
 from ml_collections import ConfigDict
@@ -105,4 +108,11 @@ PRESETS = {
     },
     "f8": _F8,
     "imagenet256": _F8 | {"dataset.name": "imagenet2012"},
+    "captions256": _F8
+    | {
+        "dataset.name": "emoji",
+        "dataset.validation": "10_percent",
+        "dataset.text.length": 128,
+        "autoencoder_kl.latent_channels": 16,
+    },
 }

@@ -9,6 +9,12 @@ Default: faces in pixel art, 16 x 16 (`avatars`), and a diffusion transformer wi
 Presets, as in --config=configs/text2image.py:tiny:
   tiny       a very small model of the same, a test of the installation in under 90 s
   emoji      32 x 32 emoji from their names and keywords; not measured yet
+  mmdit      the default with joint attention instead (MM-DiT, Esser et al. 2024); not measured yet
+  mmdit_tiny a very small model of that
+  sd3-medium the transformer of Stable Diffusion 3 medium, two billion parameters, over the latents
+             of autoencoder_kl.py:captions256, for accelerators (not run by us). Emoji stand in for
+             your own data. Give these to both: --config.dataset.name=folder
+             --config.dataset.path=DIR, and here --config.stages.autoencoder=RUN
 """
 
 from pathlib import Path
@@ -40,17 +46,20 @@ def get_config() -> ConfigDict:
     return config
 
 
+_JOINT = {"model.network": "mmdit"}
 TINY = {k: v for k, v in FLOW.TINY.items() if not k.startswith(("model.", "dataset."))}
+TINY |= {
+    "diffusion.context_width": 32,
+    "diffusion.context_depth": 1,
+    "diffusion.context_heads": 2,
+    "model.denoiser.width": 32,
+    "model.denoiser.depth": 2,
+    "model.denoiser.heads": 2,
+}
 PRESETS = {
-    "tiny": TINY
-    | {
-        "diffusion.context_width": 32,
-        "diffusion.context_depth": 1,
-        "diffusion.context_heads": 2,
-        "model.denoiser.width": 32,
-        "model.denoiser.depth": 2,
-        "model.denoiser.heads": 2,
-    },
+    "tiny": TINY,
+    "mmdit": _JOINT,
+    "mmdit_tiny": TINY | _JOINT,
     "emoji": {
         "dataset.name": "emoji",
         "dataset.image_size": 32,
@@ -59,5 +68,31 @@ PRESETS = {
         "dataset.text.length": 64,
         "diffusion.guidance": 3.0,
         "model.denoiser.patch_size": 4,
+    },
+    "sd3-medium": _JOINT
+    | {
+        "dataset.name": "emoji",
+        "dataset.image_size": 256,
+        "dataset.validation": "10_percent",
+        "dataset.codes": "autoencoder",
+        "dataset.text.vocabulary_size": 32000,
+        "dataset.text.length": 77,
+        "stages.autoencoder": "autoencoder_kl.py:captions256",
+        "precision": "bfloat16",
+        "batch_size": 4096,
+        "duration": "500000_steps",
+        "optimizer.learning_rate": 1e-4,
+        "schedule.name": "constant",
+        "schedule.warmup": "1000_steps",
+        "ema.decay": (0.9999,),
+        "evals.every": "20000_steps",
+        "diffusion.steps": 25,
+        "diffusion.guidance": 5.0,
+        "diffusion.context_width": 1536,
+        "diffusion.context_depth": 12,
+        "diffusion.context_heads": 24,
+        "model.denoiser.width": 1536,
+        "model.denoiser.depth": 24,
+        "model.denoiser.heads": 24,
     },
 }

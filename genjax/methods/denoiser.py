@@ -26,8 +26,11 @@ from genjax.sampling.paths import Levels, Path, like
 OWN = "conditions"  # key of the parameters of `told.Rows` within those of a denoiser
 # Arguments of a network: their purpose, and the networks of genjax that take them.
 ARGUMENTS = {
-    "context_width": ("cross-attention, which texts and other rows need", "'unet' or 'dit'"),
-    "vector_width": ("way in for vectors", "'unet', 'dit' or 'edm2_unet'"),
+    "context_width": (
+        "cross-attention, which texts and other rows need",
+        "'unet', 'dit' or 'mmdit'",
+    ),
+    "vector_width": ("way in for vectors", "'unet', 'dit', 'mmdit' or 'edm2_unet'"),
     "times": ("second time, which the method needs", "'unet'"),
 }
 

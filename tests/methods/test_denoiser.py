@@ -628,9 +628,17 @@ def test_conditions_that_are_refused(section, message):
 @pytest.mark.parametrize(
     ("name", "conditions", "message"),
     [
-        ("edm2_unet", ("text",), "has no cross-attention.*takes no context_width.*'unet' or 'dit'"),
+        (
+            "edm2_unet",
+            ("text",),
+            "has no cross-attention.*takes no context_width.*'unet', 'dit' or 'mmdit'",
+        ),
         ("edm2_unet", ("rows",), "has no cross-attention"),
-        ("pixelcnn", ("vector",), "has no way in for vectors.*'unet', 'dit' or 'edm2_unet'"),
+        (
+            "pixelcnn",
+            ("vector",),
+            "has no way in for vectors.*'unet', 'dit', 'mmdit' or 'edm2_unet'",
+        ),
     ],
 )
 def test_a_network_that_cannot_be_told_is_refused_and_another_named(name, conditions, message):
