@@ -14,8 +14,8 @@ Presets, as in --config=configs/autoencoder_kl.py:tiny:
              resized to 256 x 256, for one GPU or TPU; not run by us. The likelihood's scale b is
              learned here, so relative to the paper's absolute error the KL has weight 1e-6 b
   imagenet256  the same on ImageNet; not run by us
-  captions256  the same with 16 channels of latents (Esser et al. 2024), for text2image.py:sd3-medium, on
-             pictures with captions; not run by us. Emoji stand in for your own:
+  captions256  the same with 16 channels of latents (Esser et al. 2024), on pictures with captions,
+             for text2image.py:sd3-medium; not run by us. Emoji stand in for your own:
              --config.dataset.name=folder --config.dataset.path=DIR
 """
 
