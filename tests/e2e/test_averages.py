@@ -1,12 +1,10 @@
 """Averages of the weights: kept in a run, put together after it, and guides."""
 
-import shutil
-
 import chex
 import jax
 import numpy as np
 import pytest
-from command_line import DDPM, FAST, ROOT, metrics, reported_digest
+from command_line import DDPM, FAST, ROOT, metrics
 
 from genjax.interop import safetensors
 from genjax.main import main
@@ -32,25 +30,6 @@ def run(tmp_path_factory):
 def kept_in(folder, like):
     kept = Checkpoints(folder, name=snapshots.FOLDER)
     return {step: kept.restore(like, step) for step in kept.steps()}
-
-
-def test_a_resumed_run_keeps_the_same_averages_bit_for_bit(run, tmp_path):
-    """It was killed after a snapshot of step 8, in a trajectory that is not gone on with."""
-    whole = assemble(read_config(run))
-    like = snapshots.of(whole.config, whole.state)
-    before = kept_in(run, like)
-    assert list(before) == [4, 8, 12]
-    for step, found in before.items():
-        assert list(found) == ["power_0.05", "power_0.1"], step
-    chex.assert_trees_all_equal(before[12], snapshots.of(whole.config, at(run, whole, 12)))
-    shutil.copytree(run, tmp_path / "run")
-    for step in ("8", "12"):
-        shutil.rmtree(tmp_path / "run" / "checkpoints" / step)
-        shutil.rmtree(tmp_path / "run" / "ema" / step)
-    shutil.copytree(run / "ema" / "4", tmp_path / "run" / "ema" / "8")
-    assert main([*TRAIN, f"--workdir={tmp_path / 'run'}"]) == 0
-    chex.assert_trees_all_equal(kept_in(tmp_path / "run", like), before)
-    assert reported_digest(tmp_path / "run") == reported_digest(run)
 
 
 def at(folder, whole, step):

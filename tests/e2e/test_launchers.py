@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -93,23 +92,6 @@ def same_steps(workdir, whole):
         assert [one[name] for one in runs[0].values()] == [one[name] for one in runs[1].values()]
     losses = [[one["train/loss"] for one in run.values()] for run in runs]
     np.testing.assert_allclose(*losses, rtol=2e-5)
-
-
-def test_a_killed_process_ends_the_others_within_a_minute_with_its_name(checkout, tmp_path):
-    step, victim = random.randrange(3, 200), random.randrange(1, 4)
-    print(f"killing process {victim} at step {step}")
-    endless = [*RUN, "--config.duration=90000_steps", f"--workdir={tmp_path / 'run'}"]
-    script = start_local(checkout, 4, *endless)
-    wait_for_step(script, tmp_path / "run", step)
-    began = time.monotonic()
-    os.kill(children(script)[victim], signal.SIGKILL)
-    _, err = script.communicate(timeout=120)
-    assert time.monotonic() - began < 60
-    assert script.returncode == 128 + signal.SIGKILL
-    for index in {0, 1, 2, 3} - {victim}:
-        (line,) = re.findall(rf"^\[{index}\] (error: .*)$", err, re.MULTILINE)
-        assert line.startswith(f"error: process {victim} of 4 ended"), err
-        assert line.endswith("run the same command to resume from the last checkpoint.")
 
 
 STUB = """#!/bin/sh

@@ -3,16 +3,13 @@
 import contextlib
 import json
 import os
-import re
-import socket
 import subprocess
 import sys
 import threading
-import time
 
 import fsspec
 import pytest
-from command_line import DDPM, FAST, ONE_DEVICE, ROOT, steps_logged
+from command_line import DDPM, FAST, ROOT, steps_logged
 from etils import epath
 from store import install
 
@@ -132,48 +129,6 @@ with lease.object_lock(epath.Path("gs://bucket/lock"), "this one", False):
     assert process.returncode == 1
     assert "and another has taken over the run" in err
     assert (store / "lock").read_text() == "another"
-
-
-def test_two_processes_that_were_killed_go_on_by_themselves(store, tmp_path):
-    """As a scheduler starts them again: nobody deletes the lock, which is watched for a while."""
-    program = [sys.executable, ROOT / "tests/e2e/store.py", store.parent]
-    config = [f"--config={ROOT / 'tests/e2e/ordered.py'}", "--config.duration=300_steps", RUN]
-    run, save = store / "run", "--config.checkpoint.every=20_steps"
-
-    def start():
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        for index in range(2):
-            variables = {
-                "GENJAX_COORDINATOR": f"127.0.0.1:{port}",
-                "GENJAX_PROCESS_COUNT": "2",
-                "GENJAX_PROCESS_INDEX": str(index),
-                "PYTHONPATH": str(ROOT),
-                "XLA_FLAGS": ONE_DEVICE,
-            }
-            with open(tmp_path / f"log_{index}", "w") as log:
-                yield subprocess.Popen(
-                    list(map(str, [*program, *config, save])),
-                    env=os.environ | variables,
-                    stdout=log,
-                    stderr=log,
-                )
-
-    both = list(start())
-    while not (run / "checkpoints" / "40").exists():
-        assert both[0].poll() is None
-        time.sleep(0.01)
-    for process in both:
-        process.kill()
-        process.wait()
-    assert (run / "lock").exists()
-    for index, process in enumerate(list(start())):
-        assert process.wait(timeout=180) == 0, (tmp_path / f"log_{index}").read_text()
-    assert "its holder is gone" in (tmp_path / "log_0").read_text()
-    assert re.search(r"resuming at step \d+", (run / "log.txt").read_text())
-    assert steps_logged(run) == list(range(1, 301))
-    assert not (run / "lock").exists()
 
 
 def test_one_of_two_holds_the_lock_and_frees_only_its_own(store):

@@ -27,6 +27,7 @@ from genjax.training.digests import digest, digests
 from genjax.training.workdir import read_config, read_spec
 
 LONG = ["--config.duration=40_steps", "--config.evals.every=20_steps"]
+LONG += ["--config.ema.power=(0.05,0.1)", "--config.ema.snapshots=10_steps"]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,10 @@ def test_killed_at_a_random_step_and_resumed_is_bitwise_the_same(cli, tmp_path, 
     assert timeless_metrics(tmp_path / "run") == timeless_metrics(uninterrupted)
     names = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert all(name.isdigit() for name in names), names  # nothing torn is left
+    run = assemble(read_config(uninterrupted), devices=jax.devices()[:1])
+    kept = snapshots_of(tmp_path / "run", run)
+    assert list(kept) == [10, 20, 30, 40]
+    chex.assert_trees_all_equal(kept, snapshots_of(uninterrupted, run))
 
 
 def test_stopped_between_dispatches_and_resumed_is_bitwise_the_same(cli, tmp_path):
@@ -82,28 +87,18 @@ def test_stopped_between_dispatches_and_resumed_is_bitwise_the_same(cli, tmp_pat
     assert steps_logged(tmp_path / "run") == [40, 80, 120, 160, 200]
 
 
-FAMILIES = {
-    # Two batches a step, so that the loader goes on in the middle of an epoch.
-    "dcgan.py:tiny": [
-        "--config.gan.critic_steps=2",
-        "--config.batch_size=16",
-        "--config.evals.judges=",
-        "--config.model.generator.channels=4",
-        "--config.model.discriminator.channels=4",
-    ],
-    # Packed documents in two microbatches, with dropout, and texts written on the way.
-    "gpt_char.py:tiny": [
-        "--config.dataset.text.documents=packed",
-        "--config.accumulation=2",
-        "--config.model.lm.dropout=0.1",
-        "--config.lm.label_smoothing=0.1",
-    ],
-}
+# Two batches a step, so that the loader goes on in the middle of an epoch.
+GAME = [
+    "--config.gan.critic_steps=2",
+    "--config.batch_size=16",
+    "--config.evals.judges=",
+    "--config.model.generator.channels=4",
+    "--config.model.discriminator.channels=4",
+]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_other_families_stopped_and_resumed_are_bitwise_the_same(cli, tmp_path, family):
-    arguments = [f"--config={ROOT / 'configs' / family}", *FAMILIES[family]]
+def test_a_game_stopped_and_resumed_is_bitwise_the_same(cli, tmp_path):
+    arguments = [f"--config={ROOT / 'configs' / 'dcgan.py'}:tiny", *GAME]
     arguments += [
         "--config.duration=60_steps",
         "--config.evals.every=30_steps",
@@ -171,7 +166,6 @@ def snapshots_of(workdir, run):
 SGD = ["--config.optimizer.name=sgd", "--config.optimizer.momentum=0.0"]
 
 
-IMAGES = [f"--config={DDPM}:tiny", *FAST, "--config.model.denoiser.channels=16"]
 TEXT = [f"--config={ROOT / 'configs' / 'llama.py'}:tiny", "--config.batch_size=8"]
 TEXT += ["--config.dataset.text.documents=packed", "--config.model.lm.width=64"]
 TEXT += ["--config.evals.every=6_steps", "--config.log.every=1_steps", "--config.schedule.warmup="]
@@ -179,15 +173,10 @@ TEXT += ["--config.optimizer.learning_rate=0.1"]
 TEXT += ["--config.ema.power=(0.05,0.1)", "--config.ema.snapshots=2_steps"]
 
 
-@pytest.mark.parametrize(
-    ("family", "mesh"), [(IMAGES, "tensor"), (TEXT, "fsdp")], ids=["images-tensor", "text-fsdp"]
-)
-def test_two_processes_equal_one(cli, tmp_path, family, mesh):
+def test_two_processes_equal_one(cli, tmp_path):
     """Against one process with one device; plain SGD, since Adam amplifies gradients of zero."""
-    arguments = [*family, *SGD, "--config.evals.samples=0", "--config.duration=6_steps"]
-    layout = [
-        f"--config.mesh.{axis}={2 if axis == mesh else 1}" for axis in ("data", "fsdp", "tensor")
-    ]
+    arguments = [*TEXT, *SGD, "--config.evals.samples=0", "--config.duration=6_steps"]
+    layout = ["--config.mesh.data=1", "--config.mesh.fsdp=2"]
     for process in pair(cli, *arguments, *layout, workdir=tmp_path / "two"):
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
@@ -202,7 +191,7 @@ def test_two_processes_equal_one(cli, tmp_path, family, mesh):
         moved = max(moved, float(np.abs(np.asarray(a) - np.asarray(c)).max()))
     assert moved > 1e-3
     kept = [snapshots_of(tmp_path / name, run) for name in ("one", "two")]
-    assert sorted(kept[0]) == ([2, 4, 6] if "--config.ema.snapshots=2_steps" in family else [])
+    assert sorted(kept[0]) == [2, 4, 6]
     chex.assert_trees_all_close(*kept, rtol=1e-5, atol=1e-6)
     assert reported_digest(tmp_path / "two") == digest(digests(two))  # of arrays that both share
     for a, b in zip(

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -94,9 +95,8 @@ def test_eval_looks_at_the_test_split_or_repeats_the_evaluation_of_training(fini
     assert last["eval/bits_per_dim"] == pytest.approx(own)
 
 
-def test_a_live_run_is_evaluated_and_its_files_are_left_alone(cli, tmp_path):
-    folder = tmp_path / "run"
-    cli.train(folder)
+def test_a_live_run_is_evaluated_and_its_files_are_left_alone(finished_run, cli, tmp_path):
+    folder = shutil.copytree(finished_run, tmp_path / "run")
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     own = (f"--workdir={folder}", "--mode=eval", "--config.evals.split=validation")
     with open(folder / "lock", "a") as lock:
@@ -118,10 +118,8 @@ def test_a_run_of_four_devices_is_used_and_resumed_on_one(cli, tmp_path):
     assert "does not fit" not in err
     digest = reported_digest(folder)
     whole = f"--workdir={folder}"
-    for mode in (("inspect",), ("sample", "--num=2"), ("eval",), ("train",)):
-        flags = [f"--mode={mode[0]}", *mode[1:]]
-        longer = ["--config.duration=13_steps"] if mode[0] == "train" else []
-        out, err = cli.run(whole, *flags, *longer)
+    for mode in (("inspect",), ("train", "--config.duration=13_steps")):
+        out, err = cli.run(whole, f"--mode={mode[0]}", *mode[1:])
         was = "the run's mesh data=1, fsdp=2, sequence=1, tensor=2"
         now = "using data=-1, fsdp=1, sequence=1, tensor=1"
         assert f"{was} does not fit the devices here (1): {now}" in err, mode
@@ -223,8 +221,8 @@ def chorales(path):
 
 
 # What other tests of whole runs do not train. tests/test_configs.py steps every config.
-TRAINED = ("bert", "classifier", "dcgan", "gpt_char", "grpo_arithmetic", "mdlm", "seqgan")
-TRAINED += ("summarise", "tcn_music", "vae", "vqvae_prior")
+# One of images, a game, one of texts, one of rolls, one with a stage. The notebooks train others.
+TRAINED = ("classifier", "dcgan", "gpt_char", "tcn_music", "vqvae_prior")
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -243,14 +241,9 @@ def test_tiny_presets_train_as_they_stand(name, cli, tmp_path):
     if name == "dcgan":  # losses need not fall, but its samples differ as the data do
         spread = [lines[i]["train/generator/fake_std"] for i in (0, -1)]
         assert spread[1] > 0.3 * lines[-1]["train/generator/real_std"], spread
-    elif name == "grpo_arithmetic":
-        rewards = [line["train/reward"] for line in lines]
-        assert rewards[-1] > rewards[0]
     else:
         # A likelihood falls to no less than the data's entropy, and the first line is already the
-        # mean of many steps. A game of texts begins with maximum likelihood.
-        names = ("train/loss", "train/autoencoder/mse", "train/generator/loss")
-        loss = next(n for n in names if n in lines[0])
-        losses = [line[loss] for line in lines if loss in line]
+        # mean of many steps.
+        losses = [line["train/loss"] for line in lines]
         assert losses[-1] < 0.9 * losses[0]
     assert reported_digest(tmp_path / "run")

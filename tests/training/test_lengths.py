@@ -25,12 +25,6 @@ SMALL = {
     "schedule.name": "constant",
     "optimizer.learning_rate": 0.001,
 }
-GAME = SMALL | {
-    "autoencoder_kl.adversarial_start": "50_percent",
-    "model.encoder.channels": (8, 8),
-    "model.decoder.channels": (8, 8),
-    "model.discriminator.channels": 8,
-}
 VAE = SMALL | {"vae.kl_warmup": "50_percent"}
 
 
@@ -41,24 +35,17 @@ def train(name, folder, values, **changes):
     return read_metrics(folder / "metrics.jsonl")
 
 
-def test_a_longer_run_plays_on_and_its_warm_up_is_over(tmp_path):
-    """Half of 8 steps: the game begins with step 5, counted from 1, also in a run of 16."""
-    train("autoencoder_kl", tmp_path, GAME, duration="8_steps")
-    found = train("autoencoder_kl", tmp_path, GAME, duration="16_steps")
-    assert sorted(found["train/discriminator/loss"]) == list(range(5, 17))
-    rates = found["train/autoencoder/learning_rate"]
-    assert [rates[step] for step in range(1, 5)] == pytest.approx([0.0005, *[0.001] * 3])
-    assert {rates[step] for step in range(9, 17)} == {rates[8]}
-    assert json.loads((tmp_path / "config.json").read_text())["length"] == 8
-    stored = workdir.read_config(tmp_path)
-    assert stored.autoencoder_kl.adversarial_start == "50_percent"
-
-
-def test_a_longer_vae_has_its_whole_kl(tmp_path):
+def test_a_longer_run_has_the_shares_of_the_length_that_it_began_with(tmp_path):
+    """Half of 8 steps until the whole KL, a quarter of them until the whole learning rate."""
     train("vae", tmp_path, VAE, duration="8_steps")
-    found = train("vae", tmp_path, VAE, duration="40_steps")["train/kl_weight"]
-    expected = [0, 0.25, 0.5, 0.75, *[1] * 36]
-    assert [found[step] for step in range(1, 41)] == pytest.approx(expected)
+    found = train("vae", tmp_path, VAE, duration="16_steps")
+    steps = range(1, 17)
+    kl = [found["train/kl_weight"][step] for step in steps]
+    assert kl == pytest.approx([0, 0.25, 0.5, 0.75, *[1] * 12])
+    rates = [found["train/learning_rate"][step] for step in steps]
+    assert rates == pytest.approx([0.0005, *[0.001] * 15])
+    assert json.loads((tmp_path / "config.json").read_text())["length"] == 8
+    assert workdir.read_config(tmp_path).vae.kl_warmup == "50_percent"
 
 
 def test_what_has_no_checkpoint_begins_now(tmp_path):
