@@ -154,18 +154,18 @@ def _described(drawing: Path) -> tuple[str, Sequence[str], str]:
     for _, element in ElementTree.iterparse(drawing):
         if _tag(element) != "Work":
             continue
-        parts = {_tag(part): part for part in element}
+        parts = {_tag(part): "".join(part.itertext()) for part in element}
         title, creator = (
-            " ".join("".join(parts[name].itertext()).split()).lower() if name in parts else ""
+            " ".join(parts.get(name, "").replace("_", " ").split()).lower()
             for name in ("title", "creator")
         )
-        listed = parts["subject"].iter() if "subject" in parts else ()
+        listed = (e for part in element if _tag(part) == "subject" for e in part.iter())
         words = [
             (e.text or "").replace("_", " ").strip().lower() for e in listed if _tag(e) == "li"
         ]
         unwanted = {"", creator, "unsorted"}
         kept = [word for word in words if word not in unwanted and not _HASH.fullmatch(word)]
-        return title, kept, creator
+        return title.removesuffix(".svg"), kept, creator
     return "", (), ""
 
 
@@ -174,10 +174,11 @@ def _tag(element: ElementTree.Element) -> str:
 
 
 def _words(name: str, creator: str) -> str:
-    """The words of a file's name, without numbers and the author's name at its end."""
+    """The words of a file's name, without the author's name and numbers such as 01 at its end."""
     words = [word for word in re.split(r"[\W_]+", name.lower()) if word]
     while len(words) > 1 and (
-        words[-1].isdigit() or any(part.startswith(words[-1]) for part in creator.split())
+        (words[-1].isdigit() and words[-1].startswith("0"))
+        or any(part.startswith(words[-1]) for part in creator.split())
     ):
         words.pop()
     return " ".join(words)

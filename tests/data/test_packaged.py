@@ -199,14 +199,16 @@ def svg(title, *keywords, creator="Jo Doe"):
 def test_clip_art_is_captioned_by_its_drawings(package, monkeypatch):
     monkeypatch.setattr("genjax.data.transforms.LARGE", 60)
     described = {
-        "animals/birds/owl_jo_do_01": svg("Clipart by Jo Doe - An  Owl", "bird", "Night_bird"),
+        "animals/birds/owl_jo_do_01": svg(
+            "Clipart by Jo Doe - An  Owl_bird.svg", "bird", "Night_bird"
+        ),
         "animals/birds/owl_jo_do_02": svg("Owl two", "bird", "", "hash(0x8a095fc)", "jo doe"),
         "computer/icons/left_out": svg("icon", "icon"),
         "shapes/stars/left_out": svg("star", "star"),
         "people/large": svg("large"),
         "signs_and_symbols/flags/red_flag_jo_doe_": svg("Flags", "flag", "unsorted"),
         "signs_and_symbols/flags/blue_flag": svg("Flags", "flag"),
-        "signs_and_symbols/flags/a": svg("Flags", "flag"),
+        "signs_and_symbols/flags/a_3_jo_doe_01": svg("Flags", "flag"),
         "signs_and_symbols/flags/b": svg("flags", "flag"),
         "computer/mouse": None,
         "containers/box": svg("", "box"),
@@ -223,11 +225,11 @@ def test_clip_art_is_captioned_by_its_drawings(package, monkeypatch):
     read = [names[i] for i in got["image"][:, 0, 5, 0]]
     made = dict(zip(read, captions("openclipart_10"), strict=True))
     assert made == {
-        "animals/birds/owl_jo_do_01": "an owl, bird, night bird",
+        "animals/birds/owl_jo_do_01": "an owl bird, bird, night bird",
         "animals/birds/owl_jo_do_02": "owl two, bird",
         "computer/mouse": "mouse",
         "containers/box": "box",
-        "signs_and_symbols/flags/a": "a, flag",
+        "signs_and_symbols/flags/a_3_jo_doe_01": "a 3, flag",
         "signs_and_symbols/flags/b": "b, flag",
         "signs_and_symbols/flags/blue_flag": "blue flag, flag",
         "signs_and_symbols/flags/red_flag_jo_doe_": "red flag, flag",
