@@ -60,6 +60,7 @@ setup(
         # Compilers for chips that are not here, of jax's own version.
         "plan": ["jax[tpu]", "jax-cuda12-plugin", "jax-cuda12-pjrt"],
         "text": ["tokenizers", "jinja2"],  # jinja2 renders the templates of chats
+        "svg": ["resvg-py>=0.5"],  # draws the pictures of the data set openmoji
         "wandb": ["wandb"],
         "gcs": ["gcsfs>=2024.12"],  # runs in gs://BUCKET/FOLDER
         "s3": ["s3fs>=2024.12"],

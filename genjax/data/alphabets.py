@@ -34,6 +34,8 @@ class Tokenizer(Protocol):
       begins: the ids that the tokenizer itself puts before each text, often none.
       spelling: the UTF-8 bytes that each token adds to a text; none for special tokens.
       chat_template: how messages become one text, in Jinja; "" if the tokenizer has none.
+      unknown: the id that stands for any word or character that the tokenizer does not know; None
+        if it knows all, or refuses them.
     """
 
     vocabulary_size: int
@@ -41,6 +43,7 @@ class Tokenizer(Protocol):
     begins: tuple[int, ...]
     spelling: Sequence[bytes]
     chat_template: str
+    unknown: int | None
 
     def encode(self, text: str) -> Int32[np.ndarray, " n"]:
         """The ids of a text, without any special token.
@@ -103,6 +106,7 @@ class Alphabet(Compared):
 
     special: dict[str, int]
     chat_template = ""
+    unknown = None
 
     @property
     def begins(self) -> tuple[int, ...]:

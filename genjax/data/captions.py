@@ -83,6 +83,11 @@ def encode(text: str, field: Field) -> Int32[np.ndarray, " n"]:
     return np.concatenate(ids).astype(np.int32)
 
 
+def says_nothing(ids: Int32[np.ndarray, " n"], field: Field) -> bool:
+    """Whether no token of a text stands for something that the tokenizer knows."""
+    return not np.any(ids != getattr(field.facts["tokenizer"], "unknown", None))
+
+
 def padded(tokens: Int32[np.ndarray, " n"], field: Field) -> Int32[np.ndarray, " T"]:
     """Tokens cut to the field's length or padded to it with pad or, if there is none, with eos."""
     special, (length,) = field.facts["special"], field.shape
@@ -96,8 +101,11 @@ def rows(
 ) -> Int32[np.ndarray, "N T"]:
     """The texts of a split as rows of tokens. Longer texts are cut, with one warning.
 
+    One more warning counts the texts of which the tokenizer knows no word.
+
     Raises:
-      ConfigError: there are no texts, one is empty, or some are longer and `cut` is false.
+      ConfigError: there are no texts, one is empty, the tokenizer knows no word of any, or some are
+        longer and `cut` is false.
     """
     if not len(texts):
         raise ConfigError(f"{name}: the split {split} has no text. Expected at least one.")
@@ -108,10 +116,17 @@ def rows(
                 "character. Give it one, or leave the example out."
             )
     own, eos = field.facts["tokenizer"], field.facts["special"]["eos"]
-    token_ids = [
-        np.concatenate([own.begins, ids, [eos]]).astype(np.int32)
-        for ids in own.encode_all(list(texts))
-    ]
+    encoded = own.encode_all(list(texts))
+    if unknown := [i for i, ids in enumerate(encoded) if says_nothing(ids, field)]:
+        said = (
+            f"{name}: the tokenizer knows no word of {len(unknown)} of the {len(texts)} texts of "
+            f"{split}; the first is {texts[unknown[0]][:60]!r}. They may be in a script that it "
+            "was not trained on: the tokenizers bytes and bpe take any text"
+        )
+        if len(unknown) == len(texts):
+            raise ConfigError(f"{said}.")
+        log.warning("%s", said)
+    token_ids = [np.concatenate([own.begins, ids, [eos]]).astype(np.int32) for ids in encoded]
     (length,) = field.shape
     if longer := sum(len(ids) > length for ids in token_ids):
         said = f"{name}: {longer} of the {len(token_ids)} texts of {split} are longer than "

@@ -100,7 +100,8 @@ def spec(dataset: ConfigDict) -> DataSpec:
     """The spec of the examples of `config.dataset` after its transforms.
 
     Reads no data for packaged data sets and for TFDS data sets that are prepared or in `SIZES`,
-    unless a tokenizer is trained on their captions. For all others, reads the data as `load` does.
+    unless a tokenizer is trained on their captions or groups of examples are held out. For all
+    others, reads the data as `load` does.
 
     Raises:
       ConfigError: as for `load`.
@@ -116,13 +117,15 @@ def spec(dataset: ConfigDict) -> DataSpec:
         return load(dataset).spec
     if entry := packaged.find(name, max(size)):
         native_shape, classes, sizes = entry.shape, entry.classes, {"train": entry.count}
-        captioned = entry.captioned
+        captioned, grouped = entry.captioned, entry.grouped
     else:
         built = _tfds_builder(name, dataset.path)
         keys, native_shape, classes = records.image_features(built)
         sizes, captioned = records.sizes(built) or SIZES.get(name), bool(keys.caption)
+        grouped = bool(keys.group)
     from_texts = dataset.text.tokenizer in (*tokenizers.TRAINED, "characters")
-    if not sizes or (captioned and from_texts):
+    held_out = bool(dataset.validation or dataset.test)
+    if not sizes or (captioned and from_texts) or (grouped and held_out):
         return load(dataset).spec
     shape = records.final_shape(name, native_shape, dataset.channels, size)
     fields = sources.image_fields(shape, len(classes), records.named(classes))
@@ -139,7 +142,8 @@ def load(dataset: ConfigDict) -> Dataset:
     Official splits are used as they are. If the data set lacks a validation or test split that
     `dataset.validation` / `dataset.test` ask for ("10_percent", "5000_examples"), it is taken out
     of train by a permutation that is the same in every run, or from the end of one long text.
-    Splits never share an example. Captions become a field `text` of `dataset.text.length` tokens.
+    Splits never share an example, nor a group of examples such as an emoji in all skin tones.
+    Captions become a field `text` of `dataset.text.length` tokens.
 
     Raises:
       ConfigError: an unknown name (with the nearest ones); an impossible size or split; data that
@@ -163,7 +167,11 @@ def load(dataset: ConfigDict) -> Dataset:
         return loaded._replace(spec=derived.added(dataset, loaded.spec))
     else:
         raw = _resolve(dataset)
-    carved = splits.carve({split: len(source) for split, source in raw.splits.items()}, dataset)
+    carved = (
+        splits.carve({split: len(source) for split, source in raw.splits.items()}, dataset)
+        if raw.groups is None
+        else splits.carve_groups(raw.groups, dataset)
+    )
     split_sources = {
         split: raw.splits[split]
         if indices is None
@@ -275,6 +283,8 @@ def _resolve(dataset: ConfigDict) -> Raw:
     size = height_and_width(dataset.image_size)
     if entry := packaged.find(name, max(size)):
         name, routes = entry.stored, _packaged_routes(entry)
+        if entry.credit:
+            log.info("data set %s: %s", dataset.name, entry.credit)
     else:  # raise errors before anything is downloaded
         _, native_shape, _ = records.image_features(_tfds_builder(name, dataset.path))
         records.final_shape(name, native_shape, dataset.channels, size)
@@ -358,7 +368,8 @@ def _packaged_routes(entry: packaged.Packaged) -> Routes:
             entry.shape,
             entry.classes,
             entry.captioned,
-            f"{entry.stored}, from {route}",
+            entry.grouped,
+            f"{entry.stored}, from {route}. {entry.credit}".strip(),
         )
 
     return [(route, build(route, fetch)) for route, fetch in entry.routes]

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import logging
-import os
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -20,16 +17,17 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from genjax.config import ConfigError
-from genjax.data import json_lines, listing, packages, sources, transforms
+from genjax.data import archives, json_lines, listing, sources, transforms
 from genjax.data.documents import decode
 from genjax.data.splits import by_split
 from genjax.data.transforms import Example
-from genjax.files import building
+from genjax.files import parse_json
 from genjax.method import Field
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 TABLES = ("metadata.jsonl", "captions.jsonl", "metadata.csv")  # of captions
+IN_JSON = ("captions", "caption", "text")  # where a JSON object beside a picture has them
+MOST_CAPTIONS = 64  # of one picture
 _DECODE_THREADS = 8
 SHOWN = 20  # class names in the log
 
@@ -160,10 +158,12 @@ def read(dataset: ConfigDict) -> sources.Raw:
 
     The folder, or an archive of it, holds pictures directly (no labels), or one folder of pictures
     for each class (labels are positions in the sorted names), or one such folder for each split,
-    called as in `splits.SPELLINGS`. Hidden files are ignored; other kinds of files are ignored and
-    counted in the log. Links are followed. The headers of all files are read immediately. Pixels
-    are decoded immediately if they fit into `sources.MEMORY_LIMIT`, otherwise on access
-    (`dataset.on_corrupt="skip"` then decodes all files once to find out which to leave out).
+    called as in `splits.SPELLINGS`. Several archives, as of WebDataset, are named by a pattern such
+    as `train-{000..009}.tar` or lie alone in the folder; those called like a split belong to it.
+    Hidden files are ignored; other kinds of files are ignored and counted in the log. Links are
+    followed. The headers of all files are read immediately. Pixels are decoded immediately if they
+    fit into `sources.MEMORY_LIMIT`, otherwise on access (`dataset.on_corrupt="skip"` then decodes
+    all files once to find out which to leave out).
 
     Raises:
       ConfigError: no such folder, no pictures, a file that cannot be decoded (unless skipped), or
@@ -172,15 +172,7 @@ def read(dataset: ConfigDict) -> sources.Raw:
     path, on_corrupt, max_pixels = dataset.path, dataset.on_corrupt, dataset.max_pixels
     if not path:
         raise ConfigError('dataset.name="folder" needs dataset.path: the folder of pictures.')
-    root = Path(path)
-    if root.is_file():
-        root = unpacked(root)
-    if not root.is_dir():
-        raise ConfigError(
-            f"dataset.path={path!r}: no such folder. Give a folder of pictures, or an archive of "
-            f"one ({', '.join(ARCHIVES)})."
-        )
-    split_folders = _split_folders(root)
+    root, split_folders, names_of = _places(path)
     listings = {split: _listing(where) for split, where in split_folders.items()}
     names = listings["train"].names
     for split, split_listing in listings.items():
@@ -232,8 +224,77 @@ def read(dataset: ConfigDict) -> sources.Raw:
             f"{root}: the pictures of {uncaptioned} have no captions, and others have. Expected "
             "captions for all or for none."
         )
-    _log_contents(root, split_folders, listings, headers, shape, bool(texts))
-    return sources.Raw(splits, fields, "image", f"the folder {root}", texts or None)
+    _log_contents(root, names_of, listings, headers, shape, texts)
+    captions = _equally_many(texts) if texts else None
+    return sources.Raw(splits, fields, "image", f"the folder {root}", captions)
+
+
+class _Places(NamedTuple):
+    """Where the pictures are.
+
+    Attributes:
+      root: what holds all of them, for messages.
+      folders: split -> its folders.
+      names: split -> what to call them in the log; "" if that says nothing.
+    """
+
+    root: Path
+    folders: dict[str, list[Path]]
+    names: dict[str, str]
+
+
+def _places(path: str) -> _Places:
+    """The folders of each split of `dataset.path`: a folder, an archive, or several of them.
+
+    Raises:
+      ConfigError: one of them does not exist.
+    """
+    root = Path(path)
+    parts = [root] if root.exists() else list(map(Path, archives.expanded(path)))
+    if missing := [part for part in parts if not part.exists()]:
+        several = f" {len(missing)} of its {len(parts)} files are missing; the first is"
+        raise ConfigError(
+            f"dataset.path={path!r}:{several if len(parts) > 1 else ' no such folder:'} "
+            f"{missing[0]}. Give a folder of pictures, or an archive of one "
+            f"({', '.join(archives.SUFFIXES)}), or several such as shards/{{000..009}}.tar."
+        )
+    if root.is_dir():
+        inside = listing.visible(root)
+        if inside and all(p.is_file() and p.name.endswith(archives.SUFFIXES) for p in inside):
+            parts = inside
+    if parts == [root]:
+        root = archives.unpacked(root) if root.is_file() else root
+        folders = _split_folders(root)
+        names = {split: ", ".join(sorted(p.name for p in of)) for split, of in folders.items()}
+        plain = {split for split, of in folders.items() if of == [root] or names[split] == split}
+        return _Places(root, folders, {s: "" if s in plain else names[s] for s in names})
+    by_name: dict[str, list[Path]] = {}
+    named: dict[str, list[str]] = {}
+    for name_of in (archives.stem, lambda part: part.parent.name):
+        by_name = {}
+        for part in parts:
+            by_name.setdefault(name_of(part), []).append(part)
+        if named := by_split(by_name, path, prefixed=True):
+            break
+    if not named:
+        named = {"train": list(by_name)}
+    if "train" not in named:
+        raise ConfigError(
+            f"dataset.path={path!r} has {', '.join(n for names in named.values() for n in names)} "
+            "but no archive or folder called train. Add one, or rename them."
+        )
+    if unread := sorted(by_name.keys() - {n for names in named.values() for n in names}):
+        log.warning("%s is split by name: not read: %s", path, ", ".join(unread[:SHOWN]))
+    files = {split: [p for n in names for p in by_name[n]] for split, names in named.items()}
+    folders = {
+        split: [archives.unpacked(p) if p.is_file() else p for p in of]
+        for split, of in files.items()
+    }
+    counted = {
+        split: of[0].name + (f" to {of[-1].name}, {len(of)} in all" if len(of) > 1 else "")
+        for split, of in files.items()
+    }
+    return _Places(root, folders, counted)
 
 
 def _split_folders(root: Path) -> dict[str, list[Path]]:
@@ -264,20 +325,15 @@ def _split_folders(root: Path) -> dict[str, list[Path]]:
 
 def _log_contents(
     root: Path,
-    split_folders: Mapping[str, Sequence[Path]],
+    names_of: Mapping[str, str],
     listings: Mapping[str, _Listing],
     headers: Mapping[Path, _Header],
     shape: tuple[int, int, int],
-    captioned: bool,
+    captions: Mapping[str, list[list[str]]],
 ) -> None:
     """Logs what a folder holds and how it is used."""
     for split, split_listing in listings.items():
-        folder_names = ", ".join(sorted(path.name for path in split_folders[split]))
-        where = (
-            ""
-            if split_folders[split] == [root] or folder_names == split
-            else f" (from {folder_names})"
-        )
+        where = f" (from {names_of[split]})" if names_of[split] else ""
         log.info("%s: %s%s has %d pictures", root, split, where, len(split_listing.files))
     names, counts = listings["train"].names, Counter(listings["train"].classes or ())
     if names:
@@ -295,11 +351,12 @@ def _log_contents(
             "model cannot learn them. Fill or remove them",
             *(root, ", ".join(empty[:SHOWN])),
         )
+    pictured = {file.with_suffix("") for own in listings.values() for file in own.files}
     other_files = [
         file
         for split_listing in listings.values()
         for file in split_listing.aside
-        if not _is_caption_file(file)
+        if not _is_caption_file(file, pictured)
     ]
     if other_files:
         log.warning(
@@ -320,77 +377,80 @@ def _log_contents(
         "%s: height x width %s, %s; %s%s%s",
         *(root, native_sizes, change, "grey" if shape[2] == 1 else "colour"),
         f"; {alpha} with transparency, laid over white" if alpha else "",
-        "; with captions" if captioned else "",
+        _counted(captions),
     )
 
 
-def _is_caption_file(file: Path) -> bool:
-    """Whether a file may hold captions."""
-    return file.suffix.lower() == ".txt" or file.name in TABLES
+def _counted(captions: Mapping[str, list[list[str]]]) -> str:
+    """How many captions the pictures have, for the log."""
+    if not captions:
+        return ""
+    counts = {len(texts) for of_split in captions.values() for texts in of_split}
+    if counts == {1}:
+        return "; with captions"
+    between = " to ".join(map(str, sorted({min(counts), max(counts)})))
+    return f"; with {between} captions each, of which training draws one"
 
 
-def unpacked(archive: Path) -> Path:
-    """Unpacks an archive into the cache, again if the file has changed. Returns the folder.
-
-    Raises:
-      ConfigError: it is not an archive, or it is damaged.
-    """
-    if not archive.name.endswith(ARCHIVES):
-        raise ConfigError(
-            f"dataset.path={str(archive)!r}: expected a folder, or an archive that ends in "
-            f"{', '.join(ARCHIVES)}."
-        )
-    stat = archive.stat()
-    state = f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    key = hashlib.sha256(state.encode()).hexdigest()[:24]
-    folder = packages.cache_root() / "archives" / key
-    with packages.lock(f"archive-{key}"):
-        if not folder.exists():
-            options = {} if archive.suffix == ".zip" else {"filter": "data"}
-            with building(folder) as partial:
-                try:
-                    shutil.unpack_archive(archive, partial, **options)
-                except Exception as error:  # what a damaged archive raises is not specified
-                    raise ConfigError(
-                        f"{archive} cannot be unpacked: {error}. Fetch it again, or give the "
-                        "folder."
-                    ) from error
-                os.replace(partial, folder)
-    inside = listing.visible(folder)
-    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
+def _is_caption_file(file: Path, pictured: Collection[Path]) -> bool:
+    """Whether a file may hold captions; `pictured` are the pictures without their suffixes."""
+    return (
+        file.suffix.lower() == ".txt"
+        or file.name in TABLES
+        or (file.suffix == ".json" and file.with_suffix("") in pictured)
+    )
 
 
-def _captions(folders: Sequence[Path], files: list[Path]) -> list[str] | None:
-    """The caption of each picture of a split; None if there are no captions.
+def _captions(folders: Sequence[Path], files: list[Path]) -> list[list[str]] | None:
+    """The captions of each picture of a split; None if there are no captions.
 
-    The caption of `picture.png` is in `picture.txt`, or in the field `text` of a row of
-    `metadata.jsonl`, `captions.jsonl` or `metadata.csv` in the split's folder; the row's
-    `file_name` is the picture's path from there.
+    The captions of `picture.png` are the lines of `picture.txt`; or, in `picture.json`, the list
+    `captions`, or the text `caption` or `text`; or the field `text`, a text or a list, of rows of
+    `metadata.jsonl`, `captions.jsonl` or `metadata.csv` in the split's folder, whose `file_name` is
+    the picture's path from there.
 
     Raises:
-      ConfigError: only some pictures have captions, or a table is invalid.
+      ConfigError: only some pictures have captions, one has too many, or a file is invalid.
     """
-    table = {folder / name: text for folder in folders for name, text in _table(folder).items()}
-    caption_of = {}
-    for file in files:
-        text_file = file.with_suffix(".txt")
-        if file in table:
-            caption_of[file] = table[file]
-        elif text_file.is_file():
-            caption_of[file] = decode(text_file.read_bytes(), str(text_file)).strip()
-    caption_of = {file: text for file, text in caption_of.items() if text}
-    if caption_of and len(caption_of) < len(files):
-        uncaptioned = next(file for file in files if file not in caption_of)
+    table = {folder / name: texts for folder in folders for name, texts in _table(folder).items()}
+    captions_of = {file: table.get(file) or _beside(file) for file in files}
+    captions_of = {file: texts for file, texts in captions_of.items() if texts}
+    if captions_of and len(captions_of) < len(files):
+        uncaptioned = next(file for file in files if file not in captions_of)
         raise ConfigError(
-            f"{uncaptioned} has no caption, and {len(caption_of)} of {len(files)} pictures of its "
+            f"{uncaptioned} has no caption, and {len(captions_of)} of {len(files)} pictures of its "
             f"split have. Put its text into {uncaptioned.with_suffix('.txt').name}, or remove the "
             "captions."
         )
-    return [caption_of[file] for file in files] if caption_of else None
+    for file, texts in captions_of.items():
+        if len(texts) > MOST_CAPTIONS:
+            raise ConfigError(
+                f"{file} has {len(texts)} captions, expected at most {MOST_CAPTIONS}. Each line of "
+                "a text file is a caption of its own."
+            )
+    return [captions_of[file] for file in files] if captions_of else None
 
 
-def _table(folder: Path) -> dict[str, str]:
-    """`file_name` -> `text` from the table of captions in a folder; empty if there is none."""
+def _beside(picture: Path) -> list[str]:
+    """The captions in the .txt or .json beside a picture."""
+    file = picture.with_suffix(".txt")
+    if file.is_file():
+        return _texts(decode(file.read_bytes(), str(file)).split("\n"))
+    file = picture.with_suffix(".json")
+    if not file.is_file():
+        return []
+    try:
+        row = parse_json(file.read_bytes())
+        return _texts(next((row[key] for key in IN_JSON if key in row), []))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{file} cannot be read ({type(error).__name__}: {error}). Expected a JSON object with "
+            "the list captions, or the text caption or text."
+        ) from error
+
+
+def _table(folder: Path) -> dict[str, list[str]]:
+    """`file_name` -> each `text`, from a folder's table of captions; empty if there is none."""
     table_file = next((p for name in TABLES if (p := folder / name).is_file()), None)
     if table_file is None:
         return {}
@@ -402,7 +462,10 @@ def _table(folder: Path) -> dict[str, str]:
             rows = json_lines.all_rows(text)
         if not any("text" in row for row in rows):  # a table of something else
             return {}
-        return {row["file_name"]: _caption(row["text"]) for row in rows}
+        captions: dict[str, list[str]] = {}
+        for row in rows:
+            captions.setdefault(row["file_name"], []).extend(_texts(row["text"]))
+        return captions
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -412,10 +475,25 @@ def _table(folder: Path) -> dict[str, str]:
         ) from error
 
 
-def _caption(text: object) -> str:
-    if not isinstance(text, str):
-        raise TypeError(f"the text {text!r}")
-    return text.strip()
+def _texts(given: object) -> list[str]:
+    """A text, or each of several, without those that are empty."""
+    texts = given if isinstance(given, list) else [given]
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"the text {text!r}")
+    return [text.strip() for text in texts if text.strip()]
+
+
+def _equally_many(
+    captions: Mapping[str, list[list[str]]],
+) -> dict[str, list[str]] | dict[str, list[list[str]]]:
+    """The captions by split, as many for each picture: those of a picture with fewer come again."""
+    most = max(len(texts) for of_split in captions.values() for texts in of_split)
+    if most == 1:
+        return {split: [text for (text,) in of_split] for split, of_split in captions.items()}
+    return {
+        split: [(texts * most)[:most] for texts in of_split] for split, of_split in captions.items()
+    }
 
 
 class _Header(NamedTuple):

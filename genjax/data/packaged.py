@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from genjax.config import ConfigError
-from genjax.data import packages, transforms
+from genjax.data import clipart, packages, transforms
 
 Files = Mapping[str, Path]  # path inside the package -> file
 Fetch = Callable[[], Files]
@@ -37,6 +37,8 @@ class Packaged(NamedTuple):
       routes: (name of the route, function that returns the package's files), tried in order.
       examples: reads the files into examples for `records.build_from_examples`.
       captioned: whether examples have a `caption`.
+      grouped: whether examples have a `split_group`, none of which may be in two splits.
+      credit: whom its licence asks to name.
     """
 
     stored: str
@@ -46,6 +48,8 @@ class Packaged(NamedTuple):
     routes: tuple[tuple[str, Fetch], ...]
     examples: Callable[[Files], Iterator[dict[str, Any]]]
     captioned: bool = False
+    grouped: bool = False
+    credit: str = ""
 
 
 def _digits(files: Files) -> Iterator[dict[str, Any]]:
@@ -66,17 +70,26 @@ def _mnist10k(files: Files) -> Iterator[dict[str, Any]]:
             yield {"image": image, "label": digit}
 
 
-def _emoji(files: Files) -> Iterator[dict[str, Any]]:
-    """Emoji on white, without skin-tone variants; a caption is the name and keywords."""
+def _emoji(tones: bool, files: Files) -> Iterator[dict[str, Any]]:
+    """Emoji on white; a caption is the name and keywords.
+
+    With `tones` each is followed by its variants in other skin tones, which are of the same group.
+    """
     by_name = {path.name: path for path in files.values()}
     keywords = json.loads(by_name["emoji-en-US.json"].read_text("utf-8"))
     for entry in json.loads(by_name["emoji.json"].read_text("utf-8")):
         character = "".join(chr(int(code, 16)) for code in entry["unified"].split("-"))
         words = [word.replace("_", " ") for word in keywords.get(character, ())]
-        with Image.open(by_name[entry["image"]]) as picture:
-            image = transforms.pixels(picture, 3)
-        caption = ", ".join(dict.fromkeys([entry["name"].lower(), *words]))
-        yield {"image": image, "label": entry["category"], "caption": caption}
+        for codes, variant in {
+            "": entry,
+            **(entry.get("skin_variations", {}) if tones else {}),
+        }.items():
+            shades = dict.fromkeys(f"{TONES[code]} skin tone" for code in codes.split("-") if code)
+            with Image.open(by_name[variant["image"]]) as picture:
+                image = transforms.pixels(picture, 3)
+            caption = ", ".join(dict.fromkeys([entry["name"].lower(), *shades, *words]))
+            group = {"split_group": entry["unified"]} if tones else {}
+            yield {"image": image, "label": entry["category"], "caption": caption, **group}
 
 
 def _stamps(side: int, files: Files) -> Iterator[dict[str, Any]]:
@@ -115,6 +128,11 @@ EMOJI_GROUPS = (
     *("Activities", "Animals & Nature", "Component", "Flags", "Food & Drink", "Objects"),
     *("People & Body", "Smileys & Emotion", "Symbols", "Travel & Places"),
 )
+# The code of a modifier of emoji -> the skin tone (Unicode's Fitzpatrick modifiers).
+TONES = {
+    **{"1F3FB": "light", "1F3FC": "medium-light", "1F3FD": "medium", "1F3FE": "medium-dark"},
+    "1F3FF": "dark",
+}
 STAMP_GROUPS = (
     *("animals", "clothes", "food", "hobbies", "household", "medical", "military"),
     *("naturalforces", "people", "plants", "seasonal", "space", "sports", "symbols"),
@@ -129,7 +147,12 @@ PHOTO_SIZES = {
     **{(897, 708): 1, (902, 770): 1, (1024, 134): 1, (1282, 1110): 2},
 }
 
-
+_EMOJI_ROUTES = (
+    (
+        "the npm packages emoji-datasource-google and emojilib",
+        lambda: {**packages.fetch(packages.EMOJI), **packages.fetch(packages.EMOJI_WORDS)},
+    ),
+)
 _FIXED = {
     "digits": Packaged(
         stored="digits",
@@ -155,14 +178,19 @@ _FIXED = {
         shape=(64, 64, 3),
         classes=EMOJI_GROUPS,
         count=1911,
-        routes=(
-            (
-                "the npm packages emoji-datasource-google and emojilib",
-                lambda: {**packages.fetch(packages.EMOJI), **packages.fetch(packages.EMOJI_WORDS)},
-            ),
-        ),
-        examples=_emoji,
+        routes=_EMOJI_ROUTES,
+        examples=functools.partial(_emoji, False),
         captioned=True,
+    ),
+    "emoji_tones": Packaged(
+        stored="emoji_tones",
+        shape=(64, 64, 3),
+        classes=EMOJI_GROUPS,
+        count=3786,
+        routes=_EMOJI_ROUTES,
+        examples=functools.partial(_emoji, True),
+        captioned=True,
+        grouped=True,
     ),
 }
 
@@ -171,7 +199,30 @@ def _sized(side: int) -> dict[str, Packaged]:
     """The data sets whose pictures are made `side` pixels high and wide."""
     stamps = ("the Debian package tuxpaint-stamps-default", lambda: packages.fetch(packages.STAMPS))
     photos = ("the Debian package opencv-doc", lambda: packages.fetch(packages.PHOTOS))
+    openmoji = ("the npm package openmoji", clipart.fetch_openmoji)
+    openclipart = ("the Debian packages openclipart-png and -svg", clipart.fetch_openclipart)
     return {
+        "openmoji": Packaged(
+            stored=f"openmoji_{side}",
+            shape=(side, side, 3),
+            classes=clipart.OPENMOJI_GROUPS,
+            count=4495,
+            routes=(openmoji,),
+            examples=functools.partial(clipart.openmoji, side),
+            captioned=True,
+            grouped=True,
+            credit=clipart.OPENMOJI_CREDIT,
+        ),
+        "openclipart": Packaged(
+            stored=f"openclipart_{side}",
+            shape=(side, side, 3),
+            classes=clipart.OPENCLIPART_GROUPS,
+            count=3972,
+            routes=(openclipart,),
+            examples=functools.partial(clipart.openclipart, side),
+            captioned=True,
+            grouped=True,
+        ),
         "stamps": Packaged(
             stored=f"stamps_{side}",
             shape=(side, side, 3),
@@ -198,7 +249,8 @@ NAMES = (*_FIXED, *_sized(SIDE))
 def find(name: str, image_size: int) -> Packaged | None:
     """The data set `name`, or None if it is not one of `NAMES`.
 
-    The pictures of `stamps` and `photos` have the side `image_size`, or `SIDE` if that is 0.
+    The pictures of all but `digits`, `mnist10k` and `emoji` have the side `image_size`, or `SIDE`
+    if that is 0.
 
     Raises:
       ConfigError: no photograph is large enough for one tile.

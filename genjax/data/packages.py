@@ -152,6 +152,57 @@ STAMPS = Package(
     },
 )
 
+OPENMOJI = Package(
+    "npm",
+    "openmoji",
+    "17.0.0",
+    {
+        "package/data/openmoji.json": (
+            "ab181dd523021dfbe2b98a13d96ab384b7b3014d17815261bc267fb39d9a211b"
+        ),
+        "package/color/svg/*.svg": (
+            "a978b6d7ece78bfa9ba2c2683fb8f6e8d046cdc29999b49bb741c2ef9a437722"
+        ),
+    },
+)
+
+CLIPART_PNG, CLIPART_SVG = "usr/share/openclipart/png/", "usr/share/openclipart/svg/"
+# All but the folders computer/icons and shapes/stars -> the sha256 of (the PNG, the SVG).
+_CLIPART = {
+    "[!cs]*": (
+        "cfc7b563b782818245fa2bb0f227a6e8b66be99879323d448e5aab1ece642f0f",
+        "c26732e62cfa564a6db66774c8aa4c995847544d12119ab70c9307ab1258b940",
+    ),
+    "con*": (
+        "d28f96f76e301c960d71f4d67917a3aefe4bc183609450df1309e33d0bceb767",
+        "9e7df1e2565db0d94848692f206aa146522bf4f73328da656f345545e71dd44b",
+    ),
+    "computer/[!i]*": (
+        "218b9dfe9633d635216262e31298134e32e7f0910a8953c6d30bf33510a49cf0",
+        "a476bd7a70204191c17febe9107b448dc405e8e0b0a75b2751e916e235e25389",
+    ),
+    "s[!h]*": (
+        "74683d048ae56d8e606cfa04a7904c8b9c879ae222e30e84b02772763b6584a1",
+        "1a0d734a84ccb6e11e9ceb6ff73e8a7410d33cd2706dbb706876992d5dad3c12",
+    ),
+    "shapes/[!s]*": (
+        "33032a2dfae99d87bebf757180a9ff1a897fc86933851971ed7a77614a7f5df1",
+        "985f24df94655895dca579ffdb12234fe03564f023a228689dcd03fd335da540",
+    ),
+}
+OPENCLIPART_PNG = Package(
+    "apt",
+    "openclipart-png",
+    "1:0.18+dfsg-19",
+    {f"{CLIPART_PNG}{pattern}.png": png for pattern, (png, _) in _CLIPART.items()},
+)
+OPENCLIPART_SVG = Package(
+    "apt",
+    "openclipart-svg",
+    "1:0.18+dfsg-19",
+    {f"{CLIPART_SVG}{pattern}.svg": svg for pattern, (_, svg) in _CLIPART.items()},
+)
+
 PHOTOS = Package(
     "apt",
     "opencv-doc",

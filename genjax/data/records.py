@@ -33,6 +33,7 @@ from genjax.pictures import png
 
 # Seconds to wait for the first answer from a download's host.
 PROBE_SECONDS = 10
+GROUP = "split_group"  # the feature that holds an example's group
 
 
 @functools.cache
@@ -76,11 +77,13 @@ class Keys(NamedTuple):
       image: the image.
       label: the class.
       caption: the caption.
+      group: what the example belongs to, if no group may be in two splits.
     """
 
     image: str
     label: str | None
     caption: str | None
+    group: str | None = None
 
 
 def image_features(built: Any) -> tuple[Keys, tuple[Any, ...], tuple[str, ...]]:
@@ -108,7 +111,8 @@ def image_features(built: Any) -> tuple[Keys, tuple[Any, ...], tuple[str, ...]]:
             f"dataset.name={built.name!r}: its images are {image.np_dtype}, expected uint8."
         )
     classes = tuple(built.info.features[label_key].names) if label_key else ()
-    return Keys(image_key, label_key, caption_key), image.shape, classes
+    group_key = GROUP if GROUP in texts else None
+    return Keys(image_key, label_key, caption_key, group_key), image.shape, classes
 
 
 def prepared(name: str, data_dirs: list[Path]) -> Any:
@@ -167,7 +171,7 @@ def read(built: Any, channels: int, size: tuple[int, int]) -> sources.Raw:
     keys, native_shape, classes = image_features(built)
     shape = final_shape(built.name, native_shape, channels, size)
     fields = sources.image_fields(shape, len(classes), named(classes))
-    splits, texts = {}, {}
+    splits, texts, groups = {}, {}, None
     folder, tfds_names = os.fspath(built.data_dir), _named_splits(built)
     for split in sizes(built):
         try:
@@ -181,9 +185,12 @@ def read(built: Any, channels: int, size: tuple[int, int]) -> sources.Raw:
             raise _damaged(folder, error) from error
         source = Records(data, built.info.features, keys, shape, size, in_memory, folder)
         if keys.caption:
-            texts[split] = source.captions()
+            texts[split] = source.texts(keys.caption)
+        if keys.group and list(tfds_names) == ["train"]:
+            groups = source.texts(keys.group)
         splits[split] = sources.Memory(source, fields) if in_memory else source
-    return sources.Raw(splits, fields, "image", f"prepared ({built.data_dir})", texts or None)
+    route = f"prepared ({built.data_dir})"
+    return sources.Raw(splits, fields, "image", route, texts or None, groups)
 
 
 def named(classes: Sequence[str]) -> tuple[str, ...]:
@@ -256,9 +263,9 @@ class Records:
             return {"image": image}
         return {"image": image, "label": np.int32(record[self._keys.label])}
 
-    def captions(self) -> list[str]:
-        """The text of every example."""
-        encoded = [self._record(index)[self._keys.caption] for index in range(len(self))]
+    def texts(self, feature: str) -> list[str]:
+        """The text in a feature of every example."""
+        encoded = [self._record(index)[feature] for index in range(len(self))]
         return [text.decode("utf-8") for text in encoded]
 
     def _record(self, index: int) -> Mapping[str, Any]:
@@ -337,6 +344,7 @@ def build_from_examples(
     shape: tuple[int, int, int],
     classes: Sequence[str],
     captioned: bool,
+    grouped: bool,
     description: str,
 ) -> None:
     """Writes examples below `root()` as the data set `name` 1.0.0 with the single split train.
@@ -348,6 +356,7 @@ def build_from_examples(
       shape: (H, W, C) of every image.
       classes: the names of the labels; empty if there are none.
       captioned: whether there are captions.
+      grouped: whether each example has a `split_group` (text), none of which may be in two splits.
       description: what the data are and where they are from; stored with them.
     """
     tfds = _tfds()
@@ -356,6 +365,8 @@ def build_from_examples(
         columns["label"] = tfds.features.ClassLabel(names=list(classes))
     if captioned:
         columns["caption"] = tfds.features.Text()
+    if grouped:
+        columns[GROUP] = tfds.features.Text()
 
     class Packaged(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")

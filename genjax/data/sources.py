@@ -41,6 +41,7 @@ class Raw(NamedTuple):
       route: where it came from.
       texts: split -> the caption of each example, or its captions, equally many in all examples;
         None if there are no captions.
+      groups: what each example of train belongs to, if no group may be in two splits.
     """
 
     splits: dict[str, Any]
@@ -48,6 +49,7 @@ class Raw(NamedTuple):
     target: str
     route: str
     texts: dict[str, Sequence[str] | Sequence[Sequence[str]]] | None = None
+    groups: Sequence[str] | None = None
 
 
 def image_fields(

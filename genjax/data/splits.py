@@ -174,7 +174,8 @@ def carve_groups(
     if taken >= len(group):
         raise ConfigError(
             f"config.dataset.validation={dataset.validation!r} and "
-            f"config.dataset.test={dataset.test!r} take all of the {len(names)} groups of pairs. "
+            f"config.dataset.test={dataset.test!r} take all of the {len(names)} groups of "
+            "examples. "
             "Ask for less, or set one of them to ''."
         )
     by_rank = np.argsort(rank[group], kind="stable")

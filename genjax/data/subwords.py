@@ -82,6 +82,7 @@ class HuggingFace(Compared):
                 f"{len(self.begins)} in all: expected at most {BEGINNING}, with ids below "
                 f"{self.vocabulary_size}."
             )
+        self.unknown = _unknown(inner, state["model"])
         self._byte_level = "ByteLevel" in _types(state["decoder"])
         # Only this pre-tokenizer never looks beyond a space or a newline that follows a word, so
         # that long texts can be cut there.
@@ -191,6 +192,12 @@ class HuggingFace(Compared):
         state = {"kind": "huggingface", "special": self.special, "tokenizer": inner}
         state |= {"chat_template": self.chat_template} if self.chat_template else {}
         return json.dumps(state, ensure_ascii=False)
+
+
+def _unknown(inner: Any, model: Mapping[str, Any]) -> int | None:
+    """The id of a model's unknown token, which Unigram gives by its id and the others by name."""
+    name = model.get("unk_token")
+    return model.get("unk_id") if name is None else inner.token_to_id(name)
 
 
 def _types(part: Mapping[str, Any] | None) -> set[str]:

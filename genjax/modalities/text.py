@@ -25,18 +25,24 @@ def parse(given: str, field: Field) -> np.ndarray:
     """A text as tokens; those of a prompt follow the tokens that begin a text, if there are any.
 
     Raises:
-      ConfigError: it is empty, has a character that the tokenizer does not know, or is too long.
+      ConfigError: it is empty, has a character that the tokenizer does not know, has no word that
+        it knows, or is too long.
     """
-    if not given:
+    prompt = field.shape == (None,)
+    if not (given if prompt else given.strip()):
         raise ConfigError(
             "an empty text: expected at least one character; leave it out to start a new text."
         )
-    if field.shape == (None,):
-        ids = field.facts["tokenizer"].encode(given)
-        if not len(ids):
-            raise ConfigError(
-                f"{given!r}: the tokenizer gives no tokens for this text. Give another."
-            )
+    ids = field.facts["tokenizer"].encode(given)
+    if not len(ids):
+        raise ConfigError(f"{given!r}: the tokenizer gives no tokens for this text. Give another.")
+    if captions.says_nothing(ids, field):
+        raise ConfigError(
+            f"{given[:60]!r}: the tokenizer knows no word of this text: it is in a script or a "
+            "language that the training data lack. Give another text, or train with the tokenizer "
+            "bytes or bpe, which take any text."
+        )
+    if prompt:
         return np.concatenate([field.facts.get("begin", ()), ids]).astype(np.int32)
     ids = captions.encode(given, field)
     if len(ids) > field.shape[0]:

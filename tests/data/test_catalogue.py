@@ -26,6 +26,9 @@ def environment(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
 
 
+CAPTIONED = ("emoji", "emoji_tones", "openmoji", "openclipart", "stamps")
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "num_classes", "sizes"),
     [
@@ -36,6 +39,9 @@ def environment(cache, tmp_path, monkeypatch):
         ("cifar10", (32, 32, 3), 10, {"train": 50000, "test": 10000}),
         ("celeb_a", (218, 178, 3), 0, {"train": 162770, "validation": 19867, "test": 19962}),
         ("emoji", (64, 64, 3), 10, {"train": 1911}),
+        ("emoji_tones", (64, 64, 3), 10, {"train": 3786}),
+        ("openmoji", (64, 64, 3), 12, {"train": 4495}),
+        ("openclipart", (64, 64, 3), 22, {"train": 3972}),
         ("stamps", (64, 64, 3), 16, {"train": 785}),
         ("photos", (64, 64, 3), 0, {"train": 3341}),
     ],
@@ -49,7 +55,7 @@ def test_spec_of_a_name_needs_no_data(name, shape, num_classes, sizes, cache, mo
     assert spec.generated.shape == shape
     assert spec.generated.dtype == np.uint8
     assert ("label" in spec.fields) == bool(num_classes)
-    assert ("text" in spec.fields) == (name in ("emoji", "stamps"))
+    assert ("text" in spec.fields) == (name in CAPTIONED)
     assert label.num_classes(spec) == num_classes
     assert spec.sizes == sizes
     assert not (cache / "empty").exists()

@@ -159,7 +159,7 @@ def test_pairs_of_one_source_package_are_in_one_split(tmp_path):
     assert {split: len(g) * 7 for split, g in groups.items()} == loaded.spec.sizes
     assert loaded.spec.sizes == {"train": 168, "validation": 21, "test": 21}
     assert len(set.union(*groups.values())) == 30
-    with pytest.raises(ConfigError, match="take all of the 2 groups of pairs"):
+    with pytest.raises(ConfigError, match="take all of the 2 groups of examples"):
         splits.carve_groups(["a", "b"], dataset(validation="100_percent"))
 
 

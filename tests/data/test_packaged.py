@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from datasets import arrays, dataset
 from PIL import Image
 
 from genjax.config import ConfigError
-from genjax.data import catalogue, packaged, packages, records
+from genjax.data import catalogue, clipart, packaged, packages, records
 
 RNG = np.random.default_rng(0)
 
@@ -95,6 +99,147 @@ def test_emoji_lie_on_white_and_have_captions_but_no_skin_tones(package):
     assert captions("emoji") == ["grinning face, smile, :D", "hash key"]
     assert set(got) == {"image", "label", "text"}
     assert said("emoji", got["text"]) == captions("emoji")
+
+
+def groups(name):
+    records_of = records.prepared(name, [records.root()]).as_data_source("train")
+    return [record[records.GROUP].decode() for record in records_of]
+
+
+def test_emoji_in_all_skin_tones_share_a_group_and_its_words(package):
+    entries, pictures = [], {}
+    for code in ("1F44B", "1F46B", "1F600"):
+        name = {"1F44B": "WAVING HAND SIGN", "1F46B": "COUPLE", "1F600": "GRINNING FACE"}[code]
+        tones = {"1F44B": ("1F3FB", "1F3FF"), "1F46B": ("1F3FC-1F3FE", "1F3FD-1F3FD")}.get(code, ())
+        variants = {t: {"image": f"{code}-{t}.png".lower()} for t in tones}
+        entry = {"name": name, "unified": code, "image": f"{code}.png".lower()}
+        entries.append(entry | {"category": "People & Body"})
+        entries[-1] |= {"skin_variations": variants} if variants else {}
+        pictures |= dict.fromkeys([entry["image"], *(v["image"] for v in variants.values())])
+    for number, file in enumerate(pictures):
+        package(f"package/img/google/64/{file}", np.full((64, 64, 3), number, np.uint8))
+    package("package/emoji.json", json.dumps(entries))
+    package("package/dist/emoji-en-US.json", json.dumps({"\U0001f44b": ["wave", "hello"]}))
+
+    got = arrays(load("emoji_tones").splits["train"])
+    assert got["image"][:, 0, 0, 0].tolist() == list(range(7))
+    assert captions("emoji_tones") == [
+        "waving hand sign, wave, hello",
+        "waving hand sign, light skin tone, wave, hello",
+        "waving hand sign, dark skin tone, wave, hello",
+        "couple",
+        "couple, medium-light skin tone, medium-dark skin tone",
+        "couple, medium skin tone",
+        "grinning face",
+    ]
+    assert groups("emoji_tones") == ["1F44B"] * 3 + ["1F46B"] * 3 + ["1F600"]
+    asked = dataset(name="emoji_tones", validation="2_examples", test="1_examples")
+    loaded = catalogue.load(asked)
+    assert catalogue.spec(asked) == loaded.spec
+    parts = {
+        split: {groups("emoji_tones")[i] for i in arrays(source)["image"][:, 0, 0, 0]}
+        for split, source in loaded.splits.items()
+    }
+    assert set(parts) == {"train", "validation", "test"}
+    assert sum(map(len, parts.values())) == 3  # each group in one split
+    assert sum(loaded.spec.sizes.values()) == 7
+
+
+def test_openmoji_has_tags_of_the_emoji_in_every_skin_tone(package, monkeypatch, caplog):
+    def rasterised(svg, width, height, skip_system_fonts):
+        content = io.BytesIO()
+        Image.new("RGBA", (width, height), svg).save(content, "PNG")
+        return content.getvalue()
+
+    library = types.SimpleNamespace(svg_to_bytes=rasterised)
+    monkeypatch.setitem(sys.modules, "resvg_py", library)
+    keys = ("hexcode", "group", "annotation", "tags", "openmoji_tags", "skintone_base_hexcode")
+    listed = [
+        ("1F575-FE0F", "people-body", "detective", "sleuth, spy", "spy, police", ""),
+        ("1F575-1F3FB", "people-body", "detective: light skin tone", "", "", "1F575-FE0F"),
+        ("E000", "extras-openmoji", "goldfish of Le\ufffdn", "", "fish", ""),
+    ]
+    entries = [dict(zip(keys, entry, strict=True)) for entry in listed]
+    package("package/data/openmoji.json", json.dumps(entries, ensure_ascii=False))
+    for entry, colour in zip(listed, ("#ff0000", "#00ff00", "#0000ff80"), strict=True):
+        package(f"package/color/svg/{entry[0]}.svg", colour)
+
+    with caplog.at_level(logging.INFO):
+        got = arrays(load("openmoji", image_size=8).splits["train"])
+    assert got["image"].shape == (3, 8, 8, 3)
+    corners = got["image"][:, 0, 0].tolist()
+    assert corners == [[255, 0, 0], [0, 255, 0], [127, 127, 255]]  # half of blue on white
+    assert [clipart.OPENMOJI_GROUPS[i] for i in got["label"]] == [entry[1] for entry in listed]
+    assert captions("openmoji_8") == [
+        "detective, sleuth, spy, police",
+        "detective: light skin tone, sleuth, spy, police",
+        "goldfish of león, fish",
+    ]
+    assert groups("openmoji_8") == ["1F575-FE0F", "1F575-FE0F", "E000"]
+    assert "designed by OpenMoji" in caplog.text
+    assert "CC BY-SA 4.0" in caplog.text
+
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(ConfigError, match=r"resvg-py.* not installed: pip install"):
+        load("openmoji", image_size=9)
+
+
+def svg(title, *keywords, creator="Jo Doe"):
+    """A drawing of the library, with names of its publisher that are not those of the drawing."""
+    listed = "".join(f"<rdf:li>{word}</rdf:li>" for word in keywords)
+    agent = "<cc:Agent><dc:title>{}</dc:title></cc:Agent>"
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:cc="c" xmlns:dc="d" xmlns:rdf="r">'
+        f"<metadata><rdf:RDF><cc:Work><dc:title>{title}</dc:title><dc:subject><rdf:Bag>{listed}"
+        f"</rdf:Bag></dc:subject><dc:publisher>{agent.format('Library')}</dc:publisher>"
+        f"<dc:creator>{agent.format(creator)}</dc:creator></cc:Work></rdf:RDF></metadata></svg>"
+    )
+
+
+def test_clip_art_is_captioned_by_its_drawings(package, monkeypatch):
+    monkeypatch.setattr("genjax.data.transforms.LARGE", 60)
+    described = {
+        "animals/birds/owl_jo_do_01": svg(
+            "Clipart by Jo Doe - An  Owl_bird.svg", "bird", "Night_bird"
+        ),
+        "animals/birds/owl_jo_do_02": svg("Owl two", "bird", "", "hash(0x8a095fc)", "jo doe"),
+        "computer/icons/left_out": svg("icon", "icon"),
+        "shapes/stars/left_out": svg("star", "star"),
+        "people/large": svg("large"),
+        "signs_and_symbols/flags/red_flag_jo_doe_": svg("Flags", "flag", "unsorted"),
+        "signs_and_symbols/flags/blue_flag": svg("Flags", "flag"),
+        "signs_and_symbols/flags/a_3_jo_doe_01": svg("Flags", "flag"),
+        "signs_and_symbols/flags/b": svg("flags", "flag"),
+        "computer/mouse": None,
+        "containers/box": svg("", "box"),
+    }
+    for number, (name, drawing) in enumerate(described.items()):
+        size = (8, 8, 3) if name == "people/large" else (10, 5, 3)
+        package(f"usr/share/openclipart/png/{name}.png", np.full(size, number, np.uint8))
+        if drawing:
+            package(f"usr/share/openclipart/svg/{name}.svg", drawing)
+    package("usr/share/openclipart/svg/animals/not_drawn.svg", svg("no picture"))
+
+    got = arrays(load("openclipart", image_size=10).splits["train"])
+    names = list(described)
+    read = [names[i] for i in got["image"][:, 0, 5, 0]]
+    made = dict(zip(read, captions("openclipart_10"), strict=True))
+    assert made == {
+        "animals/birds/owl_jo_do_01": "an owl bird, bird, night bird",
+        "animals/birds/owl_jo_do_02": "owl two, bird",
+        "computer/mouse": "mouse",
+        "containers/box": "box",
+        "signs_and_symbols/flags/a_3_jo_doe_01": "a 3, flag",
+        "signs_and_symbols/flags/b": "b, flag",
+        "signs_and_symbols/flags/blue_flag": "blue flag, flag",
+        "signs_and_symbols/flags/red_flag_jo_doe_": "red flag, flag",
+    }
+    assert (got["image"][:, :, [0, 1, 8, 9]] == 255).all()  # padded, not cropped
+    labels = dict(zip(read, got["label"], strict=True))
+    assert all(clipart.OPENCLIPART_GROUPS[i] == name.split("/")[0] for name, i in labels.items())
+    made = dict(zip(read, groups("openclipart_10"), strict=True))
+    assert made["animals/birds/owl_jo_do_01"] == made["animals/birds/owl_jo_do_02"]
+    assert len(set(made.values())) == 7
 
 
 def test_stamps_are_padded_to_squares_and_captioned_in_english(package):

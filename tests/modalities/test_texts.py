@@ -90,14 +90,46 @@ def test_a_text_of_one_length_is_ended_and_filled():
     )
     with pytest.raises(ConfigError, match="a text of 6 tokens, expected at most 5"):
         text.parse("abcde", ended)
-    with pytest.raises(ConfigError, match="at least one character"):
-        text.parse("", ended)
+    for empty in ("", " "):
+        with pytest.raises(ConfigError, match="at least one character"):
+            text.parse(empty, ended)
 
 
 @pytest.mark.parametrize("field", [prompt, lambda own: captions.field(own, 5)])
 def test_a_character_that_the_tokenizer_lacks_is_named(field):
     with pytest.raises(ConfigError, match="the character 'x'"):
         text.parse("ax", field(Characters("ab", {"eos": 2})))
+
+
+@pytest.mark.parametrize("made", [prompt, lambda own: captions.field(own, 9)])
+def test_a_text_of_unknown_words_alone_is_refused(made):
+    """BERT's tokenizers stand one token for every word of a script that they never saw."""
+    own = tokenizers.make("wordpiece", ["a red fox and a cat"], 1, 300, True)
+    field = made(own)
+    assert text.parse("a лиса", field)[:2].tolist() == [own.encode("a")[0], own.unknown]
+    for given in ("лиса", "лиса и кот"):
+        with pytest.raises(ConfigError, match=f"'{given}': the tokenizer knows no word of this"):
+            text.parse(given, field)
+    with pytest.raises(ConfigError, match="gives no tokens for this text"):
+        text.parse("\u200b", field)
+
+
+def test_captions_of_unknown_words_alone_are_counted(caplog):
+    own = tokenizers.make("wordpiece", ["a red fox"], 1, 300, True)
+    field = captions.field(own, 4)
+    assert len(captions.rows(["fox", "лиса", "red", "кот"], field, "made", "test")) == 4
+    (record,) = [r for r in caplog.records if r.name.startswith("genjax")]
+    assert "made: the tokenizer knows no word of 2 of the 4 texts of test" in record.getMessage()
+    assert "the first is 'лиса'" in record.getMessage()
+    with pytest.raises(ConfigError, match="knows no word of 1 of the 1 texts of train"):
+        captions.rows(["лиса"], field, "made", "train")
+
+
+def test_the_unknown_token_is_the_models(foreign):
+    assert tokenizers.make("bpe", ["a cat"], 1, 300, True).unknown is None
+    assert Bytes({}).unknown is Characters("a", {}).unknown is None
+    llama = tokenizers.read(foreign)  # its own <unk>
+    assert llama.unknown == llama.inner.token_to_id("<unk>") == 0
 
 
 def test_lines_end_where_those_of_a_terminal_do(tmp_path):
