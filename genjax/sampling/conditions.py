@@ -28,6 +28,7 @@ from genjax.modalities.text import read_file
 Condition = Mapping[str, Array]
 Rows = list[dict[str, np.ndarray]]
 
+PROMPT, TEXT = "prompt", "text"  # --prompt is another flag of a condition named "text"
 _INLINE_KINDS = ("text", "label", "code", "real")  # values of other kinds are names of files
 
 # ---- for methods ---------------------------------------------------------------------------------
@@ -133,11 +134,13 @@ def parse(known: Mapping[str, Field], given: Mapping[str, Sequence[str]]) -> Row
     """
     columns: dict[str, list[np.ndarray]] = {}
     for flag, texts in given.items():
-        name = flag.removesuffix("_file") if flag not in known else flag
+        plain = flag.removesuffix("_file") if flag not in known else flag
+        name = TEXT if plain == PROMPT and PROMPT not in known else plain
         if name in columns:
-            raise ConfigError(f"--{name} and --{name}_file are both given: leave one out.")
+            pair = f"--{name} and --{name}_file" if name == plain else f"--{name} and --{flag}"
+            raise ConfigError(f"{pair} are both given: leave one out.")
         field = known[name]
-        if flag != name:
+        if flag != plain:
             files = [at_home(file, f"--{flag}") for file in texts]
             texts = [
                 read_file(f"--{flag}", file).removesuffix("\n").removesuffix("\r") for file in files
@@ -199,7 +202,10 @@ def _in_turn(columns: Mapping[str, Sequence[np.ndarray]]) -> Rows:
 
 def flags_of(known: Mapping[str, Field]) -> list[str]:
     """The flags of conditions."""
-    return [flag for name, f in known.items() for flag in (name, f"{name}_file")[: 1 + _is_text(f)]]
+    named = dict(known)
+    if TEXT in known and _is_text(known[TEXT]) and PROMPT not in known:
+        named[PROMPT] = known[TEXT]
+    return [flag for name, f in named.items() for flag in (name, f"{name}_file")[: 1 + _is_text(f)]]
 
 
 def _is_text(field: Field) -> bool:
