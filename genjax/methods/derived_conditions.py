@@ -390,6 +390,12 @@ def _low_resolution(o: Section, spec: DataSpec, stages: Mapping[str, Stage]) -> 
             image = drawn(base, params, mutable, jax.random.fold_in(key, 0), num, own)
         else:
             image = required(condition, SMALL)
+        if image.shape != (num, *shape):
+            raise ConfigError(
+                f"{SMALL}: expected images {(num, *shape)}, which the model enlarges to {H} x {W}, "
+                f"got {image.shape}. Another size needs a model of its own: diffusion.{SMALL} and "
+                "dataset.image_size."
+            )
         default = jnp.full((num,), o.low_resolution_noise)
         level = jnp.clip(jnp.asarray(condition.get(NOISE, default), jnp.float32), 0.0, 1.0)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(1 + jnp.arange(num))

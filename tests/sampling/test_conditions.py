@@ -123,6 +123,16 @@ def test_flags_are_the_conditions_and_files_of_texts():
     assert conditions.flags_of(KNOWN) == ["label", "prompt", "prompt_file", "image"]
 
 
+def test_a_condition_named_text_is_also_given_by_prompt():
+    known = {"text": KNOWN["prompt"]}
+    assert conditions.flags_of(known) == ["text", "text_file", "prompt", "prompt_file"]
+    (row,) = conditions.parse(known, {"prompt": ["ab"]})
+    np.testing.assert_array_equal(row["text"], conditions.parse(known, {"text": ["ab"]})[0]["text"])
+    assert conditions.from_values(known, {"prompt": "ab"})[0].keys() == {"text"}
+    with pytest.raises(ConfigError, match="--text and --prompt are both given"):
+        conditions.parse(known, {"text": ["ab"], "prompt": ["ab"]})
+
+
 # ---- files ---------------------------------------------------------------------------------------
 
 
