@@ -19,18 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from genjax.checks import ConfigError, nearest, require
+from genjax.checks import ConfigError, require
 from genjax.data import captions
 from genjax.method import Batch, DataSpec, Field, Method, Stage
-from genjax.nn.pixels import to_float, to_uint8
+from genjax.methods.vectors import Vectors, drawn, stage_of, vectors_of
+from genjax.nn.pixels import to_float
 from genjax.nn.positions import sinusoidal
-from genjax.sampling import draw, paths
+from genjax.sampling import paths
 from genjax.sampling.conditions import Condition, required
 from genjax.sampling.embeddings import slerp, text_diff, unit
 
 EMBEDDING, SMALL, LEVEL, NOISE = "embedding", "low_resolution", "low_resolution_level", "noise"
 LEVEL_FEATURES = 64
-VECTORS = ("clip", "embedding_prior")  # the methods whose `apply` gives vectors of image and text
 UNLISTED = {"field": ""}  # a condition with this fact is never taken from held-out examples
 
 Made = dict[str, Array]
@@ -133,160 +133,94 @@ def joined(method: Method, found: tuple[Part, ...]) -> Method:
     )
 
 
-def stage_of(key: str, name: str, stages: Mapping[str, Stage]) -> Stage:
-    """The stage that the setting `key` names.
-
-    Raises:
-      ConfigError: there is no such stage.
-    """
-    if name in stages:
-        return stages[name]
-    raise ConfigError(
-        f"{key}={name!r}: no such stage. "
-        + (f"Nearest: {nearest(name, stages)}." if stages else "config.stages names none.")
-    )
+# ---- the vector of the image --------------------------------------------------------------------
 
 
-def drawn(
-    stage: Stage, params: dict, mutable: dict, key: Array, num: int, condition: Condition
-) -> Array:
-    """Samples of a stage, with the default options of its config."""
-    fixed, arrays = draw.planned(stage.method, {})
-    variables = stage.own(params), stage.own(mutable)
-    return stage.method.sample(*variables, key, num, condition, **fixed, **arrays)
-
-
-# ---- vectors of images and captions --------------------------------------------------------------
-
-
-class Vectors(NamedTuple):
-    """A stage that gives vectors of length 1 of images and of captions.
+class Embedding(NamedTuple):
+    """The vector of the image, hidden in some training examples.
 
     Attributes:
-      stage: the stage: a CLIP, or a prior, which has a CLIP as its own stage.
-      size: E.
-      image: the field of its images.
-      draws: whether it also draws vectors of images for captions: a prior.
+      vectors: the stage that gives it.
+      target: the name of the image's field.
+      dropout: share of training examples with the vector hidden.
     """
 
-    stage: Stage
-    size: int
-    image: Field
-    draws: bool
+    vectors: Vectors
+    target: str
+    dropout: float
 
-    @property
-    def field(self) -> Field:
-        """The field of its vectors, whose elements have a mean square of 1 / E."""
-        std = np.float32(self.size**-0.5)
-        return Field("real", (self.size,), np.dtype(np.float32), {"std": std})
+    def make(self, params: dict, mutable: dict, batch: Batch, key: Array, train: bool) -> Made:
+        """The vectors of a batch's images."""
+        z = self.vectors.of_images(params, mutable, batch[self.target])
+        return {EMBEDDING: _dropped(z, self.dropout, key) if train else z}
 
-    def of_images(self, params: dict, mutable: dict, image: Array) -> Float[Array, "B E"]:
-        """The vectors of images, which are resized if the stage's have another size."""
-        if image.shape[1:] != self.image.shape:
-            resized = (len(image), *self.image.shape[:2], image.shape[-1])
-            image = to_uint8(jax.image.resize(to_float(image), resized, "linear"))
-        return self.stage.apply(params, mutable, {"image": image})["image"]
+    def fill(self, params: dict, mutable: dict, condition: Condition, key: Array, num: int) -> Made:
+        """The vectors that a user gives, by numbers, images or captions, and mixes of two.
 
-    def of_texts(self, params: dict, mutable: dict, text: Array) -> Float[Array, "B E"]:
-        """The vectors of captions."""
-        return self.stage.apply(params, mutable, {"text": text})["text"]
-
-
-def vectors_of(key: str, name: str, spec: DataSpec, stages: Mapping[str, Stage]) -> Vectors:
-    """The stage that the setting `key` names, as a source of vectors.
-
-    Raises:
-      ConfigError: it has no vectors, other channels, or stands beside another source of vectors.
-    """
-    stage = stage_of(key, name, stages)
-    if stage.config.method not in VECTORS:
-        raise ConfigError(
-            f"{key}={name!r}: a run of method {stage.config.method!r}, which gives no vectors of "
-            "images and captions. Give one of method {' or '.join(VECTORS)}."
-        )
-    for other in stages:
-        if other != name and stages[other].config.method in VECTORS:
-            raise ConfigError(
-                f"{key}={name!r}, but the stage {other!r} has vectors too, which may be those of "
-                "another CLIP. A prior has the CLIP that it was trained with: name the prior here, "
-                "and leave out the other stage."
-            )
-    image, target = stage.spec.fields["image"], spec.fields.get("image", spec.generated)
-    if image.shape[-1] != target.shape[-1]:
-        raise ConfigError(
-            f"{key}={name!r}: its images have {image.shape[-1]} channels, and those of {spec.name} "
-            f"have {target.shape[-1]}. Give a stage trained on such images."
-        )
-    batch = {n: jnp.zeros((1, *f.shape), f.dtype) for n, f in stage.spec.fields.items()}
-    apply, init = stage.method.apply, stage.method.init
-    found = jax.eval_shape(lambda: apply(*init(jax.random.key(0), batch), batch))
-    draws = stage.config.method == "embedding_prior"
-    return Vectors(stage, found["image"].shape[-1], image, draws)
-
-
-def _embedding(o: Section, spec: DataSpec, stages: Mapping[str, Stage]) -> Part:
-    """The vector of the image, hidden in some training examples."""
-    target = spec.generated
-    is_image = target.kind == "image" and target.dtype == np.uint8
-    require(is_image, "diffusion.embedding", o.embedding, "'': the data are not 8-bit images")
-    vectors = vectors_of("diffusion.embedding", o.embedding, spec, stages)
-    field = vectors.field
-    image = vectors.image._replace(facts=UNLISTED if vectors.draws else {})
-    share = Field("real", (), np.dtype(np.float32), UNLISTED)
-    given = {EMBEDDING: field._replace(facts=UNLISTED), "image": image}
-    given |= {"other_image": image._replace(facts=UNLISTED), "mix": share}
-    if (text := vectors.stage.spec.fields.get("text")) is not None:
-        hidden = text._replace(facts={**text.facts, **UNLISTED})
-        given |= {name: hidden for name in ("before", "after")}
-        given |= {"text": text, "other_text": hidden} if vectors.draws else {}
-
-    def make(params: dict, mutable: dict, batch: Batch, key: Array, train: bool) -> Made:
-        z = vectors.of_images(params, mutable, batch[spec.target])
-        if train:
-            z = _dropped(z, o.embedding_dropout, key)
-        return {EMBEDDING: z}
-
-    def one(
-        params: dict, mutable: dict, condition: Condition, key: Array, num: int, other: str
-    ) -> Array | None:
-        """The vector of an image or of a caption; the first or, if `other` is set, the second."""
-        if not other and EMBEDDING in condition:
-            return unit(jnp.asarray(condition[EMBEDDING]))
-        if f"{other}image" in condition:
-            return vectors.of_images(params, mutable, condition[f"{other}image"])
-        if f"{other}text" in condition and vectors.draws:
-            text = {"text": condition[f"{other}text"]}
-            return drawn(vectors.stage, params, mutable, key, num, text)
-        return None
-
-    def fill(params: dict, mutable: dict, condition: Condition, key: Array, num: int) -> Made:
-        z = one(params, mutable, condition, key, num, "")
+        Raises:
+          ConfigError: nothing that gives a vector, or half of a mix.
+        """
+        draws, variables = self.vectors.draws, (params, mutable)
+        z = self._one(*variables, condition, key, num, "")
         if z is None:
-            if "text" not in condition or not o.embedding_dropout:
+            if "text" not in condition or not self.dropout:
                 raise ConfigError(
                     "the model needs the vector of an image: give --image=FILE"
-                    + (", --text=CAPTION" if vectors.draws or o.embedding_dropout else "")
+                    + (", --text=CAPTION" if draws or self.dropout else "")
                     + " or --embedding=NUMBERS. With a prior as diffusion.embedding, or with "
                     "diffusion.embedding_dropout > 0, a caption is enough."
                 )
-            return {EMBEDDING: jnp.zeros((num, vectors.size))}
+            return {EMBEDDING: jnp.zeros((num, self.vectors.size))}
         share = jnp.asarray(condition.get("mix", 0.5), jnp.float32)
-        second = one(params, mutable, condition, key, num, "other_")
         if "before" in condition or "after" in condition:
             pair = [required(condition, name) for name in ("before", "after")]
-            texts = [vectors.of_texts(params, mutable, text) for text in pair]
-            z = text_diff(z, *texts, share)
-        elif second is not None:
-            z = slerp(z, second, share)
-        elif "mix" in condition:
+            texts = [self.vectors.of_texts(*variables, text) for text in pair]
+            return {EMBEDDING: text_diff(z, *texts, share)}
+        second = self._one(*variables, condition, key, num, "other_")
+        if second is not None:
+            return {EMBEDDING: slerp(z, second, share)}
+        if "mix" in condition:
             raise ConfigError(
                 "--mix is given without a second image or caption: give --other_image=FILE"
-                + (", --other_text=CAPTION" if vectors.draws else "")
+                + (", --other_text=CAPTION" if draws else "")
                 + ", or --before=CAPTION and --after=CAPTION; or leave --mix out."
             )
         return {EMBEDDING: z}
 
-    return Part({EMBEDDING: field}, given, make, fill)
+    def _one(
+        self, params: dict, mutable: dict, condition: Condition, key: Array, num: int, prefix: str
+    ) -> Array | None:
+        """The vector of an image or of a caption: of the first, or with a prefix of the other."""
+        image, text = f"{prefix}image", f"{prefix}text"
+        if not prefix and EMBEDDING in condition:
+            return unit(jnp.asarray(condition[EMBEDDING]))
+        if image in condition:
+            return self.vectors.of_images(params, mutable, condition[image])
+        if text in condition and self.vectors.draws:
+            caption = {"text": condition[text]}
+            return drawn(self.vectors.stage, params, mutable, key, num, caption)
+        return None
+
+
+def _embedding(o: Section, spec: DataSpec, stages: Mapping[str, Stage]) -> Part:
+    target = spec.generated
+    is_image = target.kind == "image" and target.dtype == np.uint8
+    require(is_image, "diffusion.embedding", o.embedding, "'': the data are not 8-bit images")
+    vectors = vectors_of("diffusion.embedding", o.embedding, spec, stages)
+    text = vectors.stage.spec.fields["text"]
+    hidden = text._replace(facts={**text.facts, **UNLISTED})
+    other = vectors.image._replace(facts=UNLISTED)
+    given = {
+        EMBEDDING: vectors.field._replace(facts=UNLISTED),
+        "image": other if vectors.draws else vectors.image._replace(facts={}),
+        "other_image": other,
+        "before": hidden,
+        "after": hidden,
+        "mix": Field("real", (), np.dtype(np.float32), UNLISTED),
+    }
+    given |= {"text": text, "other_text": hidden} if vectors.draws else {}
+    made = Embedding(vectors, spec.target, o.embedding_dropout)
+    return Part({EMBEDDING: vectors.field}, given, made.make, made.fill)
 
 
 def _dropped(x: Float[Array, "B E"], rate: float, key: Array) -> Float[Array, "B E"]:
@@ -346,64 +280,89 @@ def augmented(
     return paths.noised(paths.levels(path, jnp.clip(level, path.first, path.last)), image, noise)
 
 
+class LowResolution(NamedTuple):
+    """The image at a lower resolution, with noise, and the level of that noise.
+
+    Attributes:
+      target: the name of the image's field.
+      large: the shape of an image.
+      small: the shape of the smaller one.
+      base: the stage that draws it; None: it is always given.
+      level: the default level of the noise.
+    """
+
+    target: str
+    large: tuple[int, ...]
+    small: tuple[int, ...]
+    base: Stage | None
+    level: float
+
+    def make(self, params: dict, mutable: dict, batch: Batch, key: Array, train: bool) -> Made:
+        """The smaller images of a batch: in training with any level of noise."""
+        image = smaller(to_float(batch[self.target]), min(self.small[:2]))
+        key_level, key_noise = jax.random.split(key)
+        level = jnp.full((len(image),), self.level)
+        level = jax.random.uniform(key_level, level.shape) if train else level
+        return self._told(image, level, jax.random.normal(key_noise, image.shape))
+
+    def fill(self, params: dict, mutable: dict, condition: Condition, key: Array, num: int) -> Made:
+        """The smaller images that a user gives, or that the stage draws.
+
+        Images of the large size are made smaller. The noise of one does not depend on the others.
+
+        Raises:
+          ConfigError: there are none, or they have another size.
+        """
+        if SMALL in condition or self.base is None:
+            image = required(condition, SMALL)
+        else:
+            own = {n: v for n, v in condition.items() if n in self.base.method.conditions}
+            image = drawn(self.base, params, mutable, jax.random.fold_in(key, 0), num, own)
+        image = to_float(jnp.asarray(image))
+        if image.shape == (num, *self.large):
+            image = smaller(image, min(self.small[:2]))
+        if image.shape != (num, *self.small):
+            H, W, _ = self.large
+            raise ConfigError(
+                f"{SMALL}: expected images {(num, *self.small)}, which the model enlarges to {H} x "
+                f"{W}, got {image.shape}. Another size needs a model of its own: diffusion.{SMALL} "
+                "and dataset.image_size."
+            )
+        level = jnp.asarray(condition.get(NOISE, jnp.full((num,), self.level)), jnp.float32)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(1 + jnp.arange(num))
+        noise = jax.vmap(lambda key: jax.random.normal(key, self.small))(keys)
+        return self._told(image, jnp.clip(level, 0.0, 1.0), noise)
+
+    def _told(self, image: Array, level: Array, noise: Array) -> Made:
+        features = sinusoidal(1000.0 * level, LEVEL_FEATURES)
+        return {SMALL: augmented(image, level, noise), LEVEL: features}
+
+
 def _low_resolution(o: Section, spec: DataSpec, stages: Mapping[str, Stage]) -> Part:
-    """The image at a lower resolution, with noise, and the level of that noise."""
-    target, side = spec.generated, o.low_resolution
+    key, side, target = "diffusion.low_resolution", o.low_resolution, spec.generated
     is_image = target.kind == "image" and target.dtype == np.uint8
-    require(is_image, "diffusion.low_resolution", side, "0: the data are not 8-bit images")
+    require(is_image, key, side, "0: the data are not 8-bit images")
     H, W, C = target.shape
-    fits = side < min(H, W) and min(H, W) % side == 0 and H % (min(H, W) // side) == 0
-    fits = fits and W % (min(H, W) // side) == 0
-    expected = f"a smaller side that divides the images' {H} x {W}"
-    require(fits, "diffusion.low_resolution", side, expected)
     k = min(H, W) // side
+    fits = k > 1 and min(H, W) % side == H % max(k, 1) == W % max(k, 1) == 0
+    require(fits, key, side, f"a smaller side that divides the images' {H} x {W}")
     shape, name = (H // k, W // k, C), o.low_resolution_stage
     base = stage_of("diffusion.low_resolution_stage", name, stages) if name else None
     if base is not None:
         field = base.method.output or base.spec.generated
         if field.kind != "image" or tuple(field.shape) != shape:
             raise ConfigError(
-                f"diffusion.low_resolution={side}: the small image is {shape}, but the stage "
-                f"{name!r} draws a field of kind {field.kind!r} and shape {tuple(field.shape)}. "
-                f"Give a stage that draws such images, or another dataset.image_size."
+                f"{key}={side}: the small image is {shape}, but the stage {name!r} draws a field "
+                f"of kind {field.kind!r} and shape {tuple(field.shape)}. Give a stage that draws "
+                "such images, or another dataset.image_size."
             )
-    picture = Field("image", shape, np.dtype(np.uint8), UNLISTED if base else {"field": SMALL})
-    level = Field("real", (), np.dtype(np.float32), UNLISTED)
-    given = {**(dict(base.method.conditions) if base else {}), SMALL: picture, NOISE: level}
-
-    def told(image: Array, level: Array, noise: Array) -> Made:
-        features = sinusoidal(1000.0 * level, LEVEL_FEATURES)
-        return {SMALL: augmented(image, level, noise), LEVEL: features}
-
-    def make(params: dict, mutable: dict, batch: Batch, key: Array, train: bool) -> Made:
-        image = smaller(to_float(batch[spec.target]), side)
-        count = len(image)
-        level = jnp.full((count,), o.low_resolution_noise)
-        level = jax.random.uniform(jax.random.fold_in(key, 0), (count,)) if train else level
-        return told(image, level, jax.random.normal(jax.random.fold_in(key, 1), image.shape))
-
-    def fill(params: dict, mutable: dict, condition: Condition, key: Array, num: int) -> Made:
-        if SMALL in condition:
-            image = condition[SMALL]
-        elif base is not None:
-            own = {n: v for n, v in condition.items() if n in base.method.conditions}
-            image = drawn(base, params, mutable, jax.random.fold_in(key, 0), num, own)
-        else:
-            image = required(condition, SMALL)
-        if image.shape != (num, *shape):
-            raise ConfigError(
-                f"{SMALL}: expected images {(num, *shape)}, which the model enlarges to {H} x {W}, "
-                f"got {image.shape}. Another size needs a model of its own: diffusion.{SMALL} and "
-                "dataset.image_size."
-            )
-        default = jnp.full((num,), o.low_resolution_noise)
-        level = jnp.clip(jnp.asarray(condition.get(NOISE, default), jnp.float32), 0.0, 1.0)
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(1 + jnp.arange(num))
-        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-        return told(to_float(jnp.asarray(image)), level, noise)
-
+    facts = UNLISTED if base else {"field": spec.target}  # held-out images are made smaller
+    given = dict(base.method.conditions) if base else {}
+    given[SMALL] = Field("image", shape, np.dtype(np.uint8), facts)
+    given[NOISE] = Field("real", (), np.dtype(np.float32), UNLISTED)
     fields = {
         SMALL: Field("real", shape, np.dtype(np.float32), {}),
         LEVEL: Field("real", (LEVEL_FEATURES,), np.dtype(np.float32), {}),
     }
-    return Part(fields, given, make, fill)
+    made = LowResolution(spec.target, tuple(target.shape), shape, base, o.low_resolution_noise)
+    return Part(fields, given, made.make, made.fill)

@@ -22,7 +22,8 @@ from genjax.config import read_options
 from genjax.method import Batch, DataSpec, Field, Method, Stage
 from genjax.methods import diffusion
 from genjax.methods.denoiser import Denoiser, network
-from genjax.methods.derived_conditions import EMBEDDING, Vectors, vectors_of
+from genjax.methods.derived_conditions import EMBEDDING
+from genjax.methods.vectors import Vectors, vectors_of
 from genjax.sampling import paths
 from genjax.sampling.conditions import Condition, required
 from genjax.sampling.embeddings import unit

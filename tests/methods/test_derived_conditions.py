@@ -192,6 +192,9 @@ def test_an_upsampler_enlarges_what_is_given_or_what_its_stage_draws():
     np.testing.assert_array_equal(found["text"], text)
     given = told(method, {"text": text, "low_resolution": images(side=4), "noise": zero})
     np.testing.assert_allclose(given["low_resolution"], images(side=4) / 127.5 - 1, atol=3e-3)
+    twice = np.repeat(np.repeat(images(side=4), 2, 1), 2, 2)  # of the large size, as held-out ones
+    large = told(method, {"text": text, "low_resolution": twice, "noise": zero})
+    np.testing.assert_allclose(large["low_resolution"], given["low_resolution"], atol=1e-5)
     noisy = told(method, {"text": text, "low_resolution": images(side=4)})
     gap = np.asarray(noisy["low_resolution"] - given["low_resolution"])
     assert gap.std() == pytest.approx(math.sin(0.05 * math.pi), rel=0.2)  # level 0.1
@@ -200,6 +203,8 @@ def test_an_upsampler_enlarges_what_is_given_or_what_its_stage_draws():
         first["low_resolution"][0], told(method, {"text": text})["low_resolution"][0], atol=1e-6
     )
     assert set(method.conditions) == {"text", "low_resolution", "noise"}
+    assert method.conditions["low_resolution"].facts["field"] == ""  # the stage draws it
+    assert built(UPSAMPLER, {}).conditions["low_resolution"].facts["field"] == "image"
 
 
 # ---- errors --------------------------------------------------------------------------------------
