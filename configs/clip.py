@@ -11,6 +11,8 @@ Presets, as in --config=configs/clip.py:tiny:
   tiny       16 x 16 emoji, a very small model: a test of the installation in under a minute
   cnn        a convolutional image tower; not measured yet
   siglip     the sigmoid loss (Zhai et al. 2023); not measured yet
+  avatars    16 x 16 faces with captions, for configs/dalle2_prior.py; not measured yet
+  avatars_tiny  the same with the model of tiny, for dalle2_prior.py:tiny
   vit_b32    the paper's ViT-B/32 and its recipe, for accelerators and your own captioned pictures
              (--config.dataset.name=folder --config.dataset.path=DIR); not run by us
 """
@@ -81,26 +83,42 @@ def get_config() -> ConfigDict:
     return config
 
 
+_TINY = {
+    "dataset.image_size": 16,
+    "dataset.crop_padding": 1,
+    "dataset.text.vocabulary_size": 512,
+    "dataset.text.length": 32,
+    "batch_size": 64,
+    "duration": "150_steps",
+    "optimizer.learning_rate": 2e-3,
+    "ema.decay": (0.98,),
+    "evals.every": "50_percent",
+    "log.every": "25_steps",
+    "clip.features": 32,
+    "model.vit.width": 32,
+    "model.vit.depth": 2,
+    "model.vit.heads": 2,
+    "model.text.width": 32,
+    "model.text.depth": 2,
+    "model.text.heads": 2,
+}
+# The data and the tokenizer of text2image.py and of the configs of DALL-E 2.
+_AVATARS = {
+    "dataset.name": "avatars",
+    "dataset.image_size": 16,
+    "dataset.crop_padding": 0,
+    "dataset.validation": "",
+    "dataset.test": "",
+    "dataset.text.vocabulary_size": 512,
+    "dataset.text.length": 48,
+    "model.vit.patch_size": 2,
+    "evals.limit": 1000,
+}
+
 PRESETS = {
-    "tiny": {
-        "dataset.image_size": 16,
-        "dataset.crop_padding": 1,
-        "dataset.text.vocabulary_size": 512,
-        "dataset.text.length": 32,
-        "batch_size": 64,
-        "duration": "150_steps",
-        "optimizer.learning_rate": 2e-3,
-        "ema.decay": (0.98,),
-        "evals.every": "50_percent",
-        "log.every": "25_steps",
-        "clip.features": 32,
-        "model.vit.width": 32,
-        "model.vit.depth": 2,
-        "model.vit.heads": 2,
-        "model.text.width": 32,
-        "model.text.depth": 2,
-        "model.text.heads": 2,
-    },
+    "tiny": _TINY,
+    "avatars": _AVATARS,
+    "avatars_tiny": _TINY | _AVATARS | {"duration": "60_steps", "evals.limit": 100},
     "cnn": {"model.network": "cnn"},
     "siglip": {"clip.loss": "siglip"},
     # Radford et al. 2021, tables 18 and 20: 32 epochs of 400 million pairs. The paper crops at

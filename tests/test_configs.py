@@ -21,7 +21,7 @@ from genjax.method import Field
 from genjax.methods.lm import NEW
 from genjax.modes import runs
 from genjax.sampling import draw
-from genjax.training import codes, optim
+from genjax.training import codes, optim, stages
 from genjax.training.assemble import assemble
 from genjax.training.stages import network_shapes
 
@@ -120,6 +120,16 @@ def weights(location, folder):
     return {"weights": model(folder)} if model else {}
 
 
+def staged(name, place):
+    """The stage that a config names, with the stages that it has itself."""
+    config = configs.load(f"{FOLDER / place}")
+    spec = described(config)
+    found = {inner: staged(inner, own) for inner, own in config.stages.items()}
+    made = stages.build(config, spec, found)
+    networks = made.codec.networks if made.codec else tuple(network_shapes(made, spec)[0])
+    return method.Stage(name, config, spec, made, networks)
+
+
 def prepared(location, folder):
     """(the run of a config, what its samples look like), with the stage that it names, if any."""
     given = weights(location, folder)
@@ -127,19 +137,13 @@ def prepared(location, folder):
     if not config.stages:
         run = assemble(config, described(config), devices=jax.devices()[:4])
         return run, run.spec.generated.shape
-    found, spec = {}, described(config)
-    for name, place in config.stages.items():
-        first = configs.load(f"{FOLDER / place}")
-        spec_of_stage = catalogue.spec(first.dataset)
-        made = method.build(first, spec_of_stage)
-        networks = (
-            made.codec.networks if made.codec else tuple(network_shapes(made, spec_of_stage)[0])
-        )
-        found[name] = method.Stage(name, first, spec_of_stage, made, networks)
+    found, spec = {name: staged(name, place) for name, place in config.stages.items()}, None
     if not config.dataset.codes:
+        spec = described(config)
         run = runs.build(config, spec, found, folder, spec)
-        return run, spec.generated.shape
-    (stage,), spec = found.values(), spec_of_stage
+        return run, (run.method.output or spec.generated).shape
+    (stage,) = found.values()
+    spec = stage.spec
     own = codes.code_spec(stage, spec)
     run = runs.build(config, own, found, folder, spec)
     return run, spec.generated.shape
@@ -166,7 +170,8 @@ def test_init_step_evaluation_and_samples_have_shapes(location, tmp_path):
 
     def samples(params, mutable, key):
         fixed, arrays = draw.planned(run.method, {})
-        names = run.config.get(run.config.method, {}).get("conditions", ())
+        own = "diffusion" if run.config.method == "embedding_prior" else run.config.method
+        names = run.config.get(own, {}).get("conditions", ())
         if run.config.method == "seq2seq" or run.spec.target == "target":
             return run.method.sample(params, mutable, key, 3, given_source(run), **fixed, **arrays)
         fields = {name: run.spec.fields[name] for name in names}

@@ -29,6 +29,7 @@ from genjax.nn.layers import contract
 from genjax.nn.pixels import to_float
 from genjax.parallel.layout import EXAMPLES, laid
 from genjax.sampling.conditions import Condition
+from genjax.sampling.embeddings import unit
 
 LOSSES = ("infonce", "siglip")
 IMAGE_TOWERS = ("vit", "cnn")
@@ -200,11 +201,6 @@ def embed(
         vectors = out[1] if isinstance(out, tuple) else out  # a classifier also gives features
         found[name] = laid(unit(vectors.astype(jnp.float32)), EXAMPLES, None)
     return found
-
-
-def unit(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
-    """Vectors scaled to length 1; a vector of zeros stays one, and its gradient is finite."""
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
 
 
 def infonce(

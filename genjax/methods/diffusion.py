@@ -2,7 +2,8 @@
 
 DDPM (Ho et al. 2020) in discrete time, its continuous-time successors (Song et al. 2021b; Kingma et
 al. 2021), EDM (Karras et al. 2022, 2024) and rectified flow (Liu et al. 2023; Esser et al. 2024),
-on images or on the latents of a stage (Rombach et al. 2022).
+on images or on the latents of a stage (Rombach et al. 2022). With `methods.derived_conditions` the
+decoder and the upsamplers of DALL-E 2 (Ramesh et al. 2022).
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import optax
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from genjax.checks import Finite, Positive, Range, Rate, Share, Width, is_number
+from genjax.checks import Finite, OtherWidth, Positive, Range, Rate, Share, Width, is_number
 from genjax.config import ConfigError, one_of, read_options, require
-from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Tree
+from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Stage, Tree
+from genjax.methods import derived_conditions
 from genjax.methods.composition import NO_PROMPTS, Prompts, others_of, parsed_prompts, prompt_of
 from genjax.methods.denoiser import (
     Denoiser,
@@ -92,6 +94,15 @@ class Options(NamedTuple):
       spacing: default spacing of the steps: see `sampling.grids`.
       eta: default noise, for solvers with this option.
       guidance: default scale of guidance; 1 is none.
+      embedding: the stage whose vector of the image is a condition: a run of method "clip", or one
+        of "embedding_prior", which also draws the vector for a caption; "": none.
+      embedding_dropout: share of training examples with that vector alone hidden.
+      text_dropout: share of training examples with an empty caption.
+      low_resolution: shorter side of the smaller image that is a condition; 0: none.
+      low_resolution_stage: the stage that draws that image for the other conditions; "": it is
+        always given.
+      low_resolution_noise: default level of the noise in it, from 0 to 1; in training, levels are
+        uniform.
     """
 
     path: str = "cosine"
@@ -121,6 +132,12 @@ class Options(NamedTuple):
     spacing: str = "uniform"
     eta: Share = 0.0
     guidance: Finite = 1.0
+    embedding: str = ""
+    embedding_dropout: Rate = 0.0
+    text_dropout: Rate = 0.0
+    low_resolution: OtherWidth = 0
+    low_resolution_stage: str = ""
+    low_resolution_noise: Share = 0.1
 
 
 def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
@@ -186,7 +203,8 @@ def _guidable(o: Options, guided: bool, by_weights: bool) -> None:
 
 def guidable(o: Options) -> bool:
     """Whether the network is also trained without its conditions."""
-    return bool((o.class_conditional or o.conditions) and o.label_dropout)
+    conditions = o.class_conditional or o.conditions or o.embedding or o.low_resolution
+    return bool(conditions and o.label_dropout)
 
 
 def path_of(o: Options) -> Path:
@@ -197,7 +215,9 @@ def path_of(o: Options) -> Path:
 # ---- the model -----------------------------------------------------------------------------------
 
 
-def build(config: ConfigDict, spec: DataSpec) -> Method:
+def build(
+    config: ConfigDict, spec: DataSpec, stages: Mapping[str, Stage] = MappingProxyType({})
+) -> Method:
     """Diffusion with the network of `config.model` on the images or latents of `spec`.
 
     `config.model.network` names a module of `genjax.networks` (or a dotted path) with `Network` and
@@ -208,9 +228,12 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
         exist.
     """
     options = options_from_config(config.diffusion, spec)
+    derived = derived_conditions.parts(options, spec, stages)
+    options, spec = derived_conditions.extended(options, spec, derived)
     channels = shape_of(spec)[-1] * (2 if options.variance == "learned" else 1)
     chosen = network(config, spec, channels, options)
-    return from_network(chosen.net, options, spec, chosen.rules, chosen.project)
+    method = from_network(chosen.net, options, spec, chosen.rules, chosen.project)
+    return derived_conditions.joined(method, derived)
 
 
 def from_network(

@@ -28,7 +28,7 @@ from genjax.modalities.text import read_file
 Condition = Mapping[str, Array]
 Rows = list[dict[str, np.ndarray]]
 
-PROMPT = "prompt"
+PROMPT, TEXT = "prompt", "text"  # --prompt is another flag of a condition named "text"
 _INLINE_KINDS = ("text", "label", "code", "real")  # values of other kinds are names of files
 
 # ---- for methods ---------------------------------------------------------------------------------
@@ -202,20 +202,18 @@ def _in_turn(columns: Mapping[str, Sequence[np.ndarray]]) -> Rows:
 
 
 def flags_of(known: Mapping[str, Field]) -> list[str]:
-    """The flags of conditions. `PROMPT` is another name of the only text."""
-    texts = [name for name, field in known.items() if _is_text(field)]
-    also = [PROMPT] if len(texts) == 1 and PROMPT not in known else []
-    files = [f"{name}_file" for name in (*texts, *also)]
-    return [*known, *also, *files]
+    """The flags of conditions."""
+    named = dict(known)
+    if TEXT in known and _is_text(known[TEXT]) and PROMPT not in known:
+        named[PROMPT] = known[TEXT]
+    return [flag for name, f in named.items() for flag in (name, f"{name}_file")[: 1 + _is_text(f)]]
 
 
 def _condition_of(flag: str, known: Mapping[str, Field]) -> tuple[str, bool]:
     """The condition that a flag of `flags_of` gives, and whether it names a file."""
     in_file = flag not in known and flag.endswith("_file")
     name = flag.removesuffix("_file") if in_file else flag
-    if name not in known:
-        name = next(text for text, field in known.items() if _is_text(field))
-    return name, in_file
+    return TEXT if name not in known else name, in_file
 
 
 def _is_text(field: Field) -> bool:

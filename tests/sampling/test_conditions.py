@@ -69,22 +69,6 @@ def test_one_value_goes_with_as_many_as_there_are_of_the_others(tmp_path):
     assert conditions.parse(KNOWN, {}) == []
 
 
-def test_the_only_text_is_also_the_prompt(tmp_path):
-    (tmp_path / "text.txt").write_text("b")
-    known = {"label": LABEL, "text": CAPTION}
-    assert {"text", "prompt", "text_file", "prompt_file"} <= set(conditions.flags_of(known))
-    rows = conditions.parse(known, {"prompt": ["a"]})
-    np.testing.assert_array_equal(
-        rows[0]["text"], conditions.parse(known, {"text": ["a"]})[0]["text"]
-    )
-    (row,) = conditions.parse(known, {"prompt_file": [str(tmp_path / "text.txt")]})
-    assert row["text"][0] == ord("b")
-    with pytest.raises(ConfigError, match="--text and --prompt are both given"):
-        conditions.parse(known, {"text": ["a"], "prompt": ["b"]})
-    assert conditions.flags_of({"text": CAPTION, "more": CAPTION}).count("prompt") == 0
-    assert conditions.flags_of(KNOWN).count("prompt") == 1
-
-
 def test_numbers_that_do_not_go_together_are_refused():
     for label in ["(1, 2)"], ["1", "2"]:
         with pytest.raises(
@@ -137,6 +121,16 @@ def test_files_of_a_text_may_be_several_and_are_instead_of_it(tmp_path):
 
 def test_flags_are_the_conditions_and_files_of_texts():
     assert conditions.flags_of(KNOWN) == ["label", "prompt", "prompt_file", "image"]
+
+
+def test_a_condition_named_text_is_also_given_by_prompt():
+    known = {"text": KNOWN["prompt"]}
+    assert conditions.flags_of(known) == ["text", "text_file", "prompt", "prompt_file"]
+    (row,) = conditions.parse(known, {"prompt": ["ab"]})
+    np.testing.assert_array_equal(row["text"], conditions.parse(known, {"text": ["ab"]})[0]["text"])
+    assert conditions.from_values(known, {"prompt": "ab"})[0].keys() == {"text"}
+    with pytest.raises(ConfigError, match="--text and --prompt are both given"):
+        conditions.parse(known, {"text": ["ab"], "prompt": ["ab"]})
 
 
 # ---- files ---------------------------------------------------------------------------------------

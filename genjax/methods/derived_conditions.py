@@ -1,0 +1,368 @@
+"""Conditions of a diffusion model that are not in its data, but made of them or by stages.
+
+embedding        the vector of the image by a stage, such as CLIP; from a caption, a prior draws it
+low_resolution   the image itself, averaged over squares of pixels, with noise (Ho et al. 2022b);
+                 from a caption, a stage draws it
+text             the caption, replaced by an empty one in some training examples
+
+They make up DALL-E 2's decoder and upsamplers (Ramesh et al. 2022). In training `Method.prepare`
+makes them from a batch, with no gradient. In sampling they are made from what the user gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from genjax.checks import ConfigError, require
+from genjax.data import captions
+from genjax.method import Batch, DataSpec, Field, Method, Stage
+from genjax.methods.vectors import Vectors, drawn, stage_of, vectors_of
+from genjax.nn.pixels import to_float
+from genjax.nn.positions import sinusoidal
+from genjax.sampling import paths
+from genjax.sampling.conditions import Condition, required
+from genjax.sampling.embeddings import slerp, text_diff, unit
+
+EMBEDDING, SMALL, LEVEL, NOISE = "embedding", "low_resolution", "low_resolution_level", "noise"
+LEVEL_FEATURES = 64
+UNLISTED = {"field": ""}  # a condition with this fact is never taken from held-out examples
+
+Made = dict[str, Array]
+
+
+class Section(Protocol):
+    """The options of a family that concern its derived conditions."""
+
+    conditions: tuple[str, ...]
+    embedding: str
+    embedding_dropout: float
+    text_dropout: float
+    low_resolution: int
+    low_resolution_stage: str
+    low_resolution_noise: float
+
+
+class Part(NamedTuple):
+    """One or several derived conditions.
+
+    Attributes:
+      fields: what the network is told, by name.
+      given: what a user may give for it, by name.
+      make: (params, mutable, batch, key, train) -> the fields from a batch of the data.
+      fill: (params, mutable, condition, key, num) -> the fields from what the user gave.
+    """
+
+    fields: dict[str, Field]
+    given: dict[str, Field]
+    make: Callable[[dict, dict, Batch, Array, bool], Made]
+    fill: Callable[[dict, dict, Condition, Array, int], Made]
+
+
+def parts(o: Section, spec: DataSpec, stages: Mapping[str, Stage]) -> tuple[Part, ...]:
+    """The derived conditions that the options ask for.
+
+    Raises:
+      ConfigError: a stage is missing or of another kind, or sizes do not fit.
+    """
+    found = []
+    if o.embedding:
+        found.append(_embedding(o, spec, stages))
+    if o.low_resolution:
+        found.append(_low_resolution(o, spec, stages))
+    elif o.low_resolution_stage:
+        raise ConfigError(
+            f"diffusion.low_resolution_stage={o.low_resolution_stage!r} draws a small image, but "
+            "diffusion.low_resolution=0: set it to that image's side."
+        )
+    if o.text_dropout:
+        found.append(_text(o, spec))
+    return tuple(found)
+
+
+def extended(o: Any, spec: DataSpec, found: tuple[Part, ...]) -> tuple[Any, DataSpec]:
+    """Options and spec in which derived conditions are fields like those of the data.
+
+    Raises:
+      ConfigError: the data have a field of such a name.
+    """
+    fields = {name: f for part in found for name, f in part.fields.items() if name != "text"}
+    if taken := fields.keys() & spec.fields.keys():
+        raise ConfigError(f"{spec.name} has a field {sorted(taken)}: name it otherwise.")
+    o = o._replace(conditions=(*o.conditions, *fields))
+    return o, spec._replace(fields={**spec.fields, **fields})
+
+
+def joined(method: Method, found: tuple[Part, ...]) -> Method:
+    """The method with its derived conditions made from batches, and from what a user gives."""
+    if not found:
+        return method
+
+    def made(params: dict, mutable: dict, batch: Batch, key: Array, train: bool) -> Made:
+        new = dict(batch)
+        for i, part in enumerate(found):
+            new |= part.make(params, mutable, batch, jax.random.fold_in(key, i), train)
+        return new
+
+    def prepare(params: dict, mutable: dict, batch: Batch, key: Array, step: Array) -> Made:
+        return made(params, mutable, batch, key, True)
+
+    def evaluate(params: dict, mutable: dict, batch: Batch, key: Array) -> dict[str, Array]:
+        batch = made(params, mutable, batch, jax.random.fold_in(key, 1), False)
+        return method.evaluate(params, mutable, batch, key)
+
+    def sample(
+        params: dict, mutable: dict, key: Array, num: int, condition: Condition, **options: Any
+    ) -> Array:
+        known = {name: value for name, value in condition.items() if name in method.conditions}
+        for i, part in enumerate(found):
+            own = jax.random.fold_in(key, 2**20 + i)
+            known |= part.fill(params, mutable, condition, own, num)
+        return method.sample(params, mutable, key, num, known, **options)
+
+    derived = {name for part in found for name in part.fields if name != "text"}
+    own = {name: field for name, field in method.conditions.items() if name not in derived}
+    given = {name: field for part in found for name, field in part.given.items()}
+    return method._replace(
+        prepare=prepare, evaluate=evaluate, sample=sample, conditions={**given, **own}
+    )
+
+
+# ---- the vector of the image --------------------------------------------------------------------
+
+
+class Embedding(NamedTuple):
+    """The vector of the image, hidden in some training examples.
+
+    Attributes:
+      vectors: the stage that gives it.
+      target: the name of the image's field.
+      dropout: share of training examples with the vector hidden.
+    """
+
+    vectors: Vectors
+    target: str
+    dropout: float
+
+    def make(self, params: dict, mutable: dict, batch: Batch, key: Array, train: bool) -> Made:
+        """The vectors of a batch's images."""
+        z = self.vectors.of_images(params, mutable, batch[self.target])
+        return {EMBEDDING: _dropped(z, self.dropout, key) if train else z}
+
+    def fill(self, params: dict, mutable: dict, condition: Condition, key: Array, num: int) -> Made:
+        """The vectors that a user gives, by numbers, images or captions, and mixes of two.
+
+        Raises:
+          ConfigError: nothing that gives a vector, or half of a mix.
+        """
+        draws, variables = self.vectors.draws, (params, mutable)
+        z = self._one(*variables, condition, key, num, "")
+        if z is None:
+            if "text" not in condition or not self.dropout:
+                raise ConfigError(
+                    "the model needs the vector of an image: give --image=FILE"
+                    + (", --text=CAPTION" if draws or self.dropout else "")
+                    + " or --embedding=NUMBERS. With a prior as diffusion.embedding, or with "
+                    "diffusion.embedding_dropout > 0, a caption is enough."
+                )
+            return {EMBEDDING: jnp.zeros((num, self.vectors.size))}
+        share = jnp.asarray(condition.get("mix", 0.5), jnp.float32)
+        if "before" in condition or "after" in condition:
+            pair = [required(condition, name) for name in ("before", "after")]
+            texts = [self.vectors.of_texts(*variables, text) for text in pair]
+            return {EMBEDDING: text_diff(z, *texts, share)}
+        second = self._one(*variables, condition, key, num, "other_")
+        if second is not None:
+            return {EMBEDDING: slerp(z, second, share)}
+        if "mix" in condition:
+            raise ConfigError(
+                "--mix is given without a second image or caption: give --other_image=FILE"
+                + (", --other_text=CAPTION" if draws else "")
+                + ", or --before=CAPTION and --after=CAPTION; or leave --mix out."
+            )
+        return {EMBEDDING: z}
+
+    def _one(
+        self, params: dict, mutable: dict, condition: Condition, key: Array, num: int, prefix: str
+    ) -> Array | None:
+        """The vector of an image or of a caption: of the first, or with a prefix of the other."""
+        image, text = f"{prefix}image", f"{prefix}text"
+        if not prefix and EMBEDDING in condition:
+            return unit(jnp.asarray(condition[EMBEDDING]))
+        if image in condition:
+            return self.vectors.of_images(params, mutable, condition[image])
+        if text in condition and self.vectors.draws:
+            caption = {"text": condition[text]}
+            return drawn(self.vectors.stage, params, mutable, key, num, caption)
+        return None
+
+
+def _embedding(o: Section, spec: DataSpec, stages: Mapping[str, Stage]) -> Part:
+    target = spec.generated
+    is_image = target.kind == "image" and target.dtype == np.uint8
+    require(is_image, "diffusion.embedding", o.embedding, "'': the data are not 8-bit images")
+    vectors = vectors_of("diffusion.embedding", o.embedding, spec, stages)
+    text = vectors.stage.spec.fields["text"]
+    hidden = text._replace(facts={**text.facts, **UNLISTED})
+    other = vectors.image._replace(facts=UNLISTED)
+    given = {
+        EMBEDDING: vectors.field._replace(facts=UNLISTED),
+        "image": other if vectors.draws else vectors.image._replace(facts={}),
+        "other_image": other,
+        "before": hidden,
+        "after": hidden,
+        "mix": Field("real", (), np.dtype(np.float32), UNLISTED),
+    }
+    given |= {"text": text, "other_text": hidden} if vectors.draws else {}
+    made = Embedding(vectors, spec.target, o.embedding_dropout)
+    return Part({EMBEDDING: vectors.field}, given, made.make, made.fill)
+
+
+def _dropped(x: Float[Array, "B E"], rate: float, key: Array) -> Float[Array, "B E"]:
+    """x with each example set to zero with this probability: hidden from the network."""
+    return jnp.where(jax.random.bernoulli(key, rate, (len(x), 1)), 0.0, x)
+
+
+# ---- captions ------------------------------------------------------------------------------------
+
+
+def empty(field: Field) -> Int[np.ndarray, "T"]:
+    """The tokens of a caption without words."""
+    begins = getattr(field.facts.get("tokenizer"), "begins", ())
+    ids = np.concatenate([begins, [field.facts["special"]["eos"]]]).astype(np.int32)
+    return captions.padded(ids, field)
+
+
+def _text(o: Section, spec: DataSpec) -> Part:
+    """The caption, replaced by an empty one in some training examples and if none is given."""
+    expected = "0, or diffusion.conditions with 'text'"
+    require("text" in o.conditions, "diffusion.text_dropout", o.text_dropout, expected)
+    field = spec.fields["text"]
+    blank = empty(field)
+
+    def make(params: dict, mutable: dict, batch: Batch, key: Array, train: bool) -> Made:
+        text = batch["text"]
+        if not train:
+            return {"text": text}
+        dropped = jax.random.bernoulli(key, o.text_dropout, (len(text), 1))
+        return {"text": jnp.where(dropped, blank, text)}
+
+    def fill(params: dict, mutable: dict, condition: Condition, key: Array, num: int) -> Made:
+        return {"text": condition.get("text", jnp.tile(blank, (num, 1)))}
+
+    return Part({"text": field}, {}, make, fill)
+
+
+# ---- the image at a lower resolution -------------------------------------------------------------
+
+
+def smaller(image: Float[Array, "B H W C"], side: int) -> Float[Array, "B h w C"]:
+    """The means over squares of pixels: an image whose shorter side is `side`."""
+    B, H, W, C = image.shape
+    k = min(H, W) // side
+    return image.reshape(B, H // k, k, W // k, k, C).mean((2, 4))
+
+
+def augmented(
+    image: Float[Array, "B h w C"], level: Float[Array, "B"], noise: Float[Array, "B h w C"]
+) -> Float[Array, "B h w C"]:
+    """An image with noise: cos(pi s / 2) x + sin(pi s / 2) epsilon for the level s from 0 to 1.
+
+    Noise augmentation of Ho et al. 2022 ("Cascaded Diffusion Models", section 4.2), on the cosine
+    path.
+    """
+    path = paths.cosine()
+    return paths.noised(paths.levels(path, jnp.clip(level, path.first, path.last)), image, noise)
+
+
+class LowResolution(NamedTuple):
+    """The image at a lower resolution, with noise, and the level of that noise.
+
+    Attributes:
+      target: the name of the image's field.
+      large: the shape of an image.
+      small: the shape of the smaller one.
+      base: the stage that draws it; None: it is always given.
+      level: the default level of the noise.
+    """
+
+    target: str
+    large: tuple[int, ...]
+    small: tuple[int, ...]
+    base: Stage | None
+    level: float
+
+    def make(self, params: dict, mutable: dict, batch: Batch, key: Array, train: bool) -> Made:
+        """The smaller images of a batch: in training with any level of noise."""
+        image = smaller(to_float(batch[self.target]), min(self.small[:2]))
+        key_level, key_noise = jax.random.split(key)
+        level = jnp.full((len(image),), self.level)
+        level = jax.random.uniform(key_level, level.shape) if train else level
+        return self._told(image, level, jax.random.normal(key_noise, image.shape))
+
+    def fill(self, params: dict, mutable: dict, condition: Condition, key: Array, num: int) -> Made:
+        """The smaller images that a user gives, or that the stage draws.
+
+        Images of the large size are made smaller. The noise of one does not depend on the others.
+
+        Raises:
+          ConfigError: there are none, or they have another size.
+        """
+        if SMALL in condition or self.base is None:
+            image = required(condition, SMALL)
+        else:
+            own = {n: v for n, v in condition.items() if n in self.base.method.conditions}
+            image = drawn(self.base, params, mutable, jax.random.fold_in(key, 0), num, own)
+        image = to_float(jnp.asarray(image))
+        if image.shape == (num, *self.large):
+            image = smaller(image, min(self.small[:2]))
+        if image.shape != (num, *self.small):
+            H, W, _ = self.large
+            raise ConfigError(
+                f"{SMALL}: expected images {(num, *self.small)}, which the model enlarges to {H} x "
+                f"{W}, got {image.shape}. Another size needs a model of its own: diffusion.{SMALL} "
+                "and dataset.image_size."
+            )
+        level = jnp.asarray(condition.get(NOISE, jnp.full((num,), self.level)), jnp.float32)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(1 + jnp.arange(num))
+        noise = jax.vmap(lambda key: jax.random.normal(key, self.small))(keys)
+        return self._told(image, jnp.clip(level, 0.0, 1.0), noise)
+
+    def _told(self, image: Array, level: Array, noise: Array) -> Made:
+        features = sinusoidal(1000.0 * level, LEVEL_FEATURES)
+        return {SMALL: augmented(image, level, noise), LEVEL: features}
+
+
+def _low_resolution(o: Section, spec: DataSpec, stages: Mapping[str, Stage]) -> Part:
+    key, side, target = "diffusion.low_resolution", o.low_resolution, spec.generated
+    is_image = target.kind == "image" and target.dtype == np.uint8
+    require(is_image, key, side, "0: the data are not 8-bit images")
+    H, W, C = target.shape
+    k = min(H, W) // side
+    fits = k > 1 and min(H, W) % side == H % max(k, 1) == W % max(k, 1) == 0
+    require(fits, key, side, f"a smaller side that divides the images' {H} x {W}")
+    shape, name = (H // k, W // k, C), o.low_resolution_stage
+    base = stage_of("diffusion.low_resolution_stage", name, stages) if name else None
+    if base is not None:
+        field = base.method.output or base.spec.generated
+        if field.kind != "image" or tuple(field.shape) != shape:
+            raise ConfigError(
+                f"{key}={side}: the small image is {shape}, but the stage {name!r} draws a field "
+                f"of kind {field.kind!r} and shape {tuple(field.shape)}. Give a stage that draws "
+                "such images, or another dataset.image_size."
+            )
+    facts = UNLISTED if base else {"field": spec.target}  # held-out images are made smaller
+    given = dict(base.method.conditions) if base else {}
+    given[SMALL] = Field("image", shape, np.dtype(np.uint8), facts)
+    given[NOISE] = Field("real", (), np.dtype(np.float32), UNLISTED)
+    fields = {
+        SMALL: Field("real", shape, np.dtype(np.float32), {}),
+        LEVEL: Field("real", (LEVEL_FEATURES,), np.dtype(np.float32), {}),
+    }
+    made = LowResolution(spec.target, tuple(target.shape), shape, base, o.low_resolution_noise)
+    return Part(fields, given, made.make, made.fill)
