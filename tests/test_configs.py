@@ -128,7 +128,7 @@ def prepared(location, folder):
     found, spec = {}, described(config)
     for name, place in config.stages.items():
         first = configs.load(f"{FOLDER / place}")
-        spec_of_stage = catalogue.spec(first.dataset)
+        spec_of_stage = described(first)
         made = method.build(first, spec_of_stage)
         networks = (
             made.codec.networks if made.codec else tuple(network_shapes(made, spec_of_stage)[0])
