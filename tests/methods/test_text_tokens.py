@@ -8,13 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 
 from genjax import config as configs
 from genjax.config import ConfigError
 from genjax.data.alphabets import Characters
 from genjax.method import DataSpec, Field
-from genjax.methods import token_prior
+from genjax.methods import masked_diffusion, token_prior
+from genjax.networks import masked_transformer
+from genjax.nn.functional import Functional, functional
 from genjax.sampling import logits as processors
 
 KEY = jax.random.key(0)
@@ -256,3 +259,94 @@ def test_guided_logits_at_one_are_the_conditions_and_at_zero_the_others():
     for scale, expected in ((1.0, a), (0.0, b)):
         found = jax.nn.softmax(processors.guided(a, b, scale))
         np.testing.assert_allclose(found, jax.nn.softmax(expected), atol=1e-6)
+
+
+# ---- masked diffusion ----------------------------------------------------------------------------
+
+TABLE = jnp.array([[0.8, 0.2], [0.4, 0.6], [0.1, 0.9], [0.5, 0.5]])  # p(token | first of the text)
+EMPTY = ({"denoiser": {}}, {"denoiser": {}})
+
+
+def known(**options):
+    """The masked model whose network knows the table, and the mean of it without a text."""
+    seen_by_it = []
+
+    def apply(params, mutable, x, label, time, *, text, seen, key=None, train=False):
+        seen_by_it.append(seen)
+        row = jnp.where(seen.any(1, keepdims=True), TABLE[text[:, 0]], TABLE.mean(0))
+        return jnp.log(jnp.broadcast_to(row[:, None], (*x.shape, K))), mutable
+
+    options = masked_diffusion.Options(conditions=("text",), decoding="first_hitting", **options)
+    network = Functional(lambda key: ({}, {}), apply)
+    return masked_diffusion.Denoiser(network, options, spec()), seen_by_it
+
+
+@pytest.mark.parametrize("w", [1.0, 3.0])
+def test_masked_tokens_of_a_text_come_as_often_as_the_guided_network_says(w):
+    model, _ = known()
+    num = 4000
+    text = jnp.tile(TEXTS[:2], (num // 2, 1))
+    draw = partial(masked_diffusion.sample, model, *EMPTY, KEY, num, guidance=w)
+    code = np.asarray(jax.jit(lambda: draw({"text": text}))()).reshape(num, -1)
+    for row, first in enumerate((0, 2)):
+        p = TABLE.mean(0) * (TABLE[first] / TABLE.mean(0)) ** w
+        p = float(p[1] / p.sum())
+        share = code[row::2].mean()
+        assert abs(share - p) < 4.5 * np.sqrt(p * (1 - p) / (num // 2 * 4))
+
+
+def test_as_many_texts_are_hidden_as_asked_for_and_none_in_evaluations():
+    model, seen = known(label_dropout=0.3)
+    count = 5000
+    batch = {"text": jnp.tile(TEXTS[:1], (count, 1)), "code": jnp.zeros((count, *SHAPE), jnp.int32)}
+    masked_diffusion.loss(model, *EMPTY, batch, KEY, 0)
+    hidden = ~np.asarray(seen[0]).any(1)
+    assert abs(hidden.mean() - 0.3) < 4.5 * np.sqrt(0.21 / count)
+    np.testing.assert_array_equal(
+        np.asarray(seen[0])[~hidden], [[True, True, False]] * (~hidden).sum()
+    )
+    found = masked_diffusion.evaluate(model, *EMPTY, batch, KEY)
+    assert float(found["nll"].mean()) == pytest.approx(-4 * np.log(0.8), rel=0.05)
+
+
+def test_all_masked_tokens_see_the_text_and_none_its_padding():
+    net = functional(
+        lambda rngs: masked_transformer.Network(
+            K, 4, text_length=T, text_vocabulary_size=V, width=8, heads=2, depth=1, rngs=rngs
+        )
+    )
+    shapes = jax.eval_shape(net.init, KEY)[0]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), shapes)
+    x = jnp.tile(jnp.array([0, K, 1, K]), (5, 1))
+    text = jnp.array([[2, 1, END], [2, 1, 0], [1, 1, END], [2, 1, END], [0, 0, END]])
+    seen = jnp.array([[1, 1, 0]] * 3 + [[0, 0, 0]] * 2, bool)
+    logits, _ = net.apply(params, {}, x, text=text, seen=seen)
+    assert logits.shape == (5, 4, K)
+    np.testing.assert_array_equal(logits[0], logits[1])  # they differ where nothing is seen
+    np.testing.assert_array_equal(logits[3], logits[4])
+    assert (np.abs(logits[0] - logits[2]).max(-1) > 1e-6).all()
+    assert (np.abs(logits[0] - logits[3]).max(-1) > 1e-6).all()
+    whole, _ = net.apply(params, {}, x, text=text)
+    assert np.abs(whole[0] - whole[1]).max() > 1e-3
+    with pytest.raises(ConfigError, match="'learned' with a text"):
+        masked_transformer.Network(
+            K, 4, text_length=T, text_vocabulary_size=V, positions="rotary", rngs=nnx.Rngs(0)
+        )
+
+
+def test_what_is_refused_of_masked_tokens_with_texts():
+    c = config()
+    c.method = "masked_diffusion"
+    with c.unlocked():
+        c.masked_diffusion = ConfigDict({"conditions": ("text",), "label_dropout": 0.0})
+        c.model = ConfigDict({"network": "masked_transformer", "denoiser": {"width": 8}})
+    with pytest.raises(ConfigError, match="toy has the texts none"):
+        masked_diffusion.build(c, spec(captions=False))
+    model, _ = known(label_dropout=0.0)
+    with pytest.raises(
+        ConfigError, match=r"masked_diffusion\.conditions, and with.*Use guidance=1"
+    ):
+        masked_diffusion.sample(model, *EMPTY, KEY, 2, {"text": TEXTS[:2]}, guidance=2.0)
+    with pytest.raises(ConfigError, match="--text is missing"):
+        masked_diffusion.sample(model, *EMPTY, KEY, 2)
