@@ -87,6 +87,7 @@ setup(
             "accelerate==1.15.0",  # transformers reads GGUF with it
             "sentencepiece==0.2.3",
             "sacrebleu==2.6.0",
+            "pycocoevalcap==1.2",
             "mido==1.3.3",
             "resvg-py==0.5.0",
             "dicebear-styles==10.6.0",

@@ -9,6 +9,13 @@ Default: Fashion-MNIST.
 Presets, as in --config=configs/vqvae.py:tiny:
   tiny       8 x 8 digits, a test of the installation in about a minute
   residual   four codebooks of 64, each for the residual of the previous ones
+  avatars    8 x 8 tokens of 16 x 16 pictures, the first stage of configs/dalle1.py and maskgit.py;
+             not measured yet
+  emoji      4 x 4 tokens of 8 x 8 emoji, a very small model: that of their tiny presets
+  paper      32 x 32 tokens of 256 x 256 pictures, as many as DALL-E's, for accelerators and your
+             own captioned pictures (--config.dataset.name=folder --config.dataset.path=DIR); not
+             run by us
+  paper16    the same with 16 x 16 tokens of 1,024 codes, as many as MaskGIT's; not run by us
 """
 
 from ml_collections import ConfigDict
@@ -42,26 +49,75 @@ def get_config() -> ConfigDict:
     return config
 
 
+TINY = {
+    "precision": "float32",
+    "dataset.validation": "10_percent",
+    "dataset.test": "10_percent",
+    "duration": "300_steps",
+    "evals.every": "50_percent",
+    "evals.limit": 64,
+    "evals.batch_size": 64,
+    "evals.samples": 16,
+    "log.every": "20_steps",
+    "vqvae.codes": 32,
+    "vqvae.code_dim": 8,
+    "model.encoder.channels": 16,
+    "model.decoder.channels": 16,
+    "model.encoder.halvings": 1,
+    "model.decoder.halvings": 1,
+    "model.encoder.blocks": 1,
+    "model.decoder.blocks": 1,
+}
+# Data with captions. A prior on the tokens must have the same.
+AVATARS = {
+    "dataset.name": "avatars",
+    "dataset.validation": "",
+    "dataset.text.tokenizer": "wordpiece",
+    "dataset.text.vocabulary_size": 512,
+    "dataset.text.length": 40,
+}
+EMOJI = {
+    "dataset.name": "emoji",
+    "dataset.image_size": 8,
+    "dataset.validation": "10_percent",
+    "dataset.test": "10_percent",
+    "dataset.text.tokenizer": "wordpiece",
+    "dataset.text.vocabulary_size": 512,
+    "dataset.text.length": 32,
+}
+PAPER = AVATARS | {
+    "dataset.image_size": 256,
+    "dataset.text.tokenizer": "bpe",
+    "dataset.text.vocabulary_size": 16384,
+    "dataset.text.length": 256,
+}
+PAPER16 = PAPER | {"dataset.text.vocabulary_size": 32768, "dataset.text.length": 64}
+LARGE = {
+    "precision": "bfloat16",
+    "batch_size": 256,
+    "duration": "400000_steps",
+    "optimizer.learning_rate": 1e-4,
+    "vqvae.code_dim": 256,
+    "model.encoder.channels": 512,
+    "model.decoder.channels": 512,
+}
 PRESETS = {
-    "tiny": {
-        "precision": "float32",
-        "dataset.name": "digits",
-        "dataset.validation": "10_percent",
-        "dataset.test": "10_percent",
-        "duration": "300_steps",
-        "evals.every": "50_percent",
-        "evals.limit": 64,
-        "evals.batch_size": 64,
-        "evals.samples": 16,
-        "log.every": "20_steps",
-        "vqvae.codes": 32,
-        "vqvae.code_dim": 8,
-        "model.encoder.channels": 16,
-        "model.decoder.channels": 16,
+    "tiny": TINY | {"dataset.name": "digits"},
+    "residual": {"vqvae.depth": 4, "vqvae.codes": 64},
+    "avatars": AVATARS
+    | {
+        "duration": "30_epochs",
         "model.encoder.halvings": 1,
         "model.decoder.halvings": 1,
-        "model.encoder.blocks": 1,
-        "model.decoder.blocks": 1,
     },
-    "residual": {"vqvae.depth": 4, "vqvae.codes": 64},
+    "emoji": TINY | EMOJI,
+    # Ramesh et al. 2021, section 2.1: 8,192 codes, and images 8 times smaller along each side. Its
+    # first stage is a discrete VAE by the Gumbel softmax; this one takes the nearest code.
+    "paper": LARGE
+    | PAPER
+    | {"vqvae.codes": 8192, "model.encoder.halvings": 3, "model.decoder.halvings": 3},
+    # Chang et al. 2022, section 4.1: 1,024 codes, 16 times smaller. Its first stage is a VQGAN.
+    "paper16": LARGE
+    | PAPER16
+    | {"vqvae.codes": 1024, "model.encoder.halvings": 4, "model.decoder.halvings": 4},
 }

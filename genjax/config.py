@@ -95,7 +95,7 @@ def base() -> ConfigDict:
                 "name": "",
                 "path": "",  # of the files
                 "fields": (),  # (name, kind) of further arrays of "npz", or the texts of "pairs"
-                "target": "",  # the one of these fields to generate
+                "target": "",  # the field to generate; "": the data's own
                 # (name, how, argument) of fields computed from the image: see data/derived.py
                 "derived": (),
                 "mixture": (),  # of "mixture": (name, path, weight) of each data set
@@ -178,8 +178,8 @@ def base() -> ConfigDict:
                 "limit": 0,  # examples per evaluation; 0 is all
                 "samples": 64,  # in the grid
                 # judges of the samples: "fidelity", "diversity", "overlap", "similarity",
-                # "text_fidelity", "ngrams", or your own modules; their settings are in the
-                # section of evals with their name
+                # "text_fidelity", "ngrams", "captions", or your own modules; their settings are in
+                # the section of evals with their name
                 "judges": (),
             },
             "early_stop": {"metric": "", "mode": "min", "patience": 5, "min_delta": 0.0},

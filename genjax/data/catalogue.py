@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from genjax.config import ConfigError, nearest
+from genjax.config import ConfigError, nearest, one_of
 from genjax.data import (
     arrays,
     avatars,
@@ -243,7 +243,15 @@ def _check(dataset: ConfigDict) -> None:
 def _spec(
     dataset: ConfigDict, fields: Mapping[str, Field], target: str, sizes: dict[str, int]
 ) -> DataSpec:
-    """The fields after the transforms: with derived fields, and float32 images if dequantised."""
+    """The fields after the transforms: with derived fields, and float32 images if dequantised.
+
+    The target is `dataset.target` if that is set.
+
+    Raises:
+      ConfigError: there is no such field.
+    """
+    target = dataset.target or target
+    one_of("config.dataset.target", target, tuple(fields))
     transformed = {
         name: field._replace(dtype=np.dtype(np.float32))
         if dataset.dequantize and field.kind == "image"

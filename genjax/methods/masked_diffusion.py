@@ -4,10 +4,13 @@ Tokens are masked one by one, and a network predicts the masked ones from the re
 independently ("SUBS": a mask is never predicted, and unmasked tokens do not change). The
 continuous-time bound is a weighted mean of cross entropies, the same for all schedules. With an
 exact network the bound is exact: it is the mean of -log p over all orders of the tokens.
+
+Tokens of images may be conditioned on a text, as in Muse (Chang et al. 2023).
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -16,7 +19,7 @@ from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from genjax.checks import ConfigError, Positive, Range, Rate, one_of, require
@@ -35,12 +38,13 @@ from genjax.method import (
     find_module,
 )
 from genjax.methods.lm import derived, is_text, prompt_field
-from genjax.modalities.label import NAME, label_condition, num_classes, required_classes
+from genjax.modalities.label import label_condition, num_classes, required_classes
+from genjax.modalities.text import text_condition
 from genjax.nn.functional import Functional, functional
 from genjax.sampling import logits as processors
 from genjax.sampling import unmasking
 from genjax.sampling.bound import stratified_uniform
-from genjax.sampling.conditions import Condition, labels
+from genjax.sampling.conditions import Condition, complete, told
 from genjax.sampling.prompts import Gaps
 from genjax.sampling.unmasking import Schedule
 
@@ -56,7 +60,9 @@ class Options(NamedTuple):
       timesteps: T of the bound for training and evaluation; 0 is continuous time.
       time_conditional: whether the network is conditioned on the share of masked tokens.
       class_conditional: whether the network is conditioned on the label.
-      label_dropout: share of training examples whose label is hidden, for guidance.
+      conditions: the name of the text of the data that the tokens of an image are conditioned on,
+        as in ("text",); () for none.
+      label_dropout: share of training examples whose conditions are hidden, for guidance.
       eval_times: network calls per example in the estimate of the bound.
       decoding: default decoding method: "ancestral", "first_hitting" or "confidence".
       steps: default number of steps for "ancestral" and "confidence".
@@ -69,6 +75,7 @@ class Options(NamedTuple):
     timesteps: Annotated[int, Range(0, 1_000_000)] = 0
     time_conditional: bool = False
     class_conditional: bool = False
+    conditions: tuple[str, ...] = ()
     label_dropout: Rate = 0.1
     eval_times: Annotated[int, Range(1, 10_000)] = 8
     decoding: str = "ancestral"
@@ -94,7 +101,7 @@ class Terms(NamedTuple):
 class Denoiser(NamedTuple):
     """The network and the settings that every function of the family needs."""
 
-    network: Functional  # (tokens [B, S], label, share masked, segment=) -> logits [B, S, K]
+    network: Functional  # (tokens, label, share masked, text=, seen=, segment=) -> logits [B, S, K]
     options: Options
     spec: DataSpec
     begin: tuple[int, ...] = ()  # the tokens that each text begins with
@@ -109,11 +116,33 @@ class Denoiser(NamedTuple):
         """K, the number of values of a token; K itself is the mask."""
         return self.spec.generated.facts["vocabulary_size"]
 
+    @property
+    def conditions(self) -> dict[str, Field]:
+        """The fields that the network is conditioned on."""
+        texts = {name: self.spec.fields[name] for name in self.options.conditions}
+        return label_condition(self.spec, self.options.class_conditional) | texts
+
+    def told(
+        self, values: Mapping[str, Array], hidden: Bool[Array, "B"] | None = None
+    ) -> dict[str, Array]:
+        """The network's arguments for conditions, which the `hidden` examples do not have."""
+        return told(self.conditions, values, hidden)
+
     def __call__(
-        self, params: dict, mutable: dict, x: Array, label: Array | None, masked: Array, **named
+        self,
+        params: dict,
+        mutable: dict,
+        x: Array,
+        told: Mapping[str, Array] | None,
+        masked: Array,
+        **named,
     ) -> tuple[Float[Array, "B S K"], dict]:
-        """Logits at all positions of x, where K marks a mask, and the new mutable state."""
-        time = masked if self.options.time_conditional else None
+        """Logits at all positions of x, where K marks a mask, and the new mutable state.
+
+        `told` is what `self.told` returns.
+        """
+        named, time = {**(told or {}), **named}, masked if self.options.time_conditional else None
+        label = named.pop("label", None)
         out, changed = self.network.apply(
             params["denoiser"], mutable["denoiser"], x, label, time, **named
         )
@@ -140,7 +169,7 @@ class Denoiser(NamedTuple):
         params: dict,
         mutable: dict,
         batch: Batch,
-        label: Array | None,
+        told: Mapping[str, Array] | None,
         t: Float[Array, "B"],
         mask: Array,
         **training,
@@ -150,7 +179,7 @@ class Denoiser(NamedTuple):
         share = self.schedule.masked(t)
         masked = (jax.random.uniform(mask, token.shape) < share[:, None]) & (counts > 0)
         x = jnp.where(masked, self.values, token)
-        logits, changed = self(params, mutable, x, label, share, **extra, **training)
+        logits, changed = self(params, mutable, x, told, share, **extra, **training)
         token_logit = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
         nll = jax.nn.logsumexp(logits, axis=-1) - token_logit
         correct = (logits.argmax(-1) == token).astype(jnp.float32)
@@ -175,12 +204,10 @@ def loss(
     key_time, key_mask, key_label, key_net = (jax.random.fold_in(key, i) for i in range(4))
     token, counts, _ = denoiser.examples(batch)
     t, weight = denoiser.times(stratified_uniform(key_time, len(token)))
-    label = None
-    if denoiser.options.class_conditional:
-        hidden = jax.random.bernoulli(key_label, denoiser.options.label_dropout, (len(token),))
-        label = jnp.where(hidden, num_classes(denoiser.spec), batch[NAME])
+    hidden = jax.random.bernoulli(key_label, denoiser.options.label_dropout, (len(token),))
+    told = denoiser.told(batch, hidden)
     terms, changed = denoiser.terms(
-        params, mutable, batch, label, t, key_mask, key=key_net, train=True
+        params, mutable, batch, told, t, key_mask, key=key_net, train=True
     )
     token_count = counts.sum()
     value = (weight[:, None] * terms.masked * terms.nll).sum() / jnp.maximum(token_count, 1.0)
@@ -198,13 +225,13 @@ def evaluate(
     """
     key_time, key_mask = (jax.random.fold_in(key, i) for i in range(2))
     token, counts, _ = denoiser.examples(batch)
-    label = batch[NAME] if denoiser.options.class_conditional else None
+    told = denoiser.told(batch)
     K, shift = denoiser.options.eval_times, stratified_uniform(key_time, len(token))
 
     def add_time(sums: tuple, i: Array) -> tuple[tuple, None]:
         t, weight = denoiser.times((i + shift) / K)
         key_i = jax.random.fold_in(key_mask, i)
-        terms, _ = denoiser.terms(params, mutable, batch, label, t, key_i)
+        terms, _ = denoiser.terms(params, mutable, batch, told, t, key_i)
         nll = (weight[:, None] * terms.masked * terms.nll).sum(-1) / K
         terms_sum = (nll, (terms.correct * terms.masked).sum(-1), terms.masked.sum(-1))
         return jax.tree.map(jnp.add, sums, terms_sum), None
@@ -250,8 +277,9 @@ def sample(
       mutable: its mutable state.
       key: random key of the draws.
       num: samples to draw.
-      condition: `label`; without it, each class in turn. For text, `prompt` [num, P]: the first
-        tokens, with -1 for tokens to draw. All tokens after the prompt are drawn.
+      condition: `label`; without it, each class in turn. The text, if the network has one. For
+        text, `prompt` [num, P]: the first tokens, with -1 for tokens to draw. All tokens after the
+        prompt are drawn.
       decoding: "ancestral", "first_hitting" (token by token) or "confidence".
       steps: steps of "ancestral" and "confidence", each with at most one network call.
       schedule: schedule of these steps, independent of the one in training.
@@ -279,17 +307,19 @@ def sample(
         require(overrides[name] is None, f"--{name}", overrides[name], expected)
     setting, key_label = "masked_diffusion.class_conditional=True", jax.random.fold_in(key, 0)
     other_conditions = {name: value for name, value in condition.items() if name != "prompt"}
-    classes = labels(denoiser.spec, o.class_conditional, num, other_conditions, key_label, setting)
+    fields = denoiser.conditions
+    known = complete(denoiser.spec, fields, num, other_conditions, key_label, setting)
     tokens = _initial_tokens(denoiser, num, condition.get("prompt"), length)
     chain = processors.chain(processors.Options(temperature, top_k, top_p))
     choose = unmasking.chooser(chain, temperature == 0)
     row = partial(jax.random.fold_in, jax.random.fold_in(key, 1))
 
-    def logits(tokens: Array, label: Array | None, masked: Array) -> Array:
+    def logits(tokens: Array, told: Mapping[str, Array], masked: Array) -> Array:
         x = jnp.where(tokens < 0, denoiser.values, tokens)
-        return denoiser(params, mutable, x, label, masked)[0]
+        return denoiser(params, mutable, x, told, masked)[0]
 
-    denoise = unmasking.guided(logits, classes, num_classes(denoiser.spec), float(o.guidance))
+    told, untold = denoiser.told(known), denoiser.told(known, jnp.ones(num, bool))
+    denoise = unmasking.guided(logits, told, untold, float(o.guidance))
     arguments = (denoise, tokens, jax.vmap(row)(jnp.arange(num)), choose)
     grid = (Schedule(o.schedule, o.exponent), o.steps)
     if o.decoding == "first_hitting":
@@ -332,11 +362,11 @@ def _check_sampling(o: Options) -> None:
     for name in ("choice_temperature", "guidance"):
         value = getattr(o, name)
         require(isinstance(value, int | float) and value >= 0, name, value, "a number from 0")
-    if o.guidance != 1 and not (o.class_conditional and o.label_dropout):
+    if o.guidance != 1 and not ((o.class_conditional or o.conditions) and o.label_dropout):
         raise ConfigError(
             f"guidance={o.guidance}: the model must have been trained with "
-            "masked_diffusion.class_conditional=True and masked_diffusion.label_dropout > 0 to be "
-            "guided. Use guidance=1."
+            "masked_diffusion.class_conditional=True or masked_diffusion.conditions, and with "
+            "masked_diffusion.label_dropout > 0, to be guided. Use guidance=1."
         )
 
 
@@ -344,18 +374,23 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
     """Reads and checks the `masked_diffusion` section.
 
     Raises:
-      ConfigError: an unknown key or choice, a number out of range, or class conditioning on data
-        without labels.
+      ConfigError: an unknown key or choice, a number out of range, or conditions that the data do
+        not have.
     """
     o = read_options(section, "masked_diffusion", Options)
     required_classes(spec, "masked_diffusion.class_conditional=True", o.class_conditional)
+    text_condition(spec, "masked_diffusion.conditions", o.conditions)
+    images = not (o.conditions and is_text(spec))
+    expected = "() for text, which has a prompt"
+    require(images, "config.masked_diffusion.conditions", o.conditions, expected)
     _check_sampling(o)
     return o
 
 
 def conditions_of(spec: DataSpec, options: Options, prompt: Field | None) -> Mapping[str, Field]:
-    """The conditions of `sample`: the label, and for text a prompt with gaps."""
-    conditions = label_condition(spec, options.class_conditional)
+    """The conditions of `sample`: the label, the text, and for text a prompt with gaps."""
+    texts = {name: spec.fields[name] for name in options.conditions}
+    conditions = label_condition(spec, options.class_conditional) | texts
     if prompt is None:
         return conditions
     facts = {**prompt.facts, "tokenizer": Gaps(prompt.facts["tokenizer"])}
@@ -413,7 +448,14 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     module = find_module(
         "model.network", config.model.network, "genjax.networks", "Network", "RULES"
     )
-    text = is_text(spec)
+    text, of_text = is_text(spec), {}
+    for name in options.conditions:
+        takes = "text_length" in inspect.signature(module.Network.__init__).parameters
+        expected = "a network that reads texts, such as masked_transformer"
+        require(takes, "config.model.network", config.model.network, expected)
+        condition = spec.fields[name]
+        of_text["text_length"] = condition.shape[0]
+        of_text["text_vocabulary_size"] = condition.facts["vocabulary_size"]
 
     def network(rngs):
         return construct(
@@ -427,6 +469,7 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
             time=options.time_conditional,
             dtype=jnp.dtype(config.precision),
             rngs=rngs,
+            **of_text,
         )
 
     prompt = prompt_field(spec, config.dataset.text.documents) if text else None

@@ -1,12 +1,15 @@
-"""Models that generate one text from another: an encoder of the source, a decoder of the target.
+"""Models that generate a text from another or from an image: an encoder and a decoder.
 
 The likelihood of a target is a product over its tokens, each conditioned on the source and on the
 tokens before it (Sutskever et al. 2014). The pairs come from the data, or are made of plain text by
 `config.seq2seq.corruption`: "spans" (T5) or "infilling" (BART). Decoding is that of `methods.lm`.
+
+The source may be an image, whose caption is the target (Vinyals et al. 2015, Show and Tell).
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, NamedTuple
@@ -27,6 +30,7 @@ from genjax.method import Batch, DataSpec, Field, Method, Phase, Tree, find_modu
 from genjax.methods import lm
 from genjax.methods.corruption import corrupt_spans, infill, spans
 from genjax.nn.functional import Functional, functional
+from genjax.nn.pixels import to_float
 from genjax.sampling import prompts
 from genjax.sampling.beam import MOST_BEAMS
 from genjax.sampling.conditions import Condition, required
@@ -61,8 +65,8 @@ class Pairs(NamedTuple):
     """Where pairs come from.
 
     Attributes:
-      spec: of the pairs; its fields are the source and the target.
-      source: the name of the source.
+      spec: of the pairs; its fields are the source and the target, and perhaps others.
+      source: the name of the source, a text or an image.
       make: (batch of the data, key) -> batch of pairs; None if the data are pairs.
       gaps: the tokens that stand for the gaps of a source, in turn.
     """
@@ -71,6 +75,15 @@ class Pairs(NamedTuple):
     source: str
     make: Callable[[Batch, Array], Batch] | None
     gaps: tuple[int, ...] = ()
+
+    def read(self, source: Array, end: int) -> dict[str, Array]:
+        """The network's arguments for a source: images in [-1, 1]; texts, and which of it is seen.
+
+        `end` is the token that ends a text.
+        """
+        if self.spec.fields[self.source].kind == "image":
+            return {"source": to_float(source)}
+        return {"source": source, "seen": whole(source, end)}
 
 
 class Seq2seq(NamedTuple):
@@ -100,9 +113,9 @@ class Seq2seq(NamedTuple):
             source = jnp.full((num, 2), self._end).at[:, 0].set(gaps[0])  # all is to be filled in
         else:
             source = filled(jnp.asarray(required(condition, name)), gaps)
-        seen = whole(source, self._end)
-        context = _encoded(self.network, params[self.name], mutable[self.name], source, seen)
-        bound = lm.bound(self, params, mutable, context=context, seen=seen)
+        sources = self.pairs.read(source, self._end)
+        context = _encoded(self.network, params[self.name], mutable[self.name], sources)
+        bound = lm.bound(self, params, mutable, context=context, seen=sources.get("seen"))
         return bound, jnp.full((num, 1), self.first, jnp.int32)
 
     def terms(self, params: Tree, mutable: Tree, batch: Batch, **training) -> tuple[lm.Terms, Tree]:
@@ -114,7 +127,7 @@ class Seq2seq(NamedTuple):
             "token": jnp.concatenate([before, target], axis=1),
             "loss_mask": jnp.pad(counts, ((0, 0), (1, 0))),
         }
-        sources = {"source": source, "seen": whole(source, self._end)}
+        sources = self.pairs.read(source, self._end)
         return lm.tokens(self, params, mutable, joined, **sources, **training)
 
     @property
@@ -130,14 +143,10 @@ class Seq2seq(NamedTuple):
 
 @partial(jax.jit, static_argnums=0)
 def _encoded(
-    network: Functional,
-    params: Tree,
-    mutable: Tree,
-    source: Int[Array, "B S"],
-    seen: Bool[Array, "B S"],
+    network: Functional, params: Tree, mutable: Tree, sources: dict[str, Array]
 ) -> Float[Array, "B S D"]:
     """The encoder's output."""
-    return network.apply(params, mutable, None, source=source, seen=seen)[0]
+    return network.apply(params, mutable, None, **sources)[0]
 
 
 def whole(token: Int[Array, "B T"], end: int) -> Bool[Array, "B T"]:
@@ -166,8 +175,8 @@ def pairs_of(spec: DataSpec, options: Options) -> Pairs:
     """The pairs that the data have, or that are made of their text.
 
     Raises:
-      ConfigError: the data are neither two texts nor rows of plain text, they are preferences, or
-        `corruption` does not fit them.
+      ConfigError: the data are neither two texts, nor images whose captions are the target, nor
+        rows of plain text; they are preferences, or `corruption` does not fit them.
     """
     refuse_preferences(spec)
     o, texts = options, [name for name, field in spec.fields.items() if field.kind == "text"]
@@ -177,6 +186,11 @@ def pairs_of(spec: DataSpec, options: Options) -> Pairs:
         require("eos" in field.facts["special"], "config.dataset.text.tokenizer", "", expected)
         pair = DataSpec(spec.name, {SOURCE: field, TARGET: field}, TARGET, spec.sizes)
         return Pairs(pair, SOURCE, _same)
+    images = [name for name, field in spec.fields.items() if field.kind == "image"]
+    if texts == [spec.target] and len(images) == 1:
+        expected = f"'' for {spec.name}, whose examples are images with captions"
+        require(not o.corruption, "config.seq2seq.corruption", o.corruption, expected)
+        return Pairs(spec, images[0], None)
     if len(texts) == 2 and spec.target in texts:
         expected = f"'' for {spec.name}, whose examples are pairs"
         require(not o.corruption, "config.seq2seq.corruption", o.corruption, expected)
@@ -186,8 +200,9 @@ def pairs_of(spec: DataSpec, options: Options) -> Pairs:
         raise ConfigError(
             f"method seq2seq needs two texts, one of them the target; {spec.name} has the texts "
             f"{', '.join(texts) or 'none'} and the target {spec.target}. Give "
-            "--config.dataset.name=pairs with --config.dataset.path, or plain text with "
-            "--config.seq2seq.corruption=spans."
+            "--config.dataset.name=pairs with --config.dataset.path, plain text with "
+            "--config.seq2seq.corruption=spans, or images with captions, such as avatars, with "
+            "--config.dataset.target=text."
         )
     one_of("config.seq2seq.corruption", o.corruption, CORRUPTIONS)
     whole_rows = "segment" not in spec.fields
@@ -295,11 +310,15 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
         "model.network", config.model.network, "genjax.networks", "Network", "RULES"
     )
     fields, target = pairs.spec.fields, pairs.spec.generated
-    sizes = {
-        "vocabulary_size": target.facts["vocabulary_size"],
-        "length": target.shape[0],
-        "source_length": fields[pairs.source].shape[0],
-    }
+    sizes = {"vocabulary_size": target.facts["vocabulary_size"], "length": target.shape[0]}
+    source, of_image = fields[pairs.source], {}
+    if source.kind == "image":
+        takes = "source_shape" in inspect.signature(module.Network.__init__).parameters
+        expected = "a network that reads images, such as image_to_text"
+        require(takes, "config.model.network", config.model.network, expected)
+        of_image = {"source_shape": source.shape}
+    else:
+        sizes["source_length"] = source.shape[0]
     for name, least in sizes.items():
         given = config.model.get(name) or least
         require(given >= least, f"config.model.{name}", given, f"at least {least}, as in the data")
@@ -307,7 +326,7 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
 
     def network(rngs):
         options, dtype = config.model.seq2seq, jnp.dtype(config.precision)
-        named = {**sizes, "dtype": dtype, "rngs": rngs}
+        named = {**sizes, **of_image, "dtype": dtype, "rngs": rngs}
         return construct(module.Network, options, "model.seq2seq", **named)
 
     rules, context = module.RULES, sizes["length"]

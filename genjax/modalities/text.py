@@ -53,6 +53,23 @@ def parse(given: str, field: Field) -> np.ndarray:
     return captions.padded(ids, field)
 
 
+def text_condition(spec: DataSpec, key: str, names: tuple[str, ...]) -> dict[str, Field]:
+    """`Method.conditions` of a method whose config's `key` names the text that it is told, or none.
+
+    Raises:
+      ConfigError: these are not the name of one text of the data beside the generated field.
+    """
+    texts = [name for name, f in spec.fields.items() if f.kind == "text" and name != spec.target]
+    if not isinstance(names, tuple) or len(names) > 1 or any(name not in texts for name in names):
+        raise ConfigError(
+            f"config.{key}={names!r}: expected (), or one text of the data, such as ('text',). "
+            f"Beside {spec.target!r}, {spec.name} has the texts {', '.join(texts) or 'none'}. Data "
+            "with captions are 'emoji', 'stamps', 'avatars', or a folder in which every a.png has "
+            "its caption in a.txt."
+        )
+    return {name: spec.fields[name] for name in names}
+
+
 def strings(samples: np.ndarray, field: Field) -> list[str]:
     """The text of each row of tokens; ids below 0 are left out."""
     return [field.facts["tokenizer"].decode(ids) for ids in samples]

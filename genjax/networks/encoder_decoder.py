@@ -234,7 +234,7 @@ class Network(nnx.Module):
           x: the target so far.
           source: tokens of the source; not needed if there is a context or a cache.
           context: the encoder's output.
-          seen: which tokens of the source are seen, at least one of each.
+          seen: which tokens of the source are seen, at least one of each; all if None.
           segment: see `sequence`, also for the next two: they are those of the target.
           cache: see there.
           capacity: see there.
@@ -250,11 +250,11 @@ class Network(nnx.Module):
             context = self._encode(source, seen, keys[0], train)
         if x is None:
             return context
-        memory, seen = (
-            (self.decoder.remember(context), seen)
-            if cache is None
-            else (cache.memory, cache.seen[0])
-        )
+        if cache is None:
+            memory = self.decoder.remember(context)
+            seen = jnp.ones(context.shape[:2], bool) if seen is None else seen
+        else:
+            memory, seen = cache.memory, cache.seen[0]
         T, own = x.shape[1], None if cache is None else cache.own
         drops = [None] * 2 if keys[1] is None else jax.random.split(keys[1])
         h = self._embed(x, placed(T, segment, own), self.positions_target)
@@ -277,17 +277,21 @@ class Network(nnx.Module):
         return logits, None if own is None else Cache(own, memory, seen[None])
 
     def _encode(
-        self, source: Int[Array, "B S"], seen: Bool[Array, "B S"], key: Array | None, train: bool
+        self, source: Array, seen: Bool[Array, "B S"] | None, key: Array | None, train: bool
     ) -> Float[Array, "B S D"]:
         """The context; padding is a segment of its own."""
         keys = [None] * 2 if key is None else jax.random.split(key)
-        place = jnp.arange(source.shape[1])
-        h = self._embed(source, place[None], self.positions_source)
+        h = self.embedded_source(source)
+        place = jnp.arange(h.shape[1])
         h = h if self.norm_source is None else self.norm_source(h)
         h = dropout(h, self.dropout, keys[0], train)
         bias = self._bias(self.relative_source, place, len(place), True)
-        segment = seen.astype(jnp.int32)
+        segment = None if seen is None else seen.astype(jnp.int32)
         return self.encoder(h, segment=segment, bias=bias, key=keys[1], train=train)[0]
+
+    def embedded_source(self, source: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+        """The vectors that the encoder reads; a subclass may read another source."""
+        return self._embed(source, jnp.arange(source.shape[1])[None], self.positions_source)
 
     def _embed(
         self, x: Int[Array, "B T"], place: Int[Array, "B T"], table: nnx.Param | None

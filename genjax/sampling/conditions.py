@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from genjax import modalities
 from genjax.checks import ConfigError, literal, nearest
@@ -24,6 +24,7 @@ from genjax.files import at_home
 from genjax.method import DataSpec, Field
 from genjax.modalities.label import NAME, num_classes
 from genjax.modalities.text import read_file
+from genjax.networks import text_tower
 
 Condition = Mapping[str, Array]
 Rows = list[dict[str, np.ndarray]]
@@ -116,6 +117,34 @@ def required(condition: Condition, name: str) -> Array:
             "FILE, or --conditions=test to take it from held-out examples."
         )
     return condition[name]
+
+
+def told(
+    fields: Mapping[str, Field], values: Condition, hidden: Bool[Array, "B"] | None = None
+) -> dict[str, Array]:
+    """The arguments of a network of tokens for its conditions, a label and a text.
+
+    Args:
+      fields: the conditions that the network knows.
+      values: of each, those of B examples.
+      hidden: the examples without conditions: their class is the one after the last, and nothing
+        of their text is seen; None for none.
+
+    Returns:
+      `label`; `text`, and `seen`: which of its tokens belong to the text, its end included.
+    """
+    arguments = {}
+    for name, field in fields.items():
+        value = values[name]
+        if field.kind == "label":
+            null = field.facts["num_classes"]
+            arguments["label"] = value if hidden is None else jnp.where(hidden, null, value)
+            continue
+        special = field.facts["special"]
+        seen = text_tower.seen(value, special["eos"], special.get("pad", special["eos"]))
+        arguments["text"] = value
+        arguments["seen"] = seen if hidden is None else seen & ~hidden[:, None]
+    return arguments
 
 
 # ---- given by a user -----------------------------------------------------------------------------

@@ -95,6 +95,23 @@ def chain(options: Options, *, eos: Sequence[int] = (), prompt: int = 0) -> tupl
     return tuple(processors if o.temperature == 0 else processors + warpers)
 
 
+def guided(
+    told: Float[Array, "*B V"], untold: Float[Array, "*B V"], scale: Float[Array, ""] | float
+) -> Float[Array, "*B V"]:
+    """log p(x | nothing) + w (log p(x | condition) - log p(x | nothing)), up to its normalisation.
+
+    Classifier-free guidance of a distribution over tokens (Ho & Salimans 2022, on logits as in Yu
+    et al. 2022, section 2.3; Schiff et al. 2024, "D-CFG").
+
+    Args:
+      told: logits of the network that knows the condition.
+      untold: of the one that does not.
+      scale: w; with 1 the condition alone counts.
+    """
+    told, untold = jax.nn.log_softmax(told), jax.nn.log_softmax(untold)
+    return untold + scale * (told - untold)
+
+
 def temperature(value: float) -> Processor:
     """Divides by `value`: below 1 sharpens the distribution, above 1 flattens it.
 

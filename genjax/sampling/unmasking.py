@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from genjax.sampling import logits as processors
 from genjax.sampling.categorical import categorical, gumbel, uniform
 from genjax.sampling.logits import Processor
+
+Tree = Any
 
 SCHEDULES = ("linear", "cosine", "polynomial")
 DECODINGS = ("ancestral", "first_hitting", "confidence")
@@ -70,13 +73,13 @@ class Schedule(NamedTuple):
         return steps * (now - self.masked(jnp.maximum(t - 1 / steps, 0.0))) / now
 
 
-def chooser(processors: Sequence[Processor], greedy: bool) -> Choose:
+def chooser(chain: Sequence[Processor], greedy: bool) -> Choose:
     """Makes the function that draws tokens from processed logits, or takes the most probable."""
 
     def choose(keys: Key[Array, "B"], logits: Float[Array, "B T K"]) -> Int[Array, "B T"]:
         flat = logits.reshape(-1, logits.shape[-1])
         history = jnp.zeros((len(flat), 0), jnp.int32)
-        for process in processors:
+        for process in chain:
             flat = process(flat, history)
         logits = flat.reshape(logits.shape)
         if greedy:
@@ -86,26 +89,24 @@ def chooser(processors: Sequence[Processor], greedy: bool) -> Choose:
     return choose
 
 
-def guided(logits: Callable[..., Array], label: Array | None, null: int, w: float) -> Denoise:
-    """The denoiser for these labels, with guidance unless w is 1.
+def guided(logits: Callable[..., Array], told: Tree, untold: Tree, w: float) -> Denoise:
+    """The denoiser that knows the conditions `told`, with guidance unless w is 1.
 
-    Its logits are log p(x | null) + w (log p(x | label) - log p(x | null)); each token's softmax
-    normalises them (Schiff et al. 2024, "D-CFG").
+    Its logits are those of `processors.guided` at each token (Schiff et al. 2024, "D-CFG").
 
     Args:
-      logits: (tokens, label [B], masked share) -> logits.
-      label: classes; None for an unconditional network, with w = 1.
-      null: the class that means no label.
+      logits: (tokens, conditions of each example, masked share) -> logits.
+      told: arrays of the conditions [B ...]; None for an unconditional network, with w = 1.
+      untold: those of the same examples without conditions.
       w: the guidance scale.
     """
 
     def denoise(x: Int[Array, "B S"], masked: Float[Array, "B"]) -> Float[Array, "B S K"]:
         if w == 1:
-            return logits(x, label, masked)
-        twice = (jnp.concatenate(p) for p in ((x, x), (label, jnp.full_like(label, null))))
-        both = jax.nn.log_softmax(logits(*twice, jnp.concatenate([masked, masked])))
-        with_label, without = jnp.split(both, 2)
-        return without + w * (with_label - without)
+            return logits(x, told, masked)
+        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), (x, told), (x, untold))
+        found = logits(*both, jnp.concatenate([masked, masked]))
+        return processors.guided(*jnp.split(found, 2), w)
 
     return denoise
 
