@@ -123,8 +123,9 @@ def judge(config: ConfigDict, samples: str, references: str) -> dict[str, float]
       ConfigError: a file cannot be read, or the config has no judge or one that does not fit the
         samples.
     """
-    kind = Path(references).suffix
-    if kind != ".npz" and (kind or Path(references).is_file()):
+    file = Path(references)
+    named = references.endswith(".npz") or references in sources.SPLITS
+    if not named and (file.suffix or (file.exists() and not file.is_dir())):
         texts = lines("--samples", samples)
         return {"texts": len(texts)} | overlap.compare(texts, lines("--references", references))
     if not config.evals.judges:
