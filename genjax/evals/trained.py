@@ -129,7 +129,8 @@ def _config_for(dataset: Dataset) -> ConfigDict:
     config.dataset.name = spec.name
     examples, unit = parse_duration(config.duration)
     config.duration = f"{min(int(examples), MOST_EPOCHS * len(dataset.splits['train']))}_{unit}"
-    if min(spec.generated.shape[:2]) < 16:
+    detailed = len(label_fields(spec)) > 1  # the attributes of small pictures are a few pixels
+    if min(spec.generated.shape[:2]) < (17 if detailed else 16):
         config.model.patch_size = 1
     splits = [name for name in ("test", "validation", "train") if dataset.splits.get(name)]
     config.evals.split = splits[0]

@@ -354,6 +354,16 @@ def test_few_images_are_not_passed_over_hundreds_of_times():
     assert many.duration == trained.classifier_config().duration == "360000_examples"
 
 
+def test_attributes_of_small_pictures_are_seen_at_every_pixel():
+    data = sides(200, 0)
+    for side, several, patch in ((15, False, 1), (16, False, 2), (16, True, 1), (17, True, 2)):
+        fields = image_fields((side, side, 3), 0 if several else 2)
+        names = ("hair", "eyes") if several else ()
+        fields |= dict.fromkeys(names, Field("label", (), np.int32, {"num_classes": 2}))
+        made = data._replace(spec=data.spec._replace(fields=fields))
+        assert trained._config_for(made).model.patch_size == patch
+
+
 @pytest.mark.parametrize("content", [b"PK", "nothing", "objects"])
 def test_damaged_parameters_of_the_classifier_are_one_error(tmp_path, content):
     path = tmp_path / "parameters.npz"
