@@ -1,4 +1,4 @@
-"""A classifier of labelled images, whose features judge generators.
+"""A classifier of labelled images, whose features and predictions judge generators.
 
 `genjax.evals.features` trains it automatically, once per data set, with these settings (from
 genjax/evals/trained.py); this config trains it on its own.
@@ -12,6 +12,7 @@ Default: Fashion-MNIST, a convolutional network of 0.49M parameters, 360,000 exa
 
 Presets, as in --config=configs/classifier.py:tiny:
   tiny       8 x 8 digits, a test of the installation in seconds
+  avatars    the twelve attributes of characters in pixel art, by a head each; not measured yet
 """
 
 from ml_collections import ConfigDict
@@ -37,4 +38,5 @@ PRESETS = {
         "model.channels": (16, 32),
         "model.features": 32,
     },
+    "avatars": {"dataset.name": "avatars", "model.patch_size": 1},
 }

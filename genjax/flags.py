@@ -65,7 +65,7 @@ def parse(argv: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, di
     add("--guide_ema", default="", help="sample, eval: averaged weights to guide by")
     add("--guide_checkpoint", default="", help="sample, eval: step of the weights to guide by")
     add("--samples", default="", help="eval: judge the samples in a file, or a split of the data")
-    add("--references", default="", help="eval: file of references, one per sample of --samples")
+    add("--references", default="", help="eval: file or split of references of --samples")
     add(
         "--num",
         type=int,

@@ -15,14 +15,16 @@ import urllib.error
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from genjax import config as configs
 from genjax.config import ConfigError
 from genjax.data.catalogue import Dataset
 from genjax.data.digest import data_digest
-from genjax.data.sources import Columns, image_fields
+from genjax.data.sources import Chosen, Columns, image_fields
 from genjax.evals import features, metric_names, trained
 from genjax.method import DataSpec, Field
+from genjax.methods import classifier
 from genjax.parallel.mesh import make_mesh
 from genjax.training import loop
 from genjax.training.checkpoint import Checkpoints
@@ -132,6 +134,29 @@ def test_the_classifier_is_trained_once_and_right(short, cache, caplog, monkeypa
     (folder / "parameters.npz").write_bytes(b"PK")
     with pytest.raises(ConfigError, match=r"parameters\.npz cannot be read.*Delete it"):
         features.build("classifier", data)
+
+
+def test_data_with_several_labels_have_a_classifier_of_all(short, monkeypatch):
+    data, seen = sides(200, 0), {}
+    names = {"image": "image", "side": "label", "other": "label", "note": "note"}
+    facts = {name: {"num_classes": n} for name, n in (("side", 2), ("other", 3))}
+    fields = {name: data.spec.fields[field] for name, field in names.items()}
+    fields |= {n: Field("label", (), np.dtype(np.int32), f) for n, f in facts.items()}
+    splits = {split: Chosen(source, names) for split, source in data.splits.items()}
+
+    def train(config, dataset, path):
+        seen["fields"], seen["example"] = dataset.spec.fields, dataset.splits["train"][0]
+        weights, _ = classifier.network(config, dataset.spec).init(jax.random.key(0))
+        path.parent.mkdir(parents=True)
+        np.savez(path, accuracy=1.0, **flatten_dict(weights, sep="/"))
+
+    monkeypatch.setattr(trained, "_train", train)
+    data = data._replace(spec=data.spec._replace(fields=fields), splits=splits)
+    found = features.build("classifier", data)
+    assert list(seen["fields"]) == ["image", "side", "other"]
+    assert set(seen["example"]) == set(seen["fields"])
+    assert found.labels == {"side": 2, "other": 3}
+    assert found.params["head"]["bias"].shape == (5,)
 
 
 def test_an_interrupted_training_goes_on_and_ends_the_same(short, cache, monkeypatch):
@@ -327,6 +352,16 @@ def test_few_images_are_not_passed_over_hundreds_of_times():
     few, many = (trained._config_for(sides(count, 0)) for count in (200, 10_040))
     assert few.duration == f"{160 * trained.MOST_EPOCHS}_examples"
     assert many.duration == trained.classifier_config().duration == "360000_examples"
+
+
+def test_attributes_of_small_pictures_are_seen_at_every_pixel():
+    data = sides(200, 0)
+    for side, several, patch in ((15, False, 1), (16, False, 2), (16, True, 1), (17, True, 2)):
+        fields = image_fields((side, side, 3), 0 if several else 2)
+        names = ("hair", "eyes") if several else ()
+        fields |= dict.fromkeys(names, Field("label", (), np.int32, {"num_classes": 2}))
+        made = data._replace(spec=data.spec._replace(fields=fields))
+        assert trained._config_for(made).model.patch_size == patch
 
 
 @pytest.mark.parametrize("content", [b"PK", "nothing", "objects"])

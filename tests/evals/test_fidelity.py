@@ -87,6 +87,14 @@ def test_metrics_are_those_of_the_features():
     assert set(found) == set(fidelity.metrics_of(("classifier",)))
 
 
+def test_several_labels_have_no_inception_score(monkeypatch):
+    one = made()(TEST)
+    several = EXTRACTOR._replace(labels={"color": 1, "form": 1})
+    monkeypatch.setattr(features, "build", lambda name, dataset, inception_path="": several)
+    scores = {"score_classifier", "score_classifier_std"}
+    assert made()(TEST) == {name: value for name, value in one.items() if name not in scores}
+
+
 def test_the_data_themselves_are_at_distance_zero():
     found = made()(TRAIN)
     assert found["fd_classifier"] == pytest.approx(0.0, abs=1e-5)

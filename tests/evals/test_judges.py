@@ -114,7 +114,7 @@ def test_each_judge_has_a_whole_section_that_can_be_overridden(recorder):
 def test_unknown_judges_and_settings_are_named(recorder, monkeypatch):
     with pytest.raises(ConfigError, match=r"evals\.judges='fidelty': no module .*Nearest: fideli"):
         config_of("fidelty")
-    with pytest.raises(ConfigError, match=r"Nearest: diversity, fidelity, ngrams, overlap, "):
+    with pytest.raises(ConfigError, match=r"Nearest: attributes, .*diversity, fidelity, ngrams, "):
         config_of("x")
     with pytest.raises(ConfigError, match=r"judges='json': json has no Options and no build_judge"):
         config_of("json")
@@ -232,6 +232,32 @@ def test_judges_see_samples_of_the_conditions_of_held_out_examples_beside_these(
     np.testing.assert_array_equal(given[2][1], first[1])  # always the same
 
 
+def shaded():
+    """`images` with a field of which the method knows nothing."""
+    data = images()
+    rows = data.splits["test"].take(np.arange(60))
+    shade = Field("real", (), np.dtype(np.float32))
+    spec = data.spec._replace(fields={**data.spec.fields, "shade": shade})
+    split = sources.Columns({**rows, "shade": np.arange(60, dtype=np.float32) / 60})
+    return data._replace(spec=spec, splits={"train": split, "test": split})
+
+
+def test_a_judge_is_given_the_fields_that_it_asks_for(recorder, tmp_path):
+    given = recorder("own_judge", samples=12, paired=True, fields=("shade",))
+    recorder("other_judge")
+    config = config_of("own_judge", "other_judge", samples=4, batch_size=8, split="test")
+    config.batch_size, config.duration, data = 8, "2_steps", shaded()
+    run = assemble(config, data.spec, labelled(data.spec), devices=jax.devices()[:1])
+    built = judges.build(config, data, run.mesh)
+    evaluation = Evaluation(run, data, tmp_path, Writers([]), built)
+    with jax.set_mesh(run.mesh):
+        evaluation(run.init(), 1)
+    (_, references, own), (_, _, other) = given
+    assert (set(own), set(other)) == ({"label", "shade"}, {"label"})
+    np.testing.assert_allclose(60 * own["shade"], references[:, 0, 0, 0], rtol=1e-6)
+    assert len(own["label"]) == 12
+
+
 def test_who_compares_one_by_one_needs_conditions_that_the_data_have(recorder, tmp_path):
     recorder("the_judge", samples=4, paired=True)
     config = config_of("the_judge", samples=4, batch_size=8, split="test")
@@ -330,6 +356,32 @@ def test_a_judge_that_compares_one_by_one_needs_a_reference_of_each(tmp_path, re
     counts = r"has 60 samples, --references=.* has 50: expected the same number"
     with pytest.raises(ConfigError, match=counts):
         judged(ours, "own_judge", references=right)
+
+
+def test_fields_come_from_the_split_or_the_file_of_references(tmp_path, recorder, judged):
+    """The rows of a split are those that --conditions takes, unless it is judged itself."""
+    given = recorder("own_judge", paired=True, fields=("shade",))
+    ours, right, data = tmp_path / "ours.npz", tmp_path / "right.npz", shaded()
+    np.savez(ours, samples=ROWS[:20])
+    judged(ours, "own_judge", references="test", data=data)
+    order = sources.order(60)
+    _, references, conditions = given[0]
+    np.testing.assert_array_equal(references[:, 0, 0, 0], order[:20])
+    np.testing.assert_allclose(60 * conditions["shade"], order[:20], rtol=1e-6)
+    judged("test", "own_judge", references="test", data=data)
+    samples, references, conditions = given[1]
+    np.testing.assert_array_equal(samples, references)
+    np.testing.assert_allclose(60 * conditions["shade"], np.arange(60), rtol=1e-6)
+    np.savez(right, samples=ROWS[:20] + 1, shade=np.arange(20.0))
+    judged(ours, "own_judge", references=right, data=data)
+    np.testing.assert_array_equal(given[2][1], ROWS[:20] + 1)
+    np.testing.assert_array_equal(given[2][2]["shade"], np.arange(20.0))
+    np.savez(right, samples=ROWS[:20])
+    with pytest.raises(ConfigError, match=r"needs the field 'shade'.*an array, or give a split"):
+        judged(ours, "own_judge", references=right, data=data)
+    np.savez(right, samples=ROWS[:20], shade=np.arange(19.0))
+    with pytest.raises(ConfigError, match=r"20 samples, .* has 19: expected the same number"):
+        judged(ours, "own_judge", references=right, data=data)
 
 
 def test_texts_are_judged_by_what_their_tokens_say(tmp_path, judged):

@@ -11,6 +11,7 @@ from specs import images
 
 from genjax import config as configs
 from genjax.config import ConfigError
+from genjax.method import Field
 from genjax.methods import classifier
 from genjax.networks.cnn import fold
 from genjax.parallel import rules
@@ -70,6 +71,41 @@ def test_loss_and_evaluation_are_the_cross_entropy(model, outputs):
     np.testing.assert_allclose(value, nll.mean(), rtol=1e-5)
     np.testing.assert_allclose(aux.metrics["accuracy"], right.mean(), rtol=1e-6)
     assert aux.weight == B
+
+
+def test_several_labels_have_a_head_each():
+    """Columns of logits belong to the labels in the order of the fields."""
+    heads = {"form": 3, "shade": 4, "mark": 2}
+    fields = {"image": spec().fields["image"]}
+    for name, classes in heads.items():
+        fields[name] = Field("label", (), np.dtype(np.int32), {"num_classes": classes})
+    several = spec()._replace(fields=fields)
+    assert classifier.labels(several) == heads
+    method = classifier.build(config(), several)
+    head = jax.eval_shape(method.init, jax.random.key(0), {})[0]["classifier"]["head"]
+    assert head["kernel"].shape == (12, 9)
+
+    logits = RNG.normal(size=(B, 9))
+    batch = {name: RNG.integers(0, n, B).astype(np.int32) for name, n in heads.items()}
+    found = jax.jit(lambda *given: classifier.scores(given[0], heads, given[1]))(logits, batch)
+    nll, right = np.zeros(B), {}
+    for name, part in (("form", logits[:, :3]), ("shade", logits[:, 3:7]), ("mark", logits[:, 7:])):
+        own = part[np.arange(B), batch[name]]
+        nll += np.log(np.exp(part).sum(1)) - own
+        right[name] = own == part.max(1)
+        np.testing.assert_array_equal(found[f"{name}_accuracy"], right[name])
+    np.testing.assert_allclose(found["nll"], nll, rtol=1e-5)
+    np.testing.assert_allclose(found["accuracy"], np.mean([*right.values()], 0), rtol=1e-6)
+
+
+def test_a_field_named_label_is_the_only_one_predicted(model):
+    data = spec()
+    other = data.fields["label"]._replace(facts={"num_classes": 7})
+    both = data._replace(fields={**data.fields, "other": other})
+    assert classifier.labels(both) == classifier.labels(data) == {"label": CLASSES}
+    method, params, mutable = model
+    found = jax.eval_shape(method.evaluate, params, mutable, BATCH, jax.random.key(0))
+    assert set(found) == {"accuracy", "nll"}
 
 
 def test_logits_are_linear_in_the_features(model, outputs):
