@@ -125,7 +125,7 @@ class Evaluation:
             held_out = conditions.held_out(sampled.splits[self.evals.split], num, transform)
         self._check_judges(bool(fields))
         self.given = {name: held_out[field] for name, field in fields.items()} if held_out else {}
-        self.references = held_out.get(sampled.spec.target)
+        self.examples, self.target = held_out, sampled.spec.target
         self.draw = make_draw(run.method, run.mesh, num, self.given) if num else None
         self.shown = self._pictures()
         self.environment = report.environment()
@@ -246,9 +246,8 @@ class Evaluation:
             if pictures and self.evals.samples:
                 picture, text = self._show(step, samples[: self.evals.samples])
             for judge in self.judges:
-                n = judge.samples or self.evals.samples
-                judged_conditions = {name: rows[:n] for name, rows in self.given.items()}
-                values |= judge.judge(samples[:n], self.references[:n], judged_conditions)
+                known = (self.target, self.examples, self.given)
+                values |= judge.of(samples, *known, self.evals.samples)
         if self.shown and pictures:
             for name, images in self.shown(params, state.mutable, state.key).items():
                 rows = np.asarray(images)

@@ -10,13 +10,14 @@ import hashlib
 import http.client
 import logging
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
 from genjax.bars import read_all
@@ -27,11 +28,13 @@ from genjax.data.digest import data_digest
 from genjax.evals import trained
 from genjax.files import write_atomic
 from genjax.interop import torch_file
-from genjax.modalities.label import num_classes
+from genjax.methods.classifier import labels
+from genjax.modalities.label import label_fields
 from genjax.networks import efficientnet_lite
 from genjax.networks import inception as inception_network
 from genjax.nn.functional import functional
 from genjax.nn.pixels import to_float
+from genjax.parallel.mesh import batch_part, fitting, global_batch
 from genjax.parallel.rules import path_name
 
 logger = logging.getLogger("genjax")
@@ -57,6 +60,8 @@ class Features(NamedTuple):
       apply: (params, images uint8 [B, H, W, C], C = 1 or 3, of any size) -> (features float32
         [B, D], logits float32 [B, K]); pure, to be jitted.
       digest: of the weights; features of other weights are not comparable.
+      labels: label -> its number of classes, if the logits are those of the data's own labels, side
+        by side in this order; else {}.
     """
 
     name: str
@@ -64,6 +69,7 @@ class Features(NamedTuple):
     params: Tree
     apply: Callable[[Tree, Array], tuple[Array, Array]]
     digest: str
+    labels: Mapping[str, int] = {}
 
 
 def build(name: str, dataset: Dataset, *, inception_path: str = "") -> Features:
@@ -92,12 +98,64 @@ def check(name: str, dataset: Dataset) -> None:
     """
     if name not in NAMES:
         raise ConfigError(f"features {name!r}: no such extractor. Nearest: {nearest(name, NAMES)}.")
-    if name == "classifier" and not num_classes(dataset.spec):
+    if name == "classifier" and not label_fields(dataset.spec):
         raise ConfigError(
             f"features 'classifier' need labels, and {dataset.spec.name} has none. Choose "
             "evals.fidelity.features=efficientnet_lite0 or inception, or leave fidelity out of "
             "evals.judges."
         )
+
+
+def check_images(samples: np.ndarray, dataset: Dataset) -> None:
+    """Checks that samples are images like the data's.
+
+    Raises:
+      ConfigError: their type or shape differs.
+    """
+    shape = dataset.spec.generated.shape
+    if samples.dtype != np.uint8 or samples.ndim != 4 or samples.shape[1:] != shape:
+        raise ConfigError(
+            f"the images to evaluate are {samples.dtype}{list(samples.shape)}: expected "
+            f"uint8[N, {', '.join(map(str, shape))}], as {dataset.spec.name} has."
+        )
+
+
+# ---- many images, on many devices ----------------------------------------------------------------
+
+
+def jitted(extractor: Features, mesh: Mesh) -> Callable[[Array], tuple[Array, Array]]:
+    """Returns (images, split over the mesh) -> (features, logits), whole on every device."""
+    apply = jax.jit(extractor.apply, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return lambda images: apply(extractor.params, images)
+
+
+def of_batches(
+    apply: Callable[[Array], tuple[Array, Array]], batches: Iterable[np.ndarray], mesh: Mesh
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Features and logits of whole batches, by `jitted`; each process passes its rows of them."""
+    for rows in batches:
+        yield jax.device_get(apply(global_batch({"image": rows}, mesh)["image"]))
+
+
+def of_images(
+    apply: Callable[[Array], tuple[Array, Array]],
+    images: UInt8[np.ndarray, "N H W C"],
+    batch_size: int,
+    mesh: Mesh,
+) -> tuple[Float[np.ndarray, "N D"], Float[np.ndarray, "N K"]]:
+    """Features and logits of a set of images, by `jitted`; every process passes all images."""
+    part, parts = batch_part(mesh)
+    size = fitting(batch_size, len(images), mesh)
+    batches = (np.split(rows, parts)[part] for rows in _padded(images, size))
+    features, logits = zip(*of_batches(apply, batches, mesh), strict=True)
+    return np.concatenate(features)[: len(images)], np.concatenate(logits)[: len(images)]
+
+
+def _padded(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """The images in batches of `size`, the last one padded with zeros."""
+    for start in range(0, len(images), size):
+        rows = images[start : start + size]
+        yield np.pad(rows, ((0, size - len(rows)), *((0, 0),) * (images.ndim - 1)))
 
 
 # ---- networks with published weights -------------------------------------------------------------
@@ -223,7 +281,9 @@ def digest(params: Tree) -> str:
 
 
 def classifier(dataset: Dataset) -> Features:
-    """The hidden layer of a classifier of the data's own labels, trained if not in the cache.
+    """The hidden layer of a classifier of the data's own labels, and the logits of these.
+
+    It is trained if it is not in the cache.
 
     Raises:
       SystemExit: a signal stopped the training; its state is saved.
@@ -234,4 +294,5 @@ def classifier(dataset: Dataset) -> Features:
         (features, logits), _ = net.apply(params, {}, to_float(images))
         return features, logits
 
-    return _features("classifier", params["hidden"]["bias"].size, params, apply)
+    found = _features("classifier", params["hidden"]["bias"].size, params, apply)
+    return found._replace(labels=labels(dataset.spec))

@@ -1,4 +1,4 @@
-"""The classifier whose features judge generators of a labelled data set. It is trained once.
+"""The classifier whose features and labels judge generators of a data set. It is trained once.
 
 It is an ordinary run of `genjax.methods.classifier`, in a folder of the data cache that is named
 after the digests of the data and of the config.
@@ -28,6 +28,7 @@ from genjax.durations import parse_duration
 from genjax.evals.evaluation import Evaluation
 from genjax.files import write_atomic
 from genjax.methods import classifier as method
+from genjax.modalities.label import label_fields
 from genjax.nn.functional import Functional
 from genjax.parallel.distributed import barrier, largest
 from genjax.parallel.rules import path_name
@@ -83,11 +84,9 @@ def classifier(dataset: Dataset, data_digest: str) -> tuple[Functional, Tree]:
       ConfigError: the file of the trained parameters is damaged.
     """
     spec = dataset.spec
-    fields = {
-        "image": spec.generated._replace(dtype=np.dtype(np.uint8)),
-        "label": spec.fields["label"],
-    }
-    names = {"image": spec.target, "label": "label"}
+    labels = label_fields(spec)
+    fields = {"image": spec.generated._replace(dtype=np.dtype(np.uint8)), **labels}
+    names = {"image": spec.target, **{name: name for name in labels}}
     splits = {split: sources.Chosen(source, names) for split, source in dataset.splits.items()}
     dataset = dataset._replace(spec=spec._replace(fields=fields, target="image"), splits=splits)
     config = _config_for(dataset)

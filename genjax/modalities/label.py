@@ -35,6 +35,13 @@ def required_classes(spec: DataSpec, setting: str, wanted: bool) -> int:
     return num_classes(spec) if wanted else 0
 
 
+def label_fields(spec: DataSpec) -> dict[str, Field]:
+    """The labels of a data set: its field `label` or, without one, all fields of this kind."""
+    if num_classes(spec):
+        return {NAME: spec.fields[NAME]}
+    return {name: field for name, field in spec.fields.items() if field.kind == "label"}
+
+
 def label_condition(spec: DataSpec, known: bool) -> dict[str, Field]:
     """`Method.conditions` of a method that is conditioned on the label if `known`."""
     return {NAME: spec.fields[NAME]} if known else {}

@@ -6,7 +6,8 @@ import argparse
 import contextlib
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,6 +36,7 @@ from genjax.modes.runs import (
 )
 from genjax.parallel.distributed import largest
 from genjax.parallel.mesh import make_mesh
+from genjax.sampling import conditions
 from genjax.training import workdir
 from genjax.training.checkpoint import Checkpoints
 from genjax.training.early_stop import exhausted
@@ -114,14 +116,15 @@ def judge(config: ConfigDict, samples: str, references: str) -> dict[str, float]
     Args:
       config: names the data, the devices and the judges.
       samples: an .npz file, a split of the data, or a text file with one text per line.
-      references: in the same format and order, for judges that compare each sample with its
-        reference.
+      references: for judges that compare each sample with its reference: in the same format and
+        order, or the split for whose conditions the samples were drawn.
 
     Raises:
       ConfigError: a file cannot be read, or the config has no judge or one that does not fit the
         samples.
     """
-    if not references.endswith(".npz") and references not in (*sources.SPLITS, ""):
+    kind = Path(references).suffix
+    if kind != ".npz" and (kind or Path(references).is_file()):
         texts = lines("--samples", samples)
         return {"texts": len(texts)} | overlap.compare(texts, lines("--references", references))
     if not config.evals.judges:
@@ -131,28 +134,67 @@ def judge(config: ConfigDict, samples: str, references: str) -> dict[str, float]
         )
     dataset, mesh = catalogue.load(config.dataset), make_mesh(config)
     rows = _read(dataset, samples, "--samples")
-    reference_rows = _read(dataset, references, "--references") if references else None
-    if reference_rows is not None and len(reference_rows) != len(rows):
-        raise ConfigError(
-            f"--samples={samples} has {len(rows)} samples, --references={references} has "
-            f"{len(reference_rows)}: expected the same number."
-        )
     metrics: dict[str, float] = {}
     with jax.set_mesh(mesh):
         scorers = judges.build(config, dataset, mesh)
         judges.check(config, rows, dataset)
-        if reference_rows is None and any(scorer.paired for scorer in scorers):
+        if not references and any(scorer.paired for scorer in scorers):
             raise ConfigError(
                 "--references is missing: a judge compares each sample with its reference."
             )
+        names = sorted({name for scorer in scorers for name in scorer.fields})
+        correct = _examples(config, dataset, samples, references, len(rows), names)
         for scorer in scorers:  # each checks the samples before it loads its model
             # A fixed subset from all over the file, because the samples may be sorted.
             count = min(scorer.samples or len(rows), len(rows))
             chosen = np.sort(sources.order(len(rows))[:count])
-            chosen_references = None if reference_rows is None else reference_rows[chosen]
-            metrics |= scorer.judge(rows[chosen], chosen_references, {})
+            given = {name: correct[name][chosen] for name in scorer.fields}
+            target = correct[dataset.spec.target][chosen] if correct else None
+            metrics |= scorer.judge(rows[chosen], target, given)
             metrics["samples"] = max(count, metrics.get("samples", 0))
     return metrics
+
+
+def _examples(
+    config: ConfigDict,
+    dataset: catalogue.Dataset,
+    samples: str,
+    location: str,
+    count: int,
+    names: Collection[str],
+) -> dict[str, np.ndarray]:
+    """The reference of each sample, and its fields `names`; {} if the location is "".
+
+    The examples of a split are in the order in which --mode=sample --conditions=SPLIT takes them,
+    unless the samples are themselves a split.
+
+    Raises:
+      ConfigError: as `_read`; another number of references; a file without one of the fields.
+    """
+    if not location:
+        return {}
+    source, target = dataset.splits.get(location), dataset.spec.target
+    if source and samples not in dataset.splits:
+        transform = modalities.transforms(config.dataset, dataset.spec, train=False)
+        return conditions.held_out(source, count, transform)
+    if source:
+        rows = sources.take(source, np.arange(len(source)))
+    else:
+        rows = {target: _read(dataset, location, "--references")}
+        arrays = npz.Arrays(location) if names else {}
+        if absent := [name for name in names if name not in arrays]:
+            raise ConfigError(
+                f"--references={location}: a judge needs the field {absent[0]!r} of each example. "
+                "Add it to the file as an array, or give a split of the data."
+            )
+        rows |= {name: arrays[name] for name in names}
+    for name in (target, *names):
+        if len(rows[name]) != count:
+            raise ConfigError(
+                f"--samples={samples} has {count} samples, --references={location} has "
+                f"{len(rows[name])}: expected the same number."
+            )
+    return rows
 
 
 def _read(dataset: catalogue.Dataset, location: str, flag: str) -> np.ndarray:

@@ -110,7 +110,8 @@ class Opened(NamedTuple):
       params: the parameters to draw with.
       num: the number of samples.
       given: the conditions of the samples.
-      references: the held-out examples with these conditions.
+      examples: the held-out examples with these conditions.
+      target: their field that samples resemble.
       judges: the judges of the config.
     """
 
@@ -120,16 +121,16 @@ class Opened(NamedTuple):
     params: Tree
     num: int
     given: Mapping[str, np.ndarray]
-    references: np.ndarray
+    examples: Mapping[str, np.ndarray]
+    target: str
     judges: tuple[Judge, ...]
 
     def judged(self, samples: np.ndarray) -> dict[str, float]:
         """The judges' metrics of samples; images are rounded to 8 bits first if the data are."""
         rows, metrics = as_data(samples, self.run), {}
         for judge in self.judges:
-            n = judge.samples or self.run.config.evals.samples
-            given = {name: values[:n] for name, values in self.given.items()}
-            metrics |= judge.judge(rows[:n], self.references[:n], given)
+            known = (self.target, self.examples, self.given)
+            metrics |= judge.of(rows, *known, self.run.config.evals.samples)
         return metrics
 
     def draws(
@@ -208,7 +209,8 @@ def opened(begun: Begun, folder: epath.Path, flags: argparse.Namespace) -> Opene
     examples = conditions.held_out(source, num, transform)
     known = conditions.in_data(method.conditions, decoded.spec)
     given = {name: examples[field] for name, field in known.items()}
-    return Opened(run, method, state, params, num, given, examples[decoded.spec.target], judge_list)
+    target = decoded.spec.target
+    return Opened(run, method, state, params, num, given, examples, target, judge_list)
 
 
 def in_numbers(run: Assembly) -> Method:

@@ -35,12 +35,15 @@ class Judge(NamedTuple):
       judge: (samples [N, ...], references [N, ...], conditions) -> {metric: value}, on the host;
         the references are the held-out examples whose conditions the samples were drawn for.
         Samples read from a file (--samples) have no conditions, and no references (None) unless
-        the user gives them.
+        the user gives them. Beside the conditions are the `fields`.
       metrics: names of the metrics that it may return.
       samples: the most samples that it uses; 0 for as many as are shown.
       paired: whether it compares each sample with its own reference.
       prepare: fetches weights or trains networks, which may take minutes; called once, after all
         checks and before anything is judged.
+      fields: fields of the held-out examples that are given to the judge beside the conditions,
+        by their names in the data, though the samples were drawn without them; a judge with fields
+        is paired.
     """
 
     judge: Callable[[np.ndarray, np.ndarray, Mapping[str, np.ndarray]], dict[str, float]]
@@ -48,6 +51,29 @@ class Judge(NamedTuple):
     samples: int = 0
     paired: bool = False
     prepare: Callable[[], None] = lambda: None
+    fields: tuple[str, ...] = ()
+
+    def of(
+        self,
+        samples: np.ndarray,
+        target: str,
+        examples: Mapping[str, np.ndarray],
+        conditions: Mapping[str, np.ndarray],
+        shown: int,
+    ) -> dict[str, float]:
+        """The metrics of the first samples, as many as it uses.
+
+        Args:
+          samples: [N, ...].
+          target: the field of the examples that the samples resemble.
+          examples: the held-out examples, one for each sample.
+          conditions: of the samples.
+          shown: how many samples are shown.
+        """
+        n = self.samples or shown
+        given = {**conditions, **{name: examples[name] for name in self.fields}}
+        given = {name: rows[:n] for name, rows in given.items()}
+        return self.judge(samples[:n], examples[target][:n], given)
 
 
 def _module(name: str):

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
@@ -29,7 +29,7 @@ from genjax.evals.judges import Judge
 from genjax.evals.metric_names import METRICS, metric_name
 from genjax.evals.statistics import Reference
 from genjax.parallel.distributed import largest
-from genjax.parallel.mesh import batch_part, fitting, global_batch
+from genjax.parallel.mesh import batch_part, fitting
 
 logger = logging.getLogger("genjax")
 
@@ -82,12 +82,7 @@ def check(samples: np.ndarray, dataset: Dataset) -> None:
     Raises:
       ConfigError: their type or shape differs, or there are too few.
     """
-    shape = dataset.spec.generated.shape
-    if samples.dtype != np.uint8 or samples.ndim != 4 or samples.shape[1:] != shape:
-        raise ConfigError(
-            f"the images to evaluate are {samples.dtype}{list(samples.shape)}: expected "
-            f"uint8[N, {', '.join(map(str, shape))}], as {dataset.spec.name} has."
-        )
+    features.check_images(samples, dataset)
     if len(samples) < LEAST:
         raise ConfigError(
             f"{len(samples)} images to evaluate: expected at least {LEAST}, better thousands."
@@ -154,7 +149,7 @@ class Comparison:
         return [
             (
                 extractor,
-                apply := _jitted(extractor, self.mesh),
+                apply := features.jitted(extractor, self.mesh),
                 self._find_reference(extractor, apply),
             )
             for extractor in extractors
@@ -163,9 +158,9 @@ class Comparison:
     def __call__(self, images: UInt8[np.ndarray, "N H W C"]) -> dict[str, float]:
         """The metrics of a set of images; every process passes all images and gets the same result.
 
-        `fd`, `kid` and `score` (the Inception Score's formula), `precision`, `recall`, `density`,
-        `coverage`, and `diversity`: the total variance of the features over that of the data,
-        near 0 for samples that are all alike.
+        `fd`, `kid` and `score` (the Inception Score's formula; none if the classifier predicts
+        several labels), `precision`, `recall`, `density`, `coverage`, and `diversity`: the total
+        variance of the features over that of the data, near 0 for samples that are all alike.
 
         Raises:
           ConfigError: too few images, or of another shape than the data's.
@@ -173,12 +168,8 @@ class Comparison:
         check(images, self.dataset)
         metrics = {}
         for extractor, apply, reference in self._extractors:
-            part, parts = batch_part(self.mesh)
-            size = fitting(self._size, len(images), self.mesh)
-            local_batches = (np.split(rows, parts)[part] for rows in _padded(images, size))
-            rows = zip(*self._run(apply, local_batches), strict=True)
-            generated, logits = (np.concatenate(r)[: len(images)] for r in rows)
-            values = _compare(generated, logits, reference())
+            generated, logits = features.of_images(apply, images, self._size, self.mesh)
+            values = _compare(generated, logits, reference(), scored=len(extractor.labels) < 2)
             metrics |= {
                 metric_name(metric, extractor.name): value for metric, value in values.items()
             }
@@ -190,11 +181,6 @@ class Comparison:
             (extractor.name, self._path(extractor), reference().count)
             for extractor, _, reference in self._extractors
         ]
-
-    def _run(self, apply: Callable, batches: Iterable[np.ndarray]):
-        """Features and logits of whole batches; `batches` are this process's rows of them."""
-        for rows in batches:
-            yield jax.device_get(apply(global_batch({"image": rows}, self.mesh)["image"]))
 
     def _path(self, extractor: Features) -> Path:
         if self.options.reference.endswith(".npz"):
@@ -255,7 +241,8 @@ class Comparison:
         batches = loader.eval_batches(
             source, batch_size=size, process_index=part, process_count=parts
         )
-        for rows, _ in self._run(apply, (batch[self.dataset.spec.target] for batch, _ in batches)):
+        images = (batch[self.dataset.spec.target] for batch, _ in batches)
+        for rows, _ in features.of_batches(apply, images, self.mesh):
             rows = rows[: len(source) - count]
             total = statistics.update(total, rows)
             kept_rows |= {count + i: row for i, row in enumerate(rows) if count + i in kept_rows}
@@ -266,26 +253,17 @@ class Comparison:
         )
 
 
-def _jitted(extractor: Features, mesh: jax.sharding.Mesh) -> Callable:
-    """Returns (images, split over the mesh) -> (features, logits), whole on every device."""
-    apply = jax.jit(extractor.apply, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    return lambda images: apply(extractor.params, images)
-
-
-def _padded(images: np.ndarray, size: int) -> Iterable[np.ndarray]:
-    """The images in batches of `size`, the last one padded with zeros."""
-    for start in range(0, len(images), size):
-        rows = images[start : start + size]
-        yield np.pad(rows, ((0, size - len(rows)), *((0, 0),) * (images.ndim - 1)))
-
-
 def _compare(
-    generated: Float[np.ndarray, "N D"], logits: Float[np.ndarray, "N K"], reference: Reference
+    generated: Float[np.ndarray, "N D"],
+    logits: Float[np.ndarray, "N K"],
+    reference: Reference,
+    scored: bool,
 ) -> dict[str, float]:
     mean, cov = np.mean(generated, axis=0, dtype=np.float64), np.cov(generated, rowvar=False)
     values = {"fd": distances.frechet_distance(mean, cov, reference.mean, reference.cov)}
     values["diversity"] = float(np.trace(cov) / np.trace(reference.cov))
-    values["score"], values["score_std"] = distances.inception_score(logits)
+    if scored:  # the Inception Score is of one label
+        values["score"], values["score_std"] = distances.inception_score(logits)
     if reference.features is not None:
         count = min(len(generated), len(reference.features))
         size = min(KID_SUBSET, count)
