@@ -17,7 +17,7 @@ import inspect
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -83,10 +83,11 @@ def find(config: ConfigDict, folder: epath.Path) -> dict[str, Stage]:
     return {name: _find(name, config, folder) for name in config.stages}
 
 
-def alone(name: str, path: str, key: str, mesh: Mesh) -> tuple[Stage, Arrays]:
-    """Returns a trained run that is no part of another, such as a judge's, and its networks.
+def alone(name: str, path: str, key: str, mesh: Mesh) -> tuple[Stage, Callable[[], Arrays]]:
+    """Returns a trained run that is no part of another, such as a judge's.
 
-    These are the parameters that its evaluations use, whole on every device.
+    With it comes a function that reads its networks: the parameters that its evaluations use, whole
+    on every device. It raises ConfigError if there is no checkpoint, or a damaged one.
 
     Args:
       name: the name of the stage, under which its networks are.
@@ -95,7 +96,7 @@ def alone(name: str, path: str, key: str, mesh: Mesh) -> tuple[Stage, Arrays]:
       mesh: the devices.
 
     Raises:
-      ConfigError: there is no run, or it has no checkpoint or a damaged one.
+      ConfigError: there is no run.
     """
     require(bool(path), key, path, "the workdir of a trained run")
     folder = files.place(path, f"--{key}")
@@ -105,7 +106,7 @@ def alone(name: str, path: str, key: str, mesh: Mesh) -> tuple[Stage, Arrays]:
             "its --workdir."
         )
     stage = _described(name, folder)
-    return stage, _read(stage, Checkpoints(folder), mesh, key=key)
+    return stage, lambda: _read(stage, Checkpoints(folder), mesh, key=key)
 
 
 def _find(name: str, config: ConfigDict, folder: epath.Path) -> Stage:

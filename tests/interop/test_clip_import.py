@@ -10,13 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from genjax import config as configs
 from genjax.config import ConfigError
 from genjax.data import captions, tokenizers
+from genjax.data.alphabets import Bytes
 from genjax.interop import clip as imported
 from genjax.interop import safetensors
+from genjax.method import DataSpec, Field
 from genjax.methods import clip
 from genjax.networks import text_tower, vit
 from genjax.nn.functional import functional
+from genjax.training.assemble import assemble, read_pretrained
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "clip_import.npz")
 MODELS = ("quick_gelu", "gelu", "open_clip", "open_clip_siglip")
@@ -138,6 +142,41 @@ def test_what_cannot_be_read_is_refused(name, changes, says, tmp_path):
     change(fetch(name, tmp_path), *changes[0], **changes[1])
     with pytest.raises(ConfigError, match=says):
         imported.read(tmp_path)
+
+
+def spec(folder, **changes):
+    """Data of the golden pictures and texts."""
+    image = Field("image", (12, 12, 3), np.dtype(np.uint8))
+    fields = {"image": image, "text": field(folder)} | changes
+    return DataSpec("toy", fields, "image", {"train": 64, "validation": 64})
+
+
+@pytest.mark.parametrize("name", ["gelu", "open_clip_siglip"])
+def test_a_config_takes_everything_from_the_weights(name, tmp_path):
+    config = configs.load("configs/import_clip.py", {"weights": str(fetch(name, tmp_path))})
+    assert (config.dataset.image_size, config.dataset.text.length) == ((12, 12), 40)
+    assert config.dataset.text.tokenizer == str(tmp_path / "tokenizer.json")
+    run = assemble(config, spec(tmp_path), devices=jax.devices()[:1])
+    assert run.total_steps == 0
+    params, _ = read_pretrained(run)
+    jax.tree.map(np.testing.assert_array_equal, params, imported.read(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("keys", "changes", "says"),
+    [
+        ({}, {"image": Field("image", (8, 8, 3), np.dtype(np.uint8))}, r"images of shape=.*12, 12"),
+        ({}, {"text": captions.field(Bytes({"eos": 256}), 40)}, r"vocabulary of the cap.*520 tok"),
+        ({"clip.loss": "siglip"}, {}, r"clip\.loss='siglip': expected infonce"),
+        ({"dataset.text.length": 41}, {}, r"text\.length=41: expected at most 40"),
+    ],
+)
+def test_data_that_the_weights_are_not_for_are_refused(keys, changes, says, tmp_path):
+    given = {"weights": str(fetch("gelu", tmp_path)), **keys}
+    config = configs.load("configs/import_clip.py", given)
+    with_length = {"text": field(tmp_path, config.dataset.text.length)}
+    with pytest.raises(ConfigError, match=says):
+        clip.build(config, spec(tmp_path, **{**with_length, **changes}))
 
 
 def test_missing_files_are_named(tmp_path):
