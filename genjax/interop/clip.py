@@ -249,13 +249,12 @@ def _open_described(place: Path) -> Described:
             "hidden": int(width * of.take("mlp_ratio", 4.0)),
             "activation": activation,
         }
-    size = of_head = image.take("head_width", 64)
-    width = options["image"]["width"]
-    require(width % size == 0, f"{image.path}: head_width", of_head, f"a divisor of width={width}")
-    options["image"] |= {"heads": width // size, "patch_size": image.take("patch_size", 16)}
-    width = options["text"]["width"]
-    options["text"] |= {"heads": text.divisor("heads", 8, width, "width")}
-    seen = Settings(f"{path}: preprocess_cfg", whole.get("preprocess_cfg") or {})
+    wide, narrow = options["image"], options["text"]
+    size = image.divisor("head_width", 64, wide["width"], "width")
+    wide |= {"heads": wide["width"] // size, "patch_size": image.take("patch_size", 16)}
+    narrow |= {"heads": text.divisor("heads", 8, narrow["width"], "width")}
+    key = "preprocess_cfg"
+    seen = Settings(f"{path}: {key}", _object(whole, key, path) if whole.get(key) else {})
     return Described(
         *_whole(options),
         Settings(path, values).take("embed_dim", 512),
