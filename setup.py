@@ -83,6 +83,7 @@ setup(
             "mpmath==1.3.0",
             "vector-quantize-pytorch==1.32.0",
             "transformers==5.23.0",
+            "open-clip-torch==3.3.0",
             "gguf==0.19.0",
             "accelerate==1.15.0",  # transformers reads GGUF with it
             "sentencepiece==0.2.3",

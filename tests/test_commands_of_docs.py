@@ -11,6 +11,7 @@ import pytest
 
 from genjax import config as configs
 from genjax import main
+from genjax.evals import judges
 from genjax.flags import parse
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +40,8 @@ def test_commands_are_understood(page, monkeypatch):
             continue
         if flags.config:
             trained[workdir(flags)] = flags.config
-        configs.given(configs.read_experiment(trained[workdir(flags)]), overrides)
+        experiment = configs.read_experiment(trained[workdir(flags)])
+        configs.given(experiment, overrides, judges.with_sections)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -110,7 +110,19 @@ def t5(folder):
     return str(folder)
 
 
-IMPORTED = {"import_lm": gpt2, "import_bert": bert, "import_seq2seq": t5, "finetune": gpt2}
+def clip(folder):
+    """The same of a CLIP."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": 257, "max_position_embeddings": 16}
+    vision = {**sizes, "image_size": 16, "patch_size": 8}
+    keys = {"text_config": text, "vision_config": vision, "projection_dim": 8}
+    (folder / "config.json").write_text(json.dumps({"model_type": "clip", **keys}))
+    (folder / "tokenizer.json").write_text(Bytes({"eos": 256}).to_json())
+    return str(folder)
+
+
+IMPORTED = {"import_lm": gpt2, "import_bert": bert, "import_seq2seq": t5, "import_clip": clip}
+IMPORTED |= {"finetune": gpt2}
 
 
 def weights(location, folder):

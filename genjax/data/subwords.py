@@ -84,6 +84,8 @@ class HuggingFace(Compared):
             )
         self.unknown = _unknown(inner, state["model"])
         self._byte_level = "ByteLevel" in _types(state["decoder"])
+        # What stands at the end of a word's last token, as in CLIP's tokenizer: there is a space.
+        self._word_end = state["model"].get("end_of_word_suffix") or ""
         # Only this pre-tokenizer never looks beyond a space or a newline that follows a word, so
         # that long texts can be cut there.
         pre_tokenizer = state["pre_tokenizer"] or {}
@@ -110,7 +112,9 @@ class HuggingFace(Compared):
             if i in is_special:
                 spelled[i] = b"" if is_special[i] else token.encode()
             elif self._byte_level:
-                spelled[i] = b"".join(BYTES.get(c, c.encode()) for c in token)
+                ends = bool(self._word_end) and token.endswith(self._word_end)
+                plain = token.removesuffix(self._word_end) if ends else token
+                spelled[i] = b"".join(BYTES.get(c, c.encode()) for c in plain) + b" " * ends
             elif fallback and re.fullmatch(r"<0x[0-9A-F]{2}>", token):
                 spelled[i] = bytes([int(token[3:5], 16)])
             elif is_wordpiece:  # a word includes the space before it
@@ -184,7 +188,8 @@ class HuggingFace(Compared):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids."""
         visible = [int(i) for i in ids if 0 <= i < self.vocabulary_size and i not in self._hidden]
-        return _errors_as_config(lambda: self.inner.decode(visible, skip_special_tokens=True))
+        text = _errors_as_config(lambda: self.inner.decode(visible, skip_special_tokens=True))
+        return text.replace(self._word_end, " ").strip() if self._word_end else text
 
     def to_json(self) -> str:
         """Kind, special ids, the library's own JSON under "tokenizer", and a template if any."""

@@ -23,6 +23,7 @@ _ACTIVATIONS = {
     "gelu_python_tanh": "gelu",
     "gelu": "gelu_exact",
     "gelu_python": "gelu_exact",
+    "quick_gelu": "quick_gelu",
     "relu": "relu",
     "silu": "silu",
     "swish": "silu",

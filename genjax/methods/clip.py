@@ -11,16 +11,19 @@ The family generates nothing. Its vectors, from `embed`, serve other runs and ju
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from genjax.checks import ConfigError, Finite, Positive, Weight, Width, one_of, require
 from genjax.config import construct, read_options
+from genjax.interop import clip as imported
+from genjax.interop import pretrained
 from genjax.method import Aux, Batch, DataSpec, Field, Method, Phase, Rules, Tree
 from genjax.modalities.image import image_shape
 from genjax.networks import cnn, text_tower, vit
@@ -76,9 +79,11 @@ class Towers(NamedTuple):
 def build(config: ConfigDict, spec: DataSpec) -> Method:
     """The family for images with captions.
 
+    With `config.weights`, a folder of `interop.clip`, a new run starts from these weights.
+
     Raises:
-      ConfigError: an unknown key or choice, a number out of range, or data without 8-bit images or
-        without captions.
+      ConfigError: an unknown key or choice, a number out of range, data without 8-bit images or
+        without captions, or data that the weights are not for.
     """
     o = read_options(config.clip, "clip", Options)
     one_of("clip.loss", o.loss, LOSSES)
@@ -97,6 +102,7 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
         config.accumulation,
     )
     return Method(
+        pretrained=_pretrained(config, shape, caption) if config.get("weights") else None,
         init=partial(init, towers),
         phases=(Phase(NETWORKS, partial(loss, towers)),),
         evaluate=partial(evaluate, towers),
@@ -146,6 +152,24 @@ def _text_tower(model: ConfigDict, caption: Field, made: dict[str, Any], rngs: A
         rngs=rngs,
         **made,
     )
+
+
+def _pretrained(
+    config: ConfigDict, shape: tuple, caption: Field
+) -> Callable[[], tuple[dict[str, Tree], dict[str, Tree]]]:
+    """Reads the weights that the config names; their options are checked now.
+
+    Raises:
+      ConfigError: they are for other images or captions, or for another loss.
+    """
+    folder, (length,) = pretrained.located(config.weights), caption.shape
+    model, where = imported.describe(folder), f"as the model in config.weights={config.weights!r}"
+    require(shape == (*model.size, 3), "images of shape", shape, f"{(*model.size, 3)}, {where}")
+    known, found = model.vocabulary_size, caption.facts["vocabulary_size"]
+    require(found == known, "vocabulary of the captions", found, f"{known} tokens, {where}")
+    require(length <= model.length, "dataset.text.length", length, f"at most {model.length}")
+    require(config.clip.loss == model.loss, "clip.loss", config.clip.loss, f"{model.loss}, {where}")
+    return lambda: (imported.read(folder, length), {})
 
 
 def first_scale(o: Options) -> float:
@@ -359,6 +383,28 @@ def recall(
     rows = _among(similarity, candidates, -jnp.inf)
     larger, equal = (rows > own).sum(1), (rows == own).sum(1)  # equal: itself included
     return jnp.clip((k - larger) / equal, 0.0, 1.0).astype(jnp.float32)
+
+
+def zero_shot(vectors: Float[Array, "K M E"]) -> Float[Array, "K E"]:
+    """The vectors of K classes, by those of M texts about each.
+
+    Each is the mean of its texts' vectors, scaled to length 1 (Radford et al. 2021, section 3.1.4:
+    an ensemble of prompts, in the space of the vectors).
+
+    Args:
+      vectors: of length 1, from `embed`, such as of "a photo of a dog." and "a drawing of a dog."
+    """
+    return unit(vectors.astype(jnp.float32).mean(1))
+
+
+def classify(images: Float[Array, "B E"], classes: Float[Array, "K E"]) -> Int[Array, "B"]:
+    """The class of each image: the one with the most similar vector.
+
+    Args:
+      images: vectors from `embed`.
+      classes: vectors from `zero_shot`.
+    """
+    return contract("ie,ke->ik", images, classes).argmax(1)
 
 
 def sample(params: dict, mutable: dict, key: Array, num: int, condition: Condition) -> NoReturn:

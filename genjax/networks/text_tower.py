@@ -29,6 +29,15 @@ def seen(x: Int[Array, "B T"], end: int, pad: int) -> Bool[Array, "B T"]:
     return first | ~(ended | (x == pad) & (x != end))
 
 
+def ended(x: Int[Array, "B T"], end: int, pad: int) -> Int[Array, "B T"]:
+    """Texts that were cut with the end token in place of their last one, as CLIP cuts texts.
+
+    Others are unchanged: those that end, or have padding.
+    """
+    cut = ~(x[:, 1:] == end).any(1) & (x[:, -1] != pad)
+    return x.at[:, -1].set(jnp.where(cut, end, x[:, -1]))
+
+
 class Network(nnx.Module):
     """Token vectors, learned positions, a transformer, and one vector of the result.
 
@@ -67,8 +76,8 @@ class Network(nnx.Module):
           pad: the token that fills up a row after it.
           width: D; see `transformer.Options`, also for the arguments not listed here.
           causal: whether a token sees only itself and those before it, as in CLIP.
-          pool: "end": the result is a map of the last vector of the text's last token; "mean": of
-            the mean over all its tokens.
+          pool: "end": the result is a map of the last vector of the text's end token, which a text
+            that was cut has in place of its last one; "mean": of the mean over all its tokens.
           dropout: rate on the embedded tokens and on what each block adds.
           dtype: compute type.
           rngs: for the initial parameters.
@@ -112,6 +121,7 @@ class Network(nnx.Module):
         table, T = self.positions[...], x.shape[1]
         require(len(table) >= T, "tokens", T, f"at most {len(table)}, as many as the network knows")
         keys = [None] * 2 if key is None else jax.random.split(key)
+        x = ended(x, self.end, self.pad) if self.pool == "end" else x
         own = seen(x, self.end, self.pad)
         h = dropout(plus(self.embed(x), table[:T]), self.rate, keys[0], train)
         h, _ = self.body(h, segment=own.astype(jnp.int32), key=keys[1], train=train)

@@ -58,6 +58,7 @@ NORMS = ("layer", "rms")
 ACTIVATIONS = {
     "gelu": jax.nn.gelu,  # the tanh formula
     "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # Hendrycks & Gimpel 2016, section 2
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }

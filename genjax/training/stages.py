@@ -17,7 +17,7 @@ import inspect
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -83,6 +83,32 @@ def find(config: ConfigDict, folder: epath.Path) -> dict[str, Stage]:
     return {name: _find(name, config, folder) for name in config.stages}
 
 
+def alone(name: str, path: str, key: str, mesh: Mesh) -> tuple[Stage, Callable[[], Arrays]]:
+    """Returns a trained run that is no part of another, such as a judge's.
+
+    With it comes a function that reads its networks: the parameters that its evaluations use, whole
+    on every device. It raises ConfigError if there is no checkpoint, or a damaged one.
+
+    Args:
+      name: the name of the stage, under which its networks are.
+      path: the run's folder.
+      key: the key of the config that names the folder, for errors.
+      mesh: the devices.
+
+    Raises:
+      ConfigError: there is no run.
+    """
+    require(bool(path), key, path, "the workdir of a trained run")
+    folder = files.place(path, f"--{key}")
+    if workdir.read_config(folder) is None:
+        raise ConfigError(
+            f"{key}={path!r}: no run there ({folder} has no config.json). Train one first and give "
+            "its --workdir."
+        )
+    stage = _described(name, folder)
+    return stage, lambda: _read(stage, Checkpoints(folder), mesh, key=key)
+
+
 def _find(name: str, config: ConfigDict, folder: epath.Path) -> Stage:
     source, folder_of_stage = config.stages[name], place_of(name, config, folder)
     require(bool(re.fullmatch(r"\w+", name)), "a name in config.stages", name, "a word")
@@ -94,18 +120,23 @@ def _find(name: str, config: ConfigDict, folder: epath.Path) -> Stage:
             f"config.stages.{name} is empty: give the workdir of a trained run, or a config that "
             "is trained first, such as configs/vqvae.py."
         )
-    stored = workdir.read_config(folder_of_stage)
-    if stored is None:
+    if workdir.read_config(folder_of_stage) is None:
         raise ConfigError(
             f"config.stages.{name}={source!r}: no run there ({folder_of_stage} has no "
             "config.json). Train one first and give its --workdir, or give a config."
         )
-    workdir.import_from(workdir.read_source(folder_of_stage))
-    spec = workdir.read_spec(folder_of_stage)
-    method = build(stored, spec, find(stored, folder_of_stage))
+    return _described(name, folder_of_stage)
+
+
+def _described(name: str, folder: epath.Path) -> Stage:
+    """Returns the run in `folder` as a stage."""
+    stored = workdir.read_config(folder)
+    workdir.import_from(workdir.read_source(folder))
+    spec = workdir.read_spec(folder)
+    method = build(stored, spec, find(stored, folder))
     codec_only = method.codec is not None and method.apply is None
     networks = method.codec.networks if codec_only else tuple(network_shapes(method, spec)[0])
-    return Stage(name, stored, spec, method, networks, workdir.read_digest(folder_of_stage))
+    return Stage(name, stored, spec, method, networks, workdir.read_digest(folder))
 
 
 def keep(config: ConfigDict, folder: epath.Path) -> None:
@@ -258,24 +289,25 @@ def _abstract(stage: Stage) -> Arrays:
 
 
 @contextlib.contextmanager
-def _naming_stage(stage: Stage) -> Iterator[None]:
-    """Adds the stage's name to the error of a damaged checkpoint."""
+def _naming(key: str) -> Iterator[None]:
+    """Adds the key that names a stage to the error of a damaged checkpoint."""
     try:
         yield
     except Damaged as error:
-        raise Damaged(f"config.stages.{stage.name}: {error}") from error
+        raise Damaged(f"{key}: {error}") from error
 
 
-def _read(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, inside: bool = False) -> Arrays:
+def _read(
+    stage: Stage, checkpoints: Checkpoints, mesh: Mesh, inside: bool = False, key: str = ""
+) -> Arrays:
     """Reads a stage's networks from its own checkpoint, or from one that it is `inside`."""
-    step = checkpoints.latest()
+    step, key = checkpoints.latest(), key or f"config.stages.{stage.name}"
     if step is None:
         raise ConfigError(
-            f"config.stages.{stage.name}: {checkpoints.folder} has no checkpoint. Train the run to "
-            "its end first."
+            f"{key}: {checkpoints.folder} has no checkpoint. Train the run to its end first."
         )
     checkpoint = checkpoints.folder / str(step)
-    with _naming_stage(stage):
+    with _naming(key):
         arrays = checkpoints.arrays(step)
     saved = shapes_of(arrays)
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -291,13 +323,13 @@ def _read(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, inside: bool = Fal
         source = average if kind == "params" and average in saved else source
         if not older.fits(source, saved.get(source), leaf.shape):
             raise ConfigError(
-                f"config.stages.{stage.name}: {checkpoint} does not fit the config next to it: "
+                f"{key}: {checkpoint} does not fit the config next to it: "
                 f"{source} is {saved.get(source, 'absent')}, expected {leaf.shape}. Give the "
                 "workdir of an unchanged run, made by this version of genjax."
             )
         paths[name] = source
         requested[source] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
-    with _naming_stage(stage):
+    with _naming(key):
         found = checkpoints.read(step, requested, arrays)
     return Arrays(
         **jax.tree_util.tree_map_with_path(lambda path, _: found[paths[path_name(path)]], abstract)

@@ -122,6 +122,16 @@ def test_which_tokens_are_seen():
     np.testing.assert_array_equal(filled, [[True, True, False, False]])
 
 
+def test_a_text_that_was_cut_ends_nevertheless():
+    x = jnp.array([[5, 6, 7, 8], [1, 5, 6, 7], [5, 6, 1, 4], [5, 6, 7, 1], [5, 6, 0, 0]])
+    expected = [[5, 6, 7, 1], [1, 5, 6, 1], [5, 6, 1, 4], [5, 6, 7, 1], [5, 6, 0, 0]]
+    np.testing.assert_array_equal(text_tower.ended(x, END, PAD), expected)
+    net = text_network(depth=1)
+    params, mutable = net.init(jax.random.key(0))
+    of_cut, of_ended = (net.apply(params, mutable, jnp.array([t]))[0] for t in (x[0], expected[0]))
+    np.testing.assert_array_equal(of_cut, of_ended)
+
+
 @pytest.mark.parametrize(("pool", "causal"), [("end", False), ("end", True), ("mean", False)])
 def test_padding_changes_nothing_and_order_does(pool, causal):
     net = text_network(pool=pool, causal=causal)
