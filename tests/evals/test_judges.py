@@ -114,7 +114,7 @@ def test_each_judge_has_a_whole_section_that_can_be_overridden(recorder):
 def test_unknown_judges_and_settings_are_named(recorder, monkeypatch):
     with pytest.raises(ConfigError, match=r"evals\.judges='fidelty': no module .*Nearest: fideli"):
         config_of("fidelty")
-    with pytest.raises(ConfigError, match=r"Nearest: diversity, fidelity, ngrams, overlap, "):
+    with pytest.raises(ConfigError, match=r"Nearest: attributes, .*diversity, fidelity, ngrams, "):
         config_of("x")
     with pytest.raises(ConfigError, match=r"judges='json': json has no Options and no build_judge"):
         config_of("json")
