@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
     config.dataset.text.vocabulary_size = 512
     config.dataset.text.length = 48
     config.diffusion.conditions = ("text",)
+    config.diffusion.context_depth = 2
     config.diffusion.embedding = "prior"
     config.diffusion.embedding_dropout = 0.1  # as in section 2.1
     config.diffusion.text_dropout = 0.5
@@ -74,6 +75,7 @@ PRESETS = {
         "evals.samples": 16,
         "log.every": "20_steps",
         "diffusion.context_width": 32,
+        "diffusion.context_depth": 1,
         "diffusion.eval_timesteps": 4,
         "diffusion.steps": 5,
         "model.denoiser.channels": 16,
@@ -84,7 +86,7 @@ PRESETS = {
         "stages.clip": "clip.py:avatars",
         "diffusion.embedding": "clip",
     },
-    # Ramesh et al. 2022, appendix C, table 3, without their text encoder.
+    # After Ramesh et al. 2022, appendix C.
     "paper": {
         "stages.prior": "dalle2_prior.py:paper",
         "dataset.image_size": 64,
@@ -106,6 +108,8 @@ PRESETS = {
         "diffusion.sampler": "ddpm",
         "diffusion.steps": 250,
         "diffusion.context_width": 512,
+        "diffusion.context_depth": 24,
+        "diffusion.context_heads": 8,
         "model.denoiser.channels": 512,
         "model.denoiser.multipliers": (1, 2, 3, 4),
         "model.denoiser.blocks": 3,

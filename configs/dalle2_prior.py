@@ -88,7 +88,7 @@ PRESETS = {
         "model.denoiser.depth": 2,
         "model.denoiser.heads": 2,
     },
-    # Ramesh et al. 2022, appendix C, table 3. Their tokens come from a text encoder.
+    # After Ramesh et al. 2022, appendix C. Their tokens come from a text encoder.
     "paper": {
         "stages.clip": "clip.py:vit_b32",
         "dataset.image_size": 224,

@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
 _DECODER_TINY = {k: v for k, v in DECODER.PRESETS["tiny"].items() if not k.startswith("stages.")}
 PRESETS = {
     "tiny": _DECODER_TINY | {"stages.decoder": "dalle2_decoder.py:tiny"},
-    # Ramesh et al. 2022, appendix C, table 3. Theirs trains on crops and is not told the caption.
+    # After Ramesh et al. 2022, appendix C. Theirs trains on crops and is not told the caption.
     "paper": {
         "stages.decoder": "dalle2_decoder.py:paper",
         "dataset.image_size": 256,
