@@ -8,8 +8,8 @@ Default: DPO on arithmetic and sorting; --config.preference.loss=ipo, kto or orp
              trains the policy first, in stages/reference under the workdir; to use a trained one:
              --config.stages.reference=runs/arithmetic
   hardware   2 CPU cores
-  time       not measured yet
-  score      not measured yet
+  time       5 minutes of CPU time, 14 of clock on one busy core, the policy included
+  score      eval/accuracy 83.6 +- 1.2 %; before: 50
 
 Presets, as in --config=configs/dpo.py:tiny:
   tiny       a very small model that only sorts: a test of the installation

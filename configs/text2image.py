@@ -3,8 +3,9 @@
 Default: faces in pixel art, 16 x 16 (`avatars`), and a diffusion transformer with cross-attention.
   command    launch/local.sh --config=configs/text2image.py
   hardware   2 CPU cores
-  time       not measured yet
-  score      not measured yet
+  time       57 minutes on one core of two (busy)
+  score      99.8 % of the attributes that captions name are right, 99.7 % in combinations that are
+             not in the training data; docs/images/text2image_prompts.png
 
 Presets, as in --config=configs/text2image.py:tiny:
   tiny       a very small model of the same, a test of the installation in under 90 s
