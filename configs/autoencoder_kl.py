@@ -112,7 +112,9 @@ PRESETS = {
     | {
         "dataset.name": "emoji",
         "dataset.validation": "10_percent",
-        "dataset.text.length": 128,
+        "dataset.text.tokenizer": "wordpiece",
+        "dataset.text.vocabulary_size": 32000,
+        "dataset.text.length": 77,
         "autoencoder_kl.latent_channels": 16,
     },
 }

@@ -13,7 +13,7 @@ Presets, as in --config=configs/dalle2_decoder.py:tiny:
   tiny       very small models, a test of the installation; not run to the end yet
   no_prior   with a CLIP alone: a caption is drawn without a vector
   paper      near the size of the paper's decoder at 64 x 64, for accelerators and your own
-             captioned pictures; not run by us
+             captioned pictures, of which you train a dalle2_prior.py:paper first; not run by us
 """
 
 from pathlib import Path

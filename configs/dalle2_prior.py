@@ -11,8 +11,9 @@ Default: the faces of `avatars` and a CLIP on them, a causal transformer of 6 bl
 Presets, as in --config=configs/dalle2_prior.py:tiny:
   tiny       very small models, a test of the installation; not run to the end yet
   paper      near the size and the recipe of the paper's diffusion prior, for accelerators and your
-             own captioned pictures (--config.dataset.name=folder --config.dataset.path=DIR
-             --config.stages.clip=RUN); not run by us
+             own captioned pictures, of which you train a clip.py:vit_b32 first
+             (--config.dataset.name=folder --config.dataset.path=DIR --config.stages.clip=RUN); not
+             run by us
 """
 
 from ml_collections import ConfigDict
@@ -57,7 +58,7 @@ def get_config() -> ConfigDict:
             )._asdict()
         )
         network = {
-            "length": 48,
+            "length": 0,  # that of captions
             "width": 256,
             "depth": 6,
             "heads": 4,
@@ -66,6 +67,12 @@ def get_config() -> ConfigDict:
             "remat": "none",
         }
         config.model = ConfigDict({"network": "prior_transformer", "denoiser": network})
+    return config
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """The network knows as many positions as captions have tokens."""
+    config.model.denoiser.length = config.model.denoiser.length or config.dataset.text.length
     return config
 
 
@@ -106,7 +113,6 @@ PRESETS = {
         "evals.every": "20000_steps",
         "diffusion.context_width": 512,
         "diffusion.steps": 64,
-        "model.denoiser.length": 77,
         "model.denoiser.width": 2048,
         "model.denoiser.depth": 24,
         "model.denoiser.heads": 32,

@@ -13,7 +13,8 @@ small picture when only a caption is given. So one command runs the whole chain:
 Presets, as in --config=configs/dalle2_upsampler.py:tiny:
   tiny       very small models, all four of them: a test of the installation; not run yet
   paper      near the size of the paper's upsampler from 64 x 64 to 256 x 256, for accelerators and
-             your own captioned pictures; not run by us
+             your own captioned pictures, of which you train a dalle2_decoder.py:paper first; not
+             run by us
 """
 
 from pathlib import Path
@@ -35,6 +36,7 @@ def get_config() -> ConfigDict:
     config.diffusion.low_resolution = 16
     config.diffusion.low_resolution_stage = "decoder"
     config.diffusion.guidance = 1.0
+    config.diffusion.label_dropout = 0.0  # guidance would lead away from the small picture too
     with config.unlocked():
         config.stages = ConfigDict({"decoder": "dalle2_decoder.py"})
     config.model.denoiser.channels = 32

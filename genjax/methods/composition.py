@@ -49,8 +49,8 @@ def parsed_prompts(field: Field | None, negative: str, more: tuple) -> Prompts:
         return Prompts()
     if field is None:
         raise ConfigError(
-            "negative_prompt, more_prompts: the model is not conditioned on a text. Leave them "
-            "out, or train with diffusion.conditions=('text',)."
+            "negative_prompt, more_prompts: the model has no text that others could replace. Leave "
+            "them out, or use a model trained with diffusion.conditions=('text',)."
         )
     listed = isinstance(more, tuple | list) and all(map(_is_weighted, more))
     require(listed, "more_prompts", more, "pairs, such as [('a red hat', 1.0)]")

@@ -108,16 +108,22 @@ def fields_of(o: Section, spec: DataSpec) -> dict[str, Field]:
     return label_condition(spec, o.class_conditional) | {n: spec.fields[n] for n in o.conditions}
 
 
-def rows_of(o: Section, spec: DataSpec) -> Functional | None:
-    """The part of a denoiser that turns texts and rows into a context; None if there are none."""
+def rows_of(o: Section, spec: DataSpec, dtype: Any) -> Functional | None:
+    """The part of a denoiser that turns texts and rows into a context; None if there are none.
+
+    Raises:
+      ConfigError: a transformer over texts without a text, or whose heads do not divide its width.
+    """
     fields = {n: spec.fields[n] for n in o.conditions}
     rows = {n: f for n, f in fields.items() if entering.way_of(n, f) == "context"}
+    width, depth, heads = o.context_width, o.context_depth, o.context_heads
+    if not any(field.kind == "text" for field in rows.values()):
+        require(not depth, "context_depth", depth, "0: no text is among the conditions")
     if not rows:
         return None
-    width, depth, heads = o.context_width, o.context_depth, o.context_heads
     if depth:
         require(width % heads == 0, "context_heads", heads, f"a divisor of context_width={width}")
-    options = entering.RowOptions(width, depth, heads)
+    options = entering.RowOptions(width, depth, heads, dtype)
     return functional(lambda rngs: entering.Rows(rows, options, rngs=rngs))
 
 

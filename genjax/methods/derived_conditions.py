@@ -23,10 +23,11 @@ from genjax.checks import ConfigError, require
 from genjax.data import captions
 from genjax.method import Batch, DataSpec, Field, Method, Stage
 from genjax.methods.vectors import Vectors, drawn, stage_of, vectors_of
+from genjax.modalities.label import NAME as LABEL
 from genjax.nn.pixels import to_float
 from genjax.nn.positions import sinusoidal
 from genjax.sampling import paths
-from genjax.sampling.conditions import Condition, required
+from genjax.sampling.conditions import Condition, labels, required
 from genjax.sampling.embeddings import slerp, text_diff, unit
 
 EMBEDDING, SMALL, LEVEL, NOISE = "embedding", "low_resolution", "low_resolution_level", "noise"
@@ -71,6 +72,8 @@ def parts(o: Section, spec: DataSpec, stages: Mapping[str, Stage]) -> tuple[Part
       ConfigError: a stage is missing or of another kind, or sizes do not fit.
     """
     found = []
+    rate, expected = o.embedding_dropout, "0 without diffusion.embedding"
+    require(bool(o.embedding) or not rate, "diffusion.embedding_dropout", rate, expected)
     if o.embedding:
         found.append(_embedding(o, spec, stages))
     if o.low_resolution:
@@ -98,8 +101,11 @@ def extended(o: Any, spec: DataSpec, found: tuple[Part, ...]) -> tuple[Any, Data
     return o, spec._replace(fields={**spec.fields, **fields})
 
 
-def joined(method: Method, found: tuple[Part, ...]) -> Method:
-    """The method with its derived conditions made from batches, and from what a user gives."""
+def joined(method: Method, found: tuple[Part, ...], spec: DataSpec) -> Method:
+    """The method with its derived conditions made from batches, and from what a user gives.
+
+    Labels that are not given are drawn once, for the method and its stages.
+    """
     if not found:
         return method
 
@@ -119,6 +125,9 @@ def joined(method: Method, found: tuple[Part, ...]) -> Method:
     def sample(
         params: dict, mutable: dict, key: Array, num: int, condition: Condition, **options: Any
     ) -> Array:
+        if LABEL in method.conditions and LABEL not in condition:
+            label = labels(spec, True, num, {}, jax.random.fold_in(key, 2**20 - 1))
+            condition = {**condition, LABEL: label}
         known = {name: value for name, value in condition.items() if name in method.conditions}
         for i, part in enumerate(found):
             own = jax.random.fold_in(key, 2**20 + i)
@@ -161,9 +170,19 @@ class Embedding(NamedTuple):
           ConfigError: nothing that gives a vector, or half of a mix.
         """
         draws, variables = self.vectors.draws, (params, mutable)
+        first = [name for name in (EMBEDDING, "image") if name in condition]
+        pair = [name for name in ("before", "after") if name in condition]
+        others = [name for name in ("other_image", "other_text") if name in condition]
+        if len(first) > 1 or len(others) + bool(pair) > 1:
+            named = ", ".join(
+                f"--{n}" for n in (*(first if len(first) > 1 else ()), *others, *pair)
+            )
+            raise ConfigError(
+                f"{named}: expected one first vector, and one that it is mixed with. Leave one out."
+            )
         z = self._one(*variables, condition, key, num, "")
         if z is None:
-            if "text" not in condition or not self.dropout:
+            if "text" not in condition or not self.dropout or others or pair or "mix" in condition:
                 raise ConfigError(
                     "the model needs the vector of an image: give --image=FILE"
                     + (", --text=CAPTION" if draws or self.dropout else "")
@@ -172,9 +191,9 @@ class Embedding(NamedTuple):
                 )
             return {EMBEDDING: jnp.zeros((num, self.vectors.size))}
         share = jnp.asarray(condition.get("mix", 0.5), jnp.float32)
-        if "before" in condition or "after" in condition:
-            pair = [required(condition, name) for name in ("before", "after")]
-            texts = [self.vectors.of_texts(*variables, text) for text in pair]
+        if pair:
+            given = [required(condition, name) for name in ("before", "after")]
+            texts = [self.vectors.of_texts(*variables, text) for text in given]
             return {EMBEDDING: text_diff(z, *texts, share)}
         second = self._one(*variables, condition, key, num, "other_")
         if second is not None:

@@ -232,8 +232,9 @@ def build(
     options, spec = derived_conditions.extended(options, spec, derived)
     channels = shape_of(spec)[-1] * (2 if options.variance == "learned" else 1)
     chosen = network(config, spec, channels, options)
-    method = from_network(chosen.net, options, spec, chosen.rules, chosen.project)
-    return derived_conditions.joined(method, derived)
+    dtype = jnp.dtype(config.precision)
+    method = from_network(chosen.net, options, spec, chosen.rules, chosen.project, dtype)
+    return derived_conditions.joined(method, derived, spec)
 
 
 def from_network(
@@ -242,9 +243,13 @@ def from_network(
     spec: DataSpec,
     rules: Rules,
     project: Mapping[str, Callable[[Tree], Tree]] = MappingProxyType({}),
+    dtype: Any = jnp.float32,
 ) -> Method:
-    """The family with any network `apply(params, mutable, x, t, label)`: see `Denoiser`."""
-    model = denoiser_of(net, options, spec)
+    """The family with any network `apply(params, mutable, x, t, label)`: see `Denoiser`.
+
+    `dtype` is the compute type of what reads texts for it.
+    """
+    model = denoiser_of(net, options, spec, dtype)
     uncertainty = model.uncertainty
     names = ("denoiser", "uncertainty") if uncertainty else ("denoiser",)
     if uncertainty:
@@ -275,12 +280,14 @@ def from_network(
     )
 
 
-def denoiser_of(net: Functional, options: Options, spec: DataSpec) -> Denoiser:
+def denoiser_of(
+    net: Functional, options: Options, spec: DataSpec, dtype: Any = jnp.float32
+) -> Denoiser:
     """The model of a network, with an uncertainty network if the uncertainty is learned."""
     uncertainty = None
     if options.weighting == "uncertainty":
         uncertainty = functional(lambda rngs: edm2_unet.Uncertainty(rngs=rngs))
-    rows = rows_of(options, spec)
+    rows = rows_of(options, spec, dtype)
     return Denoiser(net, options, spec, path_of(options), uncertainty, rows)
 
 

@@ -54,7 +54,7 @@ def build(config: ConfigDict, spec: DataSpec, stages: Mapping[str, Stage]) -> Me
     vectors = vectors_of("embedding_prior.clip", o.clip, spec, stages)
     text = config.diffusion.conditions
     require("text" in text, "diffusion.conditions", text, "('text',): a prior is told captions")
-    for name in ("embedding", "low_resolution", "text_dropout"):
+    for name in ("embedding", "embedding_dropout", "low_resolution", "text_dropout"):
         value = config.diffusion.get(name)
         require(not value, f"diffusion.{name}", value, "none: a prior has no such condition")
     std, real = vectors.field.facts, np.dtype(np.float32)
@@ -65,12 +65,14 @@ def build(config: ConfigDict, spec: DataSpec, stages: Mapping[str, Stage]) -> Me
     options = options._replace(conditions=(*options.conditions, CAPTION))
     channels = vectors.size * (2 if options.variance == "learned" else 1)
     chosen = network(config, own, channels, options)
-    method = diffusion.from_network(chosen.net, options, own, chosen.rules, chosen.project)
-    model = diffusion.denoiser_of(chosen.net, options, own)
+    dtype = jnp.dtype(config.precision)
+    method = diffusion.from_network(chosen.net, options, own, chosen.rules, chosen.project, dtype)
+    model = diffusion.denoiser_of(chosen.net, options, own, dtype)
     return method._replace(
         prepare=partial(prepare, vectors),
         evaluate=partial(evaluate, vectors, model, method),
         sample=partial(sample, vectors, o.candidates, method),
+        plan=partial(diffusion.plan, options, model.path),  # other texts need vectors of their own
         conditions={n: f for n, f in method.conditions.items() if n != CAPTION},
         output=Field("real", (vectors.size,), real, {}),
         apply=vectors.stage.apply,

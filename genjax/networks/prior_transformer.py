@@ -62,7 +62,7 @@ class Network(nnx.Module):
           num_classes: 0: the network has no labels.
           context_width: size of a token's vector.
           vector_width: size of the caption's vector.
-          length: the largest number of tokens of a caption.
+          length: the number of tokens of a caption, S.
           width: D; see `transformer.Options`, also for the arguments not listed here.
           dropout: rate on the embedded sequence and on what each block adds.
           dtype: compute type.

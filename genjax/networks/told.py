@@ -9,7 +9,7 @@ context    a sequence of vectors, which cross-attention sees
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,14 @@ from genjax.networks.transformer import Transformer
 from genjax.nn.layers import Embed, Linear, space_to_depth
 from genjax.nn.pixels import to_float
 from genjax.nn.positions import sinusoidal
-from genjax.parallel.rules import Rules, fsdp, replicate
+from genjax.parallel.rules import Rules, fsdp, replicate, tensor
 
-RULES: Rules = ((r"conditions/.*(kernel|embedding)$", fsdp), (r"conditions/", replicate))
+RULES: Rules = (
+    (r"conditions/.*blocks/up/kernel$", tensor(-1)),
+    (r"conditions/.*blocks/(qkv|merge|down)/kernel$", tensor(-2)),
+    (r"conditions/.*(kernel|embedding)$", fsdp),
+    (r"conditions/", replicate),
+)
 
 
 class Way(NamedTuple):
@@ -97,11 +102,13 @@ class RowOptions(NamedTuple):
       width: width of the vectors, E.
       depth: number of blocks of the transformer over a text's vectors; 0 for none.
       heads: its attention heads.
+      dtype: its compute type.
     """
 
     width: int
     depth: int = 0
     heads: int = 4
+    dtype: Any = jnp.float32
 
 
 def is_real(field: Field) -> bool:
@@ -226,7 +233,7 @@ class Row(nnx.Module):
         self.end, self.pad = special.get("eos", -1), special.get("pad", -1)
         sizes = {"width": width, "depth": o.depth, "heads": o.heads, "causal": False}
         encoded = field.kind == "text" and o.depth > 0
-        self.body = Transformer(**sizes, rngs=rngs) if encoded else None
+        self.body = Transformer(**sizes, dtype=o.dtype, rngs=rngs) if encoded else None
 
     def __call__(
         self, x: Array, hidden: Bool[Array, "B"] | None

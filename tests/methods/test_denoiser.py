@@ -73,7 +73,8 @@ def values_of(fields, count, seed=0):
 def config_of(name, **section):
     model = {"network": name, "denoiser": NETWORKS[name]}
     section = {"context_width": 8, "num_timesteps": 10, "steps": 3, "eval_timesteps": 2} | section
-    section = {"context_depth": 1, "context_heads": 2} | section
+    if "text" in section.get("conditions", ()):
+        section = {"context_depth": 1, "context_heads": 2} | section
     return ConfigDict({"diffusion": section, "model": model, "precision": "float32"})
 
 
@@ -450,8 +451,15 @@ def test_wrong_prompts_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         method.plan(**options)
     without = diffusion.build(config_of("dit"), SPEC)
-    with pytest.raises(ConfigError, match="not conditioned on a text"):
+    with pytest.raises(ConfigError, match="no text that others could replace"):
         without.plan(guidance=2, negative_prompt="a")
+
+
+def test_a_reader_of_texts_without_a_text_is_refused():
+    with pytest.raises(ConfigError, match="context_depth=2: expected 0: no text is among"):
+        diffusion.build(config_of("dit", context_depth=2), SPEC)
+    with pytest.raises(ConfigError, match="context_heads=3: expected a divisor of context_width=8"):
+        diffusion.build(config_of("dit", conditions=("text",), context_heads=3), SPEC)
 
 
 def test_a_sample_does_not_depend_on_those_beside_it():

@@ -29,6 +29,7 @@ from genjax.config import ConfigError
 from genjax.data import captions
 from genjax.methods import derived_conditions as derived
 from genjax.methods import diffusion
+from genjax.nn.pixels import to_float, to_uint8
 from genjax.sampling.embeddings import slerp, text_diff, unit
 
 
@@ -43,7 +44,7 @@ def built(options, stages, spec=None):
         return condition
 
     plain = method_of(sample, conditions={name: spec.fields[name] for name in o.conditions})
-    return derived.joined(plain, found)
+    return derived.joined(plain, found, spec)
 
 
 def told(method, condition, num=N, names=("clip", "prior", "decoder")):
@@ -74,7 +75,7 @@ def test_training_hides_vectors_and_captions_independently_and_evaluation_neithe
     plain = method_of(None)._replace(evaluate=lambda p, m, batch, key: seen.update(batch) or {})
     spec = spec_of(SIDE)
     o = diffusion.Options(**WITH_PRIOR | {"embedding_dropout": 0.25})
-    joined = derived.joined(plain, derived.parts(o, spec, PRIOR))
+    joined = derived.joined(plain, derived.parts(o, spec, PRIOR), spec)
     joined.evaluate(params("prior"), params("prior"), batch, KEY)
     np.testing.assert_allclose(seen["embedding"], full, atol=1e-6)
     np.testing.assert_array_equal(seen["text"], batch["text"])
@@ -123,13 +124,12 @@ def test_mixes_are_slerps_of_images_and_captions():
 
 
 def test_images_of_another_size_are_resized_for_the_stage():
-    large = np.repeat(np.repeat(images(), 2, 1), 2, 2)
-    method = built(WITH_CLIP, CLIP, spec_of(2 * SIDE))
-    batch = {"image": jnp.asarray(np.full_like(large, 90))}
-    made = method.prepare(params("clip"), params("clip"), batch, KEY, 0)["embedding"]
-    expected = vectors(np.full((N, SIDE, SIDE, 3), 90))
-    seen = np.abs(np.asarray(made)).sum(1) > 0
-    np.testing.assert_allclose(np.asarray(made)[seen], expected[seen], atol=1e-6)
+    large = jnp.asarray(images(side=2 * SIDE))
+    method = built(WITH_CLIP | {"embedding_dropout": 0.0}, CLIP, spec_of(2 * SIDE))
+    made = method.prepare(params("clip"), params("clip"), {"image": large}, KEY, 0)["embedding"]
+    small = jax.image.resize(to_float(large), (N, SIDE, SIDE, 3), "linear")
+    np.testing.assert_allclose(made, vectors(to_uint8(small)), atol=1e-6)
+    assert np.abs(np.asarray(made) - vectors(large[:, ::2, ::2])).max() > 0.01
 
 
 def test_what_a_user_may_give():
@@ -238,6 +238,12 @@ def test_what_is_missing_in_sampling_is_one_clear_error():
     method = built(WITH_PRIOR, PRIOR)
     with pytest.raises(ConfigError, match="needs the vector of an image: give --image"):
         told(method, {})
+    for more in (
+        {"embedding": jnp.ones((N, E))},
+        {"other_image": images(), "before": texts("a", "b", "c")},
+    ):
+        with pytest.raises(ConfigError, match="expected one first vector, and one"):
+            told(method, {"image": images(), **more})
     with pytest.raises(ConfigError, match="--mix is given without a second image or caption"):
         told(method, {"image": images(), "mix": jnp.zeros(N)})
     with pytest.raises(ConfigError, match="--after is missing"):

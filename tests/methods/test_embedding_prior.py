@@ -26,7 +26,12 @@ from genjax.nn.functional import Functional
 from genjax.sampling import draw
 from genjax.sampling.embeddings import unit
 
-TINY = {"diffusion.num_timesteps": 8, "diffusion.eval_timesteps": 4, "diffusion.steps": 4}
+TINY = {
+    "precision": "float32",
+    "diffusion.num_timesteps": 8,
+    "diffusion.eval_timesteps": 4,
+    "diffusion.steps": 4,
+}
 TINY |= {"diffusion.context_width": 6}
 
 
