@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     config.method = "seq2seq"
     config.dataset.name = "avatars"
     config.dataset.target = "text"
+    config.dataset.validation = "5_percent"  # avatars have one
     config.dataset.text.tokenizer = "wordpiece"
     config.dataset.text.vocabulary_size = 512
     config.dataset.text.length = 40

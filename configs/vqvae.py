@@ -71,7 +71,6 @@ TINY = {
 # Data with captions. A prior on the tokens must have the same.
 AVATARS = {
     "dataset.name": "avatars",
-    "dataset.validation": "",
     "dataset.text.tokenizer": "wordpiece",
     "dataset.text.vocabulary_size": 512,
     "dataset.text.length": 40,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from parts import left_out
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -23,6 +24,15 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax  # noqa: E402  (reads the environment)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out the tests of whole runs that are not in GENJAX_TEST_PART."""
+    folder = f"{Path(__file__).parent.name}/"
+    names = {item: item.nodeid.removeprefix(folder) for item in items}
+    absent = left_out(list(names.values()), os.environ.get("GENJAX_TEST_PART", "all"))
+    config.hook.pytest_deselected(items=[item for item in items if names[item] in absent])
+    items[:] = [item for item in items if names[item] not in absent]
 
 
 @pytest.fixture(scope="module", autouse=True)

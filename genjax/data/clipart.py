@@ -57,8 +57,8 @@ def _resvg() -> Any:
     except ImportError as error:
         raise ConfigError(
             "the pictures of openmoji are SVG, and the package resvg-py, which draws them, is not "
-            "installed: pip install 'genjax-models[svg]' (or pip install resvg-py). The data set "
-            "'emoji' needs no such package."
+            "installed. Run GENJAX_EXTRAS=svg launch/local.sh with the same arguments (or pip "
+            "install 'genjax-models[svg]'). The data set 'emoji' needs no such package."
         ) from error
     return resvg_py
 

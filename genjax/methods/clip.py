@@ -157,19 +157,23 @@ def _text_tower(model: ConfigDict, caption: Field, made: dict[str, Any], rngs: A
 def _pretrained(
     config: ConfigDict, shape: tuple, caption: Field
 ) -> Callable[[], tuple[dict[str, Tree], dict[str, Tree]]]:
-    """Reads the weights that the config names; their options are checked now.
+    """A function that reads the weights that the config names, once, before training.
 
-    Raises:
-      ConfigError: they are for other images or captions, or for another loss.
+    It raises a ConfigError if they are for other images or captions, or for another loss.
     """
-    folder, (length,) = pretrained.located(config.weights), caption.shape
-    model, where = imported.describe(folder), f"as the model in config.weights={config.weights!r}"
-    require(shape == (*model.size, 3), "images of shape", shape, f"{(*model.size, 3)}, {where}")
-    known, found = model.vocabulary_size, caption.facts["vocabulary_size"]
-    require(found == known, "vocabulary of the captions", found, f"{known} tokens, {where}")
-    require(length <= model.length, "dataset.text.length", length, f"at most {model.length}")
-    require(config.clip.loss == model.loss, "clip.loss", config.clip.loss, f"{model.loss}, {where}")
-    return lambda: (imported.read(folder, length), {})
+
+    def read() -> tuple[dict[str, Tree], dict[str, Tree]]:
+        folder, (length,) = pretrained.located(config.weights), caption.shape
+        model, where = imported.describe(folder), f"as in config.weights={config.weights!r}"
+        require(shape == (*model.size, 3), "images of shape", shape, f"{(*model.size, 3)}, {where}")
+        known, found = model.vocabulary_size, caption.facts["vocabulary_size"]
+        require(found == known, "vocabulary of the captions", found, f"{known} tokens, {where}")
+        require(length <= model.length, "dataset.text.length", length, f"at most {model.length}")
+        loss = config.clip.loss
+        require(loss == model.loss, "clip.loss", loss, f"{model.loss}, {where}")
+        return imported.read(folder, length), {}
+
+    return read
 
 
 def first_scale(o: Options) -> float:

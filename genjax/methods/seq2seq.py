@@ -29,6 +29,7 @@ from genjax.interop import encoder_decoder
 from genjax.method import Batch, DataSpec, Field, Method, Phase, Tree, find_module
 from genjax.methods import lm
 from genjax.methods.corruption import corrupt_spans, infill, spans
+from genjax.modalities.image import image_shape
 from genjax.nn.functional import Functional, functional
 from genjax.nn.pixels import to_float
 from genjax.sampling import prompts
@@ -190,6 +191,7 @@ def pairs_of(spec: DataSpec, options: Options) -> Pairs:
     if texts == [spec.target] and len(images) == 1:
         expected = f"'' for {spec.name}, whose examples are images with captions"
         require(not o.corruption, "config.seq2seq.corruption", o.corruption, expected)
+        image_shape(spec._replace(target=images[0]), "seq2seq")
         return Pairs(spec, images[0], None)
     if len(texts) == 2 and spec.target in texts:
         expected = f"'' for {spec.name}, whose examples are pairs"

@@ -318,7 +318,7 @@ def reranker(config: ConfigDict, options: Options, stages: Mapping[str, Stage]) 
     Raises:
       ConfigError: the stage does not compare pictures of this size with this text.
     """
-    if RERANKER not in stages or not options.conditions:
+    if RERANKER not in stages or not options.conditions or not config.dataset.codes:
         return None
     (name,), judge, coder = options.conditions, stages[RERANKER], stages[config.dataset.codes]
     theirs, ours = judge.spec.fields, coder.spec.generated
@@ -329,6 +329,9 @@ def reranker(config: ConfigDict, options: Options, stages: Mapping[str, Stage]) 
             f"on images {tuple(ours.shape)} with captions {name!r}; it is one of method "
             f"{judge.config.method} on {', '.join(f'{n} {f.shape}' for n, f in theirs.items())}."
         )
+    (known,), (longest,) = theirs[name].shape, coder.spec.fields[name].shape
+    key, expected = f"config.stages.{RERANKER}", f"a CLIP of captions of at least {longest} tokens"
+    require(known >= longest, key, config.stages[RERANKER], f"{expected}; it knows {known}")
 
     def best(
         params: dict, mutable: dict, codes: Array, captions: Int[Array, "B T"], count: int

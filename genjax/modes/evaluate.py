@@ -139,13 +139,14 @@ def judge(config: ConfigDict, samples: str, references: str) -> dict[str, float]
     with jax.set_mesh(mesh):
         scorers = judges.build(config, dataset, mesh)
         judges.check(config, rows, dataset)
-        if not references and any(scorer.paired for scorer in scorers):
+        if not references and any(scorer.paired or scorer.fields for scorer in scorers):
             raise ConfigError(
                 "--references is missing: a judge compares each sample with its reference."
             )
         names = sorted({name for scorer in scorers for name in scorer.fields})
         correct = _examples(config, dataset, samples, references, len(rows), names)
-        for scorer in scorers:  # each checks the samples before it loads its model
+        for scorer in scorers:
+            scorer.prepare()
             # A fixed subset from all over the file, because the samples may be sorted.
             count = min(scorer.samples or len(rows), len(rows))
             chosen = np.sort(sources.order(len(rows))[:count])
@@ -204,9 +205,10 @@ def _read(dataset: catalogue.Dataset, location: str, flag: str) -> np.ndarray:
     Raises:
       ConfigError: there is no such file, split or array.
     """
-    if source := dataset.splits.get(location):
-        return sources.take(source, np.arange(len(source)))[dataset.spec.target]
     field = dataset.spec.generated
+    if source := dataset.splits.get(location):
+        rows = sources.take(source, np.arange(len(source)))[dataset.spec.target]
+        return rows[:, 0] if "wordings" in field.facts else rows
     reader = getattr(modalities.find(field), "read", None)
     if not location.endswith(".npz") and reader is not None:
         return reader(location, field)

@@ -180,7 +180,7 @@ def test_openmoji_has_tags_of_the_emoji_in_every_skin_tone(package, monkeypatch,
     assert "CC BY-SA 4.0" in caplog.text
 
     monkeypatch.setitem(sys.modules, "resvg_py", None)
-    with pytest.raises(ConfigError, match=r"resvg-py.* not installed: pip install"):
+    with pytest.raises(ConfigError, match=r"resvg-py.* not installed. Run GENJAX_EXTRAS=svg"):
         load("openmoji", image_size=9)
 
 

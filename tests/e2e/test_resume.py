@@ -27,13 +27,13 @@ from genjax.training.digests import digest, digests
 from genjax.training.workdir import read_config, read_spec
 
 LONG = ["--config.duration=40_steps", "--config.evals.every=20_steps"]
-LONG += ["--config.ema.power=(0.05,0.1)", "--config.ema.snapshots=10_steps"]
+AVERAGES = ["--config.ema.power=(0.05,0.1)", "--config.ema.snapshots=10_steps"]
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
-    Cli(folder).train(folder / "run", *LONG)
+    Cli(folder).train(folder / "run", *LONG, *AVERAGES)
     return folder / "run"
 
 
@@ -47,11 +47,11 @@ def test_killed_at_a_random_step_and_resumed_is_bitwise_the_same(cli, tmp_path, 
     """It saves after every step, so that it dies in the middle of a save."""
     step = random.randrange(5, 38)
     print(f"killing at step {step}")
-    process = start(cli, tmp_path / "run", "--config.checkpoint.every=1_steps")
+    process = start(cli, tmp_path / "run", "--config.checkpoint.every=1_steps", *AVERAGES)
     wait_for_step(process, tmp_path / "run", step)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    _, err = cli.train(tmp_path / "run", *LONG)
+    _, err = cli.train(tmp_path / "run", *LONG, *AVERAGES)
     assert "resuming at step" in err
     assert reported_digest(tmp_path / "run") == reported_digest(uninterrupted)
     assert timeless_metrics(tmp_path / "run") == timeless_metrics(uninterrupted)

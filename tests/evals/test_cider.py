@@ -89,10 +89,13 @@ def test_the_judge_compares_with_every_wording_of_the_pictures_samples_were_draw
     references = [[tokenizer.decode(ids) for ids in texts] for texts in several]
     samples = np.stack([texts[-1] for texts in several])
     said = [texts[-1] for texts in references]
-    found = judge.judge(samples, samples, {})
+    first = np.stack([texts[0] for texts in several])
+    found = judge.judge(samples, first, {})
     assert set(found) == set(judge.metrics)
     assert found["bleu"] == pytest.approx(text.bleu(said, references))
     assert found["cider"] == pytest.approx(cider.cider(said, references).mean())
     assert found["cider"] > 0
+    with pytest.raises(ConfigError, match="the first 4 examples of evals"):
+        judge.judge(samples, first[::-1], {})
     with pytest.raises(ConfigError, match="captions judges texts, but 'image' of toy"):
         captions.build_judge(captions.Options(), evals, data(3, "image")[0], None)

@@ -60,12 +60,20 @@ def build_judge(options: Options, evals: ConfigDict, dataset: Dataset, mesh: Mes
         rows = conditions.held_out(dataset.splits[evals.split], options.generated)
         wordings = rows[dataset.spec.target]
         wordings = wordings if wordings.ndim == 3 else wordings[:, None]
-        held["references"] = [strings(several, field) for several in wordings]
+        held["first"] = wordings[:, 0]
+        held["references"] = [list(dict.fromkeys(strings(w, field))) for w in wordings]
 
     def judge(
         samples: np.ndarray, references: np.ndarray, given: Mapping[str, np.ndarray]
     ) -> dict[str, float]:
-        return compare(strings(samples, field), held["references"][: len(samples)])
+        count = len(samples)
+        if not np.array_equal(references, held["first"][:count]):
+            raise ConfigError(
+                f"--references: captions compares with all captions of the first {count} examples "
+                f"of evals.split={evals.split!r}, and these are others. Give --references="
+                f"{evals.split} and evals.captions.generated of at least the number of samples."
+            )
+        return compare(strings(samples, field), held["references"][:count])
 
     names = tuple(compare(["a b"] * 2, [["a b"]] * 2))
     return Judge(judge, names, options.generated, paired=True, prepare=prepare)
