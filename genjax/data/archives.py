@@ -65,7 +65,7 @@ def unpacked(archive: Path) -> Path:
     stat = archive.stat()
     state = f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}"
     key = hashlib.sha256(state.encode()).hexdigest()[:24]
-    folder = packages.cache_root() / "archives" / key
+    folder = packages.cache_root() / "archives" / f"{stem(archive)}-{key}"
     with packages.lock(f"archive-{key}"):
         if not folder.exists():
             options = {} if archive.suffix == ".zip" else {"filter": "data"}

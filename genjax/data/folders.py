@@ -262,8 +262,8 @@ def _places(path: str) -> _Places:
         inside = listing.visible(root)
         if inside and all(p.is_file() and p.name.endswith(archives.SUFFIXES) for p in inside):
             parts = inside
-    if len(parts) == 1:
-        (root,) = parts
+            root = inside[0] if len(inside) == 1 else root  # one archive has its splits inside
+    if parts == [root]:
         root = archives.unpacked(root) if root.is_file() else root
         folders = _split_folders(root)
         names = {split: ", ".join(sorted(p.name for p in of)) for split, of in folders.items()}

@@ -120,6 +120,14 @@ def test_braces_that_ask_for_too_much_are_refused():
         archives.expanded("{0..999}/{0..999}.tar")
 
 
+def test_a_folder_of_one_archive_has_the_splits_inside(tmp_path):
+    members = {f"train/{i}.png": i for i in range(3)} | {"test/9.png": 9}
+    shard(tmp_path / "set" / "all.tar", members)
+    splits = load(tmp_path / "set").splits
+    sizes = {split: len(source) for split, source in splits.items() if len(source)}
+    assert sizes == {"train": 3, "test": 1}
+
+
 def test_a_missing_shard_is_named_and_counted(tmp_path):
     shards(tmp_path, ["000", "002"])
     with pytest.raises(ConfigError, match=r"2 of its 4 files are missing; the first is .*001\.tar"):
