@@ -1,4 +1,4 @@
-"""Three commits in a row test every whole run once, and everything else each time."""
+"""The parts are together all tests of whole runs, and every other test is in each."""
 
 import pytest
 from parts import left_out
