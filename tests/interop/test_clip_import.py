@@ -175,8 +175,19 @@ def test_data_that_the_weights_are_not_for_are_refused(keys, changes, says, tmp_
     given = {"weights": str(fetch("gelu", tmp_path)), **keys}
     config = configs.load("configs/import_clip.py", given)
     with_length = {"text": field(tmp_path, config.dataset.text.length)}
+    method = clip.build(config, spec(tmp_path, **{**with_length, **changes}))
     with pytest.raises(ConfigError, match=says):
-        clip.build(config, spec(tmp_path, **{**with_length, **changes}))
+        method.pretrained()
+
+
+def test_a_run_of_imported_weights_outlives_their_folder(tmp_path):
+    config = configs.load("configs/import_clip.py", {"weights": str(fetch("gelu", tmp_path))})
+    text = {"text": field(tmp_path, config.dataset.text.length)}
+    described = spec(tmp_path, **text)
+    config.weights = str(tmp_path / "moved")
+    method = clip.build(config, described)
+    with pytest.raises(ConfigError, match="there is no such folder"):
+        method.pretrained()
 
 
 def test_missing_files_are_named(tmp_path):
