@@ -29,6 +29,7 @@ from genjax.methods.composition import NO_PROMPTS, Prompts, others_of, parsed_pr
 from genjax.methods.denoiser import (
     Denoiser,
     Known,
+    Section,
     check_conditions,
     fields_of,
     network,
@@ -188,7 +189,8 @@ def _guidable(o: Options, guided: bool, by_weights: bool) -> None:
 
     Also raises it for worse weights without guidance.
     """
-    if guided and not by_weights and not guidable(o):
+    derived = (o.embedding or o.low_resolution) and o.label_dropout
+    if guided and not by_weights and not (guidable(o) or derived):
         raise ConfigError(
             "guidance: the model must have been trained with diffusion.class_conditional=True or "
             "diffusion.conditions, and diffusion.label_dropout > 0, to be guided, or --guide_ema "
@@ -201,10 +203,9 @@ def _guidable(o: Options, guided: bool, by_weights: bool) -> None:
         )
 
 
-def guidable(o: Options) -> bool:
+def guidable(o: Section) -> bool:
     """Whether the network is also trained without its conditions."""
-    conditions = o.class_conditional or o.conditions or o.embedding or o.low_resolution
-    return bool(conditions and o.label_dropout)
+    return bool((o.class_conditional or o.conditions) and o.label_dropout)
 
 
 def path_of(o: Options) -> Path:
