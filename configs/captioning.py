@@ -11,7 +11,7 @@ each. A picture has four captions, of which one is drawn each time it is seen.
 
 Presets, as in --config=configs/captioning.py:tiny:
   tiny       8 x 8 emoji and their names, a very small model: a test of the installation in under a
-             minute
+             minute; it writes commas
   paper      the sizes of CPTR (Liu et al. 2021): ViT-B/16 at 384 x 384 and a decoder of 4 layers,
              without its pretrained weights, for accelerators and your own captioned pictures
              (--config.dataset.name=folder --config.dataset.path=DIR); not run by us

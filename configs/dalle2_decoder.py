@@ -10,7 +10,7 @@ vector when only a caption is given.
   score      not measured yet
 
 Presets, as in --config=configs/dalle2_decoder.py:tiny:
-  tiny       very small models, a test of the installation; not run to the end yet
+  tiny       very small models, a test of the installation; the samples are noise
   no_prior   with a CLIP alone: a caption is drawn without a vector
   paper      near the size of the paper's decoder at 64 x 64, for accelerators and your own
              captioned pictures, of which you train a dalle2_prior.py:paper first; not run by us

@@ -9,7 +9,7 @@ Default: the faces of `avatars` and a CLIP on them, a causal transformer of 6 bl
   score      not measured yet
 
 Presets, as in --config=configs/dalle2_prior.py:tiny:
-  tiny       very small models, a test of the installation; not run to the end yet
+  tiny       very small models, a test of the installation
   paper      near the size and the recipe of the paper's diffusion prior, for accelerators and your
              own captioned pictures, of which you train a clip.py:vit_b32 first
              (--config.dataset.name=folder --config.dataset.path=DIR --config.stages.clip=RUN); not

@@ -11,7 +11,7 @@ small picture when only a caption is given. So one command runs the whole chain:
   score      not measured yet
 
 Presets, as in --config=configs/dalle2_upsampler.py:tiny:
-  tiny       very small models, all four of them: a test of the installation; not run yet
+  tiny       very small models, all four of them: a test of the installation; the samples are noise
   paper      near the size of the paper's upsampler from 64 x 64 to 256 x 256, for accelerators and
              your own captioned pictures, of which you train a dalle2_decoder.py:paper first; not
              run by us
