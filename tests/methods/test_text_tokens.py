@@ -182,9 +182,9 @@ def test_the_candidate_with_the_highest_cosine_is_kept():
 def test_reranking_takes_of_each_texts_candidates_the_one_the_judge_prefers(prior):
     """The judge prefers images of many ones for the text 'b', and of few for others."""
     _, params, model, _ = prior
+    fields = {"image": Field("image", SHAPE, np.uint8), "text": spec().fields["text"]}
     stage = SimpleNamespace(
-        decode=lambda params, mutable, codes: codes,
-        spec=DataSpec("toy", {"image": Field("image", SHAPE, np.uint8)}, "image", {}),
+        decode=lambda params, mutable, codes: codes, spec=DataSpec("toy", fields, "image", {})
     )
 
     def apply(params, mutable, batch):
@@ -195,7 +195,6 @@ def test_reranking_takes_of_each_texts_candidates_the_one_the_judge_prefers(prio
             "text": jnp.stack([many, 1 - many], 1),
         }
 
-    fields = {"image": Field("image", SHAPE, np.uint8), "text": spec().fields["text"]}
     judge = SimpleNamespace(
         spec=DataSpec("toy", fields, "image", {}),
         method=SimpleNamespace(apply=apply),
@@ -213,13 +212,14 @@ def test_reranking_takes_of_each_texts_candidates_the_one_the_judge_prefers(prio
     share = plain.reshape(100, 8, 4).mean(-1)
     expected = np.where(np.arange(100) % 2 == 1, share.max(1), share.min(1))
     np.testing.assert_allclose(kept.reshape(100, 4).mean(-1), expected)
-    small = judge.spec._replace(fields=fields | {"image": Field("image", (8, 8, 3), np.uint8)})
-    with pytest.raises(ConfigError, match=r"expected a run of method clip on images \(2, 2, 1\)"):
-        token_prior.reranker(
-            c,
-            model.options,
-            {"vq": stage, "clip": SimpleNamespace(**vars(judge) | {"spec": small})},
-        )
+    short = fields["text"]._replace(shape=(1,))
+    for changed, says in (
+        ({"image": Field("image", (8, 8, 3), np.uint8)}, r"method clip on images \(2, 2, 1\)"),
+        ({"text": short}, "captions of at least . tokens; it knows 1"),
+    ):
+        other = vars(judge) | {"spec": judge.spec._replace(fields=fields | changed)}
+        with pytest.raises(ConfigError, match=says):
+            token_prior.reranker(c, model.options, {"vq": stage, "clip": SimpleNamespace(**other)})
 
 
 def test_what_is_refused_of_texts_and_guidance(prior):
