@@ -13,7 +13,7 @@ Default: Fashion-MNIST, a convolutional network of 0.49M parameters, 360,000 exa
 Presets, as in --config=configs/classifier.py:tiny:
   tiny       8 x 8 digits, a test of the installation in seconds
   avatars    the twelve attributes of characters in pixel art, by a head each: 100.0 % right on
-             test, after 6 minutes on one core (busy)
+             test, after 6 minutes on one core (busy), trained by the judge `attributes`
 """
 
 from ml_collections import ConfigDict
