@@ -111,7 +111,7 @@ _AVATARS = {
     "dataset.test": "",
     "dataset.text.vocabulary_size": 512,
     "dataset.text.length": 48,
-    "model.vit.patch_size": 2,
+    "duration": "2000_steps",
     "evals.limit": 1000,
 }
 

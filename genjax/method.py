@@ -154,6 +154,19 @@ class Codec(NamedTuple):
     log_likelihood: Callable[..., jax.Array] | None = None
 
 
+class TextEncoder(NamedTuple):
+    """What a trained method makes of a text, for another run that has it as a stage.
+
+    Attributes:
+      field: the field of such texts.
+      encode: (params, mutable, tokens [B, T]) -> a vector of each token [B, T, D], float32, and
+        which tokens belong to the text [B, T].
+    """
+
+    field: Field
+    encode: Callable[[dict[str, Tree], dict[str, Tree], jax.Array], tuple[jax.Array, jax.Array]]
+
+
 class Alarm(NamedTuple):
     """A warning sign: a metric is below a bound for several evaluations in a row.
 
@@ -212,6 +225,7 @@ class Method(NamedTuple):
       output: the field that `sample` draws, if it is not the field that the data generate.
       apply: (params, mutable, batch) -> what this method computes for another run that has it as a
         stage: an embedding, logits.
+      text_encoder: how another run can read texts with this method.
       prepare: (params, mutable, batch, key, step) -> the batch that the phases see, computed once
         per step from the whole batch, without a gradient: rollouts, targets of a teacher, codes,
         pseudo-labels. Its fields and its number of examples may differ from the loader's.
@@ -244,6 +258,7 @@ class Method(NamedTuple):
     options: Mapping[str, Callable[[str], Any]] = {}
     output: Field | None = None
     apply: Callable[..., Any] | None = None
+    text_encoder: TextEncoder | None = None
     prepare: Callable[..., Batch] | None = None
     follows: Mapping[str, Follow] = {}
     plan: Callable[..., Mapping[str, Any]] | None = None

@@ -24,7 +24,7 @@ from genjax.checks import ConfigError, Finite, Positive, Weight, Width, one_of, 
 from genjax.config import construct, read_options
 from genjax.interop import clip as imported
 from genjax.interop import pretrained
-from genjax.method import Aux, Batch, DataSpec, Field, Method, Phase, Rules, Tree
+from genjax.method import Aux, Batch, DataSpec, Field, Method, Phase, Rules, TextEncoder, Tree
 from genjax.modalities.image import image_shape
 from genjax.networks import cnn, text_tower, vit
 from genjax.nn.functional import Functional, functional
@@ -109,6 +109,7 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
         sample=sample,
         rules=RULES,
         apply=partial(embed, towers),
+        text_encoder=TextEncoder(caption, partial(encode_text, towers)),
         prepare=partial(cached, towers) if towers.microbatches > 1 else None,
         project={"similarity": partial(clipped, o)} if o.loss == "infonce" else {},
     )
@@ -229,6 +230,13 @@ def embed(
         vectors = out[1] if isinstance(out, tuple) else out  # a classifier also gives features
         found[name] = laid(unit(vectors.astype(jnp.float32)), EXAMPLES, None)
     return found
+
+
+def encode_text(
+    towers: Towers, params: dict, mutable: dict, text: Int[Array, "B T"]
+) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
+    """The text tower's vector of each token, and which tokens belong to the text."""
+    return towers.text.apply(params["text"], mutable["text"], text, pooled=False)[0]
 
 
 def infonce(

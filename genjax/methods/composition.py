@@ -14,15 +14,16 @@ from genjax.config import ConfigError
 from genjax.method import DataSpec, Field
 from genjax.methods.denoiser import Denoiser, Known
 from genjax.modalities import text
+from genjax.networks.told import text_of
 
 
 def prompt_of(conditions: Sequence[str], spec: DataSpec) -> str | None:
-    """The name of the text among the conditions: the first one, or None."""
-    return next((name for name in conditions if spec.fields[name].kind == "text"), None)
+    """The name of the text among the conditions, or of its vectors: the first one, or None."""
+    return next((name for name in conditions if text_of(spec.fields[name])), None)
 
 
 class Prompts(NamedTuple):
-    """Texts beside the one that an image is for, as tokens.
+    """Texts beside the one that an image is for, as tokens or as vectors of a text encoder.
 
     Attributes:
       negative: what to guide away from; None for no text.
@@ -30,8 +31,8 @@ class Prompts(NamedTuple):
       weights: of these, relative to the scale of guidance.
     """
 
-    negative: Int[np.ndarray, " L"] | None = None
-    more: Int[np.ndarray, "K L"] | None = None
+    negative: Int[Array, "L"] | Float[Array, "L D"] | None = None
+    more: Int[Array, "K L"] | Float[Array, "K L D"] | None = None
     weights: Float[np.ndarray, " K"] | None = None
 
 

@@ -117,7 +117,7 @@ def rows_of(o: Section, spec: DataSpec, dtype: Any) -> Functional | None:
     fields = {n: spec.fields[n] for n in o.conditions}
     rows = {n: f for n, f in fields.items() if entering.way_of(n, f) == "context"}
     width, depth, heads = o.context_width, o.context_depth, o.context_heads
-    if not any(field.kind == "text" for field in rows.values()):
+    if not any(entering.text_of(field) for field in rows.values()):
         require(not depth, "context_depth", depth, "0: no text is among the conditions")
     if not rows:
         return None

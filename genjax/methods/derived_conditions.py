@@ -4,6 +4,8 @@ embedding        the vector of the image by a stage, such as CLIP; from a captio
 low_resolution   the image itself, averaged over squares of pixels, with noise (Ho et al. 2022b);
                  from a caption, a stage draws it
 text             the caption, replaced by an empty one in some training examples
+text_vectors     the vectors of the caption's tokens by a stage, a frozen text encoder, as in Imagen
+                 (Saharia et al. 2022) and Stable Diffusion
 
 They make up DALL-E 2's decoder and upsamplers (Ramesh et al. 2022). In training `Method.prepare`
 makes them from a batch, with no gradient. In sampling they are made from what the user gives.
@@ -22,6 +24,7 @@ from jaxtyping import Array, Float, Int
 from genjax.checks import ConfigError, require
 from genjax.data import captions
 from genjax.method import Batch, DataSpec, Field, Method, Stage
+from genjax.methods.composition import Prompts
 from genjax.methods.vectors import Vectors, drawn, stage_of, vectors_of
 from genjax.modalities.label import NAME as LABEL
 from genjax.nn.pixels import to_float
@@ -30,7 +33,13 @@ from genjax.sampling import paths
 from genjax.sampling.conditions import Condition, labels, required
 from genjax.sampling.embeddings import slerp, text_diff, unit
 
-EMBEDDING, SMALL, LEVEL, NOISE = "embedding", "low_resolution", "low_resolution_level", "noise"
+EMBEDDING, TEXT_VECTORS, SMALL, LEVEL, NOISE = (
+    "embedding",
+    "text_vectors",
+    "low_resolution",
+    "low_resolution_level",
+    "noise",
+)
 LEVEL_FEATURES = 64
 UNLISTED = {"field": ""}  # a condition with this fact is never taken from held-out examples
 
@@ -44,6 +53,7 @@ class Section(Protocol):
     embedding: str
     embedding_dropout: float
     text_dropout: float
+    text_encoder: str
     low_resolution: int
     low_resolution_stage: str
     low_resolution_noise: float
@@ -57,12 +67,14 @@ class Part(NamedTuple):
       given: what a user may give for it, by name.
       make: (params, mutable, batch, key, train) -> the fields from a batch of the data.
       fill: (params, mutable, condition, key, num) -> the fields from what the user gave.
+      prompts: (params, mutable, prompts) -> the vectors of other prompts, if texts become vectors.
     """
 
     fields: dict[str, Field]
     given: dict[str, Field]
     make: Callable[[dict, dict, Batch, Array, bool], Made]
     fill: Callable[[dict, dict, Condition, Array, int], Made]
+    prompts: Callable[[dict, dict, Prompts], Prompts] | None = None
 
 
 def parts(o: Section, spec: DataSpec, stages: Mapping[str, Stage]) -> tuple[Part, ...]:
@@ -83,8 +95,8 @@ def parts(o: Section, spec: DataSpec, stages: Mapping[str, Stage]) -> tuple[Part
             f"diffusion.low_resolution_stage={o.low_resolution_stage!r} draws a small image, but "
             "diffusion.low_resolution=0: set it to that image's side."
         )
-    if o.text_dropout:
-        found.append(_text(o, spec))
+    if o.text_dropout or o.text_encoder:
+        found.append(_text(o, spec, stages))
     return tuple(found)
 
 
@@ -97,7 +109,8 @@ def extended(o: Any, spec: DataSpec, found: tuple[Part, ...]) -> tuple[Any, Data
     fields = {name: f for part in found for name, f in part.fields.items() if name != "text"}
     if taken := fields.keys() & spec.fields.keys():
         raise ConfigError(f"{spec.name} has a field {sorted(taken)}: name it otherwise.")
-    o = o._replace(conditions=(*o.conditions, *fields))
+    own = (name for name in o.conditions if name != "text" or TEXT_VECTORS not in fields)
+    o = o._replace(conditions=(*own, *fields))
     return o, spec._replace(fields={**spec.fields, **fields})
 
 
@@ -132,6 +145,8 @@ def joined(method: Method, found: tuple[Part, ...], spec: DataSpec) -> Method:
         for i, part in enumerate(found):
             own = jax.random.fold_in(key, 2**20 + i)
             known |= part.fill(params, mutable, condition, own, num)
+            if part.prompts and "prompts" in options:
+                options["prompts"] = part.prompts(params, mutable, options["prompts"])
         return method.sample(params, mutable, key, num, known, **options)
 
     derived = {name for part in found for name in part.fields if name != "text"}
@@ -257,24 +272,105 @@ def empty(field: Field) -> Int[np.ndarray, "T"]:
     return captions.padded(ids, field)
 
 
-def _text(o: Section, spec: DataSpec) -> Part:
-    """The caption, replaced by an empty one in some training examples and if none is given."""
-    expected = "0, or diffusion.conditions with 'text'"
-    require("text" in o.conditions, "diffusion.text_dropout", o.text_dropout, expected)
-    field = spec.fields["text"]
-    blank = empty(field)
+class Caption(NamedTuple):
+    """The caption, replaced by an empty one in some training examples and if none is given.
 
-    def make(params: dict, mutable: dict, batch: Batch, key: Array, train: bool) -> Made:
+    Attributes:
+      field: the field of captions.
+      dropout: share of training examples with an empty one.
+      encoder: the stage that reads it; None: the network sees its tokens.
+    """
+
+    field: Field
+    dropout: float
+    encoder: Stage | None
+
+    def make(self, params: dict, mutable: dict, batch: Batch, key: Array, train: bool) -> Made:
+        """The captions of a batch."""
         text = batch["text"]
-        if not train:
+        if train and self.dropout:
+            dropped = jax.random.bernoulli(key, self.dropout, (len(text), 1))
+            text = jnp.where(dropped, empty(self.field), text)
+        return self.read(params, mutable, text)
+
+    def fill(self, params: dict, mutable: dict, condition: Condition, key: Array, num: int) -> Made:
+        """The captions that a user gives.
+
+        Raises:
+          ConfigError: there is none, and the network was not trained with empty ones.
+        """
+        if "text" in condition or not self.dropout:
+            return self.read(params, mutable, required(condition, "text"))
+        return self.read(params, mutable, jnp.tile(empty(self.field), (num, 1)))
+
+    def read(self, params: dict, mutable: dict, text: Int[Array, "B T"]) -> Made:
+        """The condition of captions: the tokens, or the encoder's vectors, 0 after the text."""
+        if self.encoder is None:
             return {"text": text}
-        dropped = jax.random.bernoulli(key, o.text_dropout, (len(text), 1))
-        return {"text": jnp.where(dropped, blank, text)}
+        own = self.encoder.own(params), self.encoder.own(mutable)
+        vectors, seen = self.encoder.method.text_encoder.encode(*own, text)
+        return {TEXT_VECTORS: jnp.where(seen[..., None], vectors, 0.0)}
 
-    def fill(params: dict, mutable: dict, condition: Condition, key: Array, num: int) -> Made:
-        return {"text": condition.get("text", jnp.tile(blank, (num, 1)))}
+    def prompts(self, params: dict, mutable: dict, given: Prompts) -> Prompts:
+        """The vectors of other prompts."""
+        if given.negative is not None:
+            negative = self.read(params, mutable, given.negative[None])[TEXT_VECTORS][0]
+            given = given._replace(negative=negative)
+        if given.more is not None:
+            given = given._replace(more=self.read(params, mutable, given.more)[TEXT_VECTORS])
+        return given
 
-    return Part({"text": field}, {}, make, fill)
+
+def _text(o: Section, spec: DataSpec, stages: Mapping[str, Stage]) -> Part:
+    key, value = (
+        ("text_dropout", o.text_dropout) if o.text_dropout else ("text_encoder", o.text_encoder)
+    )
+    expected = "none, or diffusion.conditions with 'text'"
+    require("text" in o.conditions, f"diffusion.{key}", value, expected)
+    field = spec.fields["text"]
+    if not o.text_encoder:
+        made = Caption(field, o.text_dropout, None)
+        return Part({"text": field}, {}, made.make, made.fill)
+    stage = stage_of("diffusion.text_encoder", o.text_encoder, stages)
+    made = Caption(field, o.text_dropout, stage)
+    vectors = Field(
+        "real", _vectors_shape(stage, field), np.dtype(np.float32), {"padded": True, "text": field}
+    )
+    return Part({TEXT_VECTORS: vectors}, {"text": field}, made.make, made.fill, made.prompts)
+
+
+def _vectors_shape(stage: Stage, field: Field) -> tuple[int, int]:
+    """The shape of a stage's vectors for one caption.
+
+    Raises:
+      ConfigError: the stage reads no texts, texts of another tokenizer, or none of this length.
+    """
+    key, encoder = f"diffusion.text_encoder={stage.name!r}", stage.method.text_encoder
+    if encoder is None:
+        raise ConfigError(
+            f"{key}: a run of method {stage.config.method!r}, which reads no captions. Give one of "
+            "method 'clip', 'masked_lm' or 'seq2seq'."
+        )
+    for fact in ("vocabulary_size", "tokenizer"):
+        if encoder.field.facts.get(fact) != field.facts.get(fact):
+            raise ConfigError(
+                f"{key}: its {fact} is not that of the captions, so the same tokens mean other "
+                "text to it. Give its tokenizer.json as config.dataset.text.tokenizer, or a stage "
+                "that was trained with the tokenizer of config.dataset."
+            )
+    init, batch = (
+        stage.method.init,
+        {n: jnp.zeros((1, *f.shape), f.dtype) for n, f in stage.spec.fields.items()},
+    )
+
+    def vectors() -> Array:
+        text = jnp.zeros((1, *field.shape), field.dtype)
+        return encoder.encode(*init(jax.random.key(0), batch), text)[0]
+
+    try:
+        return jax.eval_shape(vectors).shape[1:]
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 # ---- the image at a lower resolution -------------------------------------------------------------

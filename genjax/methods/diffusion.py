@@ -99,6 +99,8 @@ class Options(NamedTuple):
         of "embedding_prior", which also draws the vector for a caption; "": none.
       embedding_dropout: share of training examples with that vector alone hidden.
       text_dropout: share of training examples with an empty caption.
+      text_encoder: the stage that reads captions for the network, frozen: a run of method "clip",
+        "masked_lm" or "seq2seq"; "": the network has an embedding of its own.
       low_resolution: shorter side of the smaller image that is a condition; 0: none.
       low_resolution_stage: the stage that draws that image for the other conditions; "": it is
         always given.
@@ -136,6 +138,7 @@ class Options(NamedTuple):
     embedding: str = ""
     embedding_dropout: Rate = 0.0
     text_dropout: Rate = 0.0
+    text_encoder: str = ""
     low_resolution: OtherWidth = 0
     low_resolution_stage: str = ""
     low_resolution_noise: Share = 0.1
@@ -265,13 +268,14 @@ def from_network(
             arrays["uncertainty"] = uncertainty.init(jax.random.fold_in(key, 1))
         return {n: m[0] for n, m in arrays.items()}, {n: m[1] for n, m in arrays.items()}
 
+    prompt = prompt_of(options.conditions, spec)
     return Method(
         init=init,
         phases=(Phase(names if uncertainty else "denoiser", partial(loss, model)),),
         evaluate=partial(evaluate, model),
         sample=partial(sample, model),
         plan=partial(
-            plan, options, model.path, spec.fields.get(prompt_of(options.conditions, spec))
+            plan, options, model.path, entering.text_of(spec.fields[prompt]) if prompt else None
         ),
         guided=True,
         rules=rules,

@@ -54,7 +54,13 @@ def build(config: ConfigDict, spec: DataSpec, stages: Mapping[str, Stage]) -> Me
     vectors = vectors_of("embedding_prior.clip", o.clip, spec, stages)
     text = config.diffusion.conditions
     require("text" in text, "diffusion.conditions", text, "('text',): a prior is told captions")
-    for name in ("embedding", "embedding_dropout", "low_resolution", "text_dropout"):
+    for name in (
+        "embedding",
+        "embedding_dropout",
+        "low_resolution",
+        "text_dropout",
+        "text_encoder",
+    ):
         value = config.diffusion.get(name)
         require(not value, f"diffusion.{name}", value, "none: a prior has no such condition")
     std, real = vectors.field.facts, np.dtype(np.float32)

@@ -34,6 +34,7 @@ from genjax.method import (
     Phase,
     Ratio,
     Rules,
+    TextEncoder,
     Tree,
     find_module,
 )
@@ -334,6 +335,16 @@ def apply(model: Masked, params: dict, mutable: dict, batch: Batch) -> Float[Arr
     return pooled(out.hidden, segment)
 
 
+def encode_text(
+    model: Masked, params: dict, mutable: dict, text: Int[Array, "B T"]
+) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
+    """The encoder's vector of each token, and which tokens belong to the text."""
+    segment = _within(model.spec, text)
+    out, _ = model.encode(params, mutable, text, segment)
+    seen = jnp.ones(text.shape, bool) if segment is None else segment > 0
+    return out.hidden.astype(jnp.float32), seen
+
+
 def pooled(hidden: Float[Array, "B T D"], segment: Int[Array, "B T"] | None) -> Float[Array, "B D"]:
     """The mean of vectors over the positions whose segment is not 0, in float32."""
     hidden = hidden.astype(jnp.float32)
@@ -469,6 +480,7 @@ def from_networks(
         derived=derived,
         conditions=conditions,
         apply=partial(apply, model),
+        text_encoder=TextEncoder(model.spec.generated, partial(encode_text, model)),
     )
 
 

@@ -26,7 +26,7 @@ from genjax.config import construct, read_options
 from genjax.data.prompted import refuse_preferences
 from genjax.data.text import TOKENIZER
 from genjax.interop import encoder_decoder
-from genjax.method import Batch, DataSpec, Field, Method, Phase, Tree, find_module
+from genjax.method import Batch, DataSpec, Field, Method, Phase, TextEncoder, Tree, find_module
 from genjax.methods import lm
 from genjax.methods.corruption import corrupt_spans, infill, spans
 from genjax.modalities.image import image_shape
@@ -164,6 +164,22 @@ def filled(source: Int[Array, "B S"], gaps: tuple[int, ...]) -> Int[Array, "B S"
     return jnp.where(source < 0, jnp.asarray(gaps)[number % len(gaps)], source)
 
 
+def text_encoder(model: Seq2seq) -> TextEncoder | None:
+    """The encoder, for other runs; None if it reads images."""
+    pairs = model.pairs
+    if pairs.spec.fields[pairs.source].kind == "image":
+        return None
+
+    def encode(
+        params: dict, mutable: dict, text: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
+        sources = pairs.read(text, model._end)
+        variables = params[model.name], mutable[model.name]
+        return _encoded(model.network, *variables, sources).astype(jnp.float32), sources["seen"]
+
+    return TextEncoder(pairs.spec.fields[pairs.source], encode)
+
+
 def evaluate(
     model: Seq2seq, params: dict, mutable: dict, batch: Batch, key: Array
 ) -> dict[str, lm.Ratio]:
@@ -290,6 +306,7 @@ def from_network(
         options=prompts.readers(facts["tokenizer"]),
         output=pairs.spec.generated if pairs.make else None,
         prepare=prepare if pairs.make else None,
+        text_encoder=text_encoder(model),
     )
 
 

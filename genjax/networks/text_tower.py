@@ -106,12 +106,19 @@ class Network(nnx.Module):
         self.end, self.pad, self.pool, self.rate = end, pad, pool, dropout
 
     def __call__(
-        self, x: Int[Array, "B T"], *, key: jax.Array | None = None, train: bool = False
-    ) -> Float[Array, "B E"]:
+        self,
+        x: Int[Array, "B T"],
+        *,
+        pooled: bool = True,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B E"] | tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
         """Applies the network; the result is float32.
 
         Args:
           x: tokens of texts, each with an end token unless it was cut.
+          pooled: whether the result is one vector; otherwise it is the vector of each token before
+            the map, and which tokens belong to the text.
           key: for dropout; needed in training if a rate is above 0.
           train: whether dropout is on.
 
@@ -126,6 +133,8 @@ class Network(nnx.Module):
         h = dropout(plus(self.embed(x), table[:T]), self.rate, keys[0], train)
         h, _ = self.body(h, segment=own.astype(jnp.int32), key=keys[1], train=train)
         h, count = h.astype(jnp.float32), own.sum(1)
+        if not pooled:
+            return h, own
         if self.pool == "mean":
             pooled = jnp.where(own[..., None], h, 0).sum(1) / count[:, None]
         else:

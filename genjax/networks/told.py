@@ -111,6 +111,11 @@ class RowOptions(NamedTuple):
     dtype: Any = jnp.float32
 
 
+def text_of(field: Field) -> Field | None:
+    """The field of the text that a field holds: itself, or the fact `text` of its vectors."""
+    return field if field.kind == "text" else field.facts.get("text")
+
+
 def is_real(field: Field) -> bool:
     """Whether the field's values are real numbers."""
     return np.issubdtype(np.dtype(field.dtype), np.floating)
@@ -231,8 +236,9 @@ class Row(nnx.Module):
         self.null = nnx.Param(jax.random.normal(rngs.params(), (width,)))
         special = field.facts.get("special", {})
         self.end, self.pad = special.get("eos", -1), special.get("pad", -1)
+        self.padded = field.facts.get("padded", False)
         sizes = {"width": width, "depth": o.depth, "heads": o.heads, "causal": False}
-        encoded = field.kind == "text" and o.depth > 0
+        encoded = o.depth > 0 and text_of(field) is not None
         self.body = Transformer(**sizes, dtype=o.dtype, rngs=rngs) if encoded else None
 
     def __call__(
@@ -240,10 +246,12 @@ class Row(nnx.Module):
     ) -> tuple[Float[Array, "B S E"], Bool[Array, "B S"]]:
         """Returns the vectors, and which of them are seen: those of a text up to its end.
 
+        Of vectors with the fact `padded`, zeros are not seen.
         In a hidden example only the null vector is seen.
         """
         if self.map is not None:
-            y, seen = self.map(x.astype(jnp.float32)), jnp.ones(x.shape[:2], bool)
+            seen = (x != 0).any(-1) if self.padded else jnp.ones(x.shape[:2], bool)
+            y = self.map(x.astype(jnp.float32))
         else:
             x = x.reshape(len(x), -1)
             y = self.token(x)

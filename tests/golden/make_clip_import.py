@@ -107,6 +107,7 @@ def hugging_face(name: str, folder: pathlib.Path, ids: torch.Tensor, images: np.
     return {
         "image_vectors": out.image_embeds,
         "text_vectors": out.text_embeds,
+        "token_vectors": out.text_model_output.last_hidden_state,
         "logits": out.logits_per_image,
         "loss": out.loss,
     }

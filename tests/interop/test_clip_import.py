@@ -88,6 +88,19 @@ def test_towers_and_loss_are_the_peers_from_bytes_and_strings(name, tmp_path):
     assert np.abs(np.diff(GOLDEN[f"{name}/logits"], axis=0)).max() > 0.5
 
 
+@pytest.mark.parametrize("name", ["quick_gelu", "gelu"])
+def test_the_vectors_of_tokens_are_the_peers_up_to_the_end_of_a_text(name, tmp_path):
+    caption = field(fetch(name, tmp_path))
+    made, params = towers(imported.describe(tmp_path), caption), imported.read(tmp_path, 0)
+    tokens = jnp.asarray(captions.rows(list(GOLDEN["texts"]), caption, "golden", "train"))
+    vectors, seen = clip.encode_text(made, params, {"text": {}}, tokens)
+    end, theirs = caption.facts["special"]["eos"], GOLDEN[f"{name}/token_vectors"]
+    lengths = [row.index(end, 1) + 1 for row in np.asarray(tokens).tolist()]
+    assert len(set(lengths)) > 2
+    np.testing.assert_array_equal(seen.sum(1), lengths)
+    np.testing.assert_allclose(vectors[seen], theirs[np.asarray(seen)], atol=5e-5)
+
+
 def test_activations_and_normalisation_matter(tmp_path):
     caption = field(fetch("quick_gelu", tmp_path))
     change(tmp_path, "config.json", "text_config", hidden_act="gelu")
