@@ -8,6 +8,7 @@ the first token for it, are left out.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from inspect import signature
@@ -25,6 +26,8 @@ from genjax.interop.architecture import Options, Settings
 from genjax.interop.huggingface import CONFIG, TOKENIZER, TOKENIZER_CONFIG, Pretrained, folder_of
 from genjax.interop.leaves import STACKED, Leaf, match
 from genjax.networks import encoder
+
+log = logging.getLogger(__name__)
 
 Tree = Any
 
@@ -194,18 +197,22 @@ def describe(folder: str | Path) -> Pretrained:
 def read(folder: str | Path, head: bool = True) -> Pretrained:
     """Reads an encoder from a Hugging Face folder, with or without the head that predicts tokens.
 
-    The options are those of `networks.encoder.Network`, without `head`.
+    The options are those of `networks.encoder.Network`, without `head`. A head that is wanted and
+    missing, as in models that embed texts, is left out of the parameters, with a warning.
 
     Raises:
       ConfigError: a file is missing or damaged, the model's type or a computation is not supported,
-        the head is wanted and missing, or tensors do not fit config.json.
+        or tensors do not fit config.json.
     """
     place, kind, model = _described(folder)
     tensors, bias = _tensors(place, kind), f"{kind.head}.bias"
     if head and bias not in tensors:
-        raise ConfigError(
-            f"the model in {place} has no {bias}: it embeds texts, but has no head that predicts "
-            "tokens. Give a model that was saved as ...ForMaskedLM."
+        head = False
+        log.warning(
+            "the model in %s has no %s: it embeds texts, but has no head that predicts tokens. A "
+            "new head is random, and has to be trained before it fills gaps",
+            place,
+            bias,
         )
     if not head:
         outer = (kind.transform, kind.norm, kind.head)

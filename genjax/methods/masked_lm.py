@@ -539,4 +539,9 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     name, given = "config.masked_lm.objective", options.objective
     require(not replaced, name, given, "masked, as config.weights are of a BERT")
     folder = pretrained.located(config.weights)
-    return method._replace(pretrained=lambda: ({"encoder": bert.read(folder).params}, {}))
+
+    def pretrained_networks() -> tuple[dict[str, Tree], dict[str, Tree]]:
+        params, drawn = bert.read(folder).params, encoder.init(jax.random.key(config.seed))[0]
+        return {"encoder": drawn | params}, {}
+
+    return method._replace(pretrained=pretrained_networks)

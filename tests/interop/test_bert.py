@@ -18,9 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from genjax import config as base
 from genjax.config import ConfigError
-from genjax.data import subwords, tokenizers
+from genjax.data import alphabets, captions, subwords, tokenizers
 from genjax.interop import bert, safetensors
+from genjax.method import DataSpec
+from genjax.methods import masked_lm
 from genjax.networks import encoder
 from genjax.nn.functional import functional
 
@@ -169,9 +172,25 @@ def test_what_cannot_be_read_is_refused(values, expected, tmp_path):
         bert.read(change(fetch("bert", tmp_path), **values))
 
 
-def test_a_model_that_only_embeds_has_no_head_to_read(tmp_path):
-    with pytest.raises(ConfigError, match=r"no cls\.predictions\.bias"):
-        bert.read(fetch("bert_bare", tmp_path))
+def test_a_model_that_only_embeds_gets_a_new_head_and_keeps_its_vectors(tmp_path, caplog):
+    folder = fetch("bert_bare", tmp_path)
+    model = bert.read(folder)
+    assert "no head that predicts tokens" in caplog.text
+    same(model.params, bert.read(folder, head=False).params)
+    own = alphabets.Characters("abcdefgh", {"eos": 8})
+    (folder / "tokenizer.json").write_text(own.to_json())
+    config = base.load("configs/import_bert.py", {"weights": str(folder)})
+    field = captions.field(own, 6)
+    method = masked_lm.build(config, DataSpec("toy", {"token": field}, "token", {"train": 1}))
+    params = method.pretrained()[0]
+    shapes = jax.eval_shape(method.init, jax.random.key(0), {})[0]
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
+    text = jnp.asarray([[0, 3, 8, 8, 8, 8], [1, 2, 4, 0, 7, 8]])
+    vectors, seen = method.text_encoder.encode(params, {"encoder": {}}, text)
+    np.testing.assert_array_equal(seen.sum(1), [3, 6])
+    plain = network(model, "none").apply(model.params, {}, text, segment=seen.astype(int))[0]
+    np.testing.assert_allclose(vectors[seen], plain.hidden[seen], atol=1e-5)
+    assert method.text_encoder.field == field
     with pytest.raises(ConfigError, match="no such folder"):
         bert.describe(tmp_path / "nowhere")
 
