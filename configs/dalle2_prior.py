@@ -1,6 +1,6 @@
 """DALL-E 2's prior (Ramesh et al. 2022): CLIP's vector of an image, drawn for a caption.
 
-Default: the faces of `avatars` and a CLIP on them, a causal transformer of 6 blocks of width 256.
+Default: the faces of `avatars` and a CLIP on them, a causal transformer of 4 blocks of width 128.
   command    launch/local.sh --config=configs/dalle2_prior.py
              trains configs/clip.py:avatars first, in stages/clip under the workdir; to use an
              existing run: --config.stages.clip=runs/clip
@@ -33,9 +33,9 @@ def get_config() -> ConfigDict:
     config.dataset.text.vocabulary_size = 512
     config.dataset.text.length = 48
     config.batch_size = 64
-    config.duration = "6000_steps"
+    config.duration = "2000_steps"
     config.precision = "auto"
-    config.optimizer.learning_rate = 5e-4
+    config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 0.06
     config.schedule.name = "cosine"
     config.schedule.warmup = "200_steps"
@@ -59,8 +59,8 @@ def get_config() -> ConfigDict:
         )
         network = {
             "length": 0,  # that of captions
-            "width": 256,
-            "depth": 6,
+            "width": 128,
+            "depth": 4,
             "heads": 4,
             "dropout": 0.0,
             "attention_dropout": 0.0,

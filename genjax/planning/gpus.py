@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
+from unittest import mock
+
+from jax._src.cudnn import fused_attention_stablehlo
 
 from genjax.planning.chips import Chip
 
@@ -75,3 +80,21 @@ def target_config(chip: Chip) -> str:
         f'platform_name: "CUDA"\ndnn_version_info {{ {cudnn} }}\n'
         f'device_description_str: "{facts.called}"\n'
     )
+
+
+@contextlib.contextmanager
+def cudnn() -> Iterator[None]:
+    """Lowers programs that call cuDNN also where it is not installed: as if it were `CUDNN`.
+
+    JAX asks the library for its version when it lowers attention, although only a device runs it.
+    """
+    try:
+        fused_attention_stablehlo.check_cudnn_version()
+    except RuntimeError:
+        major, minor, patch = CUDNN
+        version = 10_000 * major + 100 * minor + patch  # as cuDNN counts since version 9
+        name = "check_cudnn_version"
+        with mock.patch.object(fused_attention_stablehlo, name, return_value=version):
+            yield
+    else:
+        yield

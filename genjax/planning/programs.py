@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from genjax.planning import gpus
 from genjax.sampling.draw import drawing
 from genjax.training.assemble import Assembly
 
@@ -73,7 +74,8 @@ def compiled(traced: Traced) -> Compiled:
     """Compiles a program; one that is too large for the devices is a result, and no error."""
     start = time.perf_counter()
     with jax.set_mesh(traced.mesh):
-        lowered = traced.program.lower()
+        with gpus.cudnn():
+            lowered = traced.program.lower()
         try:
             program = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
