@@ -1,6 +1,6 @@
 """Captions of pictures: an encoder of patches, and a decoder of words that attends to it.
 
-Default: avatars at 16 x 16 in patches of 2 x 2, an encoder and a decoder of 3 layers of width 192
+Default: avatars at 16 x 16 in patches of 2 x 2, an encoder and a decoder of 3 layers of width 128
 each. A picture has four captions, of which one is drawn each time it is seen.
   command    launch/local.sh --config=configs/captioning.py
              launch/local.sh --workdir=runs/captioning --mode=sample --image=picture.png --beams=4
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.dataset.text.vocabulary_size = 512
     config.dataset.text.length = 40
     config.batch_size = 64
-    config.duration = "12_epochs"
+    config.duration = "5_epochs"
     config.precision = "auto"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.b2 = 0.98
@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
     with config.unlocked():
         config.evals.captions = ConfigDict({"generated": 500})
         config.seq2seq = ConfigDict(Options()._asdict())
-        network = {"patch_size": 2, "width": 192, "depth": 3, "decoder_depth": 3, "heads": 6}
+        network = {"patch_size": 2, "width": 128, "depth": 3, "decoder_depth": 3, "heads": 4}
         network |= {"dropout": 0.1, "attention_dropout": 0.0, "init_std": 0.0, "remat": "none"}
         sizes = {"length": 0, "vocabulary_size": 0}  # 0: those of the data
         config.model = ConfigDict({"network": "image_to_text", **sizes, "seq2seq": network})

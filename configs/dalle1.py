@@ -1,7 +1,7 @@
 """Text to image, token by token, as in DALL-E (Ramesh et al. 2021): the caption, then the picture.
 
 Default: avatars at 16 x 16 as 8 x 8 tokens of configs/vqvae.py:avatars, after the tokens of their
-captions, in a causal transformer of 6 blocks of width 192.
+captions, in a causal transformer of 4 blocks of width 128.
   command    launch/local.sh --config=configs/dalle1.py
              trains the VQ-VAE first, in stages/autoencoder under the workdir; to use an existing
              one: --config.stages.autoencoder=runs/vqvae_avatars
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config = base.override(base.base(), VQVAE.AVATARS)
     config.method = "token_prior"
     config.batch_size = 64
-    config.duration = "12_epochs"
+    config.duration = "8_epochs"
     config.precision = "auto"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.b2 = 0.95
@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
         config.stages.autoencoder = "vqvae.py:avatars"
         options = Options(conditions=("text",), label_dropout=0.1)
         config.token_prior = ConfigDict(options._asdict())
-        network = {"width": 192, "depth": 6, "heads": 6, "dropout": 0.1}
+        network = {"width": 128, "depth": 4, "heads": 4, "dropout": 0.1}
         network |= {"attention_dropout": 0.0, "remat": "none"}
         config.model = ConfigDict({"network": "token_transformer", "prior": network})
     return config

@@ -4,7 +4,7 @@ Chang et al. 2022 and 2023. All tokens of the picture begin masked. A transforme
 caption and every token predicts all at once, and the most certain ones are kept, in 12 steps.
 
 Default: avatars at 16 x 16 as 8 x 8 tokens of configs/vqvae.py:avatars, with the tokens of their
-captions before them, in a transformer of 6 blocks of width 192.
+captions before them, in a transformer of 4 blocks of width 128.
   command    launch/local.sh --config=configs/maskgit.py
              trains the VQ-VAE first, in stages/autoencoder under the workdir; to use an existing
              one: --config.stages.autoencoder=runs/vqvae_avatars
@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config = base.override(base.base(), VQVAE.AVATARS)
     config.method = "masked_diffusion"
     config.batch_size = 64
-    config.duration = "12_epochs"
+    config.duration = "8_epochs"
     config.precision = "auto"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.b2 = 0.99
@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
             conditions=("text",), schedule="cosine", decoding="confidence", steps=12, guidance=2.0
         )
         config.masked_diffusion = ConfigDict(options._asdict())
-        network = {"width": 192, "depth": 6, "heads": 6, "positions": "learned", "dropout": 0.1}
+        network = {"width": 128, "depth": 4, "heads": 4, "positions": "learned", "dropout": 0.1}
         network |= {"attention_dropout": 0.0, "remat": "none"}
         config.model = ConfigDict({"network": "masked_transformer", "denoiser": network})
     return config

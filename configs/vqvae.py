@@ -9,8 +9,8 @@ Default: Fashion-MNIST.
 Presets, as in --config=configs/vqvae.py:tiny:
   tiny       8 x 8 digits, a test of the installation in about a minute
   residual   four codebooks of 64, each for the residual of the previous ones
-  avatars    8 x 8 tokens of 16 x 16 pictures, the first stage of configs/dalle1.py and maskgit.py;
-             not measured yet
+  avatars    8 x 8 tokens of 16 x 16 pictures by finite scalar quantisation, the first stage of
+             configs/dalle1.py and maskgit.py; PSNR 25.0 dB in 10 minutes on one core (busy)
   emoji      4 x 4 tokens of 8 x 8 emoji, a very small model: that of their tiny presets
   paper      32 x 32 tokens of 256 x 256 pictures, as many as DALL-E's, for accelerators and your
              own captioned pictures (--config.dataset.name=folder --config.dataset.path=DIR); not
@@ -105,7 +105,9 @@ PRESETS = {
     "residual": {"vqvae.depth": 4, "vqvae.codes": 64},
     "avatars": AVATARS
     | {
-        "duration": "30_epochs",
+        "duration": "20_epochs",
+        "precision": "float32",
+        "vqvae.quantizer": "fsq",
         "model.encoder.halvings": 1,
         "model.decoder.halvings": 1,
     },

@@ -42,6 +42,7 @@ EMBEDDING, TEXT_VECTORS, SMALL, LEVEL, NOISE = (
 )
 LEVEL_FEATURES = 64
 UNLISTED = {"field": ""}  # a condition with this fact is never taken from held-out examples
+SHARE = {**UNLISTED, "range": (0.0, 1.0)}
 
 Made = dict[str, Array]
 
@@ -250,7 +251,7 @@ def _embedding(o: Section, spec: DataSpec, stages: Mapping[str, Stage]) -> Part:
         "other_image": other,
         "before": hidden,
         "after": hidden,
-        "mix": Field("real", (), np.dtype(np.float32), UNLISTED),
+        "mix": Field("real", (), np.dtype(np.float32), SHARE),
     }
     given |= {"text": text, "other_text": hidden} if vectors.draws else {}
     made = Embedding(vectors, spec.target, o.embedding_dropout)
@@ -474,7 +475,7 @@ def _low_resolution(o: Section, spec: DataSpec, stages: Mapping[str, Stage]) -> 
     facts = UNLISTED if base else {"field": spec.target}  # held-out images are made smaller
     given = dict(base.method.conditions) if base else {}
     given[SMALL] = Field("image", shape, np.dtype(np.uint8), facts)
-    given[NOISE] = Field("real", (), np.dtype(np.float32), UNLISTED)
+    given[NOISE] = Field("real", (), np.dtype(np.float32), SHARE)
     fields = {
         SMALL: Field("real", shape, np.dtype(np.float32), {}),
         LEVEL: Field("real", (LEVEL_FEATURES,), np.dtype(np.float32), {}),

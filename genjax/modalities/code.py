@@ -12,7 +12,8 @@ def parse(given: str, field: Field) -> np.ndarray:
     """Converts numbers in Python's notation: 3, or ((1, 2), (3, 4)).
 
     Raises:
-      ConfigError: not numbers, a wrong shape, or tokens that are out of range.
+      ConfigError: not numbers, a wrong shape, tokens that are out of range, or numbers outside the
+        field's fact `range`, (lowest, highest).
     """
     try:
         codes = np.asarray(literal(given))
@@ -26,6 +27,9 @@ def parse(given: str, field: Field) -> np.ndarray:
     vocabulary_size = field.facts.get("vocabulary_size", 0)
     if vocabulary_size and not ((codes >= 0) & (codes < vocabulary_size)).all():
         raise ConfigError(f"{given!r}: expected tokens from 0 to {vocabulary_size - 1}.")
+    low, high = field.facts.get("range", (-np.inf, np.inf))
+    if not ((codes >= low) & (codes <= high)).all():
+        raise ConfigError(f"{given!r}: expected numbers from {low:g} to {high:g}.")
     return codes
 
 

@@ -11,6 +11,7 @@ from genjax.modalities import code, real
 TOKENS = Field("code", (2, 2), np.dtype(np.int32), {"vocabulary_size": 8})
 LATENT = Field("code", (3,), np.dtype(np.float32), {"vocabulary_size": 0})
 DEPTH = Field("real", (), np.dtype(np.float32))
+SHARE = DEPTH._replace(facts={"range": (0.0, 1.0)})
 
 
 def test_codes_are_given_as_python_writes_them():
@@ -24,6 +25,7 @@ def test_codes_are_given_as_python_writes_them():
     assert found.dtype == np.float32
     assert found == 0.5
     assert real.parse("2", DEPTH) == 2
+    assert real.parse("1", SHARE) == 1
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,8 @@ def test_codes_are_given_as_python_writes_them():
         ("__import__('os')", LATENT, "expected numbers of float32"),
         ("", LATENT, "expected numbers of float32"),
         ("(1, 2, 3, 4)", LATENT, r"has shape \(4,\): expected \(3,\)"),
+        ("1.01", SHARE, "expected numbers from 0 to 1"),
+        ("-0.01", SHARE, "expected numbers from 0 to 1"),
     ],
 )
 def test_other_codes_are_one_clear_error(given, field, said):
