@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from genjax.checks import ConfigError, nearest, require
 from genjax.nn import low_rank
+from genjax.nn.updated import Updated
 from genjax.parallel.rules import STATE_RULES, Tactic, first_match, path_name, sharing
 from genjax.train_state import stream
 
@@ -55,12 +56,14 @@ class Adapters(NamedTuple):
       networks: name of an adapted network -> path of a kernel in it -> its adapter.
       follows: the networks that follow an adapted one -> its name.
       project: see `Method.project`; applied to what is merged.
+      apart: whether losses apply updates beside the kernels where they can.
     """
 
     kind: str
     networks: Mapping[str, Mapping[str, Adapter]]
     follows: Mapping[str, str]
     project: Mapping[str, Callable[[Tree], Tree]]
+    apart: bool = False
 
     def source(self, name: str) -> str | None:
         """The adapted network that an entry of the parameters has factors of; None if of none."""
@@ -68,23 +71,30 @@ class Adapters(NamedTuple):
         name = self.follows.get(name, name)
         return name if name in self.networks else None
 
-    def merge(self, params: Params) -> dict[str, Tree]:
-        """The parameters with every adapted network in full."""
+    def merge(self, params: Params, apart: bool = False) -> dict[str, Tree]:
+        """The parameters with every adapted network in full.
+
+        With `apart`, kernels of linear maps are `Updated`: their updates are not added.
+        """
         full = dict(params)
         for name, factors in params.items():
             if source := self.source(name):
-                full[name] = self._merged(source, params[BASE + source], factors)
+                full[name] = self._merged(source, params[BASE + source], factors, apart)
         return full
 
-    def _merged(self, network: str, base: Tree, factors: Tree) -> Tree:
+    def _merged(self, network: str, base: Tree, factors: Tree, apart: bool) -> Tree:
         known = self.networks[network]
+        apart = apart and self.kind == "lora" and network not in self.project
 
-        def leaf(path: tuple, kernel: jax.Array) -> jax.Array:
+        def leaf(path: tuple, kernel: jax.Array) -> jax.Array | Updated:
             name = path_name(path)
             if name not in known:
                 return kernel
             own = reduce(lambda tree, key: tree[key], name.split("/"), factors)
-            return low_rank.merged(known[name].layout, kernel, own, known[name].scale)
+            layout, _, scale = known[name]
+            if apart and len(layout.inputs) == 1 and name.rpartition("/")[2] == "kernel":
+                return Updated(kernel, own["a"], own["b"], scale)
+            return low_rank.merged(layout, kernel, own, scale)
 
         full = jax.tree_util.tree_map_with_path(leaf, base)
         return self.project[network](full) if network in self.project else full
@@ -128,7 +138,7 @@ def adapted(method: Any, config: ConfigDict, fields: Mapping[str, Any]) -> Any:
     networks = _chosen(config, {name: shapes[name] for name in sorted(trained)})
     follows = {n: rule.source for n, rule in method.follows.items() if rule.source in networks}
     project = {n: function for n, function in method.project.items() if n in networks}
-    adapters = Adapters(config.lora.kind, networks, follows, project)
+    adapters = Adapters(config.lora.kind, networks, follows, project, not config.lora.merged)
 
     def init(key: jax.Array, batch: Mapping) -> tuple[dict[str, Tree], dict[str, Tree]]:
         params, mutable = method.init(key, batch)
@@ -142,13 +152,13 @@ def adapted(method: Any, config: ConfigDict, fields: Mapping[str, Any]) -> Any:
         params, mutable = method.pretrained()
         return adapters.split(params), mutable
 
-    def in_full(function: Callable | None) -> Callable | None:
+    def in_full(function: Callable | None, apart: bool = False) -> Callable | None:
         """The function of (params, mutable, ...), which gets whole networks."""
         if function is None:
             return None
 
         def merging(params: Params, mutable: Params, *args: Any, **named: Any) -> Any:
-            return function(adapters.merge(params), mutable, *args, **named)
+            return function(adapters.merge(params, apart), mutable, *args, **named)
 
         merging.__signature__ = inspect.signature(function)
         return merging
@@ -162,11 +172,14 @@ def adapted(method: Any, config: ConfigDict, fields: Mapping[str, Any]) -> Any:
             decode=in_full(codec.decode),
             log_likelihood=in_full(codec.log_likelihood),
         )
-    functions = ("evaluate", "sample", "pictures", "apply", "prepare")
+    functions = ("evaluate", "sample", "pictures", "apply")
+    apart, reader = adapters.apart, method.text_encoder
     return method._replace(
         init=init,
-        phases=tuple(phase._replace(loss=in_full(phase.loss)) for phase in method.phases),
+        phases=tuple(p._replace(loss=in_full(p.loss, apart)) for p in method.phases),
         **{name: in_full(getattr(method, name)) for name in functions},
+        prepare=in_full(method.prepare, apart),  # a loss may weigh what it draws
+        text_encoder=reader and reader._replace(encode=in_full(reader.encode)),
         codec=codec,
         pretrained=None if method.pretrained is None else pretrained,
         rules=(*_rules(method.rules, adapters, shapes), *method.rules),

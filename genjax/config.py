@@ -85,6 +85,8 @@ def base() -> ConfigDict:
             "lora": {  # of these updates
                 "kind": "lora",  # "dora"
                 "alpha": 16.0,  # an update is multiplied by alpha / rank
+                # add updates to kernels before each training step, or apply them beside kernels
+                "merged": False,
                 "weights": "",  # folder of adapters in peft's format; new runs start from them
             },
             # of matrix products: "float32", "bfloat16", or "auto": bfloat16 if the devices of the

@@ -1,5 +1,6 @@
 """Adapters of any method: what its functions get, what is trained, where it lies."""
 
+import re
 from functools import cache
 
 import chex
@@ -15,6 +16,7 @@ from genjax.config import ConfigError
 from genjax.data.alphabets import Characters
 from genjax.method import Aux, Codec, DataSpec, Field, Follow, Method, Phase
 from genjax.nn import low_rank
+from genjax.nn.updated import Updated
 from genjax.parallel.mesh import global_batch
 from genjax.parallel.rules import fsdp, path_name
 from genjax.training import ema, game
@@ -170,6 +172,33 @@ def test_the_family_computes_with_the_sum_and_begins_with_the_base(trained):
             np.testing.assert_allclose(sum_, base + delta, atol=1e-5)
     ours, theirs = evaluate_both(run.method, plain, params, full, state.mutable, batch, key)
     chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_losses_apply_updates_beside_kernels_unless_they_are_to_be_merged():
+    _, run, first, state = trained_family("lm")
+    params = jax.device_get(state.params)
+    network = run.method.adapters.merge(params, apart=True)["lm"]
+    for kernel in ("qkv", "down"):
+        assert isinstance(network["body"]["blocks"][kernel]["kernel"], Updated)
+    assert isinstance(network["embed"]["embedding"], jax.Array)  # no linear map
+    merged = run_of("lm", **{"lora.merged": True})
+    chex.assert_trees_all_close(jax.device_get(played(merged, 2)).params, params, atol=2e-5)
+    before = first["lm"]["body"]["blocks"]["down"]["kernel"]["b"]
+    assert np.abs(params["lm"]["body"]["blocks"]["down"]["kernel"]["b"] - before).max() > 1e-3
+
+    def shapes(run):
+        loss = run.method.phases[0].loss
+        own = {name: tree for name, tree in params.items() if name == "lm"}
+        rest = {name: tree for name, tree in params.items() if name != "lm"}
+
+        def value(own):
+            return loss(rest | own, state.mutable, batch_of(run), jax.random.key(0), 0)[0]
+
+        text = jax.jit(jax.grad(value)).lower(own).as_text()
+        return set(re.findall(r"dot_general.*-> tensor<([0-9x]+)xf32>", text))
+
+    assert "128x64" in shapes(merged)  # the gradient of a `down`
+    assert "128x64" not in shapes(run)
 
 
 def evaluate_both(method, plain, params, full, mutable, batch, key):

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from genjax.nn.convolution import convolve, spread
 from genjax.nn.norm import SpectralNorm
 from genjax.nn.products import contraction
+from genjax.nn.updated import Updated
 from genjax.parallel.layout import LENGTH, ways
 
 Initializer = Callable[..., jax.Array]
@@ -28,24 +29,28 @@ standard_normal = jax.nn.initializers.normal(1.0)
 zeros = jax.nn.initializers.zeros
 
 
-def product(x: Float[Array, "... D"], kernel: Float[Array, "D F"]) -> Float[Array, "... F"]:
+def product(
+    x: Float[Array, "... D"], kernel: Float[Array, "D F"] | Updated
+) -> Float[Array, "... F"]:
     """`x @ kernel`, accumulated in float32 and returned in x's dtype.
 
     A kernel of a wider dtype is rounded to x's, and its gradient is not; see `contract`.
     """
     if x.ndim == 3 and ways(LENGTH) > 1:  # a split length cannot be merged with split examples
-        return contraction("btd,df->btf", x, kernel).astype(x.dtype)
+        return contract("btd,df->btf", x, kernel).astype(x.dtype)
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    y = contraction("rd,df->rf", rows, kernel)
+    y = contract("rd,df->rf", rows, kernel)
     return y.reshape(*x.shape[:-1], kernel.shape[-1]).astype(x.dtype)
 
 
-def contract(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+def contract(
+    spec: str, x: Float[Array, "..."], y: Float[Array, "..."] | Updated
+) -> Float[Array, "..."]:
     """`jnp.einsum(spec, x, y)`, accumulated and returned in float32 (float64 of float64).
 
     For products with batch axes or a float32 result; see `genjax.nn.products.contraction`.
     """
-    return contraction(spec, x, y)
+    return y.contracted(spec, x) if isinstance(y, Updated) else contraction(spec, x, y)
 
 
 def plus(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
