@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
     config.dataset.text.tokenizer = "wordpiece"
     config.dataset.text.vocabulary_size = 512
     config.dataset.text.length = 48
+    config.duration = "120000_examples"
     config.diffusion.conditions = ("text",)
     config.diffusion.context_depth = 2
     config.diffusion.embedding = "prior"

@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     """Captioned faces, for two CPU cores."""
     config = DECODER.get_config()
     config.dataset.image_size = (32,)
-    config.duration = "200000_examples"
+    config.duration = "80000_examples"
     config.diffusion.embedding = ""
     config.diffusion.embedding_dropout = 0.0
     config.diffusion.low_resolution = 16
