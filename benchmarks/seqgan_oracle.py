@@ -8,7 +8,8 @@ token. A lower one than the oracle's own entropy is no success but a collapse, s
   nll_test    E_p[-log q]                              KL(p|q) = nll_test - the oracle's entropy
 
   python benchmarks/seqgan_oracle.py --workdir=DIR [--epochs=120] [--discriminator=1000]
-      [--game=200] [--critic=5] [--rollouts=16] [--baseline] [--samples=10000] [--seed=0]
+      [--game=200] [--critic=5] [--rollouts=16] [--baseline] [--rewarded=500] [--samples=10000]
+      [--seed=0]
 
 The sizes of the networks, the batches of 64, the optimizers, the 10,000 texts of the oracle and the
 120 epochs of likelihood are those of the authors' code. It updates the discriminator 46,875 times
@@ -16,6 +17,11 @@ before the game and 4,687 times for each of the 200 updates of the generator, fo
 time: here --discriminator and --critic times, on texts drawn for each update. The authors' oracle
 is a file of theirs; this one is drawn anew, by --seed. Its discriminator is regularised by 0.2 of
 its last layer's squared weights, this one only by dropout.
+
+The rows RLOO and PPO start from the same generator, after likelihood, and are told what no GAN is:
+their reward is the oracle's log p, and the penalty is the divergence from the uniform distribution,
+so that they maximise -KL(q|p). "without penalty" has the reward alone, as the figure of merit has.
+Each of their --rewarded steps draws 128 texts.
 
 DIR keeps the run: the same command goes on after a stop. results.jsonl in it has a line for each
 row that is printed.
@@ -31,13 +37,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from genjax import config as configs
 from genjax.data.alphabets import Characters
 from genjax.method import DataSpec, Field
-from genjax.methods import text_game
-from genjax.networks import recurrent
+from genjax.methods import lm, rl_lm, text_game
+from genjax.networks import decoder, recurrent
 from genjax.nn.functional import functional
 from genjax.training.assemble import assemble
 from genjax.training.checkpoint import Checkpoints
@@ -53,6 +60,13 @@ SPEC = DataSpec(
 )
 LSTM = functional(lambda rngs: recurrent.Network(V, T, width=WIDTH, rngs=rngs))
 MODEL = text_game.TextGame(LSTM, None, text_game.Options(), SPEC)
+# The oracle's score is a reward for each token, so that all terms have the size of KL(q|p).
+REWARDED = {"answers": 128, "max_new_tokens": T, "temperature": 1.0, "average": "token"}
+GAMES = {
+    "RLOO": REWARDED | {"advantage": "rloo", "beta": 1 / T},
+    "RLOO without penalty": REWARDED | {"advantage": "rloo", "beta": 0.0},
+    "PPO": REWARDED | {"advantage": "gae", "scale": True, "decay": 1.0, "beta": 1 / T, "passes": 2},
+}
 
 
 def normal(params, deviation, seed):
@@ -206,6 +220,52 @@ def rows_of_likelihood(folder, state, oracle, held_out, entropy, count):
         report(folder, f"likelihood at temperature {temperature:g}", found)
 
 
+def rewarded(folder, name, generator, oracle, held_out, entropy, options):
+    """A policy gradient from a generator towards the oracle; a row of it, unless it is there."""
+    file = folder / "results.jsonl"
+    if any(json.loads(line)["row"] == name for line in file.read_text().splitlines()):
+        return
+    mask = Field("mask", (T + 1,), np.dtype(bool))
+    spec = SPEC._replace(fields={**SPEC.fields, "loss_mask": mask})
+    chosen = rl_lm.Options(**GAMES[name])
+    value = None
+    if chosen.advantage == "gae":
+        sizes = {"width": WIDTH, "depth": 1, "heads": 2, "outputs": 1}
+        value = functional(lambda rngs: decoder.Network(V, T, **sizes, rngs=rngs))
+
+    def reward(params, mutable, tokens, batch):
+        return np.log(V) - _nll(params["oracle"], tokens[:, 1:])
+
+    def uniform(params, mutable, batch):
+        return jnp.zeros((*batch["token"][:, 1:].shape, V))
+
+    language = lm.Language(LSTM, lm.Options(), spec, T)
+    method = rl_lm.from_networks(language, chosen, (), reward, uniform, value)
+    asked = {
+        "token": jnp.zeros((1, T + 1), jnp.int32),
+        "loss_mask": jnp.arange(T + 1)[None] > 0,
+    }
+    params, mutable = method.init(jax.random.key(options.seed), asked)
+    params = {**params, "lm": generator}
+    optimizer = optax.chain(optax.clip_by_global_norm(5.0), optax.adam(1e-3))
+    loss = method.phases[0].loss
+
+    @jax.jit
+    def step(params, moments, oracle, key):
+        batch = method.prepare({**params, "oracle": oracle}, mutable, asked, key, 0)
+        for _ in range(chosen.passes):
+            grads = jax.grad(lambda p: loss(p, mutable, batch, key, 0)[0])(params)
+            change, moments = optimizer.update(grads, moments)
+            params = optax.apply_updates(params, change)
+        return params, moments
+
+    moments, start, key = optimizer.init(params), time.perf_counter(), jax.random.key(options.seed)
+    for number in range(options.rewarded):
+        params, moments = step(params, moments, oracle, jax.random.fold_in(key, number))
+    found = judged(params["lm"], oracle, held_out, entropy, options.samples)
+    report(folder, name, {**found, "seconds": round(time.perf_counter() - start)})
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir", required=True)
@@ -215,6 +275,7 @@ def main():
     parser.add_argument("--critic", type=int, default=5, help="discriminator's updates a step")
     parser.add_argument("--rollouts", type=int, default=16)
     parser.add_argument("--baseline", action="store_true")
+    parser.add_argument("--rewarded", type=int, default=500, help="steps of RLOO and of PPO")
     parser.add_argument("--samples", type=int, default=10_000, help="of each row")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--oracle-only", action="store_true")
@@ -226,8 +287,14 @@ def main():
     held_out = drawn(oracle, options.samples, 2)
     entropy = nll(oracle, held_out)
     oracles(folder, oracle, held_out, entropy, options.samples)
-    if not options.oracle_only:
-        train(folder, options, oracle, held_out, entropy)
+    if options.oracle_only:
+        return
+    train(folder, options, oracle, held_out, entropy)
+    run, _ = assembled(options)
+    generator = Checkpoints(folder / "run", run.config, "likelihood").restore(run.state)
+    for name in GAMES:
+        given = generator.params["generator"], oracle, held_out, entropy, options
+        rewarded(folder, name, *given)
 
 
 if __name__ == "__main__":

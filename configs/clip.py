@@ -112,6 +112,7 @@ _AVATARS = {
     "dataset.validation": "",
     "dataset.test": "",
     "dataset.text.vocabulary_size": 512,
+    "dataset.text.length": 48,
     "model.vit.patch_size": 4,
     "evals.limit": 1000,
 }

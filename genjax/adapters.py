@@ -5,7 +5,7 @@ regex matches its path, such as `lm/body/blocks/qkv/kernel`; the first match giv
 leaves it as it is. The state of an adapted network "lm" has two entries: `params["lm"]`, the
 factors of the updates, which are trained, and `params["base/lm"]`, the network itself, which is
 frozen. The functions of the family get the sum of the two as `params["lm"]`, and the untouched
-`params["base/lm"]`.
+`params["base/lm"]`. In losses a kernel of the sum may be an `Updated`, whose parts are not added.
 """
 
 from __future__ import annotations

@@ -201,6 +201,30 @@ def test_losses_apply_updates_beside_kernels_unless_they_are_to_be_merged():
     assert "128x64" not in shapes(run)
 
 
+def test_a_recurrent_network_has_the_gradient_of_the_sum():
+    """Its kernel of the state has a derivative of its own."""
+    given = {"batch_size": 8, "duration": "10_steps", "dataset.text.length": T}
+    given |= {"adapters": ((r"kernel", 2),), "model.lm.width": 8}
+
+    def gradient(merged):
+        config = configs.load("configs/lstm.py:tiny", given | {"lora.merged": merged})
+        run = assemble(config, texts(), devices=jax.devices()[:1])
+        params = jax.device_get(begun(run).params)
+        first = {"lm": jax.tree.map(lambda leaf: leaf + 0.1, params["lm"])}
+        rest = {name: tree for name, tree in params.items() if name != "lm"}
+
+        def value(own):
+            state = run.init()
+            step = run.method.phases[0].loss
+            return step(rest | own, state.mutable, batch_of(run), jax.random.key(0), 0)[0]
+
+        return jax.jit(jax.grad(value))(first)
+
+    apart, merged = gradient(False), gradient(True)
+    chex.assert_trees_all_close(apart, merged, rtol=1e-4, atol=1e-6)
+    assert np.abs(jax.tree.leaves(merged)[0]).max() > 1e-4
+
+
 def evaluate_both(method, plain, params, full, mutable, batch, key):
     def both(params, full, mutable):
         step = jnp.int32(0)

@@ -376,7 +376,10 @@ def _wordpiece(texts: Sequence[str], size: int) -> Any:
     """
     inner, seen_words = _untrained("wordpiece"), set()
     # No word spans a space or a newline: each piece between them is looked at once.
-    for part in set().union(*(re.split("[ \n]", part) for part in words(texts))):
+    pieces: set[str] = set()
+    for part in words(texts):
+        pieces.update(re.split("[ \n]", part))
+    for part in pieces:
         split = inner.pre_tokenizer.pre_tokenize_str(inner.normalizer.normalize_str(part))
         seen_words.update(word for word, _ in split)
     inner_characters = sorted(set().union(*(word[1:] for word in seen_words)))

@@ -236,7 +236,7 @@ def encode_text(
     towers: Towers, params: dict, mutable: dict, text: Int[Array, "B T"]
 ) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
     """The text tower's vector of each token, and which tokens belong to the text."""
-    return towers.text.apply(params["text"], mutable["text"], text, pooled=False)[0]
+    return towers.text.apply(params["text"], mutable["text"], text, whole=False)[0]
 
 
 def infonce(

@@ -146,6 +146,10 @@ def teacher_of(o: Options, spec: DataSpec, stages: Mapping[str, Stage]) -> Teach
             f"config.stages.teacher is a run of method {stage.config.method!r} on "
             f"{stage.spec.generated.shape}: expected 'diffusion' on {spec.generated.shape}."
         )
+    for name in ("embedding", "low_resolution", "text_encoder"):
+        value = stage.config.diffusion.get(name)
+        expected = "none: a teacher has no conditions that stages make"
+        require(not value, f"config.stages.teacher: its diffusion.{name}", value, expected)
     moments = [
         {k: f.facts.get(k) for k in ("mean", "std")} for f in (stage.spec.generated, spec.generated)
     ]

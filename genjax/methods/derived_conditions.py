@@ -88,7 +88,8 @@ def parts(o: Section, spec: DataSpec, stages: Mapping[str, Stage]) -> tuple[Part
     rate, expected = o.embedding_dropout, "0 without diffusion.embedding"
     require(bool(o.embedding) or not rate, "diffusion.embedding_dropout", rate, expected)
     if o.embedding:
-        found.append(_embedding(o, spec, stages))
+        others = {name: s for name, s in stages.items() if name != o.text_encoder}
+        found.append(_embedding(o, spec, stages if o.embedding == o.text_encoder else others))
     if o.low_resolution:
         found.append(_low_resolution(o, spec, stages))
     elif o.low_resolution_stage:
@@ -352,21 +353,17 @@ def _vectors_shape(stage: Stage, field: Field) -> tuple[int, int]:
             f"{key}: a run of method {stage.config.method!r}, which reads no captions. Give one of "
             "method 'clip', 'masked_lm' or 'seq2seq'."
         )
-    for fact in ("vocabulary_size", "tokenizer"):
-        if encoder.field.facts.get(fact) != field.facts.get(fact):
-            raise ConfigError(
-                f"{key}: its {fact} is not that of the captions, so the same tokens mean other "
-                "text to it. Give its tokenizer.json as config.dataset.text.tokenizer, or a stage "
-                "that was trained with the tokenizer of config.dataset."
-            )
-    init, batch = (
-        stage.method.init,
-        {n: jnp.zeros((1, *f.shape), f.dtype) for n, f in stage.spec.fields.items()},
-    )
+    if encoder.field.facts["tokenizer"] != field.facts["tokenizer"]:
+        raise ConfigError(
+            f"{key}: its tokenizer is not that of the captions, so the same tokens mean other text "
+            "to it. Give its tokenizer.json as config.dataset.text.tokenizer, or a stage that was "
+            "trained with the tokenizer of config.dataset."
+        )
+    batch = {name: jnp.zeros((1, *f.shape), f.dtype) for name, f in stage.spec.fields.items()}
 
     def vectors() -> Array:
         text = jnp.zeros((1, *field.shape), field.dtype)
-        return encoder.encode(*init(jax.random.key(0), batch), text)[0]
+        return encoder.encode(*stage.method.init(jax.random.key(0), batch), text)[0]
 
     try:
         return jax.eval_shape(vectors).shape[1:]

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from genjax.checks import Blocks, Rate, Width, one_of, require
 from genjax.networks.sequence import Head, begins, embedding, one_segment
 from genjax.nn.layers import Linear, contract, dropout
+from genjax.nn.updated import summed
 from genjax.parallel.rules import Rules, fsdp, replicate
 
 RULES: Rules = ((r"(kernel|embedding)$", fsdp), (r"bias$", replicate))
@@ -151,7 +152,7 @@ class Layer(nnx.Module):
     ) -> tuple[Float[Array, "T B H"], State]:
         """Returns the outputs, in the compute type, and the last state, float32."""
         bias = None if self.state.bias is None else self.state.bias[...]
-        kernel = self.state.kernel[...].astype(self.dtype)
+        kernel = summed(self.state.kernel[...]).astype(self.dtype)  # `unroll` differentiates it
         products = self.input(x).astype(jnp.float32)
         out, state = unroll(self.cell, products, kernel, bias, new, state)
         return out.astype(self.dtype), state

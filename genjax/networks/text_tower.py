@@ -109,7 +109,7 @@ class Network(nnx.Module):
         self,
         x: Int[Array, "B T"],
         *,
-        pooled: bool = True,
+        whole: bool = True,
         key: jax.Array | None = None,
         train: bool = False,
     ) -> Float[Array, "B E"] | tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
@@ -117,7 +117,7 @@ class Network(nnx.Module):
 
         Args:
           x: tokens of texts, each with an end token unless it was cut.
-          pooled: whether the result is one vector; otherwise it is the vector of each token before
+          whole: whether the result is one vector; otherwise it is the vector of each token before
             the map, and which tokens belong to the text.
           key: for dropout; needed in training if a rate is above 0.
           train: whether dropout is on.
@@ -133,7 +133,7 @@ class Network(nnx.Module):
         h = dropout(plus(self.embed(x), table[:T]), self.rate, keys[0], train)
         h, _ = self.body(h, segment=own.astype(jnp.int32), key=keys[1], train=train)
         h, count = h.astype(jnp.float32), own.sum(1)
-        if not pooled:
+        if not whole:
             return h, own
         if self.pool == "mean":
             pooled = jnp.where(own[..., None], h, 0).sum(1) / count[:, None]

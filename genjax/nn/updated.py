@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from types import EllipsisType
@@ -22,7 +23,8 @@ class Updated:
     """A kernel W with its update scale A B, in the place of an array in the parameters.
 
     `product` and `contract` of `nn.layers` compute x W + scale (x A) B: no gradient of W is needed,
-    and no array of its size. Wherever else an array is expected, this is the sum W + scale A B.
+    and no array of its size. To operators and functions of `jax.numpy` it is the sum W + scale A B.
+    Those of `jax.lax` and `jax.tree` see its three arrays: they need `summed`.
 
     Attributes:
       kernel: W [I, *outputs].
@@ -37,8 +39,13 @@ class Updated:
     scale: float
 
     def contracted(self, spec: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """`contraction(spec, x, W + scale A B)`: x's only common index is the first of W."""
+        """`contraction(spec, x, W + scale A B)`.
+
+        It is applied beside W if the first axis of W, and no other, is summed over.
+        """
         (of_x, of_kernel), out = spec.split("->")[0].split(","), spec.split("->")[1]
+        if any((axis in of_x) != (axis == of_kernel[0]) for axis in of_kernel):
+            return contraction(spec, x, self.full())
         inner, (rank, *_) = of_kernel[0], (c for c in "zyxwvu" if c not in spec)
         narrow = of_x.replace(inner, rank)
         down = contraction(f"{of_x},{inner}{rank}->{narrow}", x, self.a).astype(x.dtype)
@@ -76,9 +83,18 @@ class Updated:
             raise AttributeError(name)
         return getattr(self.kernel if name in ("shape", "ndim", "dtype") else self.full(), name)
 
+    def __iter__(self) -> Iterator[Array]:
+        """The rows of the sum."""
+        return iter(self.full())
+
     def __jax_array__(self) -> Array:
         """The sum, for functions of JAX."""
         return self.full()
+
+
+def summed(kernel: Array | Updated) -> Array:
+    """The kernel with its update, if it has one."""
+    return kernel.full() if isinstance(kernel, Updated) else kernel
 
 
 def _of_the_sum(name: str) -> Any:

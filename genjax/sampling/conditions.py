@@ -324,7 +324,8 @@ def _column(flag: str, name: str, values: np.ndarray, field: Field) -> np.ndarra
     """The array of a condition, in the field's dtype.
 
     Raises:
-      ConfigError: a wrong shape or dtype, or a class or token that the field does not have.
+      ConfigError: a wrong shape or dtype, a class or token that the field does not have, or a
+        number outside its range.
     """
     inner = values.shape[1:]
     shape_fits = len(inner) == len(field.shape) and values.ndim
@@ -342,6 +343,9 @@ def _column(flag: str, name: str, values: np.ndarray, field: Field) -> np.ndarra
     if vocabulary and not ((values >= least) & (values < vocabulary)).all():
         noun = "classes" if "num_classes" in field.facts else "tokens"
         raise ConfigError(f"{flag}: {name}: expected {noun} from 0 to {vocabulary - 1}.")
+    low, high = field.facts.get("range", (-np.inf, np.inf))
+    if not ((values >= low) & (values <= high)).all():
+        raise ConfigError(f"{flag}: {name}: expected numbers from {low:g} to {high:g}.")
     return values.astype(field.dtype)
 
 

@@ -169,6 +169,22 @@ def test_pairs_of_plain_text(plain, ended):
         np.testing.assert_array_equal(one["target"][:, :-1], token[:, :-1])
 
 
+def test_other_runs_can_read_texts_with_the_encoder(made, plain):
+    method, params, mutable, _ = made
+    vectors, seen = method.text_encoder.encode(params, mutable, BATCH["source"])
+    assert vectors.dtype == jnp.float32
+    np.testing.assert_array_equal(seen.sum(1), [3, 5, 2])
+    cut = BATCH["source"][:1, :3]  # what follows the end changes nothing
+    np.testing.assert_allclose(
+        method.text_encoder.encode(params, mutable, cut)[0], vectors[:1, :3], atol=1e-5
+    )
+    shifted = BATCH["source"].at[0, 0].set(5)
+    other = method.text_encoder.encode(params, mutable, shifted)[0]
+    assert np.abs(other[0, 1] - vectors[0, 1]).max() > 1e-2  # a token sees the others
+    corrupted = plain[1](spec(plain=True))
+    assert corrupted.text_encoder.field.facts["tokenizer"] == Characters(LETTERS, {"eos": END})
+
+
 def test_gaps_of_a_source_are_what_corruption_leaves(plain):
     kind, build = plain
     method = build(spec(plain=True))

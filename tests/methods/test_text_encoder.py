@@ -5,10 +5,25 @@ import numpy as np
 import pytest
 from flax import nnx
 from ml_collections import ConfigDict
-from stub_stages import KEY, SIDE, TEXT, TOKENIZER, N, T, method_of, params, spec_of, texts
+from stub_stages import (
+    CLIP,
+    KEY,
+    PRIOR,
+    SIDE,
+    TEXT,
+    TOKENIZER,
+    N,
+    T,
+    method_of,
+    params,
+    spec_of,
+    texts,
+    vectors,
+)
 
 from genjax.config import ConfigError
 from genjax.data import captions
+from genjax.data.alphabets import Bytes
 from genjax.method import Stage, TextEncoder
 from genjax.methods import composition, diffusion
 from genjax.methods import derived_conditions as derived
@@ -22,8 +37,8 @@ def encode(params, mutable, text):
     assert params == {"weights": 7}  # only the stage's own networks
     ends = jnp.asarray(text) == 256
     place = jnp.broadcast_to(jnp.arange(text.shape[1]), text.shape)
-    vectors = jnp.stack([text + 1.0, place + 1.0, text * place + 1.0], -1)
-    return vectors, jnp.cumsum(ends, 1) - ends == 0
+    made = jnp.stack([text + 1.0, place + 1.0, text * place + 1.0], -1)
+    return made, jnp.cumsum(ends, 1) - ends == 0
 
 
 def encoder(field=TEXT, read=encode):
@@ -50,8 +65,8 @@ def built(options, stages):
 
 
 def expected(text):
-    vectors, seen = encode({"weights": 7}, {}, jnp.asarray(text))
-    return np.where(np.asarray(seen)[..., None], vectors, 0)
+    made, seen = encode({"weights": 7}, {}, jnp.asarray(text))
+    return np.where(np.asarray(seen)[..., None], made, 0)
 
 
 def test_the_network_is_told_vectors_in_place_of_tokens():
@@ -108,20 +123,43 @@ def test_zeros_of_padded_vectors_change_nothing(depth):
     facts = {"padded": True, "text": TEXT}
     field = captions.field(TOKENIZER, T)._replace(kind="real", shape=(T, D), dtype=np.float32)
     row = told.Row(field._replace(facts=facts), told.RowOptions(8, depth, 2), rngs=nnx.Rngs(0))
-    vectors = jnp.asarray(expected(texts("ab", "cdefg")))
-    y, seen = row(vectors, None)
+    given = jnp.asarray(expected(texts("ab", "cdefg")))
+    y, seen = row(given, None)
     np.testing.assert_array_equal(seen.sum(1), [3, 6])
-    shorter, _ = row(vectors[:1, :4], None)
+    shorter, _ = row(given[:1, :4], None)
     np.testing.assert_allclose(y[:1, :3], shorter[:, :3], atol=1e-5)
     unpadded = told.Row(field._replace(facts={}), told.RowOptions(8), rngs=nnx.Rngs(0))
-    assert unpadded(vectors, None)[1].all()
+    assert unpadded(given, None)[1].all()
 
 
 def too_long(params, mutable, text):
     raise ConfigError("tokens=8: expected at most 4, as many as the network knows")
 
 
-OTHER = TEXT._replace(facts={**TEXT.facts, "vocabulary_size": 300})
+OTHER = TEXT._replace(facts={**TEXT.facts, "tokenizer": Bytes({"eos": 257})})
+# As t5.py has it: the gaps of its sources are tokens too.
+GAPS = TEXT._replace(facts={**TEXT.facts, "vocabulary_size": 300})
+
+
+def test_a_stage_with_more_tokens_of_the_same_tokenizer_is_no_other_one():
+    _, o, _ = built(READ, encoder(GAPS))
+    assert o.conditions == ("text_vectors",)
+
+
+def test_a_clip_that_reads_captions_is_no_second_source_of_vectors():
+    stages = encoder() | PRIOR
+    stages["text"] = stages["text"]._replace(config=ConfigDict({"method": "clip"}))
+    options = READ | {"embedding": "prior", "text_dropout": 0.5}
+    method, o, _ = built(options, stages)
+    assert set(o.conditions) == {"text_vectors", "embedding"}
+    text = texts("ab", "c", "d")
+    names = params("text", "prior")
+    found = method.sample(names, names, KEY, N, {"text": text})
+    np.testing.assert_array_equal(found["text_vectors"], expected(text))
+    np.testing.assert_allclose(found["embedding"], -vectors(text), atol=1e-6)
+    both = {"text": Stage("text", ConfigDict({"method": "clip"}), *CLIP["clip"][2:])}
+    with pytest.raises(ConfigError, match="has vectors too"):
+        derived.parts(diffusion.Options(embedding="prior"), spec_of(SIDE), both | PRIOR)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +172,7 @@ OTHER = TEXT._replace(facts={**TEXT.facts, "vocabulary_size": 300})
             r"diffusion.text_encoder='tex': no such stage. N.*text",
         ),
         ({}, {"text": encoder()["text"]._replace(method=method_of(None))}, "reads no captions"),
-        ({}, encoder(OTHER), "its vocabulary_size is not that of the captions"),
+        ({}, encoder(OTHER), "its tokenizer is not that of the captions"),
         ({}, encoder(read=too_long), "text_encoder='text': tokens=8: expected at most 4"),
     ],
 )

@@ -50,6 +50,14 @@ def test_without_an_update_the_product_is_that_of_the_kernel_to_the_last_bit(dty
     np.testing.assert_array_equal(found, product(x, kernel.kernel))
 
 
+def test_other_products_with_it_are_those_of_the_sum():
+    kernel, total = kernels(F)
+    h = np.random.default_rng(2).normal(size=(2, 5, F))
+    found = contract("btf,df->btd", jnp.asarray(h, jnp.float32), kernel)
+    np.testing.assert_allclose(found, h @ total.T, atol=1e-4)
+    assert len(list(kernel)) == D
+
+
 def test_elsewhere_it_is_the_sum():
     kernel, total = kernels(K, F)
     assert (kernel.shape, kernel.ndim, kernel.dtype) == ((D, K, F), 3, jnp.float32)

@@ -186,6 +186,13 @@ def test_an_npz_has_an_array_of_each_condition(folder):
     assert all(row["label"].dtype == INT32 for row in rows)
 
 
+def test_numbers_outside_their_range_are_refused(folder):
+    share = {"mix": Field("real", (), np.dtype(np.float32), {"range": (0.0, 1.0)})}
+    np.savez(folder / "a.npz", mix=np.array([0.0, 1.5]))
+    with pytest.raises(ConfigError, match="mix: expected numbers from 0 to 1"):
+        conditions.read(share, str(folder / "a.npz"))
+
+
 def test_prompts_in_an_npz_are_filled_up_on_the_left(folder):
     tokens = np.array([[-1, 97, 98], [99, 100, 101]])
     np.savez(folder / "a.npz", prompt=tokens)
