@@ -425,13 +425,10 @@ def test_what_cannot_be_is_refused(options, message):
 
 @pytest.mark.parametrize("name", ["text_encoder", "embedding"])
 def test_a_teacher_with_conditions_of_stages_is_refused(name):
-    config = configs.load("configs/consistency.py:tiny")
-    config.consistency.kind, config.consistency.path = "distillation", "edm"
-    config.consistency.prediction = "edm"
     theirs = configs.load("configs/ddpm.py:tiny", {f"diffusion.{name}": "text"})
-    stage = teacher().stage._replace(config=theirs)
-    with pytest.raises(configs.ConfigError, match=rf"its diffusion\.{name}.*'text'.*expected none"):
-        consistency.build(config, SPEC, {"teacher": stage})
+    stages = {"teacher": teacher().stage._replace(config=theirs)}
+    with pytest.raises(configs.ConfigError, match=rf"its diffusion\.{name}.*text.*expected none"):
+        consistency.teacher_of(Options(kind="distillation"), SPEC, stages)
 
 
 def test_the_target_network_follows_at_the_papers_rate():
