@@ -10,8 +10,8 @@ Default: faces in pixel art, 16 x 16 (`avatars`), and a diffusion transformer wi
 Presets, as in --config=configs/text2image.py:tiny:
   tiny       a very small model of the same, a test of the installation in under 90 s
   clip       the default with a frozen text encoder, that of clip.py:avatars, which is trained first
-             (another one: --config.stages.text=RUN, of clip.py, bert.py, t5.py or an import of
-             these); not measured yet
+             (another one: --config.stages.text=RUN, of clip.py, bert.py, summarise.py or t5.py,
+             with its tokenizer); not measured yet
   clip_tiny  a very small model of that
   emoji      32 x 32 emoji from their names and keywords; not measured yet
   mmdit      the default with joint attention instead (MM-DiT, Esser et al. 2024); not measured yet
@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
 
 _JOINT = {"model.network": "mmdit"}
 _CLIP = {
-    "dataset.text.length": 48,  # as the CLIP has it
+    "dataset.text.length": 48,  # that of clip.py:avatars
     "stages.text": "clip.py:avatars",
     "diffusion.text_encoder": "text",
 }
