@@ -93,10 +93,15 @@ def row(name: str, plan: dict) -> str:
         duration(plan["seconds_hbm"]),
         duration(plan["seconds_ici"] + plan["seconds_dcn"]),
         f"{plan['mfu_serial']:.1%} to {plan['mfu_overlapped']:.1%}",
-        f"{rates[0]:,.3g} to {rates[1]:,.3g} {unit(plan)}",
+        f"{rounded(rates[0])} to {rounded(rates[1])} {unit(plan)}",
         f"{gib(sent)} / {gib(least)}" + (f" = {sent / least:.2f}" if least else ""),
     )
     return f"| {' | '.join(cells)} |"
+
+
+def rounded(number: float) -> str:
+    """Three digits of a large number."""
+    return f"{float(f'{number:.3g}'):,.0f}"
 
 
 def unit(plan: dict) -> str:

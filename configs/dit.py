@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 5e-4
     with config.unlocked():
         config.model.network = "dit"
-        network = {"patch_size": 4, "width": 256, "depth": 6, "heads": 4}
+        network = {"patch_size": 4, "width": 256, "depth": 6, "heads": 4, "remat": "none"}
         config.model.denoiser = ConfigDict(network)
     return config
 

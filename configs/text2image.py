@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
     config.diffusion.guidance = 2.0
     with config.unlocked():
         config.model.network = "dit"
-        network = {"patch_size": 2, "width": 128, "depth": 6, "heads": 4}
+        network = {"patch_size": 2, "width": 128, "depth": 6, "heads": 4, "remat": "none"}
         config.model.denoiser = ConfigDict(network)
     return config
 
@@ -106,5 +106,6 @@ PRESETS = {
         "model.denoiser.width": 1536,
         "model.denoiser.depth": 24,
         "model.denoiser.heads": 24,
+        "model.denoiser.remat": "dots",
     },
 }
