@@ -30,7 +30,7 @@ from genjax.train_state import TrainState, stream
 from genjax.training import ema, report
 from genjax.training.alarms import ringing
 from genjax.training.assemble import Assembly
-from genjax.training.checkpoint import best_metric
+from genjax.training.checkpoint_options import best_metric
 from genjax.training.digests import digest, digests
 from genjax.training.metrics import Writers
 

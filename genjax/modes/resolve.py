@@ -17,7 +17,7 @@ from genjax.evals import judges
 from genjax.files import place
 from genjax.parallel.mesh import fitted
 from genjax.training import workdir
-from genjax.training.checkpoint import check_path
+from genjax.training.checkpoint_files import check_path
 
 logger = logging.getLogger("genjax")
 

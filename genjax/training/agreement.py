@@ -20,7 +20,8 @@ from ml_collections import ConfigDict
 
 import genjax
 from genjax.config import flatten
-from genjax.training.checkpoint import FOLDER, numbered
+from genjax.training.checkpoint import FOLDER
+from genjax.training.checkpoint_files import numbered
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # Keys that may differ: the same data may have another path on another machine.

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import errno
-import glob
-import hashlib
-import json
 import logging
 import math
 import os
 import re
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
-from etils import epath
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
-from orbax.checkpoint._src.metadata import array_metadata_store  # has the types of random keys
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from genjax.adapters import BASE
 from genjax.checks import ConfigError, first_line
-from genjax.files import DISK, absolute, is_local, parse_json
+from genjax.files import absolute, is_local
 from genjax.parallel.rules import path_name
 from genjax.train_state import TrainState
 from genjax.training import older
+from genjax.training.checkpoint_files import (
+    check_path,
+    check_space,
+    digest_of_notes,
+    disk_errors,
+    merge,
+    numbered,
+    on_host,
+    read_json,
+)
+from genjax.training.checkpoint_options import array_types, best_metric, no_best, preservation
 from genjax.training.digests import as_data, own_digests, sha256
 
 Tree = Any
@@ -42,7 +44,6 @@ FOLDER = "checkpoints"
 # Next to the state: {"sha256": path -> digest, "window": of the log, "digest": of these two}.
 NOTES = "notes"
 NOTED = {"sha256", "window"}
-LEAST_SLICE = 2**20  # bytes that each device writes, if several share an array
 
 
 class Saved(NamedTuple):
@@ -98,8 +99,8 @@ class Checkpoints:
             )
         else:
             options = ocp.CheckpointManagerOptions(
-                preservation_policy=_preservation(config) if name == FOLDER else keep.PreserveAll(),
-                best_fn=_no_best,
+                preservation_policy=preservation(config) if name == FOLDER else keep.PreserveAll(),
+                best_fn=no_best,
                 cleanup_tmp_directories=True,
                 # Two managers may write at once, so each needs barriers of its own name.
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
@@ -111,7 +112,7 @@ class Checkpoints:
                 self.folder,
                 options=options,
                 item_handlers={
-                    "state": ocp.PyTreeCheckpointHandler(type_handler_registry=_array_types()),
+                    "state": ocp.PyTreeCheckpointHandler(type_handler_registry=array_types()),
                     NOTES: ocp.JsonCheckpointHandler(),
                 },
             )
@@ -190,13 +191,13 @@ class Checkpoints:
         if step in self._orbax.all_steps():
             return
         self.wait()
-        _check_space(self.folder, sum(leaf.nbytes for leaf in jax.tree.leaves(as_data(state))))
+        check_space(self.folder, sum(leaf.nbytes for leaf in jax.tree.leaves(as_data(state))))
         writes = jax.process_index() == 0  # writes the notes: only it needs their hashes
         sha256s = own_digests(state) if self._digests and writes else {}
         notes = {"sha256": sha256s, "window": dict(window or {})}
-        notes["digest"] = _digest_of_notes(notes)
+        notes["digest"] = digest_of_notes(notes)
         items = {"state": ocp.args.PyTreeSave(state), NOTES: ocp.args.JsonSave(notes)}
-        with _disk(self.folder):
+        with disk_errors(self.folder):
             self._orbax.save(
                 step,
                 args=ocp.args.Composite(**items),
@@ -207,7 +208,7 @@ class Checkpoints:
 
     def remove_after(self, step: int) -> None:
         """Removes the checkpoints of later steps, from before the run went back to `step`."""
-        with _disk(self.folder):
+        with disk_errors(self.folder):
             for later in [saved for saved in self.steps() if saved > step]:
                 self._orbax.delete(later)
 
@@ -393,7 +394,7 @@ class Checkpoints:
           OSError: it could not be written.
           Damaged: it cannot be read.
         """
-        with _disk(self.folder):
+        with disk_errors(self.folder):
             self._orbax.wait_until_finished()
         step, self._written = self._written, None
         if step is not None:
@@ -401,7 +402,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the last save, and ends the threads."""
-        with _disk(self.folder):
+        with disk_errors(self.folder):
             self._orbax.close()
 
     def _open_again(self, step: int) -> None:
@@ -421,14 +422,14 @@ class Checkpoints:
     def _metrics(self, step: int) -> dict[str, Any]:
         """Returns the evaluation that was saved with a checkpoint; {} if there was none."""
         with self._reading(step):
-            return _read_json(self.folder / str(step) / "metrics" / "metrics")
+            return read_json(self.folder / str(step) / "metrics" / "metrics")
 
     def _check_metadata(self, step: int) -> None:
         """Raises Damaged if the metadata that orbax reads at the start cannot be read."""
         folder = self.folder / str(step)
         try:
-            _read_json(folder / "metrics" / "metrics")
-            _read_json(folder / "_CHECKPOINT_METADATA")
+            read_json(folder / "metrics" / "metrics")
+            read_json(folder / "_CHECKPOINT_METADATA")
         except ValueError as error:
             raise Damaged(self._advice(step, error, chosen=False)) from error
 
@@ -438,9 +439,9 @@ class Checkpoints:
         Raises:
           ValueError: they are not what was written.
         """
-        notes = _read_json(self.folder / str(step) / NOTES / "metadata")
+        notes = read_json(self.folder / str(step) / NOTES / "metadata")
         content = {key: value for key, value in notes.items() if key != "digest"}
-        expected = _digest_of_notes(content)
+        expected = digest_of_notes(content)
         # The notes of an older checkpoint have no digest and are not checked.
         if not content.keys() <= NOTED or notes.get("digest", expected) != expected:
             raise ValueError(f"{NOTES}/metadata is not what was written")
@@ -476,7 +477,7 @@ class Checkpoints:
     def _reading(self, step: int) -> Iterator[None]:
         """Turns any error from reading a checkpoint into one `Damaged`."""
         try:
-            _merge(self.folder / str(step) / "state")
+            merge(self.folder / str(step) / "state")
             yield
         except (ConfigError, jax.errors.JaxRuntimeError):  # a device error, such as its memory
             raise
@@ -506,152 +507,13 @@ class Checkpoints:
         """Whether all of a checkpoint can be read; its arrays are read to the host."""
         folder = self.folder / str(step)
         try:
-            _read_json(folder / "metrics" / "metrics")
-            _merge(folder / "state")
-            self._compare(step, _on_host(folder / "state"))
+            read_json(folder / "metrics" / "metrics")
+            merge(folder / "state")
+            self._compare(step, on_host(folder / "state"))
         except Exception as error:
             logger.debug("%s: %s", folder, error)
             return False
         return True
-
-
-def check_path(workdir: epath.Path) -> None:
-    """Refuses a folder in which checkpoints cannot be written.
-
-    Raises:
-      ConfigError: the path has a character that makes it a pattern, or is not UTF-8.
-    """
-    text = str(absolute(workdir))
-    advice = "Rename that folder (genjax can then read the run in it)"
-    if glob.has_magic(text):
-        characters = "".join(dict.fromkeys(re.findall(r"[][*?]", text)))
-        raise ConfigError(
-            f"the path {text} contains {' '.join(characters)}, which the library that writes "
-            f"checkpoints takes for a pattern. {advice}, or give another --workdir."
-        )
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(
-            f"the path {text!r} is not UTF-8, which the library that writes checkpoints needs. "
-            f"{advice}, or give another --workdir."
-        ) from error
-
-
-def numbered(folder: epath.Path) -> set[int]:
-    """Returns the steps in the names of the folders of checkpoints."""
-    names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    return {int(name) for name in names if re.fullmatch(r"[0-9]{1,18}", name)}
-
-
-def _on_host(state: epath.Path) -> Tree:
-    """Reads all arrays of a saved state to the host."""
-    reader = ocp.PyTreeCheckpointer()
-    tree = reader.metadata(state).item_metadata.tree
-    to_host = jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-        tree,
-        is_leaf=lambda leaf: hasattr(leaf, "shape"),
-    )
-    return reader.restore(state, args=ocp.args.PyTreeRestore(restore_args=to_host))
-
-
-def _read_json(path: epath.Path) -> dict[str, Any]:
-    """Reads a JSON object next to a state; {} if the file is missing."""
-    return parse_json(path.read_bytes()) if path.exists() else {}
-
-
-def _digest_of_notes(notes: Mapping[str, Any]) -> str:
-    """Returns the sha256 of notes as JSON, independent of the order of their keys."""
-    plain = json.loads(json.dumps(notes))  # as they are read back
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
-def _merge(state: epath.Path) -> None:
-    """Finishes a checkpoint whose parts were not merged.
-
-    Each process writes a part, and the list of all parts is written last. If the folder's name is a
-    pattern, the library finds no parts; after the folder is renamed, they can be merged.
-    """
-    merges = jax.process_index() == 0 and state.exists() and not (state / "manifest.ocdbt").exists()
-    if merges and any(path.name.startswith("ocdbt.process_") for path in state.iterdir()):
-        merge = ocp.type_handlers.merge_ocdbt_per_process_files
-        context = tensorstore.Context({"cache_pool#ocdbt": {"total_bytes_limit": 10**8}})
-        asyncio.run(merge(state, context, use_zarr3=False))
-        logger.info("%s was not merged: merged it now", state)
-
-
-def best_metric(config: ConfigDict) -> tuple[str, str]:
-    """Returns (metric, "min" or "max") for the best checkpoint; ("", ...) if none is kept."""
-    if config.checkpoint.best:
-        return config.checkpoint.best, config.checkpoint.mode
-    return config.early_stop.metric, config.early_stop.mode
-
-
-def _array_types() -> Any:
-    """How orbax writes arrays: a small one, which many devices have, is written by one of them.
-
-    By default each of N devices writes an Nth. Cutting a small array takes longer than writing it,
-    and training waits for the cuts.
-    """
-    arrays = ocp.type_handlers.ArrayHandler(
-        min_slice_bytes_for_replica_parallel=LEAST_SLICE,
-        array_metadata_store=array_metadata_store.Store(),
-    )
-    return ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
-
-
-def _preservation(config: ConfigDict) -> keep.PreservationPolicy:
-    """Keeps the newest few and the one with the best evaluation; only finite values can be best."""
-    policies: list[keep.PreservationPolicy] = [keep.LatestN(config.checkpoint.keep)]
-    name, mode = best_metric(config)
-    if name:
-        worst = math.inf if mode == "min" else -math.inf
-
-        def value(metrics: Mapping[str, float]) -> float:
-            metric = metrics.get(name, worst)
-            return metric if math.isfinite(metric) else worst
-
-        policies.append(
-            keep.BestN(
-                get_metric_fn=value,
-                reverse=mode == "min",
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            )
-        )
-    return keep.AnyPreservationPolicy(policies)
-
-
-def _no_best(metrics: Mapping[str, float]) -> float:
-    """Orbax stores the metrics of a checkpoint only if it is given a function to rank them."""
-    return 0.0
-
-
-def _check_space(folder: epath.Path, needed: int) -> None:
-    """Raises OSError, before anything is written, if fewer than `needed` bytes are free."""
-    if not is_local(folder):
-        return
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(
-            errno.ENOSPC, f"a checkpoint needs {needed:,} bytes, {free:,} are free", str(folder)
-        )
-
-
-@contextlib.contextmanager
-def _disk(folder: epath.Path) -> Iterator[None]:
-    """Turns any error from writing a checkpoint into one OSError."""
-    try:
-        yield
-    except (ConfigError, jax.errors.JaxRuntimeError):  # an error of a device or of another process
-        raise
-    except (ValueError, RuntimeError, OSError, KeyError, AttributeError, TypeError) as error:
-        number = getattr(error, "errno", None) or next(
-            (number for number in DISK if os.strerror(number) in str(error)), None
-        )
-        message = f"a checkpoint cannot be written: {first_line(error)}"
-        raise OSError(*((number, message, str(folder)) if number else (message,))) from error
 
 
 def _shapes(tree: Tree) -> list[tuple[str, tuple[int, ...]]]:

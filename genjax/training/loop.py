@@ -24,7 +24,8 @@ from genjax.train_state import TrainState
 from genjax.training import snapshots
 from genjax.training.assemble import Assembly
 from genjax.training.averages import Averages
-from genjax.training.checkpoint import Checkpoints, best_metric
+from genjax.training.checkpoint import Checkpoints
+from genjax.training.checkpoint_options import best_metric
 from genjax.training.early_stop import exhausted
 from genjax.training.interruptions import Interruptions, signals
 from genjax.training.meter import Meter

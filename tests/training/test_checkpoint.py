@@ -15,7 +15,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from genjax import config as configs
 from genjax.config import ConfigError
 from genjax.train_state import TrainState
-from genjax.training.checkpoint import Checkpoints, Damaged, _digest_of_notes, _disk
+from genjax.training.checkpoint import Checkpoints, Damaged
+from genjax.training.checkpoint_files import digest_of_notes, disk_errors
 from genjax.training.digests import digest, digests
 
 
@@ -357,7 +358,7 @@ def noted(folder, change):
     content = json.loads(notes.read_text())
     del content["digest"]
     change(content)
-    notes.write_text(json.dumps(content | {"digest": _digest_of_notes(content)}))
+    notes.write_text(json.dumps(content | {"digest": digest_of_notes(content)}))
 
 
 @pytest.mark.parametrize(
@@ -399,10 +400,13 @@ def test_an_array_without_a_digest_is_read_and_the_others_are_compared(two, tmp_
         Checkpoints(tmp_path / "run").restore(abstract(make_state()))
 
 
-def test_a_peer_that_dies_during_a_save_is_not_taken_for_the_disk(tmp_path):
-    with pytest.raises(jax.errors.JaxRuntimeError), _disk(tmp_path):
+def test_a_peer_that_dies_during_a_save_is_not_taken_for_thedisk_errors(tmp_path):
+    with pytest.raises(jax.errors.JaxRuntimeError), disk_errors(tmp_path):
         raise jax.errors.JaxRuntimeError("Gloo all-reduce failed: Connection closed by peer")
-    with pytest.raises(OSError, match="a checkpoint cannot be written: another"), _disk(tmp_path):
+    with (
+        pytest.raises(OSError, match="a checkpoint cannot be written: another"),
+        disk_errors(tmp_path),
+    ):
         raise RuntimeError("another")
 
 
