@@ -8,8 +8,9 @@ captions, in a causal transformer of 4 blocks of width 128.
              launch/local.sh --workdir=runs/dalle1 --mode=sample --guidance=2 \\
                  --text="a happy person with green pigtails, wearing a yellow shirt and sunglasses"
   hardware   2 CPU cores
-  time       not measured yet; meant for half an hour, the VQ-VAE included
-  score      not measured yet
+  time       10 minutes for the tokens and 46 for the transformer, on one core of two (busy)
+  score      86.9 % of the attributes that captions name are right, 82.8 % in combinations that are
+             not in the training data; docs/images/dalle1_prompts.png
 
 Presets, as in --config=configs/dalle1.py:tiny:
   tiny       8 x 8 emoji by their names and keywords, very small models: a test of the installation
