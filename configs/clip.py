@@ -4,8 +4,9 @@ Default: emoji at 32 x 32 with their names and keywords, a ViT of 4 blocks over 
 text transformer of 3 blocks, both of width 128. Recalls are among 100 held-out pairs.
   command    launch/local.sh --config=configs/clip.py
   hardware   2 CPU cores
-  time       not measured yet; meant for half an hour
-  score      not measured yet
+  time       33 minutes on one core of two (busy)
+  score      of 100 held-out emoji the right one is found for 20 % of captions, and the right
+             caption for 24 % of emoji (chance 1 %)
 
 Presets, as in --config=configs/clip.py:tiny:
   tiny       16 x 16 emoji, a very small model: a test of the installation in under a minute
@@ -47,7 +48,10 @@ def get_config() -> ConfigDict:
     config.ema.decay = (0.995,)
     config.evals.batch_size = 100  # the candidates of recalls
     config.evals.samples = 0
-    config.checkpoint.best = "eval/loss"
+    config.checkpoint.best = (
+        "eval/image_to_text_r1"  # the loss rises before recalls are at their best
+    )
+    config.checkpoint.mode = "max"
     with config.unlocked():
         config.clip = ConfigDict(Options(features=128)._asdict())
         config.model = ConfigDict(
@@ -114,6 +118,8 @@ _AVATARS = {
     "dataset.text.vocabulary_size": 512,
     "dataset.text.length": 48,
     "model.vit.patch_size": 4,
+    "checkpoint.best": "eval/loss",
+    "checkpoint.mode": "min",
     "evals.limit": 1000,
 }
 

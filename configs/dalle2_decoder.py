@@ -6,8 +6,9 @@ vector when only a caption is given.
              trains configs/dalle2_prior.py and its CLIP first, in stages/prior under the workdir;
              to use an existing run: --config.stages.prior=runs/dalle2_prior
   hardware   2 CPU cores
-  time       not measured yet; meant for 40 minutes after the prior
-  score      not measured yet
+  time       76 minutes after the prior, on one core of two (busy)
+  score      99.7 % of the attributes that captions name are right, 99.1 % in combinations that are
+             not in the training data; docs/images/dalle2_prompts.png
 
 Presets, as in --config=configs/dalle2_decoder.py:tiny:
   tiny       very small models, a test of the installation; the samples are noise

@@ -5,8 +5,9 @@ Default: the faces of `avatars` and a CLIP on them, a causal transformer of 4 bl
              trains configs/clip.py:avatars first, in stages/clip under the workdir; to use an
              existing run: --config.stages.clip=runs/clip
   hardware   2 CPU cores
-  time       not measured yet; meant for a quarter of an hour after the CLIP
-  score      not measured yet
+  time       22 minutes after the CLIP's 32, on one core of two (busy)
+  score      the prediction of the mean vector has a cosine of 0.98 with the image's; the vector of
+             the caption, which needs no prior, 0.73
 
 Presets, as in --config=configs/dalle2_prior.py:tiny:
   tiny       very small models, a test of the installation

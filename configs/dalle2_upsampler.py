@@ -7,7 +7,7 @@ small picture when only a caption is given. So one command runs the whole chain:
              trains decoder, prior and CLIP first, in stages/decoder under the workdir; to use an
              existing run: --config.stages.decoder=runs/dalle2_decoder
   hardware   2 CPU cores
-  time       not measured yet; meant for 20 minutes after the decoder
+  time       not measured yet
   score      not measured yet
 
 Presets, as in --config=configs/dalle2_upsampler.py:tiny:
