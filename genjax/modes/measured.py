@@ -142,10 +142,13 @@ class Opened(NamedTuple):
         return [partial(draw, *arguments) for draw in functions]
 
     def metrics(self, *kinds: str) -> list[str]:
-        """Names of the judges' distances (else the first metric), then of `kinds` of metrics."""
+        """Names of the judges' distances (else the first metric), then of `kinds` of metrics.
+
+        A kind is the name of a metric, or its first word.
+        """
         names = [name for judge in self.judges for name in judge.metrics]
         known = [name for name in names if not name.endswith(("_se", "_std"))]
-        of_kinds = [n for kind in kinds for n in known if n.split("_")[0] == kind]
+        of_kinds = [n for kind in kinds for n in known if kind in (n, n.split("_")[0])]
         distances = [n for n in known if n.startswith("fd_") or n == "fid"] or names[:1]
         return list(dict.fromkeys([*distances, *of_kinds]))
 

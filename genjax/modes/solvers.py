@@ -242,7 +242,8 @@ def sweep_guidance(config: ConfigDict, folder: epath.Path, flags: argparse.Names
         low, high = (f"{end:g}" for end in interval)
         return {"interval": f"{low}:{high}", "scale": scale} | opened_run.judged(draw())
 
-    names = opened_run.metrics("precision", "recall", "accuracy")
+    agreement = ("accuracy", "attribute_accuracy", "zero_shot_accuracy", "clip_score")
+    names = opened_run.metrics("precision", "recall", *agreement)
     blank = Sweep(
         "Guidance",
         f"{opened_run.num} samples of step {int(opened_run.state.step)} for each guidance scale. "

@@ -16,8 +16,10 @@ from genjax import main
 from genjax.config import ConfigError
 from genjax.data import catalogue
 from genjax.evals import features
+from genjax.evals.judges import Judge
 from genjax.methods import diffusion
 from genjax.modes import mixture as mixture_mode
+from genjax.modes.measured import Opened
 from genjax.modes.mixture import distance, trajectory
 from genjax.modes.solvers import intervals_of, numbers
 from genjax.sampling import grids, mixture, paths, solvers
@@ -139,6 +141,16 @@ def test_guidance_is_swept_by_one_program(run, traced):
     assert "<h2>Solvers</h2>" in report
     assert "<h2>Guidance</h2>" in report
     assert "precision_classifier" in report
+
+
+def test_a_table_has_distances_and_the_kinds_asked_for():
+    fidelity = ("fd_classifier", "fd_classifier_se", "precision_classifier", "kid_classifier")
+    attributes = ("attribute_accuracy", "attribute_accuracy_se", "hair_accuracy")
+    judges = tuple(Judge(None, names, 10) for names in (fidelity, attributes))
+    opened = Opened(*[None] * 8, judges)
+    expected = ["fd_classifier", "precision_classifier", "attribute_accuracy"]
+    assert opened.metrics("precision", "attribute_accuracy") == expected
+    assert opened._replace(judges=judges[1:]).metrics("recall") == ["attribute_accuracy"]
 
 
 def test_solvers_of_the_mixture(tmp_path, traced, monkeypatch, capsys):
