@@ -56,14 +56,12 @@ class Adapters(NamedTuple):
       networks: name of an adapted network -> path of a kernel in it -> its adapter.
       follows: the networks that follow an adapted one -> its name.
       project: see `Method.project`; applied to what is merged.
-      apart: whether losses apply updates beside the kernels where they can.
     """
 
     kind: str
     networks: Mapping[str, Mapping[str, Adapter]]
     follows: Mapping[str, str]
     project: Mapping[str, Callable[[Tree], Tree]]
-    apart: bool = False
 
     def source(self, name: str) -> str | None:
         """The adapted network that an entry of the parameters has factors of; None if of none."""
@@ -138,7 +136,7 @@ def adapted(method: Any, config: ConfigDict, fields: Mapping[str, Any]) -> Any:
     networks = _chosen(config, {name: shapes[name] for name in sorted(trained)})
     follows = {n: rule.source for n, rule in method.follows.items() if rule.source in networks}
     project = {n: function for n, function in method.project.items() if n in networks}
-    adapters = Adapters(config.lora.kind, networks, follows, project, not config.lora.merged)
+    adapters = Adapters(config.lora.kind, networks, follows, project)
 
     def init(key: jax.Array, batch: Mapping) -> tuple[dict[str, Tree], dict[str, Tree]]:
         params, mutable = method.init(key, batch)
@@ -173,7 +171,7 @@ def adapted(method: Any, config: ConfigDict, fields: Mapping[str, Any]) -> Any:
             log_likelihood=in_full(codec.log_likelihood),
         )
     functions = ("evaluate", "sample", "pictures", "apply")
-    apart, reader = adapters.apart, method.text_encoder
+    apart, reader = not config.lora.merged, method.text_encoder
     return method._replace(
         init=init,
         phases=tuple(p._replace(loss=in_full(p.loss, apart)) for p in method.phases),

@@ -88,8 +88,9 @@ def parts(o: Section, spec: DataSpec, stages: Mapping[str, Stage]) -> tuple[Part
     rate, expected = o.embedding_dropout, "0 without diffusion.embedding"
     require(bool(o.embedding) or not rate, "diffusion.embedding_dropout", rate, expected)
     if o.embedding:
-        others = {name: s for name, s in stages.items() if name != o.text_encoder}
-        found.append(_embedding(o, spec, stages if o.embedding == o.text_encoder else others))
+        only_reads = {o.text_encoder} - {o.embedding}
+        sources = {name: stage for name, stage in stages.items() if name not in only_reads}
+        found.append(_embedding(o, spec, sources))
     if o.low_resolution:
         found.append(_low_resolution(o, spec, stages))
     elif o.low_resolution_stage:
@@ -335,9 +336,7 @@ def _text(o: Section, spec: DataSpec, stages: Mapping[str, Stage]) -> Part:
         return Part({"text": field}, {}, made.make, made.fill)
     stage = stage_of("diffusion.text_encoder", o.text_encoder, stages)
     made = Caption(field, o.text_dropout, stage)
-    vectors = Field(
-        "real", _vectors_shape(stage, field), np.dtype(np.float32), {"padded": True, "text": field}
-    )
+    vectors = Field("real", _vectors_shape(stage, field), np.dtype(np.float32), {"text": field})
     return Part({TEXT_VECTORS: vectors}, {"text": field}, made.make, made.fill, made.prompts)
 
 

@@ -50,6 +50,7 @@ from genjax.sampling.prompts import Gaps
 OBJECTIVES = ("masked", "replaced")
 DECODINGS = ("confidence", "first_hitting")
 MOST_STEPS = 2**20
+HEAD = ("transform", "head_norm", "head")  # parts of an encoder that predict tokens
 SHARED = ("embed", "types", "positions")  # what ELECTRA's generator has of the encoder
 
 Share = Annotated[float, Range(0, 1)]
@@ -541,7 +542,10 @@ def build(config: ConfigDict, spec: DataSpec) -> Method:
     folder = pretrained.located(config.weights)
 
     def pretrained_networks() -> tuple[dict[str, Tree], dict[str, Tree]]:
-        params, drawn = bert.read(folder).params, encoder.init(jax.random.key(config.seed))[0]
-        return {"encoder": drawn | params}, {}
+        params = bert.read(folder).params
+        if not params.keys() & set(HEAD):
+            drawn = encoder.init(jax.random.key(config.seed))[0]
+            params = params | {name: drawn[name] for name in HEAD}
+        return {"encoder": params}, {}
 
     return method._replace(pretrained=pretrained_networks)

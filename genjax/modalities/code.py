@@ -27,10 +27,15 @@ def parse(given: str, field: Field) -> np.ndarray:
     vocabulary_size = field.facts.get("vocabulary_size", 0)
     if vocabulary_size and not ((codes >= 0) & (codes < vocabulary_size)).all():
         raise ConfigError(f"{given!r}: expected tokens from 0 to {vocabulary_size - 1}.")
-    low, high = field.facts.get("range", (-np.inf, np.inf))
-    if not ((codes >= low) & (codes <= high)).all():
-        raise ConfigError(f"{given!r}: expected numbers from {low:g} to {high:g}.")
+    check_range(repr(given), codes, field)
     return codes
+
+
+def check_range(said: str, values: np.ndarray, field: Field) -> None:
+    """Raises ConfigError, which begins with `said`, for values outside the field's fact `range`."""
+    low, high = field.facts.get("range", (-np.inf, np.inf))
+    if not ((values >= low) & (values <= high)).all():
+        raise ConfigError(f"{said}: expected numbers from {low:g} to {high:g}.")
 
 
 def files(samples: np.ndarray, field: Field) -> dict[str, bytes]:

@@ -236,7 +236,7 @@ class Row(nnx.Module):
         self.null = nnx.Param(jax.random.normal(rngs.params(), (width,)))
         special = field.facts.get("special", {})
         self.end, self.pad = special.get("eos", -1), special.get("pad", -1)
-        self.padded = field.facts.get("padded", False)
+        self.padded = real and text_of(field) is not None
         sizes = {"width": width, "depth": o.depth, "heads": o.heads, "causal": False}
         encoded = o.depth > 0 and text_of(field) is not None
         self.body = Transformer(**sizes, dtype=o.dtype, rngs=rngs) if encoded else None
@@ -246,7 +246,7 @@ class Row(nnx.Module):
     ) -> tuple[Float[Array, "B S E"], Bool[Array, "B S"]]:
         """Returns the vectors, and which of them are seen: those of a text up to its end.
 
-        Of vectors with the fact `padded`, zeros are not seen.
+        Of the vectors of a text, zeros are not seen.
         In a hidden example only the null vector is seen.
         """
         if self.map is not None:

@@ -22,6 +22,7 @@ from genjax.data import json_lines, npz, sources
 from genjax.data.transforms import Transform
 from genjax.files import at_home
 from genjax.method import DataSpec, Field
+from genjax.modalities.code import check_range
 from genjax.modalities.label import NAME, num_classes
 from genjax.modalities.text import read_file
 from genjax.networks import text_tower
@@ -343,9 +344,7 @@ def _column(flag: str, name: str, values: np.ndarray, field: Field) -> np.ndarra
     if vocabulary and not ((values >= least) & (values < vocabulary)).all():
         noun = "classes" if "num_classes" in field.facts else "tokens"
         raise ConfigError(f"{flag}: {name}: expected {noun} from 0 to {vocabulary - 1}.")
-    low, high = field.facts.get("range", (-np.inf, np.inf))
-    if not ((values >= low) & (values <= high)).all():
-        raise ConfigError(f"{flag}: {name}: expected numbers from {low:g} to {high:g}.")
+    check_range(f"{flag}: {name}", values, field)
     return values.astype(field.dtype)
 
 

@@ -120,7 +120,7 @@ def test_other_prompts_are_read_too():
 
 @pytest.mark.parametrize("depth", [0, 1])
 def test_zeros_of_padded_vectors_change_nothing(depth):
-    facts = {"padded": True, "text": TEXT}
+    facts = {"text": TEXT}
     field = captions.field(TOKENIZER, T)._replace(kind="real", shape=(T, D), dtype=np.float32)
     row = told.Row(field._replace(facts=facts), told.RowOptions(8, depth, 2), rngs=nnx.Rngs(0))
     given = jnp.asarray(expected(texts("ab", "cdefg")))
