@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.dataset.text.vocabulary_size = 4096
     config.dataset.text.length = 127  # and the token before the first: 128 positions
     config.batch_size = 32
-    config.duration = "5000_steps"
+    config.duration = "2000_steps"
     config.optimizer.learning_rate = 2e-3
     config.optimizer.b2 = 0.98
     config.optimizer.weight_decay = 0.01

@@ -65,14 +65,14 @@ def get_config() -> ConfigDict:
     config.dataset.text.cut = True
     config.batch_size = 8
     config.evals.batch_size = 32
-    config.duration = "200_steps"
+    config.duration = "100_steps"
     config.precision = "auto"
     config.optimizer.learning_rate = 5e-4
     config.optimizer.weight_decay = 0.0
     config.schedule.name = "cosine"
     config.schedule.warmup = "5_percent"
-    config.evals.every = "25_percent"
-    config.evals.limit = 256
+    config.evals.every = "50_percent"
+    config.evals.limit = 128
     config.evals.samples = 16
     config.evals.judges = ("overlap",)
     config.log.every = "5_steps"

@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.dataset.text.length = 32
     config.dataset.text.cut = True
     config.batch_size = 32
-    config.duration = "5000_steps"
+    config.duration = "2000_steps"
     config.precision = "auto"
     config.optimizer.learning_rate = 2e-3
     config.optimizer.b2 = 0.98
@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     config.schedule.final = 0.0
     config.ema.decay = ()
     config.evals.samples = 16
-    config.evals.every = "10_percent"
+    config.evals.every = "25_percent"
     config.evals.judges = ("overlap",)
     config.log.every = "50_steps"
     with config.unlocked():

@@ -78,6 +78,7 @@ PRESETS = {
         "dataset.validation": "10_percent",
         "dataset.text.vocabulary_size": 2048,
         "dataset.text.length": 64,
+        "duration": "100000_examples",
         "diffusion.guidance": 3.0,
         "model.denoiser.patch_size": 4,
     },

@@ -32,6 +32,7 @@ from genjax.method import Batch, DataSpec, Follow, Method, Phase, Rules, Stage, 
 from genjax.methods import diffusion
 from genjax.methods.consistency_losses import Model, Options, Teacher, loss
 from genjax.methods.denoiser import Known, check_conditions, fields_of, network, shape_of
+from genjax.methods.diffusion_options import guidable, path_of
 from genjax.nn.functional import Functional
 from genjax.sampling import consistency as noise_levels
 from genjax.sampling import grids, parametrisation, paths, solvers
@@ -92,7 +93,7 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
         )
     if o.kind == "mean_flow" and o.guidance != 1:
         expected = "1, or class_conditional=True or conditions, and label_dropout > 0"
-        require(diffusion.guidable(o), "consistency.guidance", o.guidance, expected)
+        require(guidable(o), "consistency.guidance", o.guidance, expected)
     check_conditions(o, "consistency", spec)
     return o
 
@@ -178,12 +179,12 @@ def teacher_of(o: Options, spec: DataSpec, stages: Mapping[str, Stage]) -> Teach
                 f"{field.shape}; in this run it is of kind {own_fields[name].kind!r} and shape "
                 f"{own_fields[name].shape}. Give a teacher trained on these data."
             )
-    if o.guidance != 1 and not diffusion.guidable(teacher_options):
+    if o.guidance != 1 and not guidable(teacher_options):
         raise ConfigError(
             f"consistency.guidance={o.guidance:g}: the teacher was not trained for guidance, with "
             "class_conditional=True or conditions, and label_dropout > 0. Use 1."
         )
-    return Teacher(stage, diffusion.path_of(teacher_options), tuple(conditions))
+    return Teacher(stage, path_of(teacher_options), tuple(conditions))
 
 
 def from_network(

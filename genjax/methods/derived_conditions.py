@@ -24,13 +24,14 @@ from jaxtyping import Array, Float, Int
 from genjax.checks import ConfigError, require
 from genjax.data import captions
 from genjax.method import Batch, DataSpec, Field, Method, Stage
+from genjax.methods import starts
 from genjax.methods.composition import Prompts
 from genjax.methods.vectors import Vectors, drawn, stage_of, vectors_of
 from genjax.modalities.label import NAME as LABEL
 from genjax.nn.pixels import to_float
 from genjax.nn.positions import sinusoidal
 from genjax.sampling import paths
-from genjax.sampling.conditions import Condition, labels, required
+from genjax.sampling.conditions import SHARE, UNLISTED, Condition, labels, required
 from genjax.sampling.embeddings import slerp, text_diff, unit
 
 EMBEDDING, TEXT_VECTORS, SMALL, LEVEL, NOISE = (
@@ -41,8 +42,6 @@ EMBEDDING, TEXT_VECTORS, SMALL, LEVEL, NOISE = (
     "noise",
 )
 LEVEL_FEATURES = 64
-UNLISTED = {"field": ""}  # a condition with this fact is never taken from held-out examples
-SHARE = {**UNLISTED, "range": (0.0, 1.0)}
 
 Made = dict[str, Array]
 
@@ -69,6 +68,7 @@ class Part(NamedTuple):
       make: (params, mutable, batch, key, train) -> the fields from a batch of the data.
       fill: (params, mutable, condition, key, num) -> the fields from what the user gave.
       prompts: (params, mutable, prompts) -> the vectors of other prompts, if texts become vectors.
+      shows: the name in `given` under which a picture itself gives the fields; "": it does not.
     """
 
     fields: dict[str, Field]
@@ -76,6 +76,7 @@ class Part(NamedTuple):
     make: Callable[[dict, dict, Batch, Array, bool], Made]
     fill: Callable[[dict, dict, Condition, Array, int], Made]
     prompts: Callable[[dict, dict, Prompts], Prompts] | None = None
+    shows: str = ""
 
 
 def parts(o: Section, spec: DataSpec, stages: Mapping[str, Stage]) -> tuple[Part, ...]:
@@ -138,6 +139,18 @@ def joined(method: Method, found: tuple[Part, ...], spec: DataSpec) -> Method:
         batch = made(params, mutable, batch, jax.random.fold_in(key, 1), False)
         return method.evaluate(params, mutable, batch, key)
 
+    def of_picture(
+        params: dict, mutable: dict, condition: Condition, key: Array, num: int, start: str
+    ) -> Made:
+        """The conditions that describe a picture with which sampling begins; often none."""
+        prefix = starts.of(start, "")
+        said = {n.removeprefix(prefix): v for n, v in condition.items() if n.startswith(prefix)}
+        said |= {part.shows: condition[start] for part in found if part.shows}
+        known = {name: value for name, value in said.items() if name in method.conditions}
+        for part in found if said else ():
+            known |= part.fill(params, mutable, said, key, num)
+        return {starts.of(start, name): value for name, value in known.items()}
+
     def sample(
         params: dict, mutable: dict, key: Array, num: int, condition: Condition, **options: Any
     ) -> Array:
@@ -150,11 +163,17 @@ def joined(method: Method, found: tuple[Part, ...], spec: DataSpec) -> Method:
             known |= part.fill(params, mutable, condition, own, num)
             if part.prompts and "prompts" in options:
                 options["prompts"] = part.prompts(params, mutable, options["prompts"])
+        for start in (starts.START, starts.OTHER):
+            if start in condition and options.get("inverse") is not None:
+                known |= of_picture(params, mutable, condition, key, num, start)
         return method.sample(params, mutable, key, num, known, **options)
 
     derived = {name for part in found for name in part.fields if name != "text"}
+    derived |= {starts.of(s, name) for s in (starts.START, starts.OTHER) for name in derived}
     own = {name: field for name, field in method.conditions.items() if name not in derived}
     given = {name: field for part in found for name, field in part.given.items()}
+    if starts.START in own and "text" in given:
+        given |= starts.described({"text": given["text"]})
     return method._replace(
         prepare=prepare, evaluate=evaluate, sample=sample, conditions={**given, **own}
     )
@@ -257,7 +276,7 @@ def _embedding(o: Section, spec: DataSpec, stages: Mapping[str, Stage]) -> Part:
     }
     given |= {"text": text, "other_text": hidden} if vectors.draws else {}
     made = Embedding(vectors, spec.target, o.embedding_dropout)
-    return Part({EMBEDDING: vectors.field}, given, made.make, made.fill)
+    return Part({EMBEDDING: vectors.field}, given, made.make, made.fill, shows="image")
 
 
 def _dropped(x: Float[Array, "B E"], rate: float, key: Array) -> Float[Array, "B E"]:
@@ -477,4 +496,4 @@ def _low_resolution(o: Section, spec: DataSpec, stages: Mapping[str, Stage]) -> 
         LEVEL: Field("real", (LEVEL_FEATURES,), np.dtype(np.float32), {}),
     }
     made = LowResolution(spec.target, tuple(target.shape), shape, base, o.low_resolution_noise)
-    return Part(fields, given, made.make, made.fill)
+    return Part(fields, given, made.make, made.fill, shows=SMALL)

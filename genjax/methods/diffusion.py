@@ -8,28 +8,24 @@ decoder and the upsamplers of DALL-E 2 (Ramesh et al. 2022).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from genjax.checks import Finite, OtherWidth, Positive, Range, Rate, Share, Width, is_number
 from genjax.config import ConfigError, one_of, read_options, require
 from genjax.method import Aux, Batch, DataSpec, Method, Phase, Rules, Stage, Tree
-from genjax.methods import derived_conditions
-from genjax.methods.composition import NO_PROMPTS, Prompts, others_of, parsed_prompts, prompt_of
+from genjax.methods import derived_conditions, starts
+from genjax.methods.composition import prompt_of
 from genjax.methods.denoiser import (
     Denoiser,
     Known,
-    Section,
     check_conditions,
     fields_of,
     network,
@@ -37,111 +33,19 @@ from genjax.methods.denoiser import (
     shape_of,
 )
 from genjax.methods.diffusion_likelihood import evaluate
+from genjax.methods.diffusion_options import Options, path_of
+from genjax.methods.diffusion_sampling import check_guidance, plan, sample
 from genjax.networks import edm2_unet
 from genjax.networks import told as entering
 from genjax.nn.functional import Functional, functional
-from genjax.sampling import bound, grids, parametrisation, paths, solvers
-from genjax.sampling import guidance as guiding
-from genjax.sampling.conditions import Condition, complete
-from genjax.sampling.guidance import Guidance
-from genjax.sampling.logits import whole_number
+from genjax.sampling import bound, parametrisation, paths, solvers
 from genjax.sampling.parametrisation import Prediction
 from genjax.sampling.paths import Levels, Path
-from genjax.sampling.table import Denoise, Table, solve
 
 WEIGHTINGS = ("simple", "min_snr", "variational", "uncertainty")
 TIMES = ("uniform", "logit_normal", "lognormal")
 COUPLINGS = ("independent", "optimal_transport")
-PAIR_ALONE = ("euler", "ddim", "ddpm", "euler_ancestral", "dpm++_1s")
 LEARNED = 1e-3  # weight of the bound next to the simple loss (Nichol & Dhariwal 2021, section 3.1)
-
-
-class Options(NamedTuple):
-    """The `diffusion` section of a config, and its defaults.
-
-    Attributes:
-      path: path of x_t: "linear", "cosine" or "sigmoid" (variance preserving), "flow" or "edm".
-      num_timesteps: T of a process in discrete time; 0 for continuous time.
-      zero_terminal_snr: whether a process in discrete time ends in pure noise.
-      shift: factor of the noise at every time, for larger images.
-      prediction: output of the network: "epsilon", "x0", "v", "velocity" or "edm".
-      sigma_data: standard deviation of the data, for the preconditioning of "edm".
-      weighting: weight of the squared error of the output: "simple"; "min_snr"; "variational",
-        which gives the bound; "uncertainty", learned (Karras et al. 2024, eq. 21).
-      min_snr_gamma: maximum of the signal-to-noise ratio in "min_snr".
-      times: distribution of training times: "uniform", "logit_normal" (Esser et al. 2024) or
-        "lognormal", of sigma / alpha (Karras et al. 2022).
-      times_mean: mean of the normal distribution.
-      times_std: its standard deviation.
-      coupling: coupling of data and noise in a batch: "independent" or "optimal_transport" (Tong et
-        al. 2024).
-      variance: variance of DDPM's reverse step: "fixed_small", "fixed_large" or "learned", for
-        which the network has twice the channels.
-      class_conditional: whether the network is conditioned on the label.
-      conditions: names of other fields of the data that the network is conditioned on: see
-        `networks.told` for how each enters.
-      context_width: width of the vectors for texts and rows, for cross-attention.
-      context_depth: number of blocks of a transformer over the vectors of a text, which is trained
-        with the network; 0: none.
-      context_heads: its attention heads.
-      label_dropout: share of training examples with all of their conditions hidden, for guidance.
-      likelihood_steps: steps of the ODE for the likelihood in evaluations, even; 0: none. A step
-        and its control take three calls of the network and its derivative per probe.
-      likelihood_probes: random directions for the divergence; 0 is exact, at a call per dimension.
-      eval_timesteps: network calls per example in the estimate of the bound; in discrete time the
-        first call is for the decoder, and 0 uses all T timesteps.
-      sampler: default solver.
-      steps: default number of sampling steps; 0 uses all T.
-      spacing: default spacing of the steps: see `sampling.grids`.
-      eta: default noise, for solvers with this option.
-      guidance: default scale of guidance; 1 is none.
-      embedding: the stage whose vector of the image is a condition: a run of method "clip", or one
-        of "embedding_prior", which also draws the vector for a caption; "": none.
-      embedding_dropout: share of training examples with that vector alone hidden.
-      text_dropout: share of training examples with an empty caption.
-      text_encoder: the stage that reads captions for the network, frozen: a run of method "clip",
-        "masked_lm" or "seq2seq"; "": the network has an embedding of its own.
-      low_resolution: shorter side of the smaller image that is a condition; 0: none.
-      low_resolution_stage: the stage that draws that image for the other conditions; "": it is
-        always given.
-      low_resolution_noise: default level of the noise in it, from 0 to 1; in training, levels are
-        uniform.
-    """
-
-    path: str = "cosine"
-    num_timesteps: Annotated[int, Range(0, 1_000_000)] = 1000
-    zero_terminal_snr: bool = False
-    shift: Positive = 1.0
-    prediction: str = "epsilon"
-    sigma_data: Positive = 0.5
-    weighting: str = "simple"
-    min_snr_gamma: Positive = 5.0
-    times: str = "uniform"
-    times_mean: Finite = 0.0
-    times_std: Positive = 1.0
-    coupling: str = "independent"
-    variance: str = "fixed_small"
-    class_conditional: bool = False
-    conditions: tuple[str, ...] = ()
-    context_width: Width = 128
-    context_depth: Annotated[int, Range(0, 1000)] = 0
-    context_heads: Width = 4
-    label_dropout: Rate = 0.1
-    likelihood_steps: Annotated[int, Range(0, 10_000)] = 0
-    likelihood_probes: Annotated[int, Range(0, 10_000)] = 1
-    eval_timesteps: Annotated[int, Range(0, 1_000_000)] = 32
-    sampler: str = "dpm++_2m"
-    steps: Annotated[int, Range(0, 1_000_000)] = 20
-    spacing: str = "uniform"
-    eta: Share = 0.0
-    guidance: Finite = 1.0
-    embedding: str = ""
-    embedding_dropout: Rate = 0.0
-    text_dropout: Rate = 0.0
-    text_encoder: str = ""
-    low_resolution: OtherWidth = 0
-    low_resolution_stage: str = ""
-    low_resolution_noise: Share = 0.1
 
 
 def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
@@ -183,37 +87,8 @@ def options_from_config(section: ConfigDict, spec: DataSpec) -> Options:
     require(steps % 2 == 0, "diffusion.likelihood_steps", steps, "an even number, or 0")
     check_conditions(o, "diffusion", spec)
     plan(o, path)
-    _guidable(o, o.guidance != 1, False)
+    check_guidance(o, o.guidance != 1, False)
     return o
-
-
-def _guidable(o: Options, guided: bool, by_weights: bool) -> None:
-    """Raises ConfigError if guidance has neither worse weights nor conditions to leave out.
-
-    Also raises it for worse weights without guidance.
-    """
-    derived = (o.embedding or o.low_resolution) and o.label_dropout
-    if guided and not by_weights and not (guidable(o) or derived):
-        raise ConfigError(
-            "guidance: the model must have been trained with diffusion.class_conditional=True or "
-            "diffusion.conditions, and diffusion.label_dropout > 0, to be guided, or --guide_ema "
-            "or --guide_checkpoint must name worse weights to guide away from. Use guidance=1."
-        )
-    if by_weights and not guided:
-        raise ConfigError(
-            "guidance=1 is none, but --guide_ema or --guide_checkpoint name weights for guidance: "
-            "give --mode=sample --guidance=2, or remove them."
-        )
-
-
-def guidable(o: Section) -> bool:
-    """Whether the network is also trained without its conditions."""
-    return bool((o.class_conditional or o.conditions) and o.label_dropout)
-
-
-def path_of(o: Options) -> Path:
-    """The path that the options name."""
-    return paths.make(o.path, o.num_timesteps, o.zero_terminal_snr, o.shift)
 
 
 # ---- the model -----------------------------------------------------------------------------------
@@ -238,6 +113,8 @@ def build(
     chosen = network(config, spec, channels, options)
     dtype = jnp.dtype(config.precision)
     method = from_network(chosen.net, options, spec, chosen.rules, chosen.project, dtype)
+    own = starts.given(fields_of(options, spec), spec.generated)
+    method = method._replace(conditions={**method.conditions, **own, **method.conditions})
     return derived_conditions.joined(method, derived, spec)
 
 
@@ -405,226 +282,3 @@ def loss(
             losses += LEARNED * path.steps * terms
     metrics = {"epsilon_mse": jnp.mean(jnp.square(prediction.epsilon - noise))}
     return model.summed_up(params, mutable, losses, at.told, metrics, changed)
-
-
-# ---- sampling ------------------------------------------------------------------------------------
-
-
-def plan(
-    o: Options,
-    path: Path,
-    prompt: Field | None = None,
-    *,
-    sampler: str | None = None,
-    steps: int | None = None,
-    spacing: str | None = None,
-    times: tuple = (),
-    grid_shift: float = 1.0,
-    rho: float = 7.0,
-    end: str = "data",
-    eta: float | None = None,
-    order: int | None = None,
-    churn: float | None = None,
-    warmup: str | None = None,
-    guidance: float | None = None,
-    guidance_kind: str = "linear",
-    guidance_interval: tuple = (0.0, math.inf),
-    guidance_rescale: float = 0.0,
-    guidance_radius: float = math.inf,
-    guidance_parallel: float = 1.0,
-    guidance_momentum: float = 0.0,
-    negative_prompt: str = "",
-    more_prompts: tuple = (),
-    threshold: float = 0.0,
-) -> dict[str, Any]:
-    """Turns options into keywords of `sample`; None takes the value of the `diffusion` section.
-
-    Args:
-      o: the section.
-      path: path of the model.
-      prompt: field of the text that the network is conditioned on.
-      sampler: a name in `solvers.SOLVERS`.
-      steps: number of steps; in discrete time 0 uses all T.
-      spacing: spacing of the steps: see `grids.times`.
-      times: the times of the steps, instead of `steps`.
-      grid_shift: see `grids.times`.
-      rho: parameter of the spacing "karras".
-      end: where the last step ends: "data" or the path's "first" level.
-      eta: noise, for solvers with this option.
-      order: order, for solvers with this option.
-      churn: noise that sampler "edm" adds and removes again, over all steps.
-      warmup: first steps of sampler "pndm": "runge_kutta" or "multistep".
-      guidance: scale; 1 is none and does not double the network's batch.
-      guidance_kind: "linear", "projected" (APG) or "cfg++".
-      guidance_interval: (low, high) of sigma / alpha where guidance is used.
-      guidance_rescale: phi of Lin et al. 2024.
-      guidance_radius: parameter of "projected".
-      guidance_parallel: parameter of "projected".
-      guidance_momentum: parameter of "projected".
-      negative_prompt: a text to guide away from, in place of none.
-      more_prompts: pairs (text, weight). Each adds guidance towards its text, of the scale times
-        its weight, or away from it (Liu et al. 2022, eq. 11).
-      threshold: percentile of dynamic thresholding, such as 99.5; 0 clips to the data's range.
-
-    Raises:
-      ConfigError: an option that does not exist or that this model does not support.
-    """
-    overrides = dict(sampler=sampler, steps=steps, spacing=spacing, eta=eta, guidance=guidance)
-    numbers = dict(grid_shift=grid_shift, rho=rho, threshold=threshold)
-    numbers |= dict(guidance_rescale=guidance_rescale, guidance_parallel=guidance_parallel)
-    numbers |= dict(guidance_momentum=guidance_momentum)
-    optional = dict(eta=eta, guidance=guidance, churn=churn)
-    numbers |= {name: value for name, value in optional.items() if value is not None}
-    for name, value in numbers.items():
-        require(is_number(value), name, value, "a finite number")
-    for name, value in {"steps": steps, "order": order}.items():
-        require(value is None or whole_number(value), name, value, "a whole number")
-    radius_ok = is_number(guidance_radius, infinite=True)
-    require(radius_ok, "guidance_radius", guidance_radius, "a number")
-    interval_ok = isinstance(guidance_interval, tuple | list) and len(guidance_interval) == 2
-    interval_ok = interval_ok and all(is_number(end, infinite=True) for end in guidance_interval)
-    require(interval_ok, "guidance_interval", guidance_interval, 'two numbers, such as "(0.3, 5)"')
-    require(rho > 0, "rho", rho, "more than 0")
-    if times and steps:
-        raise ConfigError(f"steps={steps} and times={times} are both given: remove one.")
-    o = o._replace(**{k: v for k, v in overrides.items() if v is not None})
-    one_of("sampler", o.sampler, tuple(solvers.SOLVERS))
-    solver = solvers.SOLVERS[o.sampler]
-    options = (
-        {"eta": float(o.eta)} if eta is not None or (o.eta and "eta" in solver.options) else {}
-    )
-    options |= {"order": order} if order is not None else {}
-    options |= {"variance": o.variance} if o.sampler == "ddpm" else {}
-    options |= {"churn": float(churn)} if churn is not None else {}
-    options |= {"warmup": warmup} if warmup is not None else {}
-    for name in options:
-        if name not in solver.options:
-            samplers = ", ".join(n for n, s in solvers.SOLVERS.items() if name in s.options)
-            raise ConfigError(
-                f"{name}={options[name]}: sampler {o.sampler} has no such option; these have: "
-                f"{samplers}."
-            )
-    count = o.steps or path.steps
-    t = grids.times(path, count, o.spacing, rho=rho, shift=grid_shift, given=times)
-    table = solver.table(path, grids.grid(path, t, end), **options)
-    low, high = guidance_interval
-    g = Guidance(
-        *(float(o.guidance), float(low), float(high), float(guidance_rescale)),
-        *(float(guidance_parallel), float(guidance_radius), float(guidance_momentum)),
-    )
-    guiding.check(guidance_kind, g)
-    if guidance_kind == "cfg++":  # its pair does not give back x_t, which other samplers also use
-        one_of("sampler (with guidance_kind=cfg++)", o.sampler, PAIR_ALONE)
-    require(0 <= threshold <= 100, "threshold", threshold, "a percentile, or 0")
-    if threshold and guidance_kind == "cfg++":
-        raise ConfigError(
-            f"threshold={threshold:g}: with guidance_kind='cfg++' epsilon does not match x_0. "
-            "Remove one."
-        )
-    guided = g.scale != 1 or guidance_kind == "cfg++" or bool(more_prompts)
-    if negative_prompt and not guided:
-        raise ConfigError(
-            f"negative_prompt={negative_prompt!r} has no effect without guidance: give guidance=2, "
-            "for example, or leave it out."
-        )
-    return {
-        "table": table,
-        "strength": Guidance(*map(np.float64, g)),
-        "prompts": parsed_prompts(prompt, negative_prompt, more_prompts),
-        "guided": guided,
-        "kind": guidance_kind,
-        "stochastic": table.stochastic,
-        "threshold": float(threshold),
-    }
-
-
-def denoiser(
-    model: Denoiser,
-    params: dict,
-    mutable: dict,
-    known: Known,
-    *,
-    strength: Guidance,
-    prompts: Prompts = NO_PROMPTS,
-    guided: bool,
-    kind: str,
-    threshold: float,
-) -> Denoise:
-    """The model as solvers call it: with guidance, and x_0 within the data's range.
-
-    The conditions are encoded once, before all steps.
-    """
-    variables, by_weights = (params["denoiser"], mutable["denoiser"]), "guide/denoiser" in params
-    _guidable(model.options, guided, by_weights)
-    if by_weights and any(part is not None for part in prompts):
-        raise ConfigError(
-            "negative_prompt, more_prompts: with --guide_ema or --guide_checkpoint both networks "
-            "have the same text. Remove one."
-        )
-    told = model.tell(variables[0], known)
-    if by_weights:
-        worse = (params["guide/denoiser"], mutable["denoiser"])
-        told_worse = model.tell(worse[0], known)
-    elif guided:
-        others = [model.tell(variables[0], other) for other in others_of(model, known, prompts)]
-        every = jax.tree.map(lambda *parts: jnp.concatenate(parts), told, *others)
-
-    def unguided(x: Array, at: Levels, memory: Any) -> tuple[Prediction, Any]:
-        return model.predict(*variables, x, at, told), memory
-
-    def both(x: Array, at: Levels) -> tuple[Prediction, Prediction]:
-        if by_weights:
-            return model.predict(*variables, x, at, told), model.predict(*worse, x, at, told_worse)
-        count = 1 + len(others)
-        all_at_once = model.predict(*variables, jnp.concatenate([x] * count), at, every)
-        split = [[None] * count if y is None else jnp.split(y, count) for y in all_at_once]
-        good, bad, *further = (Prediction(*parts) for parts in zip(*split, strict=True))
-        return guiding.composed(good, bad, further, prompts.weights), bad
-
-    denoise = guiding.guided(both, strength, kind) if guided else unguided
-    if threshold:
-        kind_of = model.spec.generated.kind
-        require(model.clips, "threshold", threshold, f"0: the data are of kind {kind_of!r}")
-        return guiding.thresholded(denoise, threshold)
-    return guiding.clipped(denoise) if model.clips and kind != "cfg++" else denoise
-
-
-def sample(
-    model: Denoiser,
-    params: dict,
-    mutable: dict,
-    key: Array,
-    num: int,
-    condition: Condition = MappingProxyType({}),
-    *,
-    table: Table,
-    strength: Guidance,
-    prompts: Prompts = NO_PROMPTS,
-    guided: bool,
-    kind: str,
-    stochastic: bool,
-    threshold: float,
-) -> Array:
-    """Draws `num` samples, in the data's own format; see `plan` for the options.
-
-    Each sample depends on its own key, and not on how many are drawn with it.
-    """
-    fields, setting = fields_of(model.options, model.spec), "diffusion.class_conditional=True"
-    key_label = jax.random.fold_in(key, 2)
-    known = Known(complete(model.spec, fields, num, condition, key_label, setting))
-    denoise = denoiser(
-        model,
-        params,
-        mutable,
-        known,
-        strength=strength,
-        prompts=prompts,
-        guided=guided,
-        kind=kind,
-        threshold=threshold,
-    )
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(3 + jnp.arange(num))
-    shape = shape_of(model.spec)
-    memory = jnp.zeros((num, *shape)) if kind == "projected" else ()
-    x = solve(denoise, table, keys, shape, stochastic=stochastic, memory=memory)
-    return model.output(x)

@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from genjax.config import ConfigError, one_of, read_options, require
-from genjax.methods.diffusion import Options, guidable
+from genjax.methods.diffusion_options import Options, guidable
 from genjax.modes.measured import Sample, begin, finish, opened
 from genjax.sampling import solvers
 from genjax.sampling.draw import planned

@@ -31,6 +31,8 @@ Condition = Mapping[str, Array]
 Rows = list[dict[str, np.ndarray]]
 
 PROMPT, TEXT = "prompt", "text"  # --prompt is another flag of a condition named "text"
+UNLISTED = {"field": ""}  # a condition with this fact is never taken from held-out examples
+SHARE = {**UNLISTED, "range": (0.0, 1.0)}
 _INLINE_KINDS = ("text", "label", "code", "real")  # values of other kinds are names of files
 
 # ---- for methods ---------------------------------------------------------------------------------

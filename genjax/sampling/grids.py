@@ -138,8 +138,10 @@ def grid(path: Path, t: Float[np.ndarray, "N"], end: str = "data") -> Levels:
     if end == "first" and path.steps:
         decreases = decreases[:-1]  # the last step may begin and end at timestep 0
     if not decreases.all():
+        i = int(np.argmin(decreases))
+        near = ", ".join(f"{time:g}" for time in t[i : i + 2])
         raise ConfigError(
-            f"the sampler's times {tuple(np.round(t, 6))} have the same noise twice: use fewer "
-            "steps or another spacing."
+            f"the sampler's {len(t)} times have the same noise twice (at {near}): use fewer steps "
+            "or another spacing."
         )
     return all_levels

@@ -360,7 +360,8 @@ def join(
 ) -> Method:
     """Returns `method` with the frozen networks of its stages, under the stages' names.
 
-    If the data are a stage's codes, samples are decoded. If log p(x | code) and the codes' `nll`
+    If the data are a stage's codes, samples are decoded, and conditions that are codes are given as
+    what they encode. If log p(x | code) and the codes' `nll`
     are known too, evaluations have the ELBO in nats and `bits_per_dim` of both together. The
     stages' networks are zero at first: `pretrained` or a checkpoint gives the trained ones.
 
@@ -385,10 +386,14 @@ def join(
     joined = method._replace(init=init, rules=(*rules, *method.rules))
     if code_stage is None:
         return joined
-    field = (data or code_stage.spec).generated
+    field, target = (data or code_stage.spec).generated, code_stage.spec.target
+    encoded = {name: f for name, f in method.conditions.items() if f.kind == "code"}
 
     def sample(params: Tree, mutable: Tree, key: jax.Array, num: int, condition, **options):
-        codes = method.sample(params, mutable, key, num, condition, **options)
+        known = dict(condition)
+        for name in known.keys() & encoded.keys():
+            known[name] = code_stage.encode(params, mutable, {target: known[name]})
+        codes = method.sample(params, mutable, key, num, known, **options)
         return code_stage.decode(params, mutable, codes)
 
     def evaluate(params: Tree, mutable: Tree, batch: Batch, key: jax.Array) -> dict:
@@ -400,4 +405,7 @@ def join(
         return metrics
 
     sample.__signature__ = inspect.signature(method.sample)
-    return joined._replace(sample=sample, evaluate=evaluate, output=field)
+    given = {name: field._replace(facts={**field.facts, **f.facts}) for name, f in encoded.items()}
+    return joined._replace(
+        sample=sample, evaluate=evaluate, output=field, conditions={**method.conditions, **given}
+    )

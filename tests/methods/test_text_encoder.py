@@ -1,5 +1,7 @@
 """Frozen text encoders: what reads captions for a diffusion model."""
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from stub_stages import (
     TOKENIZER,
     N,
     T,
+    images,
     method_of,
     params,
     spec_of,
@@ -25,7 +28,7 @@ from genjax.config import ConfigError
 from genjax.data import captions
 from genjax.data.alphabets import Bytes
 from genjax.method import Stage, TextEncoder
-from genjax.methods import composition, diffusion
+from genjax.methods import composition, diffusion, starts
 from genjax.methods import derived_conditions as derived
 from genjax.networks import told
 
@@ -179,3 +182,20 @@ def test_a_clip_that_reads_captions_is_no_second_source_of_vectors():
 def test_other_stages_are_refused(options, stages, message):
     with pytest.raises(ConfigError, match=message):
         derived.parts(diffusion.Options(**READ | options), spec_of(SIDE), stages)
+
+
+def test_the_caption_of_a_picture_to_begin_with_is_read_too():
+    spec, o = spec_of(SIDE), diffusion.Options(**READ)
+    found = derived.parts(o, spec, encoder())
+    o, spec = derived.extended(o, spec, found)
+    fields = {name: spec.fields[name] for name in o.conditions}
+    own = fields | starts.given(fields, spec.generated)
+    method = derived.joined(method_of(lambda *args, inverse: args[-1], conditions=own), found, spec)
+    assert {"start", "start_text", "other_start_text"} < method.conditions.keys()
+    assert not any("vectors" in name for name in method.conditions)
+    given = {"text": texts("x", "y", "z"), "start": images(1)}
+    sample = partial(method.sample, params("text"), params("text"), KEY, N, inverse=object())
+    text = texts("ab", "c", "d")
+    found = sample(given | {"start_text": text})
+    np.testing.assert_array_equal(found["start_text_vectors"], expected(text))
+    assert "start_text_vectors" not in sample(given)  # nothing is said: hidden

@@ -16,6 +16,7 @@ from genjax import method as methods
 from genjax.config import ConfigError
 from genjax.data import catalogue
 from genjax.data.digest import data_digest
+from genjax.method import Field
 from genjax.modes import runs
 from genjax.parallel import rules
 from genjax.parallel.mesh import global_batch, make_mesh
@@ -505,3 +506,41 @@ def test_a_name_that_adapters_or_guides_have_is_refused(name, tmp_path):
         config.stages = {name: "vqvae.py"}
     with pytest.raises(ConfigError, match=f"config.stages='{name}': expected another name than"):
         stages.find(config, tmp_path)
+
+
+def test_a_picture_given_for_a_condition_that_is_codes_is_encoded():
+    image = Field("image", (2, 2, 1), np.dtype(np.uint8), {"one": 1})
+    latent = Field("code", (1, 1, 1), np.dtype(np.float32), {"field": ""})
+    label = Field("label", (), np.dtype(np.int32), {"num_classes": 2})
+    spec = methods.DataSpec("pictures", {"image": image}, "image", {"train": 4})
+
+    def init(key, batch):
+        return {"net": {}}, {"net": {}}
+
+    codec = methods.Codec(
+        ("net",),
+        lambda params, mutable, batch: batch["image"].mean((1, 2, 3)) / 2,
+        lambda params, mutable, z: z + 1,
+    )
+    phases = (methods.Phase("net", lambda *_: None),)
+    coder = methods.Method(init, phases, lambda *_: {}, None, (), codec=codec)
+    config = configs.override(configs.base(), {"dataset.codes": "coder", "stages.coder": "runs/x"})
+    stage = methods.Stage("coder", config, spec, coder, ("net",))
+
+    def sample(params, mutable, key, num, condition):
+        assert condition["label"].tolist() == [1, 0]
+        return condition["start"]
+
+    plain = methods.Method(
+        init, phases, lambda *_: {}, sample, (), conditions={"start": latent, "label": label}
+    )
+    joined = stages.join(plain, config, {"coder": stage}, spec)
+    assert joined.conditions == {
+        "start": image._replace(facts={"one": 1, "field": ""}),
+        "label": label,
+    }
+    pictures = np.stack([np.full((2, 2, 1), 8), np.full((2, 2, 1), 40)])
+    networks = {"coder": {"net": {}}}
+    given = {"start": pictures, "label": np.array([1, 0])}
+    found = joined.sample(networks, networks, jax.random.key(0), 2, given)
+    np.testing.assert_array_equal(found, [5, 21])
