@@ -1,4 +1,4 @@
-"""Imports a BERT or RoBERTa from a Hugging Face folder as a run of genjax.
+"""Imports a BERT, RoBERTa, DistilBERT or ELECTRA from a Hugging Face folder as a run of genjax.
 
 Default: the weights become a run of zero steps, to fill gaps with, export or train further.
   command    launch/local.sh --config=configs/import_bert.py --config.weights=DIR --workdir=runs/a

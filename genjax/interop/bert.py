@@ -1,8 +1,8 @@
-"""Reads and writes Hugging Face folders of encoders: BERT and RoBERTa, for `networks.encoder`.
+"""Reads Hugging Face folders of encoders of BERT's kind for `networks.encoder`, and writes BERT's.
 
-Names and meanings follow https://github.com/huggingface/transformers, `models/bert` and
-`models/roberta`. What predicts whether two sentences follow each other, and the layer that pools
-the first token for it, are left out.
+Names and meanings follow https://github.com/huggingface/transformers, `models/bert`, `roberta`,
+`distilbert` and `electra`. What predicts whether two sentences follow each other, the layer that
+pools the first token for it, and ELECTRA's head that detects replaced tokens are left out.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ class Kind(NamedTuple):
       head: what has the head's bias.
       decoder: what may repeat the embedding, and that bias.
       before: rows of the table of positions before the first position.
+      names: (regular expression, BERT's name) of tensors, after the prefix is removed.
+      keys: key of BERT's config.json -> that of this type.
+      defaults: key of BERT's config.json -> its default, if it is another one.
+      fixed: key of BERT's config.json -> the one value that this type has, and does not store.
     """
 
     prefix: str
@@ -51,19 +55,60 @@ class Kind(NamedTuple):
     norm: str
     head: str
     decoder: str
-    before: int
+    before: int = 0
+    names: tuple[tuple[str, str], ...] = ()
+    keys: Mapping[str, str] = {}
+    defaults: Mapping[str, Any] = {}
+    fixed: Mapping[str, Any] = {}
 
 
 _PREDICTIONS, _TRANSFORM = "cls.predictions", "cls.predictions.transform"
 _BERT = Kind(
     *("bert.", f"{_TRANSFORM}.dense", f"{_TRANSFORM}.LayerNorm"),
-    *(_PREDICTIONS, f"{_PREDICTIONS}.decoder", 0),
+    *(_PREDICTIONS, f"{_PREDICTIONS}.decoder"),
 )
 _ROBERTA = Kind("roberta.", "lm_head.dense", "lm_head.layer_norm", "lm_head", "lm_head.decoder", 2)
-KINDS = {"bert": _BERT, "roberta": _ROBERTA, "xlm-roberta": _ROBERTA, "camembert": _ROBERTA}
+_LAYER, _ATTENTION = r"transformer\.layer\.(\d+)\.", r"encoder.layer.\1.attention."
+_DISTILBERT = Kind(
+    *("distilbert.", "vocab_transform", "vocab_layer_norm", "vocab_bias", "vocab_decoder"),
+    names=(
+        (_LAYER + r"attention\.q_lin\.", _ATTENTION + "self.query."),
+        (_LAYER + r"attention\.k_lin\.", _ATTENTION + "self.key."),
+        (_LAYER + r"attention\.v_lin\.", _ATTENTION + "self.value."),
+        (_LAYER + r"attention\.out_lin\.", _ATTENTION + "output.dense."),
+        (_LAYER + r"sa_layer_norm\.", _ATTENTION + "output.LayerNorm."),
+        (_LAYER + r"ffn\.lin1\.", r"encoder.layer.\1.intermediate.dense."),
+        (_LAYER + r"ffn\.lin2\.", r"encoder.layer.\1.output.dense."),
+        (_LAYER + r"output_layer_norm\.", r"encoder.layer.\1.output.LayerNorm."),
+        (r"vocab_projector\.bias", "vocab_bias.bias"),
+        (r"vocab_projector\.weight", "vocab_decoder.weight"),
+    ),
+    keys={
+        **{"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"},
+        **{"intermediate_size": "hidden_dim", "hidden_act": "activation"},
+        **{"hidden_dropout_prob": "dropout", "attention_probs_dropout_prob": "attention_dropout"},
+    },
+    defaults={"num_hidden_layers": 6},
+    fixed={"type_vocab_size": 0, "layer_norm_eps": 1e-12},
+)
+_ELECTRA = Kind(
+    *("electra.", "generator_predictions.dense", "generator_predictions.LayerNorm"),
+    *("generator_lm_head", "generator_lm_head"),
+    defaults={
+        **{"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
+        "embedding_size": 128,
+    },
+)
+KINDS = {
+    **{"bert": _BERT, "roberta": _ROBERTA, "xlm-roberta": _ROBERTA, "camembert": _ROBERTA},
+    **{"distilbert": _DISTILBERT, "electra": _ELECTRA},
+}
 
 _POSITIONS = "embeddings.position_embeddings.weight"
-_IGNORED = r"embeddings\.(position|token_type)_ids|pooler\..*|cls\.seq_relationship\..*"
+_IGNORED = (
+    r"embeddings\.(position|token_type)_ids|pooler\..*|cls\.seq_relationship\..*"
+    r"|discriminator_predictions\..*"
+)
 _OLD = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 # What BERT computes: of our options, the values that it has.
 _NEEDED = {
@@ -81,30 +126,42 @@ def _activations() -> dict[str, str]:
 
 def _options(settings: Settings, kind: Kind) -> tuple[Options, int, int]:
     """The options of the network, the vocabulary's size, and the number of positions."""
-    for key, value in (("is_decoder", False), ("add_cross_attention", False)):
-        settings.only(key, value)
-    for key, value in (("tie_word_embeddings", True), ("position_embedding_type", "absolute")):
-        found = settings.take(key, value)
-        require(found == value, f"{settings.path}: {key}", found, f"{value}, as in the encoder")
-    width = settings.take("hidden_size", 768)
-    activation = settings.take("hidden_act", "gelu")
-    one_of(f"{settings.path}: hidden_act", activation, tuple(_activations()))
-    positions = settings.take("max_position_embeddings", 512)
+
+    def key(name: str) -> str:
+        return kind.keys.get(name, name)
+
+    def take(name: str, default: Any) -> Any:
+        if name in kind.fixed:
+            return kind.fixed[name]
+        return settings.take(key(name), kind.defaults.get(name, default))
+
+    for name, value in (("is_decoder", False), ("add_cross_attention", False)):
+        settings.only(name, value)
+    tied = (("tie_word_embeddings", True), ("tie_weights_", True))
+    for name, value in (*tied, ("position_embedding_type", "absolute")):
+        found = settings.take(name, value)
+        require(found == value, f"{settings.path}: {name}", found, f"{value}, as in the encoder")
+    width, heads = take("hidden_size", 768), kind.defaults.get("num_attention_heads", 12)
+    narrow = take("embedding_size", width)
+    activation = take("hidden_act", "gelu")
+    one_of(f"{settings.path}: {key('hidden_act')}", activation, tuple(_activations()))
+    positions = take("max_position_embeddings", 512)
     enough = f"above {kind.before}"
     require(positions > kind.before, f"{settings.path}: positions", positions, enough)
     options = {
-        "token_types": settings.take("type_vocab_size", 2),
+        "token_types": take("type_vocab_size", 2),
         "width": width,
-        "depth": settings.take("num_hidden_layers", 12),
-        "heads": settings.divisor("num_attention_heads", 12, width, "hidden_size"),
-        "hidden": settings.take("intermediate_size", 3072),
+        "depth": take("num_hidden_layers", 12),
+        "heads": settings.divisor(key("num_attention_heads"), heads, width, key("hidden_size")),
+        "hidden": take("intermediate_size", 3072),
         "activation": _activations()[activation],
-        "norm_eps": settings.take("layer_norm_eps", 1e-12),
-        "dropout": settings.take("hidden_dropout_prob", 0.1),
-        "attention_dropout": settings.take("attention_probs_dropout_prob", 0.1),
+        "norm_eps": take("layer_norm_eps", 1e-12),
+        "dropout": take("hidden_dropout_prob", 0.1),
+        "attention_dropout": take("attention_probs_dropout_prob", 0.1),
     }
+    options |= {"embedding_width": narrow} if narrow != width else {}
     options |= {name: value for name, (value,) in _NEEDED.items()}
-    return options, settings.take("vocab_size", 30522), positions - kind.before
+    return options, take("vocab_size", 30522), positions - kind.before
 
 
 def _leaves(
@@ -112,13 +169,14 @@ def _leaves(
 ) -> Iterator[Leaf]:
     """All parameters of the network, with or without the head."""
     width, hidden, heads = (options[name] for name in ("width", "hidden", "heads"))
+    narrow = options.get("embedding_width") or width
 
     def table(path: str, name: str, rows: int) -> Iterator[Leaf]:
-        yield Leaf(path, (f"{name}.weight",), ((rows, width),))
+        yield Leaf(path, (f"{name}.weight",), ((rows, narrow),))
 
-    def norm(path: str, name: str) -> Iterator[Leaf]:
+    def norm(path: str, name: str, size: int) -> Iterator[Leaf]:
         for ours, theirs in (("scale", "weight"), ("bias", "bias")):
-            yield Leaf(f"{path}/{ours}", (f"{name}.{theirs}",), ((width,),))
+            yield Leaf(f"{path}/{ours}", (f"{name}.{theirs}",), ((size,),))
 
     def linear(path: str, names: tuple, inner: int, outer: int, by_head=()) -> Iterator[Leaf]:
         kernels, biases = ([f"{name}.{part}" for name in names] for part in ("weight", "bias"))
@@ -132,16 +190,18 @@ def _leaves(
     yield from table("positions", "embeddings.position_embeddings", length)
     if types := options["token_types"]:
         yield from table("types/embedding", "embeddings.token_type_embeddings", types)
-    yield from norm("norm", "embeddings.LayerNorm")
+    yield from norm("norm", "embeddings.LayerNorm", narrow)
+    if narrow != width:
+        yield from linear("widen", ("embeddings_project",), narrow, width)
     yield from linear(f"{blocks}qkv", qkv, width, width, (heads, width))
     yield from linear(f"{blocks}merge", (f"{layer}attention.output.dense",), width, width)
-    yield from norm(f"{blocks}norm1", f"{layer}attention.output.LayerNorm")
+    yield from norm(f"{blocks}norm1", f"{layer}attention.output.LayerNorm", width)
     yield from linear(f"{blocks}up", (f"{layer}intermediate.dense",), width, hidden)
     yield from linear(f"{blocks}down", (f"{layer}output.dense",), hidden, width)
-    yield from norm(f"{blocks}norm2", f"{layer}output.LayerNorm")
+    yield from norm(f"{blocks}norm2", f"{layer}output.LayerNorm", width)
     if head:
-        yield from linear("transform", (kind.transform,), width, width)
-        yield from norm("head_norm", kind.norm)
+        yield from linear("transform", (kind.transform,), width, narrow)
+        yield from norm("head_norm", kind.norm, narrow)
         yield Leaf("head/bias", (f"{kind.head}.bias",), ((vocabulary_size,),))
 
 
@@ -157,12 +217,16 @@ def _tensors(folder: Path, kind: Kind) -> dict[str, np.ndarray]:
         plain = name.removeprefix(kind.prefix)
         for old, new in _OLD:
             plain = plain.replace(old, new)
+        for theirs, ours in kind.names:
+            plain = re.sub(rf"^{theirs}", ours, plain)
         once = "it once, with or without the prefix"
         require(plain not in tensors, f"{path}: tensor", name, once)
         if not re.fullmatch(_IGNORED, plain):
             tensors[plain] = array
     tied = {"weight": "embeddings.word_embeddings.weight", "bias": f"{kind.head}.bias"}
     for part, original in tied.items():
+        if f"{kind.decoder}.{part}" == original:
+            continue
         again = tensors.pop(f"{kind.decoder}.{part}", None)
         if again is not None and original in tensors:
             same = np.array_equal(again, tensors[original])
@@ -214,6 +278,9 @@ def read(folder: str | Path, head: bool = True) -> Pretrained:
             place,
             bias,
         )
+    if head and kind is _ELECTRA:
+        found, expected = model.options["activation"], _activations()["gelu"]
+        require(found == expected, f"{place / CONFIG}: hidden_act", found, "gelu, as in the head")
     if not head:
         outer = (kind.transform, kind.norm, kind.head)
         tensors = {n: a for n, a in tensors.items() if n.rpartition(".")[0] not in outer}

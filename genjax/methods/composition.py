@@ -14,7 +14,7 @@ from genjax.config import ConfigError
 from genjax.method import DataSpec, Field
 from genjax.methods.denoiser import Denoiser, Known
 from genjax.modalities import text
-from genjax.networks.told import text_of
+from genjax.networks.conditioning import text_of
 
 
 def prompt_of(conditions: Sequence[str], spec: DataSpec) -> str | None:

@@ -38,7 +38,7 @@ from genjax.sampling import consistency as noise_levels
 from genjax.sampling import grids, parametrisation, paths, solvers
 from genjax.sampling.bound import per_example, stratified_uniform
 from genjax.sampling.conditions import Condition, complete
-from genjax.sampling.consistency import identity, levels_of, told_times
+from genjax.sampling.consistency import identity, levels_of, time_inputs
 from genjax.sampling.logits import whole_number
 from genjax.sampling.parametrisation import Prediction
 from genjax.sampling.paths import Levels, like
@@ -196,10 +196,10 @@ def from_network(
     warmup: int = 0,
     teacher: Teacher | None = None,
 ) -> Method:
-    """The family with any network `apply(params, mutable, x, told, label)`.
+    """The family with any network `apply(params, mutable, x, t, label)`.
 
     Args:
-      net: the network; for a mean flow, `told` is [B, 2]: t and t - r.
+      net: the network; for a mean flow, its time input is [B, 2]: t and t - r.
       options: options of the family.
       spec: description of the data.
       rules: how the network's parameters shard.
@@ -247,8 +247,8 @@ def model_of(
     )
     denoiser = diffusion.denoiser_of(net, diffusion_options, spec)
     if o.kind == "continuous":  # the derivative of the time input is part of the tangent
-        told = denoiser.path.told
-        slower = denoiser.path._replace(told=lambda t: SLOWER * told(t))
+        time_input = denoiser.path.time_input
+        slower = denoiser.path._replace(time_input=lambda t: SLOWER * time_input(t))
         denoiser = denoiser._replace(path=slower)
     level_ranges = [
         noise_levels.ends(p) for p in (denoiser.path, *([teacher.path] if teacher else []))
@@ -284,13 +284,13 @@ def evaluate(
     x0 = model.denoiser.data(batch)
     noise = jax.random.normal(key, x0.shape)
     variables = (params["denoiser"], mutable["denoiser"])
-    told = model.denoiser.tell(variables[0], model.denoiser.known(batch))
+    cond = model.denoiser.conditioning(variables[0], model.denoiser.known(batch))
     share = np.linspace(0.0, 1.0, o.eval_levels)
     s = jnp.asarray(noise_levels.karras(share, model.least, model.highest), jnp.float32)
 
     def climb(before: Array, s: Array) -> tuple[Array, Array]:
         at = levels_of(path, s)
-        here, _ = model.jump(*variables, at.alpha * (x0 + s * noise), at, told)
+        here, _ = model.jump(*variables, at.alpha * (x0 + s * noise), at, cond)
         return here, jnp.sqrt(per_example(jnp.square(here - before)))
 
     _, changes = jax.lax.scan(climb, x0 + s[0] * noise, s[1:])
@@ -309,11 +309,11 @@ def evaluate_mean_flow(
     x0 = model.denoiser.data(batch)
     key_t, key_noise = (jax.random.fold_in(key, i) for i in range(2))
     variables = (params["denoiser"], mutable["denoiser"])
-    told = model.denoiser.tell(variables[0], model.denoiser.known(batch))
+    cond = model.denoiser.conditioning(variables[0], model.denoiser.known(batch))
     K, B = o.eval_levels, len(x0)
 
     def velocity(z: Array, r: Array, t: Array) -> tuple[Array, Tree]:
-        return model.denoiser.run(*variables, z, told_times(t, r), told)
+        return model.denoiser.run(*variables, z, time_inputs(t, r), cond)
 
     def term(count: Array, t: Float[Array, "B"]) -> tuple[Array, tuple[Array, Array]]:
         noise = jax.random.normal(jax.random.fold_in(key_noise, count), x0.shape)
@@ -352,8 +352,8 @@ def plan(model: Model, *, steps: int | None = None, times: tuple = ()) -> dict[s
         if times:
             t = grids.times(path, count, given=times)
         table = solvers.ddim(path, grids.grid(path, t))
-        told = noise_levels.HUNDREDTHS * np.stack([t, t - np.append(t[1:], 0.0)], axis=1)
-        table = table._replace(at=table.at._replace(told=told))
+        both = noise_levels.HUNDREDTHS * np.stack([t, t - np.append(t[1:], 0.0)], axis=1)
+        table = table._replace(at=table.at._replace(time_input=both))
     else:
         share = np.linspace(1.0, 0.0, count + 1)[:-1]
         s = noise_levels.karras(share, model.least, model.highest)
@@ -384,14 +384,14 @@ def sample(
     key_label = jax.random.fold_in(key, 2)
     known = Known(complete(denoiser.spec, fields, num, condition, key_label, setting))
     variables = (params["denoiser"], mutable["denoiser"])
-    told = denoiser.tell(variables[0], known)
+    cond = denoiser.conditioning(variables[0], known)
 
     def jump(x: Array, at: Levels, memory: tuple) -> tuple[Prediction, tuple]:
-        x0, _ = model.jump(*variables, x, at, told)
+        x0, _ = model.jump(*variables, x, at, cond)
         return Prediction(jnp.clip(x0, -1, 1) if denoiser.clips else x0, x), memory
 
     def flow(x: Array, at: Levels, memory: tuple) -> tuple[Prediction, tuple]:
-        output, _ = denoiser.run(*variables, x, jnp.broadcast_to(at.told, (num, 2)), told)
+        output, _ = denoiser.run(*variables, x, jnp.broadcast_to(at.time_input, (num, 2)), cond)
         return denoiser.interpret(output, at, x), memory
 
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(3 + jnp.arange(num))

@@ -11,10 +11,10 @@ from jaxtyping import Array, Float
 from genjax.checks import Finite, Positive, Range, Rate, Share, Width
 from genjax.method import Aux, Batch, Stage, Tree
 from genjax.methods.denoiser import Denoiser, Known
-from genjax.networks.told import Told
+from genjax.networks.conditioning import Conditioning
 from genjax.sampling import consistency as noise_levels
 from genjax.sampling.bound import per_example, stratified_uniform
-from genjax.sampling.consistency import identity, levels_of, told_times
+from genjax.sampling.consistency import identity, levels_of, time_inputs
 from genjax.sampling.parametrisation import Prediction
 from genjax.sampling.paths import Levels, Path, like
 
@@ -156,10 +156,10 @@ class Model(NamedTuple):
     teacher: Teacher | None = None
 
     def jump(
-        self, params: Tree, mutable: Tree, x: Array, at: Levels, told: Told, **training
+        self, params: Tree, mutable: Tree, x: Array, at: Levels, cond: Conditioning, **training
     ) -> tuple[Float[Array, "B H W C"], Tree]:
         """f(x_t), and the network's new mutable state."""
-        output, _, changed = self.denoiser(params, mutable, x, at, told, **training)
+        output, _, changed = self.denoiser(params, mutable, x, at, cond, **training)
         pair = self.denoiser.interpret(output, at, x)
         return pair.x0 + self.least * pair.epsilon, changed
 
@@ -179,13 +179,13 @@ class Losses(NamedTuple):
 
     Attributes:
       each: loss of each example.
-      told: time input of each example, as `Path.told` gives it.
+      time_input: of each example, as `Path.time_input` gives it.
       mutable: the network's new state.
       metrics: metrics to log.
     """
 
     each: Float[Array, "B"]
-    told: Float[Array, "B"]
+    time_input: Float[Array, "B"]
     mutable: Tree
     metrics: dict[str, Array]
 
@@ -202,7 +202,9 @@ def loss(
     draws = jax.random.fold_in(key, 2)
     losses: Losses = kind(model, params, mutable, x0, noise, known, draws, step)
     changed = {"denoiser": losses.mutable}
-    return denoiser.summed_up(params, mutable, losses.each, losses.told, losses.metrics, changed)
+    return denoiser.summed_up(
+        params, mutable, losses.each, losses.time_input, losses.metrics, changed
+    )
 
 
 def between_levels(
@@ -236,12 +238,12 @@ def between_levels(
     target = jax.lax.stop_gradient(params["target"] if o.target_decay else online)
     at, to = levels_of(path, s), levels_of(path, r)
     training = {"key": key_net, "train": True}
-    told, told_target = (model.denoiser.tell(params, known) for params in (online, target))
+    cond, cond_target = (model.denoiser.conditioning(params, known) for params in (online, target))
     online_output, changed = model.jump(
-        online, net_state, like(at.alpha, y) * y, at, told, **training
+        online, net_state, like(at.alpha, y) * y, at, cond, **training
     )
     target_output, _ = model.jump(
-        target, net_state, like(to.alpha, y) * less_noisy, to, told_target, **training
+        target, net_state, like(to.alpha, y) * less_noisy, to, cond_target, **training
     )
     difference = online_output - jax.lax.stop_gradient(target_output)
     if o.distance == "pseudo_huber":
@@ -251,7 +253,7 @@ def between_levels(
     metrics = {"distance": each.mean(), "intervals": count.astype(jnp.float32)}
     if o.weighting == "inverse_gap":
         each = each / (s - r)
-    return Losses(each, at.told, changed, metrics)
+    return Losses(each, at.time_input, changed, metrics)
 
 
 def teachers_step(
@@ -297,11 +299,11 @@ def continuous(
     slope = cos * noise - sin * x0 / o.sigma_data  # du / d theta
 
     variables = (params["denoiser"], mutable["denoiser"])
-    told = model.denoiser.tell(variables[0], known)
+    cond = model.denoiser.conditioning(variables[0], known)
 
     def network(u: Array, angle: Array) -> tuple[Array, tuple[Tree, Array]]:
-        t = levels_of(path, o.sigma_data * jnp.tan(angle)).told
-        output, changed = model.denoiser.run(*variables, u, t, told, key=key_net, train=True)
+        t = levels_of(path, o.sigma_data * jnp.tan(angle)).time_input
+        output, changed = model.denoiser.run(*variables, u, t, cond, key=key_net, train=True)
         return output, (changed, t)
 
     # cos sin dF / d theta in one product: each factor alone is large where the other is small.
@@ -339,16 +341,16 @@ def mean_flow(
     z = like(1 - t, x0) * x0 + like(t, x0) * noise
 
     variables = (params["denoiser"], mutable["denoiser"])
-    told = model.denoiser.tell(variables[0], known)
+    cond = model.denoiser.conditioning(variables[0], known)
 
-    def velocity(z: Array, r: Array, t: Array, told: Told = told) -> tuple[Array, Tree]:
+    def velocity(z: Array, r: Array, t: Array, cond: Conditioning = cond) -> tuple[Array, Tree]:
         training = {"key": key_net, "train": True}
-        return model.denoiser.run(*variables, z, told_times(t, r), told, **training)
+        return model.denoiser.run(*variables, z, time_inputs(t, r), cond, **training)
 
     v = noise - x0
     if o.guidance != 1:
-        null = model.denoiser.tell(variables[0], known.all_hidden())
-        good, bad = (velocity(z, t, t, conditions)[0] for conditions in (told, null))
+        null = model.denoiser.conditioning(variables[0], known.all_hidden())
+        good, bad = (velocity(z, t, t, conditions)[0] for conditions in (cond, null))
         omega, kappa = o.guidance, o.guidance_mixing
         guided = omega * v + kappa * good + (1 - omega - kappa) * bad
         v = jax.lax.stop_gradient(jnp.where(like(known.hidden, v), v, guided))

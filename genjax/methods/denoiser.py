@@ -15,15 +15,15 @@ from ml_collections import ConfigDict
 from genjax.config import ConfigError, construct, nearest, require
 from genjax.method import Aux, Batch, DataSpec, Field, Rules, Tree, find_module
 from genjax.modalities.label import NAME, label_condition, num_classes, required_classes
-from genjax.networks import told as entering
-from genjax.networks.told import Told
+from genjax.networks import conditioning
+from genjax.networks.conditioning import Conditioning
 from genjax.nn.functional import Functional, functional
 from genjax.nn.pixels import to_uint8
 from genjax.sampling import parametrisation
 from genjax.sampling.parametrisation import Prediction
 from genjax.sampling.paths import Levels, Path, like
 
-OWN = "conditions"  # key of the parameters of `told.Rows` within those of a denoiser
+OWN = "conditions"  # key of the parameters of `conditioning.Rows` within those of a denoiser
 # Arguments of a network: their purpose, and the networks of genjax that take them.
 ARGUMENTS = {
     "context_width": (
@@ -100,7 +100,7 @@ def check_conditions(o: Section, section: str, spec: DataSpec) -> None:
                     else "It has no other fields."
                 )
             )
-        entering.sizes({name: spec.fields[name]}, grid, o.context_width)
+        conditioning.sizes({name: spec.fields[name]}, grid, o.context_width)
 
 
 def fields_of(o: Section, spec: DataSpec) -> dict[str, Field]:
@@ -115,16 +115,16 @@ def rows_of(o: Section, spec: DataSpec, dtype: Any) -> Functional | None:
       ConfigError: a transformer over texts without a text, or whose heads do not divide its width.
     """
     fields = {n: spec.fields[n] for n in o.conditions}
-    rows = {n: f for n, f in fields.items() if entering.way_of(n, f) == "context"}
+    rows = {n: f for n, f in fields.items() if conditioning.way_of(n, f) == "context"}
     width, depth, heads = o.context_width, o.context_depth, o.context_heads
-    if not any(entering.text_of(field) for field in rows.values()):
+    if not any(conditioning.text_of(field) for field in rows.values()):
         require(not depth, "context_depth", depth, "0: no text is among the conditions")
     if not rows:
         return None
     if depth:
         require(width % heads == 0, "context_heads", heads, f"a divisor of context_width={width}")
-    options = entering.RowOptions(width, depth, heads, dtype)
-    return functional(lambda rngs: entering.Rows(rows, options, rngs=rngs))
+    options = conditioning.RowOptions(width, depth, heads, dtype)
+    return functional(lambda rngs: conditioning.Rows(rows, options, rngs=rngs))
 
 
 # ---- the network ---------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def network(config: ConfigDict, spec: DataSpec, channels: int, o: Section, **giv
     module = find_module("model.network", name, "genjax.networks", "Network", "RULES")
     H, W, C = shape_of(spec)
     fields = {n: spec.fields[n] for n in o.conditions}
-    sizes = entering.sizes(fields, (H, W), o.context_width)
+    sizes = conditioning.sizes(fields, (H, W), o.context_width)
     widths = {
         "vector_width": sizes.vector_width,
         "context_width": sizes.context_width,
@@ -232,14 +232,14 @@ class Denoiser(NamedTuple):
 
     def data(self, batch: Batch) -> Float[Array, "B H W C"]:
         """The examples scaled for the process: to [-1, 1], or to zero mean and unit variance."""
-        return entering.scaled(self.spec.generated, batch[self.spec.target])
+        return conditioning.scaled(self.spec.generated, batch[self.spec.target])
 
     def output(self, x: Float[Array, "B H W C"]) -> Array:
         """The inverse of `data`, in the data's own format."""
         field = self.spec.generated
         if field.kind == "image":
             return to_uint8(x) if field.dtype == np.uint8 else jnp.clip(0.5 * (x + 1.0), 0.0, 1.0)
-        mean, std = entering.moments(field)
+        mean, std = conditioning.moments(field)
         return x * std + mean
 
     @property
@@ -265,7 +265,7 @@ class Denoiser(NamedTuple):
         count = len(batch[self.spec.target])
         return Known(values, jax.random.bernoulli(key, self.options.label_dropout, (count,)))
 
-    def tell(self, params: Tree, known: Known) -> Told:
+    def conditioning(self, params: Tree, known: Known) -> Conditioning:
         """Encodes the conditions as inputs of the network, with its parameters.
 
         A hidden label becomes the null class, a hidden row only its learned null vector, and any
@@ -279,12 +279,12 @@ class Denoiser(NamedTuple):
         channels, vectors, inputs = [], [], {}
         for name in o.conditions:
             field = spec.fields[name]
-            way = entering.way_of(name, field)
+            way = conditioning.way_of(name, field)
             if way == "channels":
-                x = entering.scaled(field, known.values[name])
-                channels.append(_zero_hidden(entering.on_grid(name, field, x, grid), hidden))
+                x = conditioning.scaled(field, known.values[name])
+                channels.append(_zero_hidden(conditioning.on_grid(name, field, x, grid), hidden))
             elif way == "vector":
-                x = entering.scaled(field, known.values[name])
+                x = conditioning.scaled(field, known.values[name])
                 vectors.append(_zero_hidden(x.reshape(len(x), -1), hidden))
         for way, parts in (("channels", channels), ("vector", vectors)):
             if parts:
@@ -292,7 +292,7 @@ class Denoiser(NamedTuple):
         if self.rows:
             (context, mask), _ = self.rows.apply(params[OWN], {}, known.values, hidden)
             inputs |= {"context": context, "context_mask": mask}
-        return Told(label, **inputs)
+        return Conditioning(label, **inputs)
 
     # ---- the network
 
@@ -304,27 +304,27 @@ class Denoiser(NamedTuple):
         return params, mutable
 
     def run(
-        self, params: Tree, mutable: Tree, x: Array, t: Array, told: Told, **training
+        self, params: Tree, mutable: Tree, x: Array, t: Array, cond: Conditioning, **training
     ) -> tuple[Array, Tree]:
         """The network's output for the inputs x and t, in float32, and its mutable state."""
         net_params = {name: p for name, p in params.items() if name != OWN} if self.rows else params
-        if told.channels is not None:
-            x = jnp.concatenate([x, told.channels.astype(x.dtype)], axis=-1)
-        keywords = {n: getattr(told, n) for n in ("vector", "context", "context_mask")}
+        if cond.channels is not None:
+            x = jnp.concatenate([x, cond.channels.astype(x.dtype)], axis=-1)
+        keywords = {n: getattr(cond, n) for n in ("vector", "context", "context_mask")}
         keywords = {n: value for n, value in keywords.items() if value is not None}
         output, changed = self.net.apply(
-            net_params, mutable, x, t, told.label, **keywords, **training
+            net_params, mutable, x, t, cond.label, **keywords, **training
         )
         return output.astype(jnp.float32), changed
 
     def __call__(
-        self, params: Tree, mutable: Tree, x: Array, at: Levels, told: Told, **training
+        self, params: Tree, mutable: Tree, x: Array, at: Levels, cond: Conditioning, **training
     ) -> tuple[Float[Array, "B H W C"], Array | None, Tree]:
         """The network's output at x_t, its variance fraction (or None), its mutable state."""
         o, fraction = self.options, None
         net_input = parametrisation.network_input(o.prediction, self.path, at, x, o.sigma_data)
-        t = jnp.broadcast_to(jnp.asarray(at.told, jnp.float32), x.shape[:1])
-        output, changed = self.run(params, mutable, net_input, t, told, **training)
+        t = jnp.broadcast_to(jnp.asarray(at.time_input, jnp.float32), x.shape[:1])
+        output, changed = self.run(params, mutable, net_input, t, cond, **training)
         if o.variance == "learned":
             output, raw = jnp.split(output, 2, axis=-1)
             fraction = 0.5 * (raw + 1.0)
@@ -335,13 +335,21 @@ class Denoiser(NamedTuple):
         o = self.options
         return parametrisation.interpret(o.prediction, at, output, x, o.sigma_data)
 
-    def predict(self, params: Tree, mutable: Tree, x: Array, at: Levels, told: Told) -> Prediction:
+    def predict(
+        self, params: Tree, mutable: Tree, x: Array, at: Levels, cond: Conditioning
+    ) -> Prediction:
         """The predicted (x0, epsilon) at x_t, with the fraction of a learned variance."""
-        output, fraction, _ = self(params, mutable, x, at, told)
+        output, fraction, _ = self(params, mutable, x, at, cond)
         return self.interpret(output, at, x)._replace(fraction=fraction)
 
     def summed_up(
-        self, params: dict, mutable: dict, each: Array, told: Array, metrics: dict, changed: dict
+        self,
+        params: dict,
+        mutable: dict,
+        each: Array,
+        time_input: Array,
+        metrics: dict,
+        changed: dict,
     ) -> tuple[Float[Array, ""], Aux]:
         """The mean loss of the examples, weighted by their uncertainty if it is learned.
 
@@ -350,7 +358,7 @@ class Denoiser(NamedTuple):
         """
         if self.uncertainty:
             variables = (params["uncertainty"], mutable["uncertainty"])
-            log_variance, net_state = self.uncertainty.apply(*variables, told)
+            log_variance, net_state = self.uncertainty.apply(*variables, time_input)
             metrics = {**metrics, "unweighted_loss": each.mean()}
             changed = {**changed, "uncertainty": net_state}
             each = each * jnp.exp(-log_variance) + log_variance

@@ -35,8 +35,7 @@ from genjax.methods.denoiser import (
 from genjax.methods.diffusion_likelihood import evaluate
 from genjax.methods.diffusion_options import Options, path_of
 from genjax.methods.diffusion_sampling import check_guidance, plan, sample
-from genjax.networks import edm2_unet
-from genjax.networks import told as entering
+from genjax.networks import conditioning, edm2_unet
 from genjax.nn.functional import Functional, functional
 from genjax.sampling import bound, parametrisation, paths, solvers
 from genjax.sampling.parametrisation import Prediction
@@ -137,7 +136,7 @@ def from_network(
         project = {**project, "uncertainty": edm2_unet.project}
         rules = (*rules, *edm2_unet.RULES)
     if model.rows:
-        rules = (*entering.RULES, *rules)
+        rules = (*conditioning.RULES, *rules)
 
     def init(key: Array, batch: Batch) -> tuple[dict[str, Tree], dict[str, Tree]]:
         arrays = {"denoiser": model.init(key)}
@@ -152,7 +151,7 @@ def from_network(
         evaluate=partial(evaluate, model),
         sample=partial(sample, model),
         plan=partial(
-            plan, options, model.path, entering.text_of(spec.fields[prompt]) if prompt else None
+            plan, options, model.path, conditioning.text_of(spec.fields[prompt]) if prompt else None
         ),
         guided=True,
         rules=rules,
@@ -186,7 +185,9 @@ def apply(model: Denoiser, params: dict, mutable: dict, batch: Batch) -> Predict
     variables = (params["denoiser"], mutable["denoiser"])
     fields = fields_of(model.options, model.spec)
     known = Known({name: batch[name] for name in fields}, batch.get("hidden"))
-    return model.predict(*variables, batch["x"], batch["level"], model.tell(variables[0], known))
+    return model.predict(
+        *variables, batch["x"], batch["level"], model.conditioning(variables[0], known)
+    )
 
 
 # ---- training ------------------------------------------------------------------------------------
@@ -263,8 +264,8 @@ def loss(
     noise = coupled(o, x0, jax.random.normal(key_noise, x0.shape))
     x = paths.noised(at, x0, noise)
     variables = (params["denoiser"], mutable["denoiser"])
-    told = model.tell(variables[0], model.known(batch, key_label))
-    output, fraction, changed = model(*variables, x, at, told, key=key_net, train=True)
+    cond = model.conditioning(variables[0], model.known(batch, key_label))
+    output, fraction, changed = model(*variables, x, at, cond, key=key_net, train=True)
     prediction = model.interpret(output, at, x)
     changed = {"denoiser": changed}
     if o.weighting == "variational" and path.steps:
@@ -281,4 +282,4 @@ def loss(
             terms = bound.learned_term(bound.steps_of(path), x0, fixed, fraction, t)
             losses += LEARNED * path.steps * terms
     metrics = {"epsilon_mse": jnp.mean(jnp.square(prediction.epsilon - noise))}
-    return model.summed_up(params, mutable, losses, at.told, metrics, changed)
+    return model.summed_up(params, mutable, losses, at.time_input, metrics, changed)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from genjax.method import Batch
 from genjax.methods.denoiser import Denoiser
-from genjax.networks.told import Told
+from genjax.networks.conditioning import Conditioning
 from genjax.sampling import bound, paths
 from genjax.sampling.likelihood import log_likelihood
 from genjax.sampling.parametrisation import Prediction
@@ -32,15 +32,15 @@ def evaluate(
     See `_bound` and `_likelihood`.
     """
     x0 = model.data(batch)
-    told = model.tell(params["denoiser"], model.known(batch))
-    metrics = _bound(model, params, mutable, x0, told, key)
+    cond = model.conditioning(params["denoiser"], model.known(batch))
+    metrics = _bound(model, params, mutable, x0, cond, key)
     if model.options.likelihood_steps:
-        metrics |= _likelihood(model, params, mutable, x0, told, jax.random.fold_in(key, 2))
+        metrics |= _likelihood(model, params, mutable, x0, cond, jax.random.fold_in(key, 2))
     return metrics
 
 
 def _bound(
-    model: Denoiser, params: dict, mutable: dict, x0: Array, told: Told, key: Array
+    model: Denoiser, params: dict, mutable: dict, x0: Array, cond: Conditioning, key: Array
 ) -> dict[str, Float[Array, "B"]]:
     """Bits per dimension of each 8-bit image (variational bound), with prior and decoder terms.
 
@@ -53,7 +53,7 @@ def _bound(
 
     def predicted(count: Array, at: Levels) -> tuple[Prediction, Array]:
         noise = jax.random.normal(jax.random.fold_in(key_noise, count), x0.shape)
-        prediction = model.predict(*variables, paths.noised(at, x0, noise), at, told)
+        prediction = model.predict(*variables, paths.noised(at, x0, noise), at, cond)
         if model.clips:
             prediction = prediction._replace(x0=jnp.clip(prediction.x0, -1.0, 1.0))
         return prediction, noise
@@ -68,7 +68,7 @@ def _bound(
     def term(count: Array, u: Float[Array, "B"]) -> tuple[Array, Array]:
         lam = lowest + u * (highest - lowest)
         table = np.linspace(lowest, highest, 4097)  # the time input, tabulated in float64
-        time = jnp.interp(lam, table, paths.levels_at(path, table).told)
+        time = jnp.interp(lam, table, paths.levels_at(path, table).time_input)
         at = Levels(time, *paths.scales(path.scaling, lam))
         prediction, noise = predicted(count, at)
         if model.bounded:
@@ -104,7 +104,7 @@ def _discrete_bound(model: Denoiser, x0: Array, predicted: Any, key: Array) -> d
 
 
 def _likelihood(
-    model: Denoiser, params: dict, mutable: dict, x0: Array, told: Told, key: Array
+    model: Denoiser, params: dict, mutable: dict, x0: Array, cond: Conditioning, key: Array
 ) -> dict[str, Float[Array, "B"]]:
     """-log p by the probability-flow ODE, and the solver's error in the same unit.
 
@@ -121,7 +121,7 @@ def _likelihood(
         x0 = x0 + BIN * (jax.random.uniform(key_noise, x0.shape) - 0.5)
 
     def epsilon(x: Array, at: Levels) -> Array:
-        return model.predict(params["denoiser"], mutable["denoiser"], x, at, told).epsilon
+        return model.predict(params["denoiser"], mutable["denoiser"], x, at, cond).epsilon
 
     found = log_likelihood(
         epsilon,

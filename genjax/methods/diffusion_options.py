@@ -33,7 +33,7 @@ class Options(NamedTuple):
         which the network has twice the channels.
       class_conditional: whether the network is conditioned on the label.
       conditions: names of other fields of the data that the network is conditioned on: see
-        `networks.told` for how each enters.
+        `networks.conditioning` for how each enters.
       context_width: width of the vectors for texts and rows, for cross-attention.
       context_depth: number of blocks of a transformer over the vectors of a text, which is trained
         with the network; 0: none.

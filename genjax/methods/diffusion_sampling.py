@@ -207,20 +207,22 @@ def denoiser(
             "negative_prompt, more_prompts: with --guide_ema or --guide_checkpoint both networks "
             "have the same text. Remove one."
         )
-    told = model.tell(variables[0], known)
+    cond = model.conditioning(variables[0], known)
     if by_weights:
         worse = (params["guide/denoiser"], mutable["denoiser"])
-        told_worse = model.tell(worse[0], known)
+        cond_worse = model.conditioning(worse[0], known)
     elif guided:
-        others = [model.tell(variables[0], other) for other in others_of(model, known, prompts)]
-        every = jax.tree.map(lambda *parts: jnp.concatenate(parts), told, *others)
+        others = [
+            model.conditioning(variables[0], other) for other in others_of(model, known, prompts)
+        ]
+        every = jax.tree.map(lambda *parts: jnp.concatenate(parts), cond, *others)
 
     def unguided(x: Array, at: Levels, memory: Any) -> tuple[Prediction, Any]:
-        return model.predict(*variables, x, at, told), memory
+        return model.predict(*variables, x, at, cond), memory
 
     def both(x: Array, at: Levels) -> tuple[Prediction, Prediction]:
         if by_weights:
-            return model.predict(*variables, x, at, told), model.predict(*worse, x, at, told_worse)
+            return model.predict(*variables, x, at, cond), model.predict(*worse, x, at, cond_worse)
         count = 1 + len(others)
         all_at_once = model.predict(*variables, jnp.concatenate([x] * count), at, every)
         split = [[None] * count if y is None else jnp.split(y, count) for y in all_at_once]

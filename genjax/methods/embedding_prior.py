@@ -116,8 +116,8 @@ def evaluate(
     at = paths.tabulated(path, last)
     noise = jax.random.normal(jax.random.fold_in(key, 1), image.shape)
     variables = params["denoiser"], mutable["denoiser"]
-    told = model.tell(variables[0], model.known(batch))
-    predicted = model.predict(*variables, paths.noised(at, jnp.zeros_like(image), noise), at, told)
+    cond = model.conditioning(variables[0], model.known(batch))
+    predicted = model.predict(*variables, paths.noised(at, jnp.zeros_like(image), noise), at, cond)
     image, mean = image[:, 0, 0], unit(predicted.x0[:, 0, 0])
     metrics["cosine"] = (mean * image).sum(-1)
     return metrics | {"caption_cosine": (batch[CAPTION] * image).sum(-1)}

@@ -44,7 +44,7 @@ from genjax.nn.functional import Functional, functional
 from genjax.sampling import logits as processors
 from genjax.sampling import unmasking
 from genjax.sampling.bound import stratified_uniform
-from genjax.sampling.conditions import Condition, complete, told
+from genjax.sampling.conditions import Condition, complete, token_conditions
 from genjax.sampling.prompts import Gaps
 from genjax.sampling.unmasking import Schedule
 
@@ -122,26 +122,26 @@ class Denoiser(NamedTuple):
         texts = {name: self.spec.fields[name] for name in self.options.conditions}
         return label_condition(self.spec, self.options.class_conditional) | texts
 
-    def told(
+    def conditioning(
         self, values: Mapping[str, Array], hidden: Bool[Array, "B"] | None = None
     ) -> dict[str, Array]:
         """The network's arguments for conditions, which the `hidden` examples do not have."""
-        return told(self.conditions, values, hidden)
+        return token_conditions(self.conditions, values, hidden)
 
     def __call__(
         self,
         params: dict,
         mutable: dict,
         x: Array,
-        told: Mapping[str, Array] | None,
+        cond: Mapping[str, Array] | None,
         masked: Array,
         **named,
     ) -> tuple[Float[Array, "B S K"], dict]:
         """Logits at all positions of x, where K marks a mask, and the new mutable state.
 
-        `told` is what `self.told` returns.
+        `cond` is what `conditioning` returns.
         """
-        named, time = {**(told or {}), **named}, masked if self.options.time_conditional else None
+        named, time = {**(cond or {}), **named}, masked if self.options.time_conditional else None
         label = named.pop("label", None)
         out, changed = self.network.apply(
             params["denoiser"], mutable["denoiser"], x, label, time, **named
@@ -169,7 +169,7 @@ class Denoiser(NamedTuple):
         params: dict,
         mutable: dict,
         batch: Batch,
-        told: Mapping[str, Array] | None,
+        cond: Mapping[str, Array] | None,
         t: Float[Array, "B"],
         mask: Array,
         **training,
@@ -179,7 +179,7 @@ class Denoiser(NamedTuple):
         share = self.schedule.masked(t)
         masked = (jax.random.uniform(mask, token.shape) < share[:, None]) & (counts > 0)
         x = jnp.where(masked, self.values, token)
-        logits, changed = self(params, mutable, x, told, share, **extra, **training)
+        logits, changed = self(params, mutable, x, cond, share, **extra, **training)
         token_logit = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
         nll = jax.nn.logsumexp(logits, axis=-1) - token_logit
         correct = (logits.argmax(-1) == token).astype(jnp.float32)
@@ -205,9 +205,9 @@ def loss(
     token, counts, _ = denoiser.examples(batch)
     t, weight = denoiser.times(stratified_uniform(key_time, len(token)))
     hidden = jax.random.bernoulli(key_label, denoiser.options.label_dropout, (len(token),))
-    told = denoiser.told(batch, hidden)
+    cond = denoiser.conditioning(batch, hidden)
     terms, changed = denoiser.terms(
-        params, mutable, batch, told, t, key_mask, key=key_net, train=True
+        params, mutable, batch, cond, t, key_mask, key=key_net, train=True
     )
     token_count = counts.sum()
     value = (weight[:, None] * terms.masked * terms.nll).sum() / jnp.maximum(token_count, 1.0)
@@ -225,13 +225,13 @@ def evaluate(
     """
     key_time, key_mask = (jax.random.fold_in(key, i) for i in range(2))
     token, counts, _ = denoiser.examples(batch)
-    told = denoiser.told(batch)
+    cond = denoiser.conditioning(batch)
     K, shift = denoiser.options.eval_times, stratified_uniform(key_time, len(token))
 
     def add_time(sums: tuple, i: Array) -> tuple[tuple, None]:
         t, weight = denoiser.times((i + shift) / K)
         key_i = jax.random.fold_in(key_mask, i)
-        terms, _ = denoiser.terms(params, mutable, batch, told, t, key_i)
+        terms, _ = denoiser.terms(params, mutable, batch, cond, t, key_i)
         nll = (weight[:, None] * terms.masked * terms.nll).sum(-1) / K
         terms_sum = (nll, (terms.correct * terms.masked).sum(-1), terms.masked.sum(-1))
         return jax.tree.map(jnp.add, sums, terms_sum), None
@@ -314,12 +314,15 @@ def sample(
     choose = unmasking.chooser(chain, temperature == 0)
     row = partial(jax.random.fold_in, jax.random.fold_in(key, 1))
 
-    def logits(tokens: Array, told: Mapping[str, Array], masked: Array) -> Array:
+    def logits(tokens: Array, cond: Mapping[str, Array], masked: Array) -> Array:
         x = jnp.where(tokens < 0, denoiser.values, tokens)
-        return denoiser(params, mutable, x, told, masked)[0]
+        return denoiser(params, mutable, x, cond, masked)[0]
 
-    told, untold = denoiser.told(known), denoiser.told(known, jnp.ones(num, bool))
-    denoise = unmasking.guided(logits, told, untold, float(o.guidance))
+    cond, unconditional = (
+        denoiser.conditioning(known),
+        denoiser.conditioning(known, jnp.ones(num, bool)),
+    )
+    denoise = unmasking.guided(logits, cond, unconditional, float(o.guidance))
     arguments = (denoise, tokens, jax.vmap(row)(jnp.arange(num)), choose)
     grid = (Schedule(o.schedule, o.exponent), o.steps)
     if o.decoding == "first_hitting":

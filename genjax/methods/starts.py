@@ -19,7 +19,7 @@ from genjax.checks import require
 from genjax.config import ConfigError
 from genjax.method import Field
 from genjax.methods.denoiser import Denoiser, Known, fields_of, shape_of
-from genjax.networks.told import scaled
+from genjax.networks.conditioning import scaled
 from genjax.sampling import grids, noise, paths, solvers
 from genjax.sampling.conditions import SHARE, UNLISTED, Condition, complete
 from genjax.sampling.embeddings import slerp, unit
@@ -174,10 +174,10 @@ def inverted(
     else:
         known = Known(complete(spec, fields, len(x0), values, keys[0]))
     variables = params["denoiser"], mutable["denoiser"]
-    told = model.tell(variables[0], known)
+    cond = model.conditioning(variables[0], known)
 
     def plain(x: Array, at: Levels, memory: Any) -> tuple[Any, Any]:
-        return model.predict(*variables, x, at, told), memory
+        return model.predict(*variables, x, at, cond), memory
 
     denoise = clipped(plain) if model.clips else plain
     x = jnp.float32(table.at.alpha[0]) * x0

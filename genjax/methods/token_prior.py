@@ -39,7 +39,7 @@ from genjax.modalities.label import label_condition, required_classes
 from genjax.modalities.text import text_condition
 from genjax.nn.functional import Functional, functional
 from genjax.sampling import logits as processors
-from genjax.sampling.conditions import Condition, complete, told
+from genjax.sampling.conditions import Condition, complete, token_conditions
 from genjax.sampling.logits import Processor, require_temperature, whole_number
 
 RERANKER = "clip"  # the stage that chooses among candidates
@@ -109,11 +109,11 @@ class Prior(NamedTuple):
         texts = {name: self.spec.fields[name] for name in o.conditions}
         return label_condition(self.spec, o.class_conditional) | texts
 
-    def told(
+    def conditioning(
         self, values: Mapping[str, Array], hidden: Bool[Array, "B"] | None = None
     ) -> dict[str, Array]:
         """The network's arguments for conditions, which the `hidden` examples do not have."""
-        return told(self.conditions, values, hidden)
+        return token_conditions(self.conditions, values, hidden)
 
     def log_likelihood(
         self,
@@ -125,14 +125,14 @@ class Prior(NamedTuple):
     ) -> tuple[LogLikelihood, Tree]:
         """The log-likelihood of each token, and the new mutable state."""
         index = batch[self.spec.target].reshape(len(batch[self.spec.target]), -1)
-        told = self.told(batch, hidden)
-        outputs, mutable = self.network.apply(params, mutable, index, **told, **training)
+        cond = self.conditioning(batch, hidden)
+        outputs, mutable = self.network.apply(params, mutable, index, **cond, **training)
         logits, of_text = outputs
         log_p = LogLikelihood(-optax.softmax_cross_entropy_with_integer_labels(logits, index))
         if of_text is None:
             return log_p, mutable
-        each = -optax.softmax_cross_entropy_with_integer_labels(of_text, told["text"])
-        seen = told["seen"]
+        each = -optax.softmax_cross_entropy_with_integer_labels(of_text, cond["text"])
+        seen = cond["seen"]
         return log_p._replace(text=jnp.where(seen, each, 0.0), count=seen.sum(1)), mutable
 
 
@@ -257,16 +257,16 @@ def draw(
     The logits are those of `processors.guided`, then those of each processor of `chain`.
     """
     keys = jax.random.split(key, shape_size(prior))
-    told, twice = prior.told(known), guidance != 1
+    cond, twice = prior.conditioning(known), guidance != 1
     if twice:
-        without = prior.told(known, jnp.ones(num, bool))
-        told = {name: jnp.concatenate([told[name], without[name]]) for name in told}
+        without = prior.conditioning(known, jnp.ones(num, bool))
+        cond = {name: jnp.concatenate([cond[name], without[name]]) for name in cond}
     variables, history = (params["prior"], mutable["prior"]), jnp.zeros((num, 0), jnp.int32)
 
     def one(index: Array, cache: Tree, position: Array | int) -> tuple[Array, Tree]:
         index = jnp.tile(index, 2) if twice else index
         (logits, cache), _ = prior.network.apply(
-            *variables, index, **told, position=position, cache=cache
+            *variables, index, **cond, position=position, cache=cache
         )
         logits = processors.guided(*jnp.split(logits, 2), guidance) if twice else logits
         for process in chain:
@@ -302,7 +302,7 @@ def _check_guidance(o: Options, guidance: float) -> None:
 # ---- reranking -----------------------------------------------------------------------------------
 
 
-def most_alike(images: Float[Array, "B N E"], texts: Float[Array, "B E"]) -> Int[Array, "B"]:
+def most_similar(images: Float[Array, "B N E"], texts: Float[Array, "B E"]) -> Int[Array, "B"]:
     """For each text, which of its N images has the vector with the highest cosine to the text's.
 
     Of equal ones it is the first.
@@ -339,7 +339,7 @@ def reranker(config: ConfigDict, options: Options, stages: Mapping[str, Stage]) 
         images = coder.decode(params, mutable, codes)
         vectors = judge.apply(params, mutable, {"image": images, name: captions})
         candidates = vectors["image"].reshape(len(captions), count, -1)
-        chosen = most_alike(candidates, vectors[name])
+        chosen = most_similar(candidates, vectors[name])
         codes = codes.reshape(len(captions), count, *codes.shape[1:])
         return codes[jnp.arange(len(captions)), chosen]
 

@@ -24,7 +24,7 @@ from genjax.planning.chips import Topology
 from genjax.planning.estimate import Estimate, estimate
 from genjax.planning.roofs import Roof
 from genjax.planning.search import Candidate, candidates, searched, size_of
-from genjax.planning.table import advice, ranking, summary, told
+from genjax.planning.table import advice, ranking, report, summary
 from genjax.sampling.draw import MOST_SAMPLES, parse_options
 from genjax.training import workdir
 from genjax.training.assemble import Assembly
@@ -65,7 +65,7 @@ def plan(config: ConfigDict, folder: epath.Path, flags: argparse.Namespace) -> i
     seconds = 0.0
     if topology is None and flags.what == "train" and made.fits:
         seconds = trial.seconds_of_step(run, made.executable)
-    print(told(run.config, made, roof, known, seconds, flags.price))
+    print(report(run.config, made, roof, known, seconds, flags.price))
     if not made.fits:
         print(advice(run.config, made))
     print(json.dumps(summary(made, known, seconds, flags.price)))

@@ -19,7 +19,7 @@ GIB = 2**30
 ESTIMATED = "estimates from the compiled program and the makers' peaks"
 
 
-def told(
+def report(
     config: ConfigDict,
     plan: Estimate,
     roof: Roof,

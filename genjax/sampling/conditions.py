@@ -122,7 +122,7 @@ def required(condition: Condition, name: str) -> Array:
     return condition[name]
 
 
-def told(
+def token_conditions(
     fields: Mapping[str, Field], values: Condition, hidden: Bool[Array, "B"] | None = None
 ) -> dict[str, Array]:
     """The arguments of a network of tokens for its conditions, a label and a text.

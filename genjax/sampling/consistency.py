@@ -38,8 +38,8 @@ def levels_of(path: Path, s: Float[Array, "B"]) -> Levels:
     least, most = ends(path)
     table = np.linspace(-math.log(most), -math.log(least), _CELLS + 1)
     lam = -jnp.log(s)
-    told = jnp.interp(lam, table, levels_at(path, table).told)
-    return Levels(told, *scales(path.scaling, lam))
+    time_input = jnp.interp(lam, table, levels_at(path, table).time_input)
+    return Levels(time_input, *scales(path.scaling, lam))
 
 
 # ---- pairs of levels -----------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def pseudo_huber(difference: Float[Array, "B ..."], factor: float) -> Float[Arra
 # ---- mean flows ----------------------------------------------------------------------------------
 
 
-def told_times(t: Float[Array, "B"], r: Float[Array, "B"]) -> Float[Array, "B 2"]:
+def time_inputs(t: Float[Array, "B"], r: Float[Array, "B"]) -> Float[Array, "B 2"]:
     """The time input of a mean flow's network: 100 t and 100 (t - r).
 
     Its derivative is part of the target. With the factor 1000 of diffusion models, the fastest

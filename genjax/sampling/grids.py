@@ -128,7 +128,7 @@ def grid(path: Path, t: Float[np.ndarray, "N"], end: str = "data") -> Levels:
     if end == "first" and len(t) > 1 and t[-1] == path.first and not path.steps:
         t = t[:-1]
     at = levels(path, t)
-    last = Levels(path.told(np.asarray(path.first)), np.float64(1), np.float64(0))
+    last = Levels(path.time_input(np.asarray(path.first)), np.float64(1), np.float64(0))
     if end == "first":
         last = levels(path, path.first)
     all_levels = Levels(*(np.append(a, b) for a, b in zip(at, last, strict=True)))

@@ -96,7 +96,9 @@ def chain(options: Options, *, eos: Sequence[int] = (), prompt: int = 0) -> tupl
 
 
 def guided(
-    told: Float[Array, "*B V"], untold: Float[Array, "*B V"], scale: Float[Array, ""] | float
+    conditional: Float[Array, "*B V"],
+    unconditional: Float[Array, "*B V"],
+    scale: Float[Array, ""] | float,
 ) -> Float[Array, "*B V"]:
     """log p(x | nothing) + w (log p(x | condition) - log p(x | nothing)), up to its normalisation.
 
@@ -104,12 +106,12 @@ def guided(
     et al. 2022, section 2.3; Schiff et al. 2024, "D-CFG").
 
     Args:
-      told: logits of the network that knows the condition.
-      untold: of the one that does not.
+      conditional: logits of the network that knows the condition.
+      unconditional: of the one that does not.
       scale: w; with 1 the condition alone counts.
     """
-    told, untold = jax.nn.log_softmax(told), jax.nn.log_softmax(untold)
-    return untold + scale * (told - untold)
+    conditional, unconditional = jax.nn.log_softmax(conditional), jax.nn.log_softmax(unconditional)
+    return unconditional + scale * (conditional - unconditional)
 
 
 def temperature(value: float) -> Processor:

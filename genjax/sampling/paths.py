@@ -37,7 +37,7 @@ class Path(NamedTuple):
       scaling: of SCALINGS.
       lam: t -> lambda.
       time: lambda -> t, in float64.
-      told: t -> the network's time input: 1000 times the paper's.
+      time_input: t -> the network's time input: 1000 times the paper's.
       first: t with the least noise in training.
       last: t with the most noise.
       steps: T of a process in discrete time, whose times are 0 ... T-1; 0 in continuous time.
@@ -46,7 +46,7 @@ class Path(NamedTuple):
     scaling: str
     lam: Callable[[Any], Any]
     time: Callable[[Any], Any]
-    told: Callable[[Any], Any]
+    time_input: Callable[[Any], Any]
     first: float
     last: float
     steps: int = 0
@@ -56,12 +56,12 @@ class Levels(NamedTuple):
     """Noise levels, as scalars or arrays.
 
     Attributes:
-      told: the network's time input.
+      time_input: of the network.
       alpha: the factor of x_0.
       sigma: the factor of epsilon.
     """
 
-    told: Any
+    time_input: Any
     alpha: Any
     sigma: Any
 
@@ -83,13 +83,13 @@ def scales(scaling: str, lam: Any) -> tuple[Any, Any]:
 def levels(path: Path, t: Any) -> Levels:
     """The levels at each time t."""
     t = t if isinstance(t, jax.Array) else np.asarray(t, np.float64)
-    return Levels(path.told(t), *scales(path.scaling, path.lam(t)))
+    return Levels(path.time_input(t), *scales(path.scaling, path.lam(t)))
 
 
 def levels_at(path: Path, lam: Any) -> Levels:
     """The levels at each lambda, in float64."""
     lam = np.asarray(lam, np.float64)
-    return Levels(path.told(path.time(lam)), *scales(path.scaling, lam))
+    return Levels(path.time_input(path.time(lam)), *scales(path.scaling, lam))
 
 
 def tabulated(path: Path, t: Array) -> Levels:
@@ -277,10 +277,10 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Path:
     def time(value: Any) -> Any:
         return np.exp(-np.asarray(value, np.float64))
 
-    def told(t: Any) -> Any:
+    def time_input(t: Any) -> Any:
         return 250.0 * _module(t).log(t)
 
-    return Path("exploding", lam, time, told, sigma_min, sigma_max)
+    return Path("exploding", lam, time, time_input, sigma_min, sigma_max)
 
 
 def _thousand(t: Any) -> Any:

@@ -333,7 +333,9 @@ def pndm(path: Path, grid: Levels, *, warmup: str = "runge_kutta") -> Table:
 def _halfway(path: Path, at: Levels, to: Levels) -> Levels:
     """The level halfway: in discrete time by the network's time input, else by lambda."""
     if path.steps:
-        return Levels(*(float(a) for a in levels(path, max(0.5 * (at.told + to.told), 0.0))))
+        return Levels(
+            *(float(a) for a in levels(path, max(0.5 * (at.time_input + to.time_input), 0.0)))
+        )
     return _middle(path, 0.5 * (_lam(at) + min(_lam(to), _lam(at) + 4.0)))
 
 

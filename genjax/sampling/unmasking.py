@@ -89,22 +89,26 @@ def chooser(chain: Sequence[Processor], greedy: bool) -> Choose:
     return choose
 
 
-def guided(logits: Callable[..., Array], told: Tree, untold: Tree, w: float) -> Denoise:
-    """The denoiser that knows the conditions `told`, with guidance unless w is 1.
+def guided(
+    logits: Callable[..., Array], conditional: Tree, unconditional: Tree, w: float
+) -> Denoise:
+    """The denoiser that knows the conditions, with guidance unless w is 1.
 
     Its logits are those of `processors.guided` at each token (Schiff et al. 2024, "D-CFG").
 
     Args:
       logits: (tokens, conditions of each example, masked share) -> logits.
-      told: arrays of the conditions [B ...]; None for an unconditional network, with w = 1.
-      untold: those of the same examples without conditions.
+      conditional: arrays of the conditions [B ...]; None for an unconditional network, with w = 1.
+      unconditional: those of the same examples without conditions.
       w: the guidance scale.
     """
 
     def denoise(x: Int[Array, "B S"], masked: Float[Array, "B"]) -> Float[Array, "B S K"]:
         if w == 1:
-            return logits(x, told, masked)
-        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), (x, told), (x, untold))
+            return logits(x, conditional, masked)
+        both = jax.tree.map(
+            lambda a, b: jnp.concatenate([a, b]), (x, conditional), (x, unconditional)
+        )
         found = logits(*both, jnp.concatenate([masked, masked]))
         return processors.guided(*jnp.split(found, 2), w)
 

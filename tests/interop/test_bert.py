@@ -172,6 +172,20 @@ def test_what_cannot_be_read_is_refused(values, expected, tmp_path):
         bert.read(change(fetch("bert", tmp_path), **values))
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("electra_generator", {"hidden_act": "relu"}, "hidden_act.*gelu, as in the head"),
+        ("distilbert", {"tie_weights_": False}, "tie_weights_"),
+        ("distilbert", {"n_heads": 5}, "n_heads=5.*dim=24"),
+        ("distilbert", {"n_layers": 1}, "16 unexpected"),
+    ],
+)
+def test_what_other_types_cannot_be_is_refused(name, values, expected, tmp_path):
+    with pytest.raises(ConfigError, match=expected):
+        bert.read(change(fetch(name, tmp_path), **values))
+
+
 def test_a_model_that_only_embeds_gets_a_new_head_and_keeps_its_vectors(tmp_path, caplog):
     folder = fetch("bert_bare", tmp_path)
     model = bert.read(folder)

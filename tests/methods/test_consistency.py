@@ -13,7 +13,7 @@ from genjax.method import DataSpec, Field, Method, Stage
 from genjax.methods import consistency
 from genjax.methods.consistency import Options
 from genjax.networks import unet
-from genjax.networks.told import Told
+from genjax.networks.conditioning import Conditioning
 from genjax.nn.functional import Functional, functional
 from genjax.sampling import draw, paths
 from genjax.sampling.consistency import ends, levels_of
@@ -169,10 +169,10 @@ def test_at_the_least_noise_f_is_the_point_itself(name, prediction):
     model = consistency.model_of(Functional(None, apply), o, SPEC)
     x = jnp.linspace(-2.0, 2.0, 8).reshape(-1, *SHAPE)
     at = levels_of(model.denoiser.path, jnp.full(8, model.least, jnp.float32))
-    found, _ = model.jump({}, {}, x, at, Told())
+    found, _ = model.jump({}, {}, x, at, Conditioning())
     np.testing.assert_allclose(found, x / column(at.alpha), atol=3e-5)
     far = levels_of(model.denoiser.path, jnp.full(8, 3.0, jnp.float32))
-    assert np.abs(model.jump({}, {}, x, far, Told())[0] - x / column(far.alpha)).max() > 0.1
+    assert np.abs(model.jump({}, {}, x, far, Conditioning())[0] - x / column(far.alpha)).max() > 0.1
 
 
 def test_the_factor_of_the_network_is_c_out():
@@ -181,7 +181,7 @@ def test_the_factor_of_the_network_is_c_out():
     model = consistency.model_of(constant, Options(), SPEC)
     s = jnp.asarray([0.002, 0.1, 2.0, 80.0], jnp.float32)
     x, at = jnp.ones((4, *SHAPE)), levels_of(model.denoiser.path, s)
-    one, zero = (model.jump(jnp.float32(value), {}, x, at, Told())[0] for value in (1, 0))
+    one, zero = (model.jump(jnp.float32(value), {}, x, at, Conditioning())[0] for value in (1, 0))
     s = np.asarray(s, np.float64)
     expected = 0.5 * (s - 0.002) / np.sqrt(0.25 + s**2)
     np.testing.assert_allclose((one - zero).ravel(), expected, atol=1e-6)
@@ -330,7 +330,7 @@ def test_a_small_network_learns_the_exact_function(options):
     for s in (70.0, 1.5):
         y = MEAN + math.sqrt(s**2 + STD**2) * jnp.asarray([-1.5, 0.0, 1.5]).reshape(3, *SHAPE)
         at = levels_of(model.denoiser.path, jnp.full(3, s, jnp.float32))
-        found, _ = model.jump(own, {}, column(at.alpha) * y, at, Told())
+        found, _ = model.jump(own, {}, column(at.alpha) * y, at, Conditioning())
         expected = exact_jump(y, s, 0.0)
         np.testing.assert_allclose(found, expected, atol=0.05)
 

@@ -16,7 +16,7 @@ from genjax.config import ConfigError
 from genjax.method import DataSpec, Field, Method, Stage
 from genjax.methods import consistency, diffusion, diffusion_sampling
 from genjax.methods.denoiser import OWN, Known, network
-from genjax.networks import told
+from genjax.networks import conditioning
 from genjax.nn.functional import Functional
 from genjax.sampling import paths
 
@@ -48,7 +48,7 @@ NETWORKS = {
     "edm2_unet": {"channels": 8, "multipliers": (1,), "blocks": 1, "attention": (), "head_size": 4},
 }
 TAKEN = {name: ALL for name in NETWORKS} | {
-    "edm2_unet": tuple(n for n in ALL if told.way_of(n, FIELDS[n]) != "context")
+    "edm2_unet": tuple(n for n in ALL if conditioning.way_of(n, FIELDS[n]) != "context")
 }
 
 
@@ -111,7 +111,7 @@ def full(request):
     def run(values, hidden):
         x = model.data(batch)
         at = paths.tabulated(model.path, jnp.array([2, 5, 9]))
-        return model(params, mutable, x, at, model.tell(params, Known(values, hidden)))[0]
+        return model(params, mutable, x, at, model.conditioning(params, Known(values, hidden)))[0]
 
     return SimpleNamespace(**locals())
 
@@ -147,7 +147,7 @@ def test_what_follows_the_end_of_a_text_changes_nothing(name):
 
     def run(text):
         at = paths.tabulated(model.path, jnp.array([5]))
-        said = model.tell(params, Known({"text": jnp.asarray([text])}))
+        said = model.conditioning(params, Known({"text": jnp.asarray([text])}))
         return model(params, mutable, model.data(batch), at, said)[0]
 
     run = jax.jit(run)
@@ -188,8 +188,8 @@ def test_ways_in_that_are_zero_leave_the_network_as_it_was(name):
     batch = values_of(FIELDS, 3)
     at = paths.tabulated(model.path, jnp.array([2, 5, 9]))
     x = model.data(batch)
-    before = jax.jit(lambda p: plain(p, mutable, x, at, told.Told())[0])(params)
-    run = jax.jit(lambda p: model(p, mutable, x, at, model.tell(p, model.known(batch)))[0])
+    before = jax.jit(lambda p: plain(p, mutable, x, at, conditioning.Conditioning())[0])(params)
+    run = jax.jit(lambda p: model(p, mutable, x, at, model.conditioning(p, model.known(batch)))[0])
     assert np.abs(before).max() > 0.1
     np.testing.assert_allclose(run(same), before, rtol=1e-5, atol=1e-5)
     assert np.abs(run(moved(same)) - before).max() > 1e-2
@@ -223,7 +223,7 @@ def test_a_few_steps_teach_it_to_look(name):
             mutable["denoiser"],
             model.data(batch),
             at,
-            model.tell(params["denoiser"], Known(values)),
+            model.conditioning(params["denoiser"], Known(values)),
         )[0]
     )
     first, other = run(batch), values_of(FIELDS, 8, seed=1)
@@ -306,7 +306,7 @@ def test_the_exact_conditional_denoiser_has_the_least_loss_and_draws_its_law(nam
         if name == "rows":  # the map is the identity
             row["map"] = {"kernel": jnp.eye(6), "bias": jnp.zeros(6)}
         else:  # what a token at a place becomes is its own vector: taken off, its place is known
-            place = told.sinusoidal(jnp.arange(4), 6)
+            place = conditioning.sinusoidal(jnp.arange(4), 6)
             row["token"] = {"embedding": row["token"]["embedding"] - place.mean(0)}
             table = row["token"]["embedding"] + place.mean(0)
     rng = np.random.default_rng(1)
@@ -346,7 +346,8 @@ def test_guidance_is_its_formula_on_two_calls(kind):
     found, _ = jax.jit(lambda x: denoise(x, at, ()))(x)
     hidden = known._replace(hidden=jnp.ones(3, bool))
     good, bad = (
-        model.predict(params, mutable, x, at, model.tell(params, k)) for k in (known, hidden)
+        model.predict(params, mutable, x, at, model.conditioning(params, k))
+        for k in (known, hidden)
     )
     x0 = bad.x0 + w * (good.x0 - bad.x0)
     if kind == "linear":
@@ -369,7 +370,7 @@ def test_worse_weights_are_told_by_their_own_ways_in():
     every = {"denoiser": params, "guide/denoiser": worse}
     denoise = diffusion_sampling.denoiser(model, every, {"denoiser": mutable}, known, **named)
     found, _ = jax.jit(lambda x: denoise(x, at, ()))(x)
-    predict = jax.jit(lambda p: model.predict(p, mutable, x, at, model.tell(p, known)).x0)
+    predict = jax.jit(lambda p: model.predict(p, mutable, x, at, model.conditioning(p, known)).x0)
     good, bad = predict(params), predict(worse)
     assert np.abs(good - bad).max() > 1e-3
     want = jnp.clip(bad + 2 * (good - bad), -1, 1)
@@ -394,9 +395,11 @@ def test_a_text_is_read_in_its_order_if_it_has_a_transformer():
     for depth in (0, 1):
         model, params, _ = model_of("dit", conditions=("text",), context_depth=depth)
         rows = params[OWN]["rows"]["text"]["token"]["embedding"]
-        told_of = jax.jit(lambda t, p=params, m=model: m.tell(p, Known({"text": t})).context)
+        told_of = jax.jit(
+            lambda t, p=params, m=model: m.conditioning(p, Known({"text": t})).context
+        )
         contexts = told_of(jnp.array([[3, 4, 5, END, PAD], [5, 4, 3, END, PAD]]))
-        positions = told.sinusoidal(jnp.arange(5), rows.shape[1])
+        positions = conditioning.sinusoidal(jnp.arange(5), rows.shape[1])
         found[depth] = np.abs((contexts[0] - positions)[:3] - (contexts[1] - positions)[2::-1])
     assert found[0].max() < 1e-5
     assert found[1].max() > 1e-2
@@ -413,7 +416,7 @@ def test_prompts_are_composed_as_the_scores_of_their_products():
 
     @jax.jit
     def x0(texts):
-        return model.predict(params, mutable, x, at, model.tell(params, texts)).x0
+        return model.predict(params, mutable, x, at, model.conditioning(params, texts)).x0
 
     known = model.known(batch)
     texts = {"ab": (3, 4, END, PAD, PAD), "c": (5, END, *[PAD] * 3), "b": (4, END, *[PAD] * 3)}
@@ -513,21 +516,21 @@ def test_conditions_of_an_example_are_hidden_together():
 def test_pictures_on_the_grid():
     rng = np.random.default_rng(0)
     large = jnp.asarray(rng.normal(size=(1, 8, 8, 2)), jnp.float32)
-    folded = told.on_grid("x", Field("real", (8, 8, 2), FLOAT), large, (4, 4))
+    folded = conditioning.on_grid("x", Field("real", (8, 8, 2), FLOAT), large, (4, 4))
     assert folded.shape == (1, 4, 4, 8)
     np.testing.assert_array_equal(folded[0, 1, 2].reshape(2, 2, 2), large[0, 2:4, 4:6])
     mask = jnp.asarray(rng.integers(0, 2, (1, 2, 2, 1)), jnp.uint8)
     field = Field("mask", (2, 2, 1), BYTE)
-    repeated = told.on_grid("m", field, told.scaled(field, mask), (6, 6))
+    repeated = conditioning.on_grid("m", field, conditioning.scaled(field, mask), (6, 6))
     np.testing.assert_array_equal(
         repeated[0, ..., 0], np.kron(2.0 * np.asarray(mask[0, ..., 0]) - 1, np.ones((3, 3)))
     )
     flat = jnp.full((1, 2, 2, 1), 0.25)
     np.testing.assert_allclose(
-        told.on_grid("s", Field("real", (2, 2, 1), FLOAT), flat, (8, 8)), 0.25, rtol=1e-6
+        conditioning.on_grid("s", Field("real", (2, 2, 1), FLOAT), flat, (8, 8)), 0.25, rtol=1e-6
     )
     latent = Field("code", (1, 1, 2), FLOAT, {"mean": (1.0, 2.0), "std": (2.0, 4.0)})
-    np.testing.assert_allclose(told.scaled(latent, jnp.array([[3.0, 6.0]])), [[1.0, 1.0]])
+    np.testing.assert_allclose(conditioning.scaled(latent, jnp.array([[3.0, 6.0]])), [[1.0, 1.0]])
 
 
 # ---- consistency models --------------------------------------------------------------------------

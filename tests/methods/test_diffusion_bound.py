@@ -275,7 +275,7 @@ def test_the_ode_gives_the_likelihood_of_gaussian_pixels(prediction):
     mean, std = 0.1, 0.7
     path = paths.make("edm" if prediction == "edm" else "flow")
     table = np.linspace(max(float(path.lam(path.last)), -12.0), float(path.lam(path.first)), 4097)
-    times = paths.levels_at(path, table).told
+    times = paths.levels_at(path, table).time_input
     o = {"path": "flow", "prediction": "velocity"}
     if prediction == "edm":
         o = {"path": "edm", "prediction": "edm", "sigma_data": std}

@@ -29,8 +29,8 @@ SHIFTS = jnp.array([-0.2, 0.3, 0.1, 0.0])  # the mean of each class; the last: o
 class Exact(Denoiser):
     """A model that is exact for pixels N(mean of the label, STD^2)."""
 
-    def predict(self, params, mutable, x, at, told):
-        mean = 0.0 if told.label is None else SHIFTS[told.label].reshape(-1, 1, 1, 1)
+    def predict(self, params, mutable, x, at, cond):
+        mean = 0.0 if cond.label is None else SHIFTS[cond.label].reshape(-1, 1, 1, 1)
         score = (x - at.alpha * mean) / (at.alpha**2 * STD**2 + at.sigma**2)
         return Prediction(mean + at.alpha * STD**2 * score, at.sigma * score)
 

@@ -30,7 +30,7 @@ from genjax.data.alphabets import Bytes
 from genjax.method import Stage, TextEncoder
 from genjax.methods import composition, diffusion, starts
 from genjax.methods import derived_conditions as derived
-from genjax.networks import told
+from genjax.networks import conditioning
 
 D = 3
 
@@ -77,7 +77,7 @@ def test_the_network_is_told_vectors_in_place_of_tokens():
     assert o.conditions == ("text_vectors",)
     assert tuple(method.conditions) == ("text",)  # what a user gives
     field = spec.fields["text_vectors"]
-    assert (field.shape, told.way_of("text_vectors", field)) == ((T, D), "context")
+    assert (field.shape, conditioning.way_of("text_vectors", field)) == ((T, D), "context")
     text = texts("ab", "", "defg")
     batch = {"image": np.zeros((N, SIDE, SIDE, 3), np.uint8), "text": text}
     made = method.prepare(params("text"), params("text"), batch, KEY, 0)
@@ -109,7 +109,7 @@ def test_dropped_and_missing_captions_are_empty_ones():
 def test_other_prompts_are_read_too():
     method, o, spec = built(READ, encoder())
     assert composition.prompt_of(o.conditions, spec) == "text_vectors"
-    field = told.text_of(spec.fields["text_vectors"])
+    field = conditioning.text_of(spec.fields["text_vectors"])
     prompts = composition.parsed_prompts(field, "no", [("ab", 1.0), ("c", -0.5)])
     given = {"condition": {"text": texts("x", "y", "z")}, "prompts": prompts}
     found = method.sample(params("text"), params("text"), KEY, N, **given)["prompts"]
@@ -125,13 +125,17 @@ def test_other_prompts_are_read_too():
 def test_zeros_of_padded_vectors_change_nothing(depth):
     facts = {"text": TEXT}
     field = captions.field(TOKENIZER, T)._replace(kind="real", shape=(T, D), dtype=np.float32)
-    row = told.Row(field._replace(facts=facts), told.RowOptions(8, depth, 2), rngs=nnx.Rngs(0))
+    row = conditioning.Row(
+        field._replace(facts=facts), conditioning.RowOptions(8, depth, 2), rngs=nnx.Rngs(0)
+    )
     given = jnp.asarray(expected(texts("ab", "cdefg")))
     y, seen = row(given, None)
     np.testing.assert_array_equal(seen.sum(1), [3, 6])
     shorter, _ = row(given[:1, :4], None)
     np.testing.assert_allclose(y[:1, :3], shorter[:, :3], atol=1e-5)
-    unpadded = told.Row(field._replace(facts={}), told.RowOptions(8), rngs=nnx.Rngs(0))
+    unpadded = conditioning.Row(
+        field._replace(facts={}), conditioning.RowOptions(8), rngs=nnx.Rngs(0)
+    )
     assert unpadded(given, None)[1].all()
 
 

@@ -105,7 +105,7 @@ def test_the_probabilities_of_all_texts_add_up_to_one(prior):
 def test_token_by_token_is_all_at_once_also_where_a_text_is_padded_or_hidden(prior):
     _, _, model, apply = prior
     code = IMAGES[jnp.array([3, 6, 9, 14])]
-    told = model.told({"text": TEXTS}, jnp.array([False, False, True, False]))
+    told = model.conditioning({"text": TEXTS}, jnp.array([False, False, True, False]))
     assert told["seen"].sum(1).tolist() == [2, 3, 0, 2]
     whole, _ = apply(code, **told)
     logits, cache = apply(code[:, 0], **told, position=0)
@@ -120,15 +120,17 @@ def test_what_follows_a_texts_end_changes_nothing_and_a_hidden_text_neither(prio
     _, _, model, apply = prior
     code = jnp.tile(IMAGES[5], (3, 1))
     ended = jnp.array([[2, END, END], [2, END, 0], [2, END, 1]])
-    logits, of_text = apply(code, **model.told({"text": ended}))
+    logits, of_text = apply(code, **model.conditioning({"text": ended}))
     np.testing.assert_array_equal(logits, jnp.tile(logits[:1], (3, 1, 1)))
     np.testing.assert_array_equal(of_text[:, :2], jnp.tile(of_text[:1, :2], (3, 1, 1)))
-    hidden = model.told({"text": TEXTS[:3]}, jnp.ones(3, bool))
+    hidden = model.conditioning({"text": TEXTS[:3]}, jnp.ones(3, bool))
     logits, _ = apply(code, **hidden)
     np.testing.assert_array_equal(logits, jnp.tile(logits[:1], (3, 1, 1)))
     # A token of its own pads in other tokenizers.
     padded = token_prior.Prior(model.network, model.options, spec(pad=0))
-    assert padded.told({"text": jnp.array([[2, END, 0]])})["seen"].tolist() == [[True, True, False]]
+    assert padded.conditioning({"text": jnp.array([[2, END, 0]])})["seen"].tolist() == [
+        [True, True, False]
+    ]
 
 
 def test_the_loss_weighs_image_and_text_and_counts_no_padding(prior):
@@ -155,7 +157,7 @@ def test_samples_are_those_of_the_guided_distribution(prior):
     w, num, text = 2.0, 4000, TEXTS[1:2]
     tables = []
     for hidden in (False, True):
-        told = model.told({"text": jnp.tile(text, (16, 1))}, jnp.full(16, hidden))
+        told = model.conditioning({"text": jnp.tile(text, (16, 1))}, jnp.full(16, hidden))
         tables.append(jax.nn.log_softmax(apply(IMAGES, **told)[0]))
     table = jax.nn.log_softmax(tables[1] + w * (tables[0] - tables[1]))
     each = jnp.take_along_axis(table, IMAGES[..., None], -1)[..., 0].sum(1)
@@ -176,7 +178,7 @@ def test_the_candidate_with_the_highest_cosine_is_kept():
         [[[3.0, 4.0], [1.0, 0.0], [0.0, 9.0]], [[1.0, 1.0], [-1.0, 0.0], [2.0, 2.0]]]
     )
     texts = jnp.array([[5.0, 0.0], [1.0, 1.0]])
-    assert token_prior.most_alike(images, texts).tolist() == [1, 0]  # the first of equal ones
+    assert token_prior.most_similar(images, texts).tolist() == [1, 0]  # the first of equal ones
 
 
 def test_reranking_takes_of_each_texts_candidates_the_one_the_judge_prefers(prior):
@@ -248,7 +250,7 @@ def test_hidden_labels_are_a_class_of_their_own(network):
     c.model.prior = {"width": 8, "depth": 2}
     method = token_prior.build(c, spec(captions=False))
     model = method.phases[0].loss.args[0]
-    told = model.told({"label": jnp.array([0, 1])}, jnp.array([False, True]))
+    told = model.conditioning({"label": jnp.array([0, 1])}, jnp.array([False, True]))
     assert told["label"].tolist() == [0, 2]
     table = [p.shape for p in jax.tree.leaves(noisy(method)) if p.shape == (3, 8)]
     assert table

@@ -95,7 +95,7 @@ def test_levels_of_a_ratio_are_those_of_the_path(name):
     found = consistency.levels_of(path, jnp.asarray(s, jnp.float32))
     np.testing.assert_allclose(found.alpha, expected.alpha, rtol=1e-5)
     np.testing.assert_allclose(found.sigma, expected.sigma, rtol=1e-5)
-    np.testing.assert_allclose(found.told, expected.told, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(found.time_input, expected.time_input, rtol=1e-4, atol=1e-3)
 
 
 MEAN, STD = 0.7, 0.4

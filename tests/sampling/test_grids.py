@@ -30,7 +30,7 @@ def test_whole_timesteps(steps, spacing, expected):
     found = grids.times(TEN, steps, spacing)
     assert found[::-1].tolist() == expected
     grid, whole = grids.grid(TEN, found), paths.levels(TEN, np.arange(10))
-    np.testing.assert_array_equal(grid.told[:-1], found)
+    np.testing.assert_array_equal(grid.time_input[:-1], found)
     np.testing.assert_array_equal(grid.alpha[::-1], [1.0, *whole.alpha[expected]])
     np.testing.assert_array_equal(grid.sigma[::-1], [0.0, *whole.sigma[expected]])
 

@@ -101,7 +101,7 @@ def test_edm_preconditioning_is_table_1(sigma_data):
     )
     for name, value in want.items():
         np.testing.assert_allclose(getattr(found, name), value, rtol=1e-6, err_msg=name)
-    np.testing.assert_allclose(at.told / 1000, np.log(sigma) / 4, rtol=1e-12)
+    np.testing.assert_allclose(at.time_input / 1000, np.log(sigma) / 4, rtol=1e-12)
     # D(x) = c_skip x + c_out F, and F = (y - c_skip (y + n)) / c_out has the weight 1.
     rng = np.random.default_rng(0)
     x, output, data, noise = rng.standard_normal((4, 12, 5)).astype(np.float32)

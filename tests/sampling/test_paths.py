@@ -128,7 +128,7 @@ def test_continuous_paths_are_the_papers(name):
     np.testing.assert_allclose(at.alpha, alpha, rtol=1e-10)
     np.testing.assert_allclose(at.sigma, sigma, rtol=1e-10)
     told = 250 * np.log(t) if name == "edm" else 1000 * t
-    np.testing.assert_allclose(at.told, told, rtol=1e-12)
+    np.testing.assert_allclose(at.time_input, told, rtol=1e-12)
 
 
 def test_sigmoid_betas_are_the_papers():
@@ -185,7 +185,7 @@ def test_a_shifted_flow_is_a_flow_at_other_times():
     at = paths.levels(paths.make("flow", shift=s), t)
     np.testing.assert_allclose(at.sigma, s * t / (1 + (s - 1) * t), rtol=1e-12)
     np.testing.assert_allclose(at.alpha, 1 - s * t / (1 + (s - 1) * t), rtol=1e-10)
-    np.testing.assert_allclose(at.told, 1000 * t)
+    np.testing.assert_allclose(at.time_input, 1000 * t)
     path = paths.make("flow")
     assert paths.shifted(path, 1.0) is path
 

@@ -47,7 +47,7 @@ def denoiser(name, T, mu=MU, s=S):
     alpha = jnp.asarray(np.sqrt(bars), jnp.float32)
 
     def predict(x, at, memory):
-        t = at.told.astype(jnp.int32)
+        t = at.time_input.astype(jnp.int32)
         shift = x - alpha[t] * mu
         return Prediction(mu + gain[t] * shift, residue[t] * shift), memory
 
@@ -72,7 +72,7 @@ def moments(bars, timesteps, variance, mu=MU, s=S, mean=0.0, var=1.0):
 
 def timesteps_of(table):
     """The timesteps of the calls, from the data's end."""
-    return table.at.told[::-1].astype(int)
+    return table.at.time_input[::-1].astype(int)
 
 
 def run(predict, table, shape, seed=0, start=None):

@@ -47,7 +47,7 @@ def table_of(case):
         times = grids.times(path, int(steps), spacing, shift=shift)
         at = grids.grid(path, times, end)
     if spacing == "karras" and path is LINEAR:  # the peer tells the network the nearest timestep
-        at = at._replace(told=np.round(at.told))
+        at = at._replace(time_input=np.round(at.time_input))
     table = TABLES[solver](path, at, **options)
     if prediction == "edm":
         return as_edm(table), prediction, np.hypot(80.0, 1.0)  # the peer's first deviation
@@ -56,7 +56,7 @@ def table_of(case):
 
 def as_edm(table):
     """The network is told log(sigma) / 4, not a thousand times that."""
-    return table._replace(at=table.at._replace(told=table.at.told / 1000))
+    return table._replace(at=table.at._replace(time_input=table.at.time_input / 1000))
 
 
 def network(name, x, t, xp=np):
@@ -71,9 +71,11 @@ def understood(prediction, name):
         if prediction == "edm":  # Karras et al. 2022, table 1, with sigma_data = 1/2
             total = sigma**2 + 0.25
             x0 = 0.25 / total * x
-            x0 = x0 + sigma * 0.5 / np.sqrt(total) * network(name, x / np.sqrt(total), at.told)
+            x0 = x0 + sigma * 0.5 / np.sqrt(total) * network(
+                name, x / np.sqrt(total), at.time_input
+            )
             return x0, (x - x0) / sigma
-        output = network(name, x, at.told)
+        output = network(name, x, at.time_input)
         return {
             "epsilon": lambda: ((x - sigma * output) / alpha, output),
             "v": lambda: (alpha * x - sigma * output, alpha * output + sigma * x),
@@ -122,7 +124,7 @@ def jitted(prediction):
         seen = x
         if prediction == "edm":
             seen = parametrisation.network_input(prediction, paths.edm(), at, x, 0.5)
-        output = network("line", seen, at.told, jnp)
+        output = network("line", seen, at.time_input, jnp)
         return parametrisation.interpret(prediction, at, output, x), memory
 
     keys = jax.random.split(jax.random.key(0), 4)
@@ -300,7 +302,7 @@ def test_betas(name):
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_step_matches_diffusers(name, place, solver):
     table = one_table(paths.make(name, T), place, solver)
-    timesteps = table.at.told[table.calls - 1 - STEPS[f"indices/{place}"]]
+    timesteps = table.at.time_input[table.calls - 1 - STEPS[f"indices/{place}"]]
     np.testing.assert_array_equal(timesteps, STEPS[f"timesteps/{place}"])
     for prediction, clip in itertools.product(("epsilon", "x0", "v"), ("clip", "free")):
         case = f"{name}/{place}/{prediction}/{solver}/{clip}"

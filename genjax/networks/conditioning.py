@@ -63,7 +63,7 @@ WAYS = (
 )
 
 
-class Told(NamedTuple):
+class Conditioning(NamedTuple):
     """The conditions of one batch; None for those that the network does not have.
 
     Attributes:
