@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,17 +15,12 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from genjax.config import ConfigError
-from genjax.data import archives, json_lines, listing, sources, transforms
-from genjax.data.documents import decode
+from genjax.data import archives, listing, picture_captions, sources, transforms
 from genjax.data.splits import by_split
 from genjax.data.transforms import Example
-from genjax.files import parse_json
 from genjax.method import Field
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-TABLES = ("metadata.jsonl", "captions.jsonl", "metadata.csv")  # of captions
-IN_JSON = ("captions", "caption", "text")  # where a JSON object beside a picture has them
-MOST_CAPTIONS = 64  # of one picture
 _DECODE_THREADS = 8
 SHOWN = 20  # class names in the log
 
@@ -209,7 +202,9 @@ def read(dataset: ConfigDict) -> sources.Raw:
         files = [split_listing.files[i] for i in kept_indices]
         pictures = _Pictures(files, labels, shape, size, max_pixels)
         splits[split], decodable = _decoded(pictures, fields, on_corrupt, skipped)
-        captions = _captions(split_folders[split], [pictures.files[i] for i in decodable])
+        captions = picture_captions.of_pictures(
+            split_folders[split], [pictures.files[i] for i in decodable]
+        )
         texts |= {split: captions} if captions else {}
     if skipped:
         log.warning(
@@ -225,7 +220,7 @@ def read(dataset: ConfigDict) -> sources.Raw:
             "captions for all or for none."
         )
     _log_contents(root, names_of, listings, headers, shape, texts)
-    captions = _equally_many(texts) if texts else None
+    captions = picture_captions.equally_many(texts) if texts else None
     return sources.Raw(splits, fields, "image", f"the folder {root}", captions)
 
 
@@ -357,7 +352,7 @@ def _log_contents(
         file
         for split_listing in listings.values()
         for file in split_listing.aside
-        if not _is_caption_file(file, pictured)
+        if not picture_captions.is_caption_file(file, pictured)
     ]
     if other_files:
         log.warning(
@@ -378,123 +373,8 @@ def _log_contents(
         "%s: height x width %s, %s; %s%s%s",
         *(root, native_sizes, change, "grey" if shape[2] == 1 else "colour"),
         f"; {alpha} with transparency, laid over white" if alpha else "",
-        _counted(captions),
+        picture_captions.counted(captions),
     )
-
-
-def _counted(captions: Mapping[str, list[list[str]]]) -> str:
-    """How many captions the pictures have, for the log."""
-    if not captions:
-        return ""
-    counts = {len(texts) for of_split in captions.values() for texts in of_split}
-    if counts == {1}:
-        return "; with captions"
-    between = " to ".join(map(str, sorted({min(counts), max(counts)})))
-    return f"; with {between} captions each, of which training draws one"
-
-
-def _is_caption_file(file: Path, pictured: Collection[Path]) -> bool:
-    """Whether a file may hold captions; `pictured` are the pictures without their suffixes."""
-    return (
-        file.suffix.lower() == ".txt"
-        or file.name in TABLES
-        or (file.suffix == ".json" and file.with_suffix("") in pictured)
-    )
-
-
-def _captions(folders: Sequence[Path], files: list[Path]) -> list[list[str]] | None:
-    """The captions of each picture of a split; None if there are no captions.
-
-    The captions of `picture.png` are the lines of `picture.txt`; or, in `picture.json`, the list
-    `captions`, or the text `caption` or `text`; or the field `text`, a text or a list, of rows of
-    `metadata.jsonl`, `captions.jsonl` or `metadata.csv` in the split's folder, whose `file_name` is
-    the picture's path from there.
-
-    Raises:
-      ConfigError: only some pictures have captions, one has too many, or a file is invalid.
-    """
-    table = {folder / name: texts for folder in folders for name, texts in _table(folder).items()}
-    captions_of = {file: table.get(file) or _beside(file) for file in files}
-    captions_of = {file: texts for file, texts in captions_of.items() if texts}
-    if captions_of and len(captions_of) < len(files):
-        uncaptioned = next(file for file in files if file not in captions_of)
-        raise ConfigError(
-            f"{uncaptioned} has no caption, and {len(captions_of)} of {len(files)} pictures of its "
-            f"split have. Put its text into {uncaptioned.with_suffix('.txt').name}, or remove the "
-            "captions."
-        )
-    for file, texts in captions_of.items():
-        if len(texts) > MOST_CAPTIONS:
-            raise ConfigError(
-                f"{file} has {len(texts)} captions, expected at most {MOST_CAPTIONS}. Each line of "
-                "a text file is a caption of its own."
-            )
-    return [captions_of[file] for file in files] if captions_of else None
-
-
-def _beside(picture: Path) -> list[str]:
-    """The captions in the .txt or .json beside a picture."""
-    file = picture.with_suffix(".txt")
-    if file.is_file():
-        return _texts(decode(file.read_bytes(), str(file)).split("\n"))
-    file = picture.with_suffix(".json")
-    if not file.is_file():
-        return []
-    try:
-        row = parse_json(file.read_bytes())
-        return _texts(next((row[key] for key in IN_JSON if key in row), []))
-    except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{file} cannot be read ({type(error).__name__}: {error}). Expected a JSON object with "
-            "the list captions, or the text caption or text."
-        ) from error
-
-
-def _table(folder: Path) -> dict[str, list[str]]:
-    """`file_name` -> each `text`, from a folder's table of captions; empty if there is none."""
-    table_file = next((p for name in TABLES if (p := folder / name).is_file()), None)
-    if table_file is None:
-        return {}
-    try:
-        text = decode(table_file.read_bytes(), str(table_file))
-        if table_file.suffix == ".csv":
-            rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        else:
-            rows = json_lines.all_rows(text)
-        if not any("text" in row for row in rows):  # a table of something else
-            return {}
-        captions: dict[str, list[str]] = {}
-        for row in rows:
-            captions.setdefault(row["file_name"], []).extend(_texts(row["text"]))
-        return captions
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(
-            f"{table_file} cannot be read ({type(error).__name__}: {error}). Expected rows with "
-            "file_name and text."
-        ) from error
-
-
-def _texts(given: object) -> list[str]:
-    """A text, or each of several, without those that are empty."""
-    texts = given if isinstance(given, list) else [given]
-    for text in texts:
-        if not isinstance(text, str):
-            raise TypeError(f"the text {text!r}")
-    return [text.strip() for text in texts if text.strip()]
-
-
-def _equally_many(
-    captions: Mapping[str, list[list[str]]],
-) -> dict[str, list[str]] | dict[str, list[list[str]]]:
-    """The captions by split, as many for each picture: those of a picture with fewer come again."""
-    most = max(len(texts) for of_split in captions.values() for texts in of_split)
-    if most == 1:
-        return {split: [text for (text,) in of_split] for split, of_split in captions.items()}
-    return {
-        split: [(texts * most)[:most] for texts in of_split] for split, of_split in captions.items()
-    }
 
 
 class _Header(NamedTuple):

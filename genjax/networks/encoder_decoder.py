@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from genjax.checks import Depth, OtherWidth, Positive, Range, Rate, Weight, Width, one_of, require
 from genjax.networks import kv_cache, transformer
-from genjax.networks.kv_cache import bits, placed
+from genjax.networks.kv_cache import bits, numbers, placed
 from genjax.networks.sequence import Head, embedding, small
 from genjax.networks.transformer import HIDDEN, STREAM, Block, Transformer, norm, normal
 from genjax.nn.attention import attention
@@ -70,7 +70,7 @@ class CrossBlock(Block):
     def remember(self, context: Float[Array, "B S D"]) -> tuple[Array, Array]:
         """Keys and values [K, B, S, H] of a context."""
         pair = self.memory.turned_and_value(self.memory(context))
-        return tuple(bits(x.transpose(2, 0, 1, 3)) for x in pair)
+        return tuple(x.transpose(2, 0, 1, 3) for x in pair)
 
     def across(
         self,
@@ -85,7 +85,7 @@ class CrossBlock(Block):
         keys = [None] * 2 if key is None else jax.random.split(jax.random.fold_in(key, 3))
         query = self.query_across(self.norm_across(x) if o.norm_first else x)
         query = query.reshape(B, T, o.heads, o.head_size)
-        pair = (lax.bitcast_convert_type(m, o.dtype).transpose(1, 2, 0, 3) for m in memory)
+        pair = (numbers(m, o.dtype).transpose(1, 2, 0, 3) for m in memory)
         mask = jnp.broadcast_to(shared.seen[:, None, None], (B, 1, T, shared.seen.shape[1]))
         draws = {"rate": o.attention_dropout, "draws": keys[0], "train": train}
         h = attention(query, *pair, mask, **draws).reshape(B, T, -1)
@@ -274,7 +274,7 @@ class Network(nnx.Module):
         )
         h = h[:, -1:] if capacity else h
         logits = laid(self.head((h * self.head_scale).astype(h.dtype), self.embed), *STREAM)
-        return logits, None if own is None else Cache(own, memory, seen[None])
+        return logits, None if own is None else Cache(own, jax.tree.map(bits, memory), seen[None])
 
     def _encode(
         self, source: Array, seen: Bool[Array, "B S"] | None, key: Array | None, train: bool

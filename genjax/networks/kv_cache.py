@@ -38,6 +38,11 @@ def bits(x: Array) -> Array:
     return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
 
 
+def numbers(x: Array, dtype: jnp.dtype) -> Array:
+    """The inverse of `bits`. Gradients pass only through arrays that are numbers already."""
+    return x if x.dtype == dtype else lax.bitcast_convert_type(x, dtype)
+
+
 def write(held: Array, new: Float[Array, "K B T H"], layer: Array | None, at: Array | int) -> Array:
     """Writes `new` at position `at` of `layer` in [L, K, B, S, H], or of [K, B, S, H] if None."""
     new = bits(new)

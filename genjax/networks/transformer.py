@@ -31,7 +31,7 @@ from genjax.checks import (
     one_of,
     require,
 )
-from genjax.networks.kv_cache import Cache, bits, held_segments, placed, write
+from genjax.networks.kv_cache import Cache, bits, held_segments, numbers, placed, write
 from genjax.networks.sequence import check_split, one_segment, visible, visible_of
 from genjax.nn.attention import attention
 from genjax.nn.heads import QueryKeyValue
@@ -434,7 +434,7 @@ class Transformer(nnx.Module):
                     if layer is None
                     else tuple(lax.dynamic_index_in_dim(h, layer, keepdims=False) for h in held)
                 )
-                seen = tuple(lax.bitcast_convert_type(h, self.options.dtype) for h in seen)
+                seen = tuple(numbers(h, self.options.dtype) for h in seen)
             return (net.add(x, query, seen, shared, memory, key, train), held), None
 
         depth, K = self.options.depth, self.options.kv_heads

@@ -34,6 +34,7 @@ CASES = [
     ("lstm.py:tiny", {}, SPREAD),
     ("tcn_music.py:tiny", {}, SPREAD),
     ("bert.py:tiny", {"accumulation": 2}, SPREAD),
+    ("summarise.py:tiny", {"accumulation": 2}, SPREAD),  # cross-attention
 ]
 
 
@@ -60,10 +61,28 @@ def packed_rows(rolls):
     return DataSpec("text", fields, "token", sizes), batch
 
 
+def pairs():
+    """(spec, batch): sources and targets of any length, the target as long as the source."""
+    rng, end = np.random.default_rng(0), 1
+    spec, _ = packed_rows(rolls=False)
+    facts = spec.fields["token"].facts | {"special": {"start": end, "eos": end}}
+    field = Field("text", (T,), np.dtype(np.int32), facts)
+    ends = rng.integers(1, T, (2, ROWS, 1))
+    texts = rng.integers(2, VALUES, (2, ROWS, T)).astype(np.int32)
+    source, target = np.where(np.arange(T) < ends, texts, end)
+    fields = {"source": field, "target": field}
+    return DataSpec("pairs", fields, "target", {"train": 64}), {"source": source, "target": target}
+
+
+WIDTHS = {"bert": {"model.encoder.width": 64}}
+WIDTHS["summarise"] = {"model.seq2seq.width": 64, "model.seq2seq.dropout": 0.0}
+
+
 def update(location, overrides, devices):
     """(parameters before, after, metrics, shardings of the parameters) of one step."""
-    spec, batch = packed_rows("music" in location)
-    keys = SGD | ({"model.encoder.width": 64} if "bert" in location else WIDE) | overrides
+    name = location.partition(".")[0]
+    spec, batch = pairs() if name == "summarise" else packed_rows("music" in name)
+    keys = SGD | WIDTHS.get(name, WIDE) | overrides
     run = assemble(configs.load(f"configs/{location}", keys), spec, devices=devices)
     with jax.set_mesh(run.mesh):
         state = run.init()
@@ -109,7 +128,8 @@ def test_eight_devices_make_the_update_of_one(location, keys, layout):
     for name, value in metrics_one.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
     assert (layout.get("mesh.fsdp", 1) > 1) == any("fsdp" in spec for spec in specs)
-    divided = layout.get("mesh.tensor", 1) > 1 and location.startswith(("llama", "gpt", "bert"))
+    transformers = ("llama", "gpt", "bert", "summarise")
+    divided = layout.get("mesh.tensor", 1) > 1 and location.startswith(transformers)
     assert divided == any("tensor" in spec for spec in specs)
 
 
