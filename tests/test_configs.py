@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import Literal
 from ml_collections import ConfigDict
 
 from genjax import config as configs
@@ -21,6 +22,7 @@ from genjax.interop import safetensors
 from genjax.method import Field
 from genjax.methods.lm import NEW
 from genjax.modes import runs
+from genjax.parallel import rules
 from genjax.sampling import draw
 from genjax.training import codes, optim, stages
 from genjax.training.assemble import assemble
@@ -207,6 +209,49 @@ def test_init_step_evaluation_and_samples_have_shapes(location, tmp_path):
     if run.config.method == "seq2seq":
         shape = (1 + min(run.method.sample.args[0].context, NEW),)
     assert drawn.shape == (3, *shape)
+
+
+TINY = [location for location in TRACED if location.endswith(":tiny")]
+# The bias of a critic's output: it is the same for both sides of a difference.
+UNTRAINED = {
+    "wgan": {"discriminator/head/linear/bias"},
+    "wgan_gp": {"discriminator/head/linear/bias"},
+    "wgan_gp_text": {"discriminator/out/bias"},
+}
+
+
+def reached(function, *arguments):
+    """Names of all outputs, and of those that depend on an argument: gradients not cut off."""
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    known = set(closed.jaxpr.invars)
+    for equation in closed.jaxpr.eqns:
+        if any(v in known for v in equation.invars if not isinstance(v, Literal)):
+            known.update(equation.outvars)
+    names = [rules.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(shape)]
+    outputs = zip(names, closed.jaxpr.outvars, strict=True)
+    return set(names), {name for name, v in outputs if not isinstance(v, Literal) and v in known}
+
+
+@pytest.mark.parametrize("location", TINY, ids=lambda text: Path(text).name)
+def test_a_gradient_reaches_every_parameter_that_is_trained(location, tmp_path):
+    run, _ = prepared(location, tmp_path)
+    params, mutable, key = run.state.params, run.state.mutable, jax.random.key(0)
+    batch = run.batch
+    if run.method.prepare:
+        batch = jax.eval_shape(run.method.prepare, params, mutable, batch, key, 0)
+    every, found = set(), set()
+    for phase in run.method.phases:
+
+        def gradient(own, params, mutable, batch, phase=phase):
+            def loss(own):
+                return phase.loss({**params, **own}, mutable, batch, key, jnp.int32(0))[0]
+
+            return jax.grad(loss)(own)
+
+        own = {name: params[name] for name in phase.networks}
+        names, with_gradient = reached(gradient, own, params, mutable, batch)
+        every, found = every | names, found | with_gradient
+    assert every - found == UNTRAINED.get(Path(location).stem, set())
 
 
 def given_source(run):

@@ -94,6 +94,26 @@ def test_the_loss_is_that_of_optax_up_to_the_end_of_each_target(made):
     np.testing.assert_array_equal(found.weight, COUNTED)
 
 
+@pytest.mark.parametrize("part", ["encoder", "decoder", "embed", "relative_source"])
+def test_the_gradient_of_each_half_is_the_slope_of_the_loss(made, part):
+    """By central differences along a direction in which only this part changes."""
+    method, params, mutable, _ = made
+    params = jax.tree.map(lambda p: 0.3 * p, params)
+    rng = np.random.default_rng(7)
+    moved = jax.tree.map(lambda p: np.zeros(p.shape, np.float32), params["seq2seq"])
+    moved[part] = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), moved[part])
+
+    @jax.jit
+    def loss(distance):
+        at = jax.tree.map(lambda p, d: p + distance * d, params["seq2seq"], moved)
+        return method.phases[0].loss({"seq2seq": at}, mutable, BATCH, jax.random.key(0), 0)[0]
+
+    step = 2e-2
+    slope = (loss(step) - loss(-step)) / (2 * step)
+    assert abs(slope) > 1e-3
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(0.0), slope, rtol=0.02)
+
+
 def greedy(logits, source):
     """The most probable tokens, one by one, without a cache."""
     tokens = [END]
