@@ -6,8 +6,9 @@ bigrams of the same training texts reach; `bigram_gap` has the task of `pseudo_l
 all others.
   command    NPROC=1 launch/local.sh --config=configs/bert.py
   hardware   one CPU core of two
-  time       not measured yet; meant for half an hour
-  score      not measured yet
+  time       38 minutes (busy)
+  score      29.9 % of the hidden tokens, 4.21 nats (bigrams: 18.2 %, 4.74). Given all other tokens
+             25.6 %, 4.25 nats: counts of both neighbours still are better, 35.4 %, 3.18
 
 Presets, as in --config=configs/bert.py:tiny:
   tiny       a very small model of Python's standard library, byte by byte: a test of the

@@ -11,8 +11,9 @@ captions before them, in a transformer of 4 blocks of width 128.
              launch/local.sh --workdir=runs/maskgit --mode=sample --guidance=2 \\
                  --text="a sad person with short blond hair, wearing a purple tank top and a cap"
   hardware   2 CPU cores
-  time       not measured yet; meant for half an hour, the VQ-VAE included
-  score      not measured yet
+  time       46 minutes on one core of two (busy), after 10 for the VQ-VAE
+  score      93.0 % of the attributes that captions name are right, 89.7 % in combinations that are
+             not in the training data; docs/images/maskgit_prompts.png
 
 Presets, as in --config=configs/maskgit.py:tiny:
   tiny       8 x 8 emoji by their names and keywords, very small models: a test of the installation

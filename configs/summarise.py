@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.dataset.text.length = 32
     config.dataset.text.cut = True
     config.batch_size = 16
-    config.duration = "4000_steps"
+    config.duration = "3000_steps"
     config.precision = "auto"
     config.optimizer.learning_rate = 2e-3
     config.optimizer.b2 = 0.98

@@ -223,13 +223,31 @@ UNTRAINED = {
 def reached(function, *arguments):
     """Names of all outputs, and of those that depend on an argument: gradients not cut off."""
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
-    known = set(closed.jaxpr.invars)
-    for equation in closed.jaxpr.eqns:
-        if any(v in known for v in equation.invars if not isinstance(v, Literal)):
-            known.update(equation.outvars)
     names = [rules.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(shape)]
-    outputs = zip(names, closed.jaxpr.outvars, strict=True)
-    return set(names), {name for name, v in outputs if not isinstance(v, Literal) and v in known}
+    depend = depending(closed.jaxpr, [True] * len(closed.jaxpr.invars))
+    return set(names), {name for name, depends in zip(names, depend, strict=True) if depends}
+
+
+def depending(jaxpr, inputs):
+    """Which outputs of a program depend on inputs that do; it looks into scans and calls."""
+    known = {v for v, depends in zip(jaxpr.invars, inputs, strict=True) if depends}
+    for equation in jaxpr.eqns:
+        given = [not isinstance(v, Literal) and v in known for v in equation.invars]
+        inner = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
+        inner = getattr(inner, "jaxpr", inner)
+        outputs = [any(given)] * len(equation.outvars)
+        if equation.primitive.name == "scan":
+            first, count = equation.params["num_consts"], equation.params["num_carry"]
+            outputs = depending(inner, given)
+            while given[first : first + count] != (
+                carry := [a or b for a, b in zip(given[first:], outputs[:count], strict=False)]
+            ):
+                given[first : first + count] = carry
+                outputs = depending(inner, given)
+        elif inner is not None and len(inner.invars) == len(given):
+            outputs = depending(inner, given)
+        known.update(v for v, depends in zip(equation.outvars, outputs, strict=True) if depends)
+    return [not isinstance(v, Literal) and v in known for v in jaxpr.outvars]
 
 
 @pytest.mark.parametrize("location", TINY, ids=lambda text: Path(text).name)

@@ -142,14 +142,20 @@ def joined(method: Method, found: tuple[Part, ...], spec: DataSpec) -> Method:
     def of_picture(
         params: dict, mutable: dict, condition: Condition, key: Array, num: int, start: str
     ) -> Made:
-        """The conditions that describe a picture with which sampling begins; often none."""
+        """The conditions that describe a picture to begin with; none if nothing is known of it."""
         prefix = starts.of(start, "")
-        said = {n.removeprefix(prefix): v for n, v in condition.items() if n.startswith(prefix)}
-        said |= {part.shows: condition[start] for part in found if part.shows}
-        known = {name: value for name, value in said.items() if name in method.conditions}
-        for part in found if said else ():
-            known |= part.fill(params, mutable, said, key, num)
-        return {starts.of(start, name): value for name, value in known.items()}
+        given = {n.removeprefix(prefix): v for n, v in condition.items() if n.startswith(prefix)}
+        given |= {part.shows: condition[start] for part in found if part.shows}
+        described = {name: value for name, value in given.items() if name in method.conditions}
+        try:
+            for i, part in enumerate(found if given else ()):
+                own = jax.random.fold_in(key, 2**20 + i)
+                described |= part.fill(params, mutable, given, own, num)
+        except ConfigError as error:
+            raise ConfigError(
+                f"--{start} is described by conditions of its own, named --{prefix}NAME: {error}"
+            ) from error
+        return {starts.of(start, name): value for name, value in described.items()}
 
     def sample(
         params: dict, mutable: dict, key: Array, num: int, condition: Condition, **options: Any
@@ -158,21 +164,24 @@ def joined(method: Method, found: tuple[Part, ...], spec: DataSpec) -> Method:
             label = labels(spec, True, num, {}, jax.random.fold_in(key, 2**20 - 1))
             condition = {**condition, LABEL: label}
         known = {name: value for name, value in condition.items() if name in method.conditions}
+        if starts.OTHER not in condition and any(starts.MIX in part.given for part in found):
+            known.pop(starts.MIX, None)  # it is of vectors alone
         for i, part in enumerate(found):
             own = jax.random.fold_in(key, 2**20 + i)
             known |= part.fill(params, mutable, condition, own, num)
             if part.prompts and "prompts" in options:
                 options["prompts"] = part.prompts(params, mutable, options["prompts"])
-        for start in (starts.START, starts.OTHER):
-            if start in condition and options.get("inverse") is not None:
-                known |= of_picture(params, mutable, condition, key, num, start)
+        for i, start in enumerate((starts.START, starts.OTHER), 1):
+            if start in condition and options.get("inversion") is not None:
+                own = jax.random.fold_in(key, 2**20 - 1 - i)
+                known |= of_picture(params, mutable, condition, own, num, start)
         return method.sample(params, mutable, key, num, known, **options)
 
     derived = {name for part in found for name in part.fields if name != "text"}
     derived |= {starts.of(s, name) for s in (starts.START, starts.OTHER) for name in derived}
     own = {name: field for name, field in method.conditions.items() if name not in derived}
     given = {name: field for part in found for name, field in part.given.items()}
-    if starts.START in own and "text" in given:
+    if starts.START in own and TEXT_VECTORS in derived:
         given |= starts.described({"text": given["text"]})
     return method._replace(
         prepare=prepare, evaluate=evaluate, sample=sample, conditions={**given, **own}
@@ -235,7 +244,7 @@ class Embedding(NamedTuple):
         second = self._one(*variables, condition, key, num, "other_")
         if second is not None:
             return {EMBEDDING: slerp(z, second, share)}
-        if "mix" in condition:
+        if "mix" in condition and starts.OTHER not in condition:
             raise ConfigError(
                 "--mix is given without a second image or caption: give --other_image=FILE"
                 + (", --other_text=CAPTION" if draws else "")
@@ -434,7 +443,7 @@ class LowResolution(NamedTuple):
         key_level, key_noise = jax.random.split(key)
         level = jnp.full((len(image),), self.level)
         level = jax.random.uniform(key_level, level.shape) if train else level
-        return self._told(image, level, jax.random.normal(key_noise, image.shape))
+        return self._noisy(image, level, jax.random.normal(key_noise, image.shape))
 
     def fill(self, params: dict, mutable: dict, condition: Condition, key: Array, num: int) -> Made:
         """The smaller images that a user gives, or that the stage draws.
@@ -447,7 +456,8 @@ class LowResolution(NamedTuple):
         if SMALL in condition or self.base is None:
             image = required(condition, SMALL)
         else:
-            own = {n: v for n, v in condition.items() if n in self.base.method.conditions}
+            asked = _drawn_from_noise(self.base)
+            own = {name: value for name, value in condition.items() if name in asked}
             image = drawn(self.base, params, mutable, jax.random.fold_in(key, 0), num, own)
         image = to_float(jnp.asarray(image))
         if image.shape == (num, *self.large):
@@ -462,11 +472,17 @@ class LowResolution(NamedTuple):
         level = jnp.asarray(condition.get(NOISE, jnp.full((num,), self.level)), jnp.float32)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(1 + jnp.arange(num))
         noise = jax.vmap(lambda key: jax.random.normal(key, self.small))(keys)
-        return self._told(image, jnp.clip(level, 0.0, 1.0), noise)
+        return self._noisy(image, jnp.clip(level, 0.0, 1.0), noise)
 
-    def _told(self, image: Array, level: Array, noise: Array) -> Made:
+    def _noisy(self, image: Array, level: Array, noise: Array) -> Made:
         features = sinusoidal(1000.0 * level, LEVEL_FEATURES)
         return {SMALL: augmented(image, level, noise), LEVEL: features}
+
+
+def _drawn_from_noise(base: Stage) -> dict[str, Field]:
+    """The conditions of a stage, without those for samples that begin with a picture."""
+    fields = base.method.conditions
+    return {name: field for name, field in fields.items() if not field.facts.get("of_start")}
 
 
 def _low_resolution(o: Section, spec: DataSpec, stages: Mapping[str, Stage]) -> Part:
@@ -488,7 +504,7 @@ def _low_resolution(o: Section, spec: DataSpec, stages: Mapping[str, Stage]) -> 
                 "such images, or another dataset.image_size."
             )
     facts = UNLISTED if base else {"field": spec.target}  # held-out images are made smaller
-    given = dict(base.method.conditions) if base else {}
+    given = _drawn_from_noise(base) if base else {}
     given[SMALL] = Field("image", shape, np.dtype(np.uint8), facts)
     given[NOISE] = Field("real", (), np.dtype(np.float32), SHARE)
     fields = {

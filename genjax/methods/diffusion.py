@@ -113,7 +113,8 @@ def build(
     dtype = jnp.dtype(config.precision)
     method = from_network(chosen.net, options, spec, chosen.rules, chosen.project, dtype)
     own = starts.given(fields_of(options, spec), spec.generated)
-    method = method._replace(conditions={**method.conditions, **own, **method.conditions})
+    own = {name: field for name, field in own.items() if name not in method.conditions}
+    method = method._replace(conditions={**method.conditions, **own})
     return derived_conditions.joined(method, derived, spec)
 
 

@@ -1,4 +1,4 @@
-"""Samples of a diffusion model: its options, guidance, and the call of a solver."""
+"""Samples of a diffusion model: the options of a sampler, guidance, and the call of a solver."""
 
 from __future__ import annotations
 
@@ -107,7 +107,8 @@ def plan(
         its weight, or away from it (Liu et al. 2022, eq. 11).
       threshold: percentile of dynamic thresholding, such as 99.5; 0 clips to the data's range.
       strength: share of the steps, the last ones, for samples that begin with a picture.
-      inversion: steps from that picture to its noise, by DDIM; 0 adds noise instead.
+      inversion: steps of DDIM from that picture to its noise, for the whole path; 0 adds noise
+        instead.
 
     Raises:
       ConfigError: an option that does not exist or that this model does not support.
@@ -149,7 +150,7 @@ def plan(
             )
     count = o.steps or path.steps
     every = grids.times(path, count, o.spacing, rho=rho, shift=grid_shift, given=times)
-    t = starts.last_steps(every, strength, inversion)
+    t = starts.last_steps(path, every, strength)
     table = solver.table(path, grids.grid(path, t, end), **options)
     low, high = guidance_interval
     g = Guidance(
@@ -173,14 +174,16 @@ def plan(
         )
     return {
         "table": table,
-        "strength": Guidance(*map(np.float64, g)),
+        "guidance": Guidance(*map(np.float64, g)),
         "prompts": parsed_prompts(prompt, negative_prompt, more_prompts),
         "guided": guided,
         "kind": guidance_kind,
         "stochastic": table.stochastic,
         "threshold": float(threshold),
-        "inverse": starts.inverse(path, t[0], inversion, o.spacing, rho) if inversion else None,
-        "whole": len(t) == len(every),
+        "inversion": (
+            starts.inverse(path, table, t[0], inversion, o.spacing, rho) if inversion else None
+        ),
+        "beginning": starts.Beginning(float(strength), bool(t[0] == path.last)),
     }
 
 
@@ -190,7 +193,7 @@ def denoiser(
     mutable: dict,
     known: Known,
     *,
-    strength: Guidance,
+    guidance: Guidance,
     prompts: Prompts = NO_PROMPTS,
     guided: bool,
     kind: str,
@@ -229,7 +232,7 @@ def denoiser(
         good, bad, *further = (Prediction(*parts) for parts in zip(*split, strict=True))
         return guiding.composed(good, bad, further, prompts.weights), bad
 
-    denoise = guiding.guided(both, strength, kind) if guided else unguided
+    denoise = guiding.guided(both, guidance, kind) if guided else unguided
     if threshold:
         kind_of = model.spec.generated.kind
         require(model.clips, "threshold", threshold, f"0: the data are of kind {kind_of!r}")
@@ -246,14 +249,14 @@ def sample(
     condition: Condition = MappingProxyType({}),
     *,
     table: Table,
-    strength: Guidance,
+    guidance: Guidance,
     prompts: Prompts = NO_PROMPTS,
     guided: bool,
     kind: str,
     stochastic: bool,
     threshold: float,
-    inverse: Table | None = None,
-    whole: bool = True,
+    inversion: Table | None = None,
+    beginning: starts.Beginning = starts.AS_NOISE,
 ) -> Array:
     """Draws `num` samples, in the data's own format; see `plan` for the options.
 
@@ -268,7 +271,7 @@ def sample(
         params,
         mutable,
         known,
-        strength=strength,
+        guidance=guidance,
         prompts=prompts,
         guided=guided,
         kind=kind,
@@ -278,6 +281,7 @@ def sample(
     shape = shape_of(model.spec)
     memory = jnp.zeros((num, *shape)) if kind == "projected" else ()
     at = Levels(*(jnp.float32(a[0]) for a in table.at))
-    start = starts.point(*(model, params, mutable, own, keys), at=at, table=inverse, whole=whole)
+    first = {"at": at, "inversion": inversion, "beginning": beginning}
+    start = starts.point(model, params, mutable, own, keys, **first)
     x = solve(denoise, table, keys, shape, stochastic=stochastic, memory=memory, start=start)
     return model.output(x)

@@ -3,13 +3,13 @@
 SDEdit (Meng et al. 2022, algorithm 1) adds noise up to a level and removes it for new conditions.
 Inversion (Song et al. 2021, section 4.3; Ramesh et al. 2022, section 3) follows the ODE from a
 picture to its noise, for the conditions that describe it. The same conditions lead back to it;
-others change what they name and keep the rest. Between two pictures' noises lie others.
+others change what they name and keep the rest. The noises of two pictures can be mixed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +19,7 @@ from genjax.checks import require
 from genjax.config import ConfigError
 from genjax.method import Field
 from genjax.methods.denoiser import Denoiser, Known, fields_of, shape_of
-from genjax.networks.conditioning import scaled
+from genjax.networks.conditioning import scaled, text_of
 from genjax.sampling import grids, noise, paths, solvers
 from genjax.sampling.conditions import SHARE, UNLISTED, Condition, complete
 from genjax.sampling.embeddings import slerp, unit
@@ -28,6 +28,7 @@ from genjax.sampling.paths import Levels, Path
 from genjax.sampling.table import Table, solve
 
 START, OTHER, MIX = "start", "other_start", "mix"
+FACTS = {**UNLISTED, "of_start": True}  # of conditions that concern a picture to begin with
 
 
 def given(fields: Mapping[str, Field], picture: Field) -> dict[str, Field]:
@@ -37,7 +38,7 @@ def given(fields: Mapping[str, Field], picture: Field) -> dict[str, Field]:
       fields: the conditions of the network.
       picture: the generated field.
     """
-    picture = picture._replace(facts={**picture.facts, **UNLISTED})
+    picture = picture._replace(facts={**picture.facts, **FACTS})
     pictures = {START: picture, OTHER: picture}
     share = Field("real", (), np.dtype(np.float32), SHARE)
     return pictures | described(fields) | {MIX: share}
@@ -46,7 +47,7 @@ def given(fields: Mapping[str, Field], picture: Field) -> dict[str, Field]:
 def described(fields: Mapping[str, Field]) -> dict[str, Field]:
     """The conditions that describe each of the pictures, by name."""
     return {
-        of(start, name): field._replace(facts={**field.facts, **UNLISTED})
+        of(start, name): field._replace(facts={**field.facts, **FACTS})
         for start in (START, OTHER)
         for name, field in fields.items()
     }
@@ -61,30 +62,95 @@ def split(
     condition: Condition, fields: Mapping[str, Field]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """The conditions of the samples, and those of `given` for a network with these fields."""
-    names = given(fields, Field("", (), None, {})).keys() - fields.keys()
+    names = {START, OTHER, MIX, *described(fields)} - fields.keys()
     own = {name: value for name, value in condition.items() if name in names}
     return {name: value for name, value in condition.items() if name not in own}, own
 
 
-def last_steps(
-    t: Float[np.ndarray, "N"], strength: float, inversion: int
-) -> Float[np.ndarray, "n"]:
+def last_steps(path: Path, t: Float[np.ndarray, "N"], strength: float) -> Float[np.ndarray, "n"]:
     """The times of the last steps, for a share `strength` of all of them.
 
     Raises:
-      ConfigError: the share is not above 0 and at most 1, or the steps are none of inversion.
+      ConfigError: the share is not above 0 and at most 1, or leaves only a step without noise.
     """
     require(0 < strength <= 1, "strength", strength, "above 0, and at most 1: all steps")
-    most = grids.MOST_STEPS
-    require(0 <= inversion <= most, "inversion", inversion, f"0, for none, to {most} steps")
-    return t[len(t) - max(1, round(strength * len(t))) :]
+    left = t[len(t) - max(1, round(strength * len(t))) :]
+    if strength < 1 and left[0] <= path.first:
+        raise ConfigError(
+            f"strength={strength:g} of {len(t)} steps leaves one that begins without noise. Give "
+            "more strength or more steps."
+        )
+    return left
 
 
-def inverse(path: Path, first: float, steps: int, spacing: str, rho: float) -> Table:
-    """DDIM from a picture to the level of the time `first`, in about this number of steps."""
-    t = grids.times(path, min(steps, path.steps or steps), spacing, rho=rho)
+def inverse(path: Path, table: Table, first: float, steps: int, spacing: str, rho: float) -> Table:
+    """DDIM from a picture to where a sampler begins.
+
+    Args:
+      path: of the model.
+      table: of the sampler.
+      first: the time of its first step.
+      steps: the number of DDIM's steps for the whole path; below the last level fewer are needed.
+      spacing: see `grids.times`.
+      rho: see there.
+
+    Raises:
+      ConfigError: too many steps, or a sampler that adds noise before its first call.
+    """
+    most = path.steps or grids.MOST_STEPS
+    require(0 < steps <= most, "inversion", steps, f"0, for none, to {most} steps")
+    if not np.isclose(table.at.sigma[0], paths.levels(path, np.float64(first)).sigma, rtol=1e-6):
+        raise ConfigError(
+            "inversion: the sampler adds noise before its first step, so that it would not begin "
+            "with that of the picture. Give churn=0, or another sampler."
+        )
+    t = grids.times(path, steps, spacing, rho=rho)
     below = np.append(first, t[t < first - 1e-6 * (path.last - path.first)])
     return solvers.inverse(path, grids.grid(path, below, "first"))
+
+
+class Beginning(NamedTuple):
+    """Where sampling begins, as its options say.
+
+    Attributes:
+      strength: share of the steps; below 1 a picture is needed.
+      pure: whether the first step is at the path's last level, where nothing of a picture is left.
+    """
+
+    strength: float
+    pure: bool
+
+
+AS_NOISE = Beginning(1.0, True)
+
+
+def check(own: Condition, beginning: Beginning, inverts: bool) -> None:
+    """Raises ConfigError if a picture is missing, or if something that is given has no effect."""
+    describe = [name for name in own if name not in (START, OTHER, MIX)]
+    of_other = [name for name in describe if name.startswith(f"{OTHER}_")]
+    if START not in own:
+        if named := [name for name in own if name != MIX]:
+            raise ConfigError(f"--{named[0]} needs --start=FILE, the picture to begin with.")
+        if inverts or beginning.strength < 1:
+            raise ConfigError(
+                "strength and inversion are for samples that begin with a picture: give "
+                "--start=FILE, or leave them out."
+            )
+    elif not inverts and beginning.pure:
+        raise ConfigError(
+            "--start has no effect on samples that begin with noise alone: give --strength=0.6 "
+            "to keep part of the picture, or --inversion=100 for the noise that leads to it."
+        )
+    elif not inverts and (OTHER in own or describe):
+        raise ConfigError(
+            f"--{OTHER if OTHER in own else describe[0]} is for inversion only: give "
+            "--inversion=100, or leave it out."
+        )
+    if OTHER not in own and (of_other or MIX in own):
+        raise ConfigError(
+            f"--{of_other[0] if of_other else MIX} needs --other_start=FILE, a second picture. "
+            "Give it, or leave the other out."
+        )
 
 
 def point(
@@ -95,8 +161,8 @@ def point(
     keys: Array,
     *,
     at: Levels,
-    table: Table | None,
-    whole: bool,
+    inversion: Table | None,
+    beginning: Beginning,
 ) -> Float[Array, "B H W C"] | None:
     """The point at which sampling begins; None for noise.
 
@@ -107,38 +173,22 @@ def point(
       own: the conditions of `given` that a user gave.
       keys: one for each sample [B].
       at: the level of the first step.
-      table: of the inversion; None if noise is added instead.
-      whole: whether the first step is that of noise.
+      inversion: the table from a picture to its noise; None if noise is added instead.
+      beginning: where sampling begins.
 
     Raises:
-      ConfigError: a picture is missing, or has no effect.
+      ConfigError: see `check` and `inverted`.
     """
+    check(own, beginning, inversion is not None)
     if START not in own:
-        if named := [name for name in own if name != MIX]:
-            raise ConfigError(f"--{named[0]} needs --start=FILE, the picture to begin with.")
-        if table is not None or not whole:
-            raise ConfigError(
-                "strength, inversion: samples begin with a picture only if there is one: give "
-                "--start=FILE, or leave strength and inversion out."
-            )
         return None
-    if table is None:
-        if whole:
-            raise ConfigError(
-                "--start has no effect on samples that begin with noise alone: give --strength=0.6 "
-                "to keep part of the picture, or --inversion=100 for the noise that leads to it."
-            )
-        if OTHER in own:
-            raise ConfigError(
-                "--other_start: the noises of two pictures are mixed, so both are inverted. Give "
-                "--inversion=100, or leave it out."
-            )
+    if inversion is None:
         x0 = scaled(model.spec.generated, own[START])
         return paths.noised(at, x0, noise.normals(keys, 0, shape_of(model.spec)))
-    first = inverted(model, params, mutable, own, keys, START, table)
+    first = inverted(model, params, mutable, own, keys, START, inversion)
     if OTHER not in own:
         return first
-    second = inverted(model, params, mutable, own, keys, OTHER, table)
+    second = inverted(model, params, mutable, own, keys, OTHER, inversion)
     return between(first, second, jnp.asarray(own.get(MIX, 0.5), jnp.float32))
 
 
@@ -161,7 +211,9 @@ def inverted(
     fields, shape = fields_of(o, spec), shape_of(spec)
     x0 = scaled(spec.generated, own[name])
     values = {n: own[of(name, n)] for n in fields if of(name, n) in own}
-    missing = ", ".join(f"--{of(name, n)}" for n in fields if n not in values)
+    # What a user gives for the vectors of a text is the text.
+    asked = {n: "text" if text_of(field) else n for n, field in fields.items()}
+    missing = ", ".join(f"--{of(name, asked[n])}" for n in fields if n not in values)
     hides = not values and o.label_dropout
     if missing and not hides:
         raise ConfigError(

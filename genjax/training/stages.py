@@ -360,10 +360,10 @@ def join(
 ) -> Method:
     """Returns `method` with the frozen networks of its stages, under the stages' names.
 
-    If the data are a stage's codes, samples are decoded, and conditions that are codes are given as
-    what they encode. If log p(x | code) and the codes' `nll`
-    are known too, evaluations have the ELBO in nats and `bits_per_dim` of both together. The
-    stages' networks are zero at first: `pretrained` or a checkpoint gives the trained ones.
+    If the data are a stage's codes, samples are decoded, and a condition of kind "code" is given as
+    what it encodes. If log p(x | code) and the codes' `nll` are known too, evaluations have the
+    ELBO in nats and `bits_per_dim` of both together. The stages' networks are zero at first:
+    `pretrained` or a checkpoint gives the trained ones.
 
     Raises:
       ConfigError: a network of the method has the name of a stage.
@@ -405,7 +405,11 @@ def join(
         return metrics
 
     sample.__signature__ = inspect.signature(method.sample)
-    given = {name: field._replace(facts={**field.facts, **f.facts}) for name, f in encoded.items()}
+    about = ("field", "of_start")  # facts of a condition itself, not of the codes
+    given = {
+        name: field._replace(facts=field.facts | {n: f.facts[n] for n in about if n in f.facts})
+        for name, f in encoded.items()
+    }
     return joined._replace(
         sample=sample, evaluate=evaluate, output=field, conditions={**method.conditions, **given}
     )

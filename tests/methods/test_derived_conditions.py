@@ -278,7 +278,7 @@ def begun(options, stages, condition):
     fields = {name: spec.fields[name] for name in o.conditions}
     own = fields | starts.given(fields, spec.generated)
 
-    def sample(params, mutable, key, num, condition, inverse):
+    def sample(params, mutable, key, num, condition, inversion):
         return {name: value for name, value in condition.items() if "start" in name}
 
     method = derived.joined(method_of(sample, conditions=own), found, spec)
@@ -286,8 +286,10 @@ def begun(options, stages, condition):
     names = [stage for stage in ("clip", "prior", "decoder") if stage in stages]
     variables = params(*names), params(*names)
     assert condition.keys() <= method.conditions.keys()
-    told = method.sample(*variables, KEY, N, condition, inverse=object())
-    assert not method.sample(*variables, KEY, N, condition, inverse=None).keys() - condition.keys()
+    told = method.sample(*variables, KEY, N, condition, inversion=object())
+    assert (
+        not method.sample(*variables, KEY, N, condition, inversion=None).keys() - condition.keys()
+    )
     return told
 
 
@@ -303,3 +305,48 @@ def test_a_picture_to_begin_with_is_described_by_its_own_vector():
     np.testing.assert_array_equal(told["start_text"], text)
     np.testing.assert_array_equal(told["other_start_text"], empty)
     np.testing.assert_allclose(told["start_embedding"], vectors(a), atol=1e-6)
+
+
+def test_the_stage_of_an_upsampler_draws_from_noise():
+    """Its picture is for the caption; the picture to begin with is that of the upsampler."""
+    base = decoder()
+    own = base.method.conditions
+    more = starts.given(own, base.spec.generated._replace(shape=(SIDE // 2, SIDE // 2, 3)))
+    asked = {}
+
+    def sample(params, mutable, key, num, condition):
+        asked.update(condition)
+        return base.method.sample(params, mutable, key, num, condition)
+
+    drawn = base.method._replace(sample=sample, conditions=own | more)
+    stages = {"decoder": base._replace(method=drawn)}
+    options = UPSAMPLER | {"low_resolution_stage": "decoder"}
+    condition = {"text": texts("a", "b", "c"), "start": images(1)}
+    told = begun(options, stages, condition)
+    assert asked.keys() == {"text"}
+    small = images(1).reshape(N, SIDE // 2, 2, SIDE // 2, 2, 3).mean((2, 4)) / 127.5 - 1
+    gap = np.asarray(told["start_low_resolution"]) - np.cos(0.05 * np.pi) * small
+    assert abs(gap.std() - np.sin(0.05 * np.pi)) < 0.02  # noise of the default level, 0.1
+
+
+def test_the_share_of_vectors_and_of_noise_is_one_flag():
+    a, b, share = images(1), images(2), jnp.array([0.0, 0.3, 1.0])
+    condition = {"image": a, "start": a, "other_start": b, "mix": share}
+    spec, o = spec_of(SIDE), diffusion.Options(**WITH_PRIOR)
+    found = derived.parts(o, spec, PRIOR)
+    o, spec = derived.extended(o, spec, found)
+    fields = {name: spec.fields[name] for name in o.conditions}
+    own = fields | starts.given(fields, spec.generated)
+    plain = method_of(lambda *args, inversion: args[-1], conditions=own)
+    method = derived.joined(plain, found, spec)
+    variables = params("prior"), params("prior")
+
+    def sample(given):
+        return method.sample(*variables, KEY, N, given, inversion=object())
+
+    np.testing.assert_array_equal(sample(condition)["mix"], share)
+    np.testing.assert_allclose(sample(condition)["embedding"], vectors(a), atol=1e-6)
+    vectors_alone = {"image": a, "other_image": b, "mix": share}
+    assert "mix" not in sample(vectors_alone)
+    with pytest.raises(ConfigError, match="--mix is given without a second image"):
+        sample({"image": a, "mix": share})

@@ -15,8 +15,9 @@ from genjax.methods import diffusion, starts
 from genjax.methods.denoiser import Denoiser, fields_of
 from genjax.nn.functional import Functional
 from genjax.nn.pixels import to_float
-from genjax.sampling import paths
+from genjax.sampling import paths, solvers
 from genjax.sampling.parametrisation import Prediction
+from genjax.sampling.table import PAIRS
 
 SHAPE, CLASSES, N = (4, 4, 1), 3, 6
 SPEC = images(SHAPE, classes=CLASSES, train=1)
@@ -69,7 +70,7 @@ def start_of(method, o, path, condition, **options):
     keys = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(3 + jnp.arange(N))
     _, own = starts.split(condition, fields_of(o, SPEC))
     at = type(plan["table"].at)(*(jnp.float32(a[0]) for a in plan["table"].at))
-    first = {"at": at, "table": plan["inverse"], "whole": plan["whole"]}
+    first = {"at": at, "inversion": plan["inversion"], "beginning": plan["beginning"]}
     return starts.point(net, EMPTY, EMPTY, own, keys, **first)
 
 
@@ -107,14 +108,27 @@ def test_strength_keeps_the_last_steps_and_adds_the_noise_of_their_first_level()
     np.testing.assert_allclose(plan["table"].at.alpha, method.plan(steps=10)["table"].at.alpha[-3:])
     found = np.asarray(start_of(method, o, path, {"start": x}, strength=0.3, steps=10))
     at = plan["table"].at
-    drawn = (found - at.alpha[0] * np.asarray(to_float(x))) / at.sigma[0]
-    assert abs(drawn.mean()) < 4 / np.sqrt(drawn.size)
-    assert abs(drawn.std() - 1) < 0.3
+    keys = [jax.random.fold_in(jax.random.fold_in(KEY, 3 + i), 0) for i in range(N)]
+    drawn = np.stack([jax.random.normal(key, SHAPE) for key in keys])
+    expected = at.alpha[0] * np.asarray(to_float(x)) + at.sigma[0] * drawn
+    np.testing.assert_allclose(found, expected, atol=1e-6)
     few = samples(method, {"start": x}, strength=0.05, steps=40)
     most = samples(method, {"start": x}, strength=0.9, steps=40)
     correlations = [np.corrcoef(y.ravel(), x.ravel())[0, 1] for y in (few, most)]
     assert correlations[0] > 0.95
     assert abs(correlations[1]) < 0.4
+
+
+@pytest.mark.parametrize("sampler", solvers.SOLVERS)
+def test_inversion_ends_where_the_sampler_begins(sampler):
+    for path, options in (("cosine", {}), ("edm", {"spacing": "karras"})):
+        method, _, _ = method_of(path=path)
+        churn = {"churn": 0.0} if sampler == "edm" else {}
+        steps = {"sampler": sampler, "steps": 20, "strength": 0.6, "inversion": 30}
+        plan = method.plan(**steps, **options, **churn)
+        last, at = plan["inversion"].point[-1], plan["table"].at
+        alpha, sigma = last[PAIRS : PAIRS + 2]  # the factors of x_0 and epsilon
+        np.testing.assert_allclose((alpha, sigma), (at.alpha[0], at.sigma[0]), rtol=1e-6)
 
 
 def test_between_two_pictures_lie_noises_of_their_length():
@@ -143,13 +157,29 @@ def test_a_condition_of_the_data_keeps_its_name():
 
 
 LABELS = {"class_conditional": True, "label_dropout": 0.0}
+FREE = {"class_conditional": True}
+LAMBDA = {"spacing": "lambda"}
+EDM = {"path": "edm", "spacing": "karras"}
 
 
 @pytest.mark.parametrize(
     ("model", "condition", "options", "message"),
     [
-        ({}, {}, {"strength": 0.5}, "--start=FILE, or leave strength"),
-        ({}, {}, {"inversion": 10}, "--start=FILE, or leave strength"),
+        ({}, {}, {"strength": 0.5}, "--start=FILE, or leave them out"),
+        ({}, {}, {"strength": 0.99}, "--start=FILE, or leave them out"),
+        ({}, {}, {"inversion": 10}, "--start=FILE, or leave them out"),
+        ({}, {"mix": 0}, {}, "--mix needs --other_start"),
+        ({}, {"start": 0, "mix": 0}, {"inversion": 10}, "--mix needs --other_start"),
+        (FREE, {"start": 0, "start_label": 0}, {"strength": 0.5}, "--start_label is for inversion"),
+        (
+            FREE,
+            {"start": 0, "start_label": 0, "other_start_label": 0},
+            {"inversion": 10},
+            "--other_start_label needs --other_start",
+        ),
+        ({}, {"start": 0}, {"inversion": 2**15}, "inversion=32768: expected 0, for none"),
+        ({}, {"start": 0}, {"strength": 0.1, "steps": 8, **LAMBDA}, "begins without noise"),
+        (EDM, {"start": 0}, {"inversion": 9, "strength": 0.5, "sampler": "edm"}, "churn=0"),
         ({}, {"start": 0}, {}, "--start has no effect.*--strength=0.6"),
         ({}, {"other_start": 0}, {"inversion": 10}, "--other_start needs --start=FILE"),
         ({}, {"start": 0, "other_start": 0}, {"strength": 0.5}, "--other_start.*--inversion=100"),
@@ -164,4 +194,4 @@ def test_refused(model, condition, options, message):
     method, _, _ = method_of(**model)
     given = {name: pictures() for name in condition}
     with pytest.raises(ConfigError, match=message):
-        samples(method, given, steps=4, **options)
+        samples(method, given, **{"steps": 4} | options)

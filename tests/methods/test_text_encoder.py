@@ -194,12 +194,17 @@ def test_the_caption_of_a_picture_to_begin_with_is_read_too():
     o, spec = derived.extended(o, spec, found)
     fields = {name: spec.fields[name] for name in o.conditions}
     own = fields | starts.given(fields, spec.generated)
-    method = derived.joined(method_of(lambda *args, inverse: args[-1], conditions=own), found, spec)
+    method = derived.joined(
+        method_of(lambda *args, inversion: args[-1], conditions=own), found, spec
+    )
     assert {"start", "start_text", "other_start_text"} < method.conditions.keys()
     assert not any("vectors" in name for name in method.conditions)
     given = {"text": texts("x", "y", "z"), "start": images(1)}
-    sample = partial(method.sample, params("text"), params("text"), KEY, N, inverse=object())
+    sample = partial(method.sample, params("text"), params("text"), KEY, N, inversion=object())
     text = texts("ab", "c", "d")
     found = sample(given | {"start_text": text})
     np.testing.assert_array_equal(found["start_text_vectors"], expected(text))
     assert "start_text_vectors" not in sample(given)  # nothing is said: hidden
+    labelled = given | {"start_label": jnp.zeros(N, jnp.int32)}
+    with pytest.raises(ConfigError, match=r"--start is described by .* --start_NAME: --text is"):
+        sample(labelled)
