@@ -65,6 +65,22 @@ def test_samples_are_drawn_for_a_caption_and_a_picture(run, tmp_path, capsys):
     assert means["bright"] > means["dark"] + 20
     capsys.readouterr()
     sample = [f"--workdir={run}", "--mode=sample"]
+    edit = [*sample, "--text=dark square", f"--small={tmp_path}/dark.png", "--num=3"]
+    edit += [f"--start={tmp_path}/bright.png"]
+    from_picture = {}
+    for name, options in {
+        "strength": ["--strength=0.2"],
+        "inversion": ["--inversion=10", "--start_text=bright square"],
+    }.items():
+        options += [f"--start_small={tmp_path}/bright.png"] if name == "inversion" else []
+        assert main.main([*edit, *options]) == 0
+        file = max((run / "generated").glob("*.npz"), key=lambda file: file.stat().st_mtime)
+        from_picture[name] = np.load(file)["samples"].mean()
+    assert from_picture["strength"] > means["dark"] + 10  # most of the bright picture is left
+    assert from_picture["inversion"] < means["bright"]
+    assert "--start_small missing" in refused(
+        capsys, *edit, "--inversion=10", "--start_text=bright square"
+    )
     assert main.main([*sample, "--conditions=test", "--num=5", "--guidance=1.0"]) == 0
     assert "--small is missing" in refused(capsys, *sample, "--text=dark square")
     assert "expected the file of a picture" in refused(
