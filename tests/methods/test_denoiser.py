@@ -341,7 +341,7 @@ def test_guidance_is_its_formula_on_two_calls(kind):
     own = ({"denoiser": params}, {"denoiser": mutable})
     w = 0.7 if kind == "cfg++" else 2.5
     plan = diffusion.plan(model.options, model.path, sampler="ddim", guidance=w, guidance_kind=kind)
-    named = {n: plan[n] for n in ("strength", "guided", "kind", "threshold")}
+    named = {n: plan[n] for n in ("guidance", "guided", "kind", "threshold")}
     denoise = diffusion_sampling.denoiser(model, *own, known, **named)
     found, _ = jax.jit(lambda x: denoise(x, at, ()))(x)
     hidden = known._replace(hidden=jnp.ones(3, bool))
@@ -366,7 +366,7 @@ def test_worse_weights_are_told_by_their_own_ways_in():
     known = model.known(batch)
     worse = params | {OWN: moved(params[OWN])}
     plan = diffusion.plan(model.options, model.path, sampler="ddim", guidance=2.0)
-    named = {n: plan[n] for n in ("strength", "guided", "kind", "threshold")}
+    named = {n: plan[n] for n in ("guidance", "guided", "kind", "threshold")}
     every = {"denoiser": params, "guide/denoiser": worse}
     denoise = diffusion_sampling.denoiser(model, every, {"denoiser": mutable}, known, **named)
     found, _ = jax.jit(lambda x: denoise(x, at, ()))(x)
@@ -432,7 +432,7 @@ def test_prompts_are_composed_as_the_scores_of_their_products():
         ),
     ):
         plan = method.plan(sampler="ddim", **options)
-        named = {n: plan[n] for n in ("strength", "prompts", "guided", "kind", "threshold")}
+        named = {n: plan[n] for n in ("guidance", "prompts", "guided", "kind", "threshold")}
         own = ({"denoiser": params}, {"denoiser": mutable})
         found, _ = diffusion_sampling.denoiser(model, *own, known, **named)(x, at, ())
         np.testing.assert_allclose(found.x0, jnp.clip(want, -1, 1), rtol=1e-4, atol=1e-4)

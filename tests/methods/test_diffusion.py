@@ -340,7 +340,7 @@ def test_a_plan_is_arrays_and_what_is_compiled():
     """Another solver of as many calls is the same program: see `sampling.draw`."""
     m = method(by_label, num_timesteps=10, class_conditional=True, steps=10)
     plans = [m.plan(sampler=s, guidance=w) for s, w in (("ddim", 2.0), ("euler", 3.0))]
-    shapes = [jax.tree.map(np.shape, (p.pop("table"), p.pop("strength"))) for p in plans]
+    shapes = [jax.tree.map(np.shape, (p.pop("table"), p.pop("guidance"))) for p in plans]
     assert shapes[0] == shapes[1]
     assert plans[0] == plans[1]
 
