@@ -7,8 +7,9 @@ small picture when only a caption is given. So one command runs the whole chain:
              trains decoder, prior and CLIP first, in stages/decoder under the workdir; to use an
              existing run: --config.stages.decoder=runs/dalle2_decoder
   hardware   2 CPU cores
-  time       not measured yet
-  score      not measured yet
+  time       20 minutes on one core of two (busy), after 130 for the others
+  score      95.1 % of the attributes that captions name are right, by the whole chain; a texture of
+             noise is visible, so give it more examples; docs/images/dalle2_upsampler_prompts.png
 
 Presets, as in --config=configs/dalle2_upsampler.py:tiny:
   tiny       very small models, all four of them: a test of the installation; the samples are noise
