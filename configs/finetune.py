@@ -4,14 +4,14 @@ Default: LoRA of rank 16 on all linear maps of the blocks: 4.3 million parameter
 134.5 million are frozen. The model reads a description and a line that asks for the synopsis, and
 only the synopsis counts in the loss. The packages for validation and test are those of
 summarise.py.
-  command    launch/local.sh --config=configs/finetune.py
+  command    NPROC=1 launch/local.sh --config=configs/finetune.py
              launch/local.sh --workdir=runs/finetune --mode=sample --source="This package has ..."
              launch/local.sh --workdir=runs/finetune --mode=eval
              launch/local.sh --workdir=runs/finetune --mode=export --format=peft
-  hardware   2 CPU cores
-  time       not measured yet
-  score      not measured yet; compare eval/rouge_l with those of the preset few_shot and of
-             summarise.py, by --mode=eval
+  hardware   one CPU core of two
+  time       31 minutes (busy)
+  score      ROUGE-L 31.5 on 200 packages of the test split; the model untrained with three examples
+             (few_shot) 12.5, the description's first words 24.1
 
 Other weights: --config.weights=DIR, a folder of Hugging Face, or a .gguf file. Adapters to start
 from: --config.lora.weights=DIR, a folder of peft. The whole model instead of adapters:
@@ -21,7 +21,7 @@ Presets, as in --config=configs/finetune.py:tiny:
   tiny       a very small network with random weights, and docstrings: a test of the installation
              in about a minute
   few_shot   the model as it is, with three examples in the prompt; nothing is trained;
-             --mode=eval gives its score
+             --mode=eval gives its score, in 8 minutes
   dora       the same by DoRA
 """
 

@@ -7,9 +7,10 @@ fetches: see docs/seq2seq.md for other machines.
              launch/local.sh --workdir=runs/summarise --mode=sample --source="This package has ..."
              launch/local.sh --workdir=runs/summarise --mode=eval
   hardware   one CPU core of two
-  time       not measured yet
-  score      not measured yet; beside ROUGE of the model, evaluations give that of the description's
-             first words (lead_rouge_l)
+  time       42 minutes (busy)
+  score      ROUGE-L 13.6 on the test split; the description's first words have 24.0 (lead_rouge_l).
+             3,000 steps are far too few: it writes common synopses and seldom looks at the
+             description. finetune.py has 31.5 in less time
 
 Presets, as in --config=configs/summarise.py:tiny:
   tiny       a very small model that makes the first line of a docstring from the rest, byte by
