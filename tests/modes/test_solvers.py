@@ -17,7 +17,7 @@ from genjax.config import ConfigError
 from genjax.data import catalogue
 from genjax.evals import features
 from genjax.evals.judges import Judge
-from genjax.methods import diffusion
+from genjax.methods import diffusion_sampling
 from genjax.modes import mixture as mixture_mode
 from genjax.modes.measured import Opened
 from genjax.modes.mixture import distance, trajectory
@@ -84,7 +84,7 @@ def traced(monkeypatch):
         found.append(named["stochastic"])
         return solve(*arguments, **named)
 
-    for module in (diffusion, mixture_mode):
+    for module in (diffusion_sampling, mixture_mode):
         monkeypatch.setattr(module, "solve", counted)
     return found
 
