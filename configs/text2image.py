@@ -13,8 +13,8 @@ Presets, as in --config=configs/text2image.py:tiny:
              (another one: --config.stages.text=RUN, of clip.py, bert.py, summarise.py or t5.py,
              with its tokenizer); not measured yet
   clip_tiny  a very small model of that
-  emoji      32 x 32 emoji from their names and keywords, 39 minutes: shapes and colours, few details;
-             clip.py finds 10 % of the samples by their caption among 100, 21 % of real ones
+  emoji      32 x 32 emoji from their names and keywords, 39 minutes: shapes and colours, but few
+             details; clip.py finds 10 % of the samples by caption among 100, 21 % of real ones
   mmdit      the default with joint attention instead (MM-DiT, Esser et al. 2024); not measured yet
   mmdit_tiny a very small model of that
   sd3-medium the transformer of Stable Diffusion 3 medium, two billion parameters, over the latents

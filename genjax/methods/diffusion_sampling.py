@@ -255,8 +255,8 @@ def sample(
     kind: str,
     stochastic: bool,
     threshold: float,
-    inversion: Table | None = None,
-    beginning: starts.Beginning = starts.AS_NOISE,
+    inversion: Table | None,
+    beginning: starts.Beginning,
 ) -> Array:
     """Draws `num` samples, in the data's own format; see `plan` for the options.
 

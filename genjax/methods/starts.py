@@ -121,9 +121,6 @@ class Beginning(NamedTuple):
     pure: bool
 
 
-AS_NOISE = Beginning(1.0, True)
-
-
 def check(own: Condition, beginning: Beginning, inverts: bool) -> None:
     """Raises ConfigError if a picture is missing, or if something that is given has no effect."""
     describe = [name for name in own if name not in (START, OTHER, MIX)]
